@@ -1,0 +1,208 @@
+"""Checking a scene before anything is trained: what is there, how the labels are shared out, what leaks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landfuse.errors import LandfuseError, SceneError
+from landfuse.legend import UNLABELLED
+from landfuse.scenes.grid import blocks
+from landfuse.scenes.scene import Scene
+from landfuse.scenes.scene_file import SceneFile, read_scene_file
+from landfuse.scenes.split import ROLES, Roles, counts_per_class, leak_share
+
+VIEWS = ((1, 1), (7, 1), (11, 1), (15, 1), (32, 32), (64, 64), (128, 128), (256, 256))
+"""(view, core) that models use: single pixels, patches around a pixel, dense windows; px."""
+
+_BLOCK = 512
+
+
+@dataclass
+class ModalityCheck:
+    """What the rasters of one modality hold, over all tiles.
+
+    Args:
+        bands: number of bands.
+        dtype: data type in the file.
+        units: as the scene file says.
+        pixel: pixel size in CRS units.
+        crs: the CRSs that occur.
+        warped: number of tiles whose raster is brought to the reference grid.
+        pixels: number of pixels.
+        missing: pixels without data in at least one band.
+        low: smallest value.
+        mean: mean of all values.
+        high: largest value.
+    """
+
+    bands: int
+    dtype: str
+    units: str
+    pixel: float
+    crs: list[str] = field(default_factory=list)
+    warped: int = 0
+    pixels: int = 0
+    missing: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    total: float = 0.0
+    values: int = 0
+    undeclared: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean of all values; NaN if there is none."""
+        return self.total / self.values if self.values else math.nan
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Adds the values of one window, (C, height, width)."""
+        known = np.isfinite(values)
+        self.pixels += values[0].size
+        self.missing += int((~known.all(axis=0)).sum())
+        if known.any():
+            found = values[known]
+            self.low, self.high = min(self.low, float(found.min())), max(self.high, float(found.max()))
+            self.total += float(found.sum(dtype=np.float64))
+            self.values += found.size
+
+
+@dataclass
+class Report:
+    """What `check` found.
+
+    Args:
+        file: the scene file; None if it could not be read.
+        tiles: number of tiles that could be opened.
+        modalities: by name.
+        counts: role -> pixels of each class, (K,); role `unused` for labelled pixels without a role.
+        leaks: (view, core) -> share of test pixels whose view holds a training or validation pixel.
+        faults: everything that has to be mended.
+    """
+
+    file: SceneFile | None = None
+    tiles: int = 0
+    modalities: dict[str, ModalityCheck] = field(default_factory=dict)
+    counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    leaks: dict[tuple[int, int], float] = field(default_factory=dict)
+    faults: list[LandfuseError] = field(default_factory=list)
+
+
+def check(
+    path: str | Path,
+    views: Sequence[tuple[int, int]] = VIEWS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Looks at everything that a scene file names, and lists all faults in one go.
+
+    Args:
+        path: the scene file.
+        views: (view, core) for the leak report, px.
+        progress: told (blocks read, blocks in all).
+    """
+    report = Report()
+    try:
+        file = report.file = read_scene_file(path)
+    except LandfuseError as error:
+        report.faults.append(error)
+        return report
+    scenes, report.faults = file.try_scenes()
+    report.tiles = len(scenes)
+    _check_modalities(report, scenes, progress)
+    if file.settings.labels is not None:
+        _check_labels(report, file, scenes, views, complete=not report.faults)
+    return report
+
+
+def _check_modalities(report: Report, scenes: Sequence[Scene], progress: Callable[[int, int], None]) -> None:
+    windows = [(scene, block) for scene in scenes for block in blocks(scene.grid.height, scene.grid.width, _BLOCK)]
+    broken: set[tuple[str, str]] = set()
+    for scene in scenes:
+        for name, part in scene.modalities.items():
+            size = scene.grid.pixel_size[0] / part.zoom
+            row = report.modalities.setdefault(
+                name, ModalityCheck(part.raster.bands, part.raster.dtype, part.units, size)
+            )
+            crs = scene.grid.crs or "none"
+            row.crs += [] if crs in row.crs else [crs]
+            row.warped += bool(getattr(part.raster, "warped", False))
+            if part.raster.bands != row.bands:
+                report.faults.append(
+                    SceneError(
+                        f"{part.raster.path} has {part.raster.bands} bands",
+                        f"{row.bands} bands of `{name}`, as in the tile `{scenes[0].name}`",
+                        "choose common bands by `bands`",
+                    )
+                )
+                broken.add((scene.name, name))
+    for done, (scene, block) in enumerate(windows, start=1):
+        for name, part in scene.modalities.items():
+            if (scene.name, name) in broken:
+                continue
+            try:
+                report.modalities[name].add(scene.read(name, block))
+                report.modalities[name].undeclared += part.raster.undeclared_nan(block.scaled(part.zoom))
+            except LandfuseError as error:
+                report.faults.append(error)
+                broken.add((scene.name, name))
+        progress(done, len(windows))
+    for name, row in report.modalities.items():
+        if row.undeclared:
+            report.faults.append(
+                SceneError(
+                    f"`{name}` holds NaN or infinity in {row.undeclared} pixels, which its nodata does not announce",
+                    "finite values, or a declared nodata",
+                    f"set `nodata: .nan` for `{name}` if these pixels have no data, else mend the raster",
+                )
+            )
+        if row.pixels and row.missing == row.pixels:
+            report.faults.append(
+                SceneError(f"`{name}` has no data anywhere", "values", "check its `nodata`, `scale` and `decibel`")
+            )
+
+
+def _check_labels(
+    report: Report, file: SceneFile, scenes: Sequence[Scene], views: Sequence[tuple[int, int]], complete: bool
+) -> None:
+    labelled = []
+    for scene in scenes:
+        try:
+            _ = scene.labels
+            labelled.append(scene)
+        except LandfuseError as error:
+            report.faults.append(error)
+    if not labelled:
+        return
+    labels = [scene.labels for scene in labelled]
+    roles: list[Roles] = [np.zeros(label.shape, dtype=np.uint8) for label in labels]
+    if complete and len(labelled) == len(scenes) and file.settings.split is not None:
+        try:
+            roles = file.roles(labelled)
+        except LandfuseError as error:
+            report.faults.append(error)
+    classes = len(file.legend)
+    everything = np.sum([np.bincount(label[label != UNLABELLED], minlength=classes) for label in labels], axis=0)
+    report.counts = counts_per_class(roles, labels, classes)
+    report.counts["unused"] = everything - np.sum([report.counts[name] for name in ROLES], axis=0)
+    for index, name in enumerate(file.legend.names):
+        if complete and not everything[index]:
+            report.faults.append(
+                SceneError(
+                    f"the class `{name}` has no labelled pixel", "labels of every class", "take it out of the legend"
+                )
+            )
+        elif report.counts["train"].any() and not report.counts["train"][index]:
+            report.faults.append(
+                SceneError(
+                    f"the class `{name}` has no training pixel, but {everything[index]} labelled ones",
+                    "training pixels of every class",
+                    "change the split or its seed, or take the class out of the legend",
+                )
+            )
+    if report.counts["test"].any():
+        report.leaks = {(view, core): leak_share(roles, view, core) for view, core in views}

@@ -1,0 +1,1 @@
+"""WING 2: arithmetic on tensors; torch, never files."""

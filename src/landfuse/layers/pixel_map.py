@@ -1,0 +1,165 @@
+"""Maps of single pixels, y = W x + b: standardise and PCA. Fitted on training pixels only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from landfuse.errors import ModelError
+from landfuse.settings import Settings
+
+_CHUNK = 4096
+"""Pixels per matrix product. A product of fixed shape gives a pixel the same bits whatever block it came in (P1)."""
+
+
+class PixelMapSettings(Settings):
+    """How the bands of one modality become channels.
+
+    Args:
+        kind: `standardise` (mean 0, standard deviation 1 per band), `pca`, or `none`.
+        components: channels that PCA keeps.
+        whiten: give each principal component a standard deviation of 1; else only the first has it.
+        clip: limit values to +- this many standard deviations; null for no limit.
+    """
+
+    kind: Literal["standardise", "pca", "none"] = "standardise"
+    components: int = Field(default=30, ge=1)
+    whiten: bool = True
+    clip: float | None = Field(default=None, gt=0)
+
+
+class PixelMap(nn.Module):
+    """y = W x + b on the last axis, then 0 where x had no data.
+
+    Args:
+        weight: (C,) to scale each band, or (D, C) to mix them.
+        bias: (C,) or (D,).
+        clip: limit of |y|; infinity for none.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    clip: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, clip: float = float("inf")) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.to(torch.float32))
+        self.register_buffer("bias", bias.to(torch.float32))
+        self.register_buffer("clip", torch.tensor(float(clip)))
+
+    @property
+    def bands(self) -> int:
+        """C, what it takes."""
+        return self.weight.shape[-1]
+
+    @property
+    def channels(self) -> int:
+        """D, what it gives."""
+        return self.weight.shape[0]
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Maps pixels.
+
+        Args:
+            pixels: (..., C) float32, NaN where there is no data.
+
+        Returns:
+            (..., D) float32, 0 (the mean) where any band had no data.
+        """
+        if self.weight.dim() == 1:
+            mapped = torch.addcmul(self.bias, pixels, self.weight)
+        else:
+            flat = pixels.reshape(-1, self.bands)
+            mapped = flat.new_empty((len(flat), self.channels))
+            for start in range(0, len(flat), _CHUNK):
+                chunk = flat[start : start + _CHUNK]
+                whole = (
+                    chunk
+                    if len(chunk) == _CHUNK
+                    else torch.cat([chunk, chunk.new_zeros(_CHUNK - len(chunk), self.bands)])
+                )
+                mapped[start : start + _CHUNK] = torch.addmm(self.bias, whole, self.weight.T)[: len(chunk)]
+            mapped = mapped.reshape(*pixels.shape[:-1], self.channels)
+        if torch.isfinite(self.clip):
+            mapped = mapped.clamp(-self.clip, self.clip)
+        return torch.nan_to_num_(mapped, nan=0.0)
+
+
+@dataclass
+class PixelStatistics:
+    """Count, mean and scatter of pixels that come in parts; exact, in float64.
+
+    Args:
+        bands: C.
+    """
+
+    bands: int
+    count: int = 0
+    mean: Tensor = field(init=False)
+    scatter: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.mean = torch.zeros(self.bands, dtype=torch.float64)
+        self.scatter = torch.zeros(self.bands, self.bands, dtype=torch.float64)
+
+    def update(self, pixels: Tensor) -> None:
+        """Adds pixels, (P, C); those with a NaN are left out. Chan et al. 1979, the pairwise update."""
+        known = pixels[torch.isfinite(pixels).all(dim=1)].to(torch.float64)
+        if not len(known):
+            return
+        mean = known.mean(dim=0)
+        centred = known - mean
+        total = self.count + len(known)
+        shift = mean - self.mean
+        self.scatter += centred.T @ centred + torch.outer(shift, shift) * (self.count * len(known) / total)
+        self.mean += shift * (len(known) / total)
+        self.count = total
+
+    def pixel_map(self, settings: PixelMapSettings, modality: str) -> PixelMap:
+        """The map that these statistics give.
+
+        Args:
+            settings: which.
+            modality: for messages.
+
+        Raises:
+            ModelError: if no pixel had data, or PCA is asked for more components than there are bands.
+        """
+        if settings.kind == "none":
+            return PixelMap(torch.ones(self.bands), torch.zeros(self.bands), settings.clip or float("inf"))
+        if self.count == 0:
+            raise ModelError(
+                f"no training pixel has data in `{modality}`",
+                "at least one pixel with data under the training labels",
+                "check its nodata value, and that it covers the labels",
+            )
+        covariance = self.scatter / self.count
+        clip = settings.clip or float("inf")
+        if settings.kind == "standardise":
+            deviation = covariance.diagonal().sqrt()
+            # A constant band carries nothing: it becomes 0 instead of noise blown up by 1 / 0.
+            constant = deviation <= 1e-7 * self.mean.abs().clamp(min=1e-12)
+            weight = torch.where(constant, 0.0, 1 / deviation.masked_fill(constant, 1.0))
+            return PixelMap(weight, -self.mean * weight, clip)
+        if settings.components > self.bands:
+            raise ModelError(
+                f"PCA of `{modality}` is to keep {settings.components} components of {self.bands} bands",
+                f"at most {self.bands}",
+                f"set pixel_maps.{modality}.components lower",
+            )
+        variances, axes = torch.linalg.eigh(covariance)
+        variances, axes = variances.flip(0)[: settings.components], axes.flip(1)[:, : settings.components]
+        signs = torch.sign(axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)))  # the largest loading is positive
+        floor = variances[0].clamp(min=1e-30) * 1e-10
+        scale = (
+            variances.clamp(min=floor).sqrt()
+            if settings.whiten
+            else variances[0].clamp(min=1e-30).sqrt().expand_as(variances)
+        )
+        weight = (axes * signs / scale).T
+        return PixelMap(weight, -weight @ self.mean, clip)

@@ -1,0 +1,166 @@
+"""The legend: names, codes and colours of the classes.
+
+A *code* is what a file holds (0..254), a *class* is its place in the legend (0..K-1). Files of labels and
+maps hold codes, tensors hold classes; this module is where one becomes the other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landfuse.errors import SceneError, SettingsError
+
+UNLABELLED = 255
+"""The value of a pixel without a label (in targets) or without a class (in maps)."""
+
+# Okabe and Ito (2008), eight colours told apart without colour vision, then Tol's muted set.
+_PALETTE = [
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+    "#999999",
+    "#332288",
+    "#88CCEE",
+    "#44AA99",
+    "#117733",
+    "#999933",
+    "#DDCC77",
+    "#CC6677",
+    "#882255",
+    "#AA4499",
+    "#DDDDDD",
+]
+
+
+def default_colour(index: int) -> str:
+    """The colour of the class at this place in a legend that names none, as `#RRGGBB`."""
+    return _PALETTE[index % len(_PALETTE)]
+
+
+@dataclass(frozen=True)
+class LandClass:
+    """One land-cover class.
+
+    Args:
+        name: as people say it.
+        code: its value in label rasters and maps, 0..254.
+        colour: `#RRGGBB`.
+    """
+
+    name: str
+    code: int
+    colour: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.code < UNLABELLED:
+            raise SettingsError(
+                f"the class `{self.name}` has the code {self.code}",
+                f"a whole number from 0 to {UNLABELLED - 1}; {UNLABELLED} means unlabelled",
+                "give it another code in `legend`",
+            )
+        if not re.fullmatch(r"#[0-9A-Fa-f]{6}", self.colour):
+            raise SettingsError(
+                f"the class `{self.name}` has the colour {self.colour!r}",
+                "a colour like '#1F77B4'",
+                "write it in quotes, since # starts a comment in YAML",
+            )
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """The colour as three numbers from 0 to 255."""
+        return int(self.colour[1:3], 16), int(self.colour[3:5], 16), int(self.colour[5:7], 16)
+
+
+@dataclass(frozen=True)
+class Legend:
+    """The classes of a scene, in order; iterating gives `LandClass`es, the length is K."""
+
+    classes: tuple[LandClass, ...]
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise SettingsError("the legend is empty", "at least one class", "list the classes under `legend`")
+        for what in ("name", "code"):
+            values = [getattr(c, what) for c in self.classes]
+            twice = sorted({str(v) for v in values if values.count(v) > 1})
+            if twice:
+                raise SettingsError(
+                    f"the legend uses the {what} {', '.join(twice)} more than once",
+                    f"one {what} per class",
+                    "merge the classes or rename one of them",
+                )
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __iter__(self) -> Iterator[LandClass]:
+        return iter(self.classes)
+
+    def __getitem__(self, index: int) -> LandClass:
+        return self.classes[index]
+
+    @property
+    def names(self) -> list[str]:
+        """The names, in order."""
+        return [c.name for c in self.classes]
+
+    @property
+    def codes(self) -> NDArray[np.uint8]:
+        """The codes, in order: (K,) uint8."""
+        return np.array([c.code for c in self.classes], dtype=np.uint8)
+
+    def to_classes(
+        self,
+        codes: NDArray[np.generic],
+        ignored: Iterable[int] = (),
+        unlisted: str = "error",
+        where: str = "the labels",
+    ) -> NDArray[np.uint8]:
+        """Turns codes, as files hold them, into classes.
+
+        Args:
+            codes: any shape, whole numbers.
+            ignored: further codes that mean "unlabelled" (255 always does).
+            unlisted: what to do with codes that stand neither in the legend nor in `ignored`:
+                "error" or "unlabelled".
+            where: names the source in the message.
+
+        Returns:
+            The same shape, uint8: 0..K-1, or `UNLABELLED`.
+
+        Raises:
+            SceneError: where an unlisted code occurs and `unlisted` is "error", or a code is no whole number.
+        """
+        if codes.dtype.kind == "f":
+            as_int = np.nan_to_num(codes, nan=UNLABELLED).astype(np.int64)
+            if not np.array_equal(as_int, np.nan_to_num(codes, nan=UNLABELLED)):
+                raise SceneError(f"{where} hold fractions", "whole-number codes", "check that this is a label raster")
+            codes = as_int
+        present, inverse = np.unique(codes, return_inverse=True)
+        table = {c.code: index for index, c in enumerate(self.classes)}
+        table.update({int(code): UNLABELLED for code in (*ignored, UNLABELLED)})
+        unknown = [int(code) for code in present if int(code) not in table]
+        if unknown and unlisted == "error":
+            shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+            raise SceneError(
+                f"{where} hold the code{'s' if len(unknown) > 1 else ''} {shown}, which the legend lacks",
+                f"only {', '.join(str(c.code) for c in self.classes)}, or a code listed as ignored",
+                "add the class to `legend`, or list the code under `labels: ignored:`",
+            )
+        classes = np.array([table.get(int(code), UNLABELLED) for code in present], dtype=np.uint8)
+        return classes[inverse].reshape(codes.shape)
+
+    def to_codes(self, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Turns classes (0..K-1 or `UNLABELLED`) into the codes that files hold, same shape, uint8."""
+        table = np.full(256, UNLABELLED, dtype=np.uint8)
+        table[: len(self)] = self.codes
+        return table[classes]

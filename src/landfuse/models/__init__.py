@@ -1,0 +1,13 @@
+"""The fusion models, one file each; `MODELS` is the whole registry."""
+
+from landfuse.models.base import FusionModel
+from landfuse.models.forest import Forest
+from landfuse.models.stacked import Stacked
+from landfuse.models.two_branch import TwoBranch
+
+MODELS: dict[str, type[FusionModel]] = {
+    "forest": Forest,
+    "stacked": Stacked,
+    "two_branch": TwoBranch,
+}
+"""Every model by the name that recipes use."""

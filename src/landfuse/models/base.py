@@ -1,0 +1,121 @@
+"""The contract that every fusion model keeps. A model is one file; `docs/add-a-model.md` walks through one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landfuse.errors import ModelError
+from landfuse.legend import UNLABELLED
+from landfuse.settings import Settings
+
+
+class Modality(NamedTuple):
+    """What a model is told of one modality.
+
+    Args:
+        channels: number of channels, after the pixel map.
+        zoom: how many times finer than the scene's grid it is.
+    """
+
+    channels: int
+    zoom: int = 1
+
+
+class FusionModel(nn.Module):
+    """Looks at a view of every modality and labels the centred core.
+
+    A subclass sets `Settings`, calls `super().__init__`, and defines `forward`; it overrides `loss` where it has
+    auxiliary heads or its own objective.
+
+    Args:
+        modalities: name -> channels and zoom, in the order in which images come.
+        classes: K, the number of classes.
+        view: side of the square that is looked at, in pixels of the scene's grid.
+        core: side of the centred square that is labelled; 1 for a model that classifies single pixels.
+
+    Raises:
+        ModelError: if the core does not lie centred in the view.
+    """
+
+    Settings: ClassVar[type[Settings]]
+
+    def __init__(self, modalities: Mapping[str, Modality], classes: int, *, view: int, core: int) -> None:
+        super().__init__()
+        if not 1 <= core <= view or (view - core) % 2:
+            raise ModelError(
+                f"the model has a view of {view} px and a core of {core} px",
+                "a core no larger than the view, both odd or both even, so that it lies in the middle",
+                f"set view to {core + 2 * max(0, -(-(view - core) // 2))}",
+            )
+        self.modalities = dict(modalities)
+        self.classes = classes
+        self.view = view
+        self.core = core
+
+    @property
+    def halo(self) -> int:
+        """Pixels that a view extends beyond its core, on each side."""
+        return (self.view - self.core) // 2
+
+    def forward(self, images: dict[str, Tensor]) -> Tensor:
+        """Scores the classes of every core pixel.
+
+        Args:
+            images: name -> (B, C, view * zoom, view * zoom) float, standardised; 0 where there is no data.
+
+        Returns:
+            Logits, (B, K, core, core).
+        """
+        raise NotImplementedError
+
+    def loss(self, images: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+        """The quantity to minimise, and its parts for the log.
+
+        Args:
+            images: as in `forward`.
+            target: (B, core, core) uint8, classes or `UNLABELLED`.
+
+        Returns:
+            Scalars: `loss`, which is minimised, and any further parts by name.
+        """
+        return {"loss": cross_entropy(self(images), target)}
+
+
+class DirectFit(FusionModel):
+    """A model that is fitted in one pass over all samples instead of by gradient descent (a forest, say)."""
+
+    def fit(self, samples: Iterable[tuple[dict[str, Tensor], Tensor]], seed: int) -> None:
+        """Fits to batches of (images, target), as `loss` would get them; the same seed gives the same model."""
+        raise NotImplementedError
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy over the labelled pixels; 0, with zero gradients, where there are none.
+
+    Args:
+        logits: (B, K, H, W).
+        target: (B, H, W) uint8, classes or `UNLABELLED`.
+    """
+    labelled = target != UNLABELLED
+    total = F.cross_entropy(logits.float(), target.long(), ignore_index=UNLABELLED, reduction="sum")
+    return total / labelled.sum().clamp(min=1).to(torch.float32)
+
+
+def refuse_zoom(model: str, modalities: Mapping[str, Modality]) -> None:
+    """Refuses modalities that are finer than the scene's grid, for models that cannot use them.
+
+    Raises:
+        ModelError: naming the modality.
+    """
+    for name, modality in modalities.items():
+        if modality.zoom != 1:
+            raise ModelError(
+                f"`{model}` cannot use the modality `{name}` at zoom {modality.zoom}",
+                "modalities on the scene's own grid (zoom 1)",
+                f"remove `zoom` from `{name}` in the scene file, or leave it out by `modalities:` in the recipe",
+            )

@@ -1,0 +1,153 @@
+"""A random forest on single pixels: the honest floor of this field.
+
+Source: Breiman 2001, doi 10.1023/A:1010933404324. scikit-learn grows the trees; they are kept as tables of nodes, so
+that the bundle holds numbers only and mapping needs no scikit-learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from pydantic import Field
+from sklearn.ensemble import RandomForestClassifier
+from torch import Tensor
+
+from landfuse import settings
+from landfuse.errors import ModelError
+from landfuse.legend import UNLABELLED
+from landfuse.models.base import DirectFit, Modality
+
+_PIXELS_AT_ONCE = 1 << 16
+
+
+class Forest(DirectFit):
+    """Trees on the stacked channels of a pixel; a finer modality gives its mean and standard deviation.
+
+    Args:
+        modalities: name -> channels and zoom.
+        classes: K.
+        config: see `Forest.Settings`.
+    """
+
+    class Settings(settings.Settings):
+        """Settings of `forest`.
+
+        Args:
+            trees: number of trees.
+            depth: limit of their depth; null for none.
+            leaf: fewest training pixels in a leaf.
+            features: share of the channels tried at a split; `sqrt` for their square root.
+            pixels: training pixels at most, drawn at random where there are more.
+            balanced: weigh classes by the inverse of their frequency.
+        """
+
+        trees: int = Field(default=200, ge=1)
+        depth: int | None = Field(default=None, ge=1)
+        leaf: int = Field(default=1, ge=1)
+        features: float | str = "sqrt"
+        pixels: int = Field(default=100_000, ge=2)
+        balanced: bool = False
+
+    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: Settings) -> None:
+        super().__init__(modalities, classes, view=1, core=1)
+        self.config = config
+        # Shapes are known after `fit`; `_load_from_state_dict` takes over those of a saved forest.
+        self.register_buffer("branches", torch.zeros((config.trees, 1, 2), dtype=torch.int32))
+        self.register_buffer("feature", torch.zeros((config.trees, 1), dtype=torch.int32))
+        self.register_buffer("threshold", torch.zeros((config.trees, 1)))
+        self.register_buffer("share", torch.full((config.trees, 1, classes), 1 / classes))
+        self.register_buffer("depth", torch.zeros((), dtype=torch.int32))
+
+    branches: Tensor  # (T, nodes, 2) left and right; a leaf is its own child
+    feature: Tensor  # (T, nodes) channel that is compared
+    threshold: Tensor  # (T, nodes) go left if <=
+    share: Tensor  # (T, nodes, K) share of training pixels of each class
+    depth: Tensor  # steps from any root to its deepest leaf
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        for name in ("branches", "feature", "threshold", "share"):
+            if prefix + name in state_dict:
+                setattr(self, name, torch.empty_like(state_dict[prefix + name]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _channels(self, images: dict[str, Tensor]) -> Tensor:
+        """(B, C) of all modalities, from (B, C, zoom, zoom)."""
+        columns = []
+        for name, modality in self.modalities.items():
+            image = images[name].flatten(2)
+            columns.append(image.mean(dim=2))
+            if modality.zoom > 1:
+                columns.append(image.std(dim=2))
+        return torch.cat(columns, dim=1)
+
+    def fit(self, samples: Iterable[tuple[dict[str, Tensor], Tensor]], seed: int) -> None:
+        """Grows the trees on all labelled pixels; see `DirectFit.fit`.
+
+        Raises:
+            ModelError: if no pixel is labelled.
+        """
+        pixels, classes = [], []
+        for images, target in samples:
+            known = target.flatten() != UNLABELLED
+            pixels.append(self._channels(images)[known].numpy())
+            classes.append(target.flatten()[known].numpy())
+        x, y = np.concatenate(pixels), np.concatenate(classes)
+        if not len(y):
+            raise ModelError("no training pixel is labelled and has data", "at least one", "check labels and nodata")
+        if len(y) > self.config.pixels:
+            chosen = np.random.default_rng(seed).choice(len(y), self.config.pixels, replace=False)
+            x, y = x[chosen], y[chosen]
+        grown = RandomForestClassifier(
+            self.config.trees,
+            max_depth=self.config.depth,
+            min_samples_leaf=self.config.leaf,
+            max_features=self.config.features,
+            class_weight="balanced" if self.config.balanced else None,
+            n_jobs=-1,
+            random_state=seed,
+        ).fit(x, y)
+        self._take(grown)
+
+    def _take(self, grown: RandomForestClassifier) -> None:
+        trees = [estimator.tree_ for estimator in grown.estimators_]
+        nodes = max(tree.node_count for tree in trees)
+        count = len(trees)
+        children = np.zeros((count, nodes, 2), dtype=np.int32)
+        feature = np.zeros((count, nodes), dtype=np.int32)
+        threshold = np.zeros((count, nodes), dtype=np.float32)
+        share = np.zeros((count, nodes, self.classes), dtype=np.float32)
+        for number, tree in enumerate(trees):
+            own = np.arange(tree.node_count)
+            leaf = tree.children_left < 0
+            children[number, : len(own), 0] = np.where(leaf, own, tree.children_left)
+            children[number, : len(own), 1] = np.where(leaf, own, tree.children_right)
+            feature[number, : len(own)] = np.where(leaf, 0, tree.feature)
+            # scikit-learn compares float32 pixels with float64 thresholds: the next float32 below decides alike.
+            exact = tree.threshold
+            single = exact.astype(np.float32)
+            threshold[number, : len(own)] = np.where(single > exact, np.nextafter(single, np.float32(-np.inf)), single)
+            value = tree.value[:, 0, :]
+            share[number, : len(own)][:, grown.classes_.astype(int)] = value / value.sum(axis=1, keepdims=True)
+        self.branches, self.feature = torch.from_numpy(children), torch.from_numpy(feature)
+        self.threshold, self.share = torch.from_numpy(threshold), torch.from_numpy(share)
+        self.depth = torch.tensor(max(tree.max_depth for tree in trees), dtype=torch.int32)
+
+    def forward(self, images: dict[str, Tensor]) -> Tensor:
+        """Log of the mean share of each class over the trees, (B, K, 1, 1); see `FusionModel.forward`."""
+        pixels = self._channels(images)
+        shares = torch.cat([self._shares(part) for part in pixels.split(_PIXELS_AT_ONCE)])
+        return shares.clamp(min=1e-6).log()[:, :, None, None]
+
+    def _shares(self, pixels: Tensor) -> Tensor:
+        total = pixels.new_zeros((len(pixels), self.classes))
+        for children, feature, threshold, share in zip(
+            self.branches, self.feature, self.threshold, self.share, strict=True
+        ):
+            node = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device)
+            for _ in range(int(self.depth)):
+                value = pixels.gather(1, feature[node].long()[:, None])[:, 0]
+                node = children.view(-1)[2 * node + (value > threshold[node]).long()].long()
+            total += share[node]
+        return total / len(self.branches)

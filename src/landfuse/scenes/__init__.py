@@ -1,0 +1,1 @@
+"""WING 1: what is on disk; numpy, never torch."""

@@ -1,0 +1,158 @@
+"""Grids, windows and the lattice of windows: pure arithmetic on whole pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Transform = tuple[float, float, float, float, float, float]
+"""(a, b, c, d, e, f): x = a * column + b * row + c, y = d * column + e * row + f, at the pixel's upper left corner."""
+
+_SAME_CORNER = 0.01  # pixels; headers written by different programs differ by rounding, never by this much
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where pixels lie. Two grids are equal if they have one shape and CRS and corners within 0.01 pixel.
+
+    Args:
+        height: rows.
+        width: columns.
+        transform: pixel to CRS coordinates.
+        crs: `EPSG:n` or WKT; None where the file does not say.
+    """
+
+    height: int
+    width: int
+    transform: Transform = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    crs: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Grid):
+            return NotImplemented
+        if (self.height, self.width, self.crs) != (other.height, other.width, other.crs):
+            return False
+        corners = [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)]
+        tolerance = _SAME_CORNER * min(self.pixel_size)
+        return all(math.dist(self.at(column, row), other.at(column, row)) <= tolerance for column, row in corners)
+
+    __hash__ = None  # type: ignore[assignment]  # equality within a tolerance has no hash
+
+    def at(self, column: float, row: float) -> tuple[float, float]:
+        """The CRS coordinates of a place in pixels."""
+        a, b, c, d, e, f = self.transform
+        return a * column + b * row + c, d * column + e * row + f
+
+    @property
+    def georeferenced(self) -> bool:
+        """Whether the file says where its pixels lie."""
+        return self.crs is not None or self.transform != Grid(1, 1).transform
+
+    @property
+    def pixel_size(self) -> tuple[float, float]:
+        """Width and height of a pixel, in CRS units."""
+        a, b, _, d, e, _ = self.transform
+        return math.hypot(a, d), math.hypot(b, e)
+
+    @property
+    def window(self) -> Window:
+        """The whole grid as a window."""
+        return Window(0, 0, self.height, self.width)
+
+    def zoomed(self, zoom: int) -> Grid:
+        """The same ground with pixels `zoom` times finer."""
+        a, b, c, d, e, f = self.transform
+        return Grid(self.height * zoom, self.width * zoom, (a / zoom, b / zoom, c, d / zoom, e / zoom, f), self.crs)
+
+    def part(self, window: Window) -> Grid:
+        """The grid of a window of this one."""
+        a, b, _, d, e, _ = self.transform
+        x, y = self.at(window.col, window.row)
+        return Grid(window.height, window.width, (a, b, x, d, e, y), self.crs)
+
+    def __str__(self) -> str:
+        x, y = self.pixel_size
+        size = f"{x:.6g}" if math.isclose(x, y) else f"{x:.6g} x {y:.6g}"
+        left, top = self.transform[2], self.transform[5]
+        crs = "no CRS" if self.crs is None else self.crs if len(self.crs) < 20 else "a CRS without authority code"
+        return f"{self.height} x {self.width} px of {size} in {crs}, upper left at {left:.9g}, {top:.9g}"
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """A rectangle of pixels; it may reach beyond the grid."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    def padded(self, halo: int) -> Window:
+        """The window with `halo` pixels more on each side."""
+        return Window(self.row - halo, self.col - halo, self.height + 2 * halo, self.width + 2 * halo)
+
+    def scaled(self, zoom: int) -> Window:
+        """The same ground on a grid that is `zoom` times finer."""
+        return Window(self.row * zoom, self.col * zoom, self.height * zoom, self.width * zoom)
+
+    def intersection(self, other: Window) -> Window:
+        """The common rectangle; of no height or width where there is none."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        bottom = min(self.row + self.height, other.row + other.height)
+        right = min(self.col + self.width, other.col + other.width)
+        return Window(row, col, max(0, bottom - row), max(0, right - col))
+
+    def within(self, outer: Window) -> tuple[slice, slice]:
+        """Slices of an array that holds `outer`, which give this window."""
+        row, col = self.row - outer.row, self.col - outer.col
+        return slice(row, row + self.height), slice(col, col + self.width)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it holds no pixel."""
+        return self.height == 0 or self.width == 0
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels."""
+        return self.height * self.width
+
+
+def mirrored(indices: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Indices of any size as indices 0..size-1, mirrored at the outer edges of the first and last pixel.
+
+    The edge pixel is repeated (… 1 0 | 0 1 2 …): only so do grids of different zoom mirror alike, since the mirror
+    lies on the pixels' common edge. It holds for any distance, also in scenes smaller than the view.
+    """
+    folded = np.mod(indices, 2 * size)
+    return np.minimum(folded, 2 * size - 1 - folded)
+
+
+def blocks(height: int, width: int, side: int) -> Iterator[Window]:
+    """Cuts a grid into blocks of `side` pixels, row by row; those at the far edges are smaller."""
+    for row in range(0, height, side):
+        for col in range(0, width, side):
+            yield Window(row, col, min(side, height - row), min(side, width - col))
+
+
+def lattice(start: int, stop: int, size: int, core: int, stride: int) -> range:
+    """Where along one axis the cores begin that touch the pixels start..stop-1.
+
+    Cores begin at 0, stride, 2 * stride, ... until the axis is covered; the last may reach beyond it. Whoever asks,
+    for whatever pixels, gets windows of this one lattice: that is why the map does not depend on how it is cut.
+
+    Args:
+        start: first pixel, >= 0.
+        stop: one past the last pixel, <= size.
+        size: length of the whole axis.
+        core: side of a core.
+        stride: distance between cores, <= core.
+    """
+    last_core = max(0, -(-(size - core) // stride))
+    first = max(0, -(-(start - core + 1) // stride))
+    last = min(last_core, (stop - 1) // stride)
+    return range(first * stride, last * stride + 1, stride)

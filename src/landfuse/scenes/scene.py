@@ -1,0 +1,127 @@
+"""A scene: rasters of several modalities on one grid, and its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landfuse.errors import SceneError
+from landfuse.legend import Legend
+from landfuse.scenes.grid import Grid, Window, mirrored
+
+
+class Raster(Protocol):
+    """Bands on a grid, wherever they come from. Cheap to make, safe to read from several threads, picklable."""
+
+    @property
+    def grid(self) -> Grid:
+        """Its own grid, `zoom` times finer than the scene's."""
+
+    @property
+    def bands(self) -> int:
+        """Number of bands."""
+
+    @property
+    def dtype(self) -> str:
+        """The data type in the file, e.g. `int16`."""
+
+    @property
+    def path(self) -> str:
+        """Where it is, for messages."""
+
+    def read(self, window: Window) -> NDArray[np.float32]:
+        """Reads a window inside the grid: (C, height, width), scaled to its units, NaN where there is no data."""
+
+    def undeclared_nan(self, window: Window) -> int:
+        """How many pixels of a window hold a NaN or infinity though the raster declares no such nodata value."""
+
+
+@dataclass(frozen=True)
+class SceneModality:
+    """One modality of a scene.
+
+    Args:
+        raster: aligned to the scene's grid, or to one `zoom` times finer.
+        zoom: how many times finer than the scene's grid.
+        units: as the scene file names them.
+    """
+
+    raster: Raster
+    zoom: int = 1
+    units: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Co-registered rasters of several modalities, with labels if there are any.
+
+    Args:
+        name: the tile's name, or the scene's where it has one tile.
+        grid: the reference grid.
+        modalities: by name, in the order of the scene file.
+        legend: the classes.
+        read_labels: gives the whole scene's codes as classes, (H, W) uint8; None where there are no labels.
+    """
+
+    name: str
+    grid: Grid
+    modalities: Mapping[str, SceneModality]
+    legend: Legend
+    read_labels: Callable[[], NDArray[np.uint8]] | None = field(default=None, repr=False)
+
+    def read(self, modality: str, window: Window) -> NDArray[np.float32]:
+        """Reads one modality in a window of any size at any place; beyond the scene's edges it is mirrored.
+
+        Args:
+            modality: its name.
+            window: in pixels of the scene's grid.
+
+        Returns:
+            (C, height * zoom, width * zoom) float32 in the modality's units, NaN where there is no data.
+        """
+        part = self.modalities[modality]
+        fine = window.scaled(part.zoom)
+        rows = mirrored(np.arange(fine.row, fine.row + fine.height), self.grid.height * part.zoom)
+        cols = mirrored(np.arange(fine.col, fine.col + fine.width), self.grid.width * part.zoom)
+        inside = Window(int(rows.min()), int(cols.min()), int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1)
+        values = part.raster.read(inside)
+        if inside == fine:
+            return values
+        return np.ascontiguousarray(values[:, rows - inside.row][:, :, cols - inside.col])
+
+    @cached_property
+    def labels(self) -> NDArray[np.uint8]:
+        """The whole scene's labels as classes: (H, W) uint8, `landfuse.UNLABELLED` where there is none.
+
+        Raises:
+            SceneError: if the scene has no labels.
+        """
+        if self.read_labels is None:
+            raise SceneError(
+                f"the scene `{self.name}` has no labels", "`labels:` in the scene file", "add them, or use `predict`"
+            )
+        return self.read_labels()
+
+    def __getstate__(self) -> dict[str, object]:
+        state = dict(self.__dict__)
+        state.pop("labels", None)  # held once, read again elsewhere
+        return state
+
+
+def validity(values: NDArray[np.float32], zoom: int) -> NDArray[np.bool_]:
+    """Where a modality has data: (H, W), true where every band of every fine pixel has a value.
+
+    Args:
+        values: (C, H * zoom, W * zoom), NaN where there is no data.
+        zoom: of the modality.
+    """
+    valid: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=0))
+    if zoom == 1:
+        return valid
+    height, width = valid.shape[0] // zoom, valid.shape[1] // zoom
+    return np.asarray(valid.reshape(height, zoom, width, zoom).all(axis=(1, 3)))

@@ -1,0 +1,513 @@
+"""scene.yaml: what it may say, and how it becomes scenes (one, or many tiles), a legend and a split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+from numpy.typing import NDArray
+
+from landfuse.errors import (
+    FaultsError,
+    GridError,
+    LandfuseError,
+    MissingFileError,
+    SceneError,
+    SettingsError,
+    SplitError,
+)
+from landfuse.legend import LandClass, Legend, default_colour
+from landfuse.scenes.geotiff import GdalRaster, ResamplingName, crs_name
+from landfuse.scenes.grid import Grid
+from landfuse.scenes.matfile import MatRaster, open_mat, read_variable
+from landfuse.scenes.polygons import Join, read_polygons
+from landfuse.scenes.scene import Raster, Scene, SceneModality
+from landfuse.scenes.split import Roles, SplitSettings, assign
+from landfuse.scenes.values import Decoding
+from landfuse.settings import Settings, expand, parse, read_yaml
+
+
+class ModalitySettings(Settings):
+    """One modality of a scene file.
+
+    Args:
+        path: the raster; `{tile}` stands for the tile's name.
+        variable: the variable of a .mat file.
+        axes: of that variable as MATLAB shows it, e.g. `HWC`.
+        bands: which bands to use: `[1, 2, 5]` or `"1-5, 9"`; all by default.
+        units: of the values, e.g. `reflectance`, `m`, `dB`.
+        nodata: the number that means no data; by default what the file says. `.nan` for NaN.
+        scale: value = number * scale + offset; by default what the file says.
+        offset: see `scale`.
+        decibel: turn linear power into dB.
+        zoom: keep the modality this many times finer than the reference grid.
+        resampling: how it is brought to the reference grid where it lies on another.
+        crs: its CRS, where the file says none.
+    """
+
+    path: str
+    variable: str | None = None
+    axes: str | None = None
+    bands: tuple[int, ...] | None = None
+    units: str = ""
+    nodata: float | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+    decibel: bool = False
+    zoom: int = pydantic.Field(default=1, ge=1, le=64)
+    resampling: ResamplingName = "bilinear"
+    crs: str | None = None
+
+    @pydantic.field_validator("bands", mode="before")
+    @classmethod
+    def _ranges(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        bands: list[int] = []
+        for part in value.split(","):
+            match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+            if not match:
+                raise ValueError("write bands like '1-5, 9' or [1, 2, 5]")
+            first = int(match.group(1))
+            bands += range(first, int(match.group(2) or first) + 1)
+        return bands
+
+    @property
+    def decoding(self) -> Decoding:
+        """The part that turns numbers into values."""
+        return Decoding(self.nodata, self.scale, self.offset, self.decibel)
+
+
+class JoinSettings(Settings):
+    """A table joined to polygons: a CSV file and the key that both have."""
+
+    path: str
+    key: str
+
+
+class LabelSettings(Settings):
+    """The labels of a scene file: a raster of codes, or polygons.
+
+    Args:
+        path: raster of codes (`{tile}` allowed), or a .mat file.
+        variable: the variable of a .mat file.
+        axes: of that variable, `HW` or `WH`.
+        polygons: vector files; their attribute gives the class.
+        attribute: the column that names the class.
+        join: a CSV that holds the attribute, and the key column.
+        all_touched: polygons label every pixel they touch, not only those whose centre they hold.
+        overlap: where polygons of two classes overlap: `last` in the file wins, `first` wins, or `unlabelled`.
+        ignored: codes that mean unlabelled, beside 255.
+        unlisted: what codes or attribute values outside the legend are: an `error`, or `unlabelled`.
+        crs: CRS of the raster where the file says none.
+    """
+
+    path: str | None = None
+    variable: str | None = None
+    axes: str = "HW"
+    polygons: tuple[str, ...] = ()
+    attribute: str | None = None
+    join: JoinSettings | None = None
+    all_touched: bool = False
+    overlap: Literal["last", "first", "unlabelled"] = "last"
+    ignored: tuple[int, ...] = ()
+    unlisted: Literal["error", "unlabelled"] = "error"
+    crs: str | None = None
+
+    @pydantic.field_validator("polygons", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @pydantic.model_validator(mode="after")
+    def _one_kind(self) -> LabelSettings:
+        if bool(self.path) == bool(self.polygons):
+            raise ValueError("labels need either `path` (a raster of codes) or `polygons`, not both")
+        if self.polygons and not self.attribute:
+            raise ValueError("labels from polygons need `attribute`, the column that names the class")
+        return self
+
+
+class ClassSettings(Settings):
+    """One class of the legend.
+
+    Args:
+        name: as people say it.
+        code: in label rasters and maps; by default its place in the legend, from 1.
+        colour: `#RRGGBB`; by default from a palette that can be told apart without colour vision.
+        value: its value in the attribute of polygons; by default the name.
+    """
+
+    name: str
+    code: int | None = None
+    colour: str | None = None
+    value: str | None = None
+
+
+class SceneSettings(Settings):
+    """All that a scene file may say.
+
+    Args:
+        name: short name of the place.
+        root: folder that paths start from, relative to the scene file; `${NAME:-default}` takes an environment
+            variable.
+        tiles: names that `{tile}` stands for; by default all for which the reference raster exists.
+        reference: whose grid is the scene's: `labels`, or a modality.
+        modalities: by name.
+        labels: where the classes are known.
+        legend: the classes in order.
+        split: how labelled pixels are shared out.
+        citation: how to cite the data.
+        licence: of the data.
+        address: where a user gets the data.
+        georeferenced: set to false for rasters that have no CRS and need none.
+    """
+
+    name: str
+    title: str = ""
+    citation: str = ""
+    licence: str = ""
+    address: str = ""
+    georeferenced: bool = True
+    root: str = "."
+    tiles: tuple[str, ...] | None = None
+    reference: str | None = None
+    modalities: dict[str, ModalitySettings] = pydantic.Field(min_length=1)
+    labels: LabelSettings | None = None
+    legend: tuple[ClassSettings, ...] = ()
+    split: SplitSettings | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _reference_exists(self) -> SceneSettings:
+        choices = [*self.modalities, *(["labels"] if self.labels and self.labels.path else [])]
+        if self.reference is not None and self.reference not in choices:
+            raise ValueError(f"`reference` is {self.reference!r}; choose one of {', '.join(choices)}")
+        if self.reference in self.modalities and self.modalities[self.reference].zoom != 1:
+            raise ValueError(f"`reference` is `{self.reference}`, whose zoom is not 1")
+        if self.labels and not self.legend:
+            raise ValueError("`labels` need a `legend`")
+        for name in self.modalities:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"the modality name {name!r} is not made of letters, digits and underscores")
+        return self
+
+
+@dataclass(frozen=True)
+class SceneFile:
+    """A scene file that was read: settings, and the folder that its paths start from."""
+
+    settings: SceneSettings
+    root: Path
+    path: Path
+
+    @property
+    def legend(self) -> Legend:
+        """The classes."""
+        return Legend(
+            tuple(
+                LandClass(
+                    c.name,
+                    c.code if c.code is not None else index + 1,
+                    c.colour or default_colour(index),
+                )
+                for index, c in enumerate(self.settings.legend)
+            )
+        )
+
+    @property
+    def tiles(self) -> list[str]:
+        """The tiles' names, in natural order; the scene's own name where it is one."""
+        settings = self.settings
+        if not any("{tile}" in path for path in self._paths()):
+            return [settings.name]
+        if settings.tiles is not None:
+            return list(settings.tiles)
+        pattern = self._reference_path()
+        before, _, after = str(self._resolve(pattern)).partition("{tile}")
+        folder, stem = Path(before + "x").parent, Path(before + "x").name[:-1]
+        found = sorted(
+            (str(p)[len(before) : len(str(p)) - len(after)] for p in folder.glob(f"{stem}*{after}")),
+            key=lambda tile: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", tile)],
+        )
+        if not found:
+            raise MissingFileError(
+                f"{self.path}: no file fits {self._resolve(pattern)}",
+                "one file per tile",
+                "check `root` and the paths, or fetch the data: " + (settings.address or "no address is given"),
+            )
+        return found
+
+    def scenes(self, only: Sequence[str] | None = None) -> list[Scene]:
+        """Opens every tile.
+
+        Args:
+            only: the modalities that are needed, in order; all by default. Names that the file lacks are passed over.
+
+        Raises:
+            FaultsError: with every fault of every tile.
+        """
+        scenes, faults = self.try_scenes(only)
+        if faults:
+            raise FaultsError(faults)
+        return scenes
+
+    def try_scenes(self, only: Sequence[str] | None = None) -> tuple[list[Scene], list[LandfuseError]]:
+        """Opens every tile that can be opened, and lists the faults of the others; reads headers only."""
+        try:
+            tiles = self.tiles
+        except LandfuseError as error:
+            return [], [error]
+        scenes: list[Scene] = []
+        faults: list[LandfuseError] = []
+        for tile in tiles:
+            scene, wrong = self._open(tile, only)
+            faults += wrong
+            if scene is not None:
+                scenes.append(scene)
+        return scenes, faults
+
+    def roles(self, scenes: Sequence[Scene], split: SplitSettings | None = None) -> list[Roles]:
+        """Gives every labelled pixel of the tiles its role.
+
+        Args:
+            scenes: as `scenes` gives them.
+            split: instead of the file's own.
+
+        Raises:
+            SplitError: if there is no split, or it leaves nothing to train or test on.
+        """
+        chosen = split or self.settings.split
+        if chosen is None:
+            raise SplitError(
+                f"{self.path} has no split",
+                "`split:` in the scene file or the recipe",
+                "add e.g. `split: {kind: blocks, size: 64}`",
+            )
+        return assign(scenes, chosen, self._read_mask)
+
+    def _read_mask(self, scene: Scene, path: str, variable: str | None, axes: str) -> NDArray[np.generic]:
+        """One mask of a split, (H, W) on the scene's grid."""
+        place = str(self._resolve(path, scene.name))
+        if place.lower().endswith(".mat"):
+            if variable is None:
+                raise SettingsError(f"{place} is a .mat file", "`variables:` in the split", "name the variable")
+            mask = read_variable(place, variable, axes)
+            if mask.shape != (scene.grid.height, scene.grid.width):
+                raise GridError(
+                    f"`{variable}` of {place} has the shape {mask.shape} with axes {axes}",
+                    f"{scene.grid.height} x {scene.grid.width}, as the reference grid",
+                    "mend `axes` of the split",
+                )
+            return mask
+        raster = GdalRaster(place, resampling="nearest")
+        if raster.own_grid != scene.grid:
+            raise GridError(
+                f"{place} has the grid {raster.own_grid}", f"the scene's grid: {scene.grid}", "make it anew"
+            )
+        numbers, _ = raster.read_numbers(scene.grid.window)
+        return numbers[0]
+
+    def _paths(self) -> list[str]:
+        labels = self.settings.labels
+        return [m.path for m in self.settings.modalities.values()] + ([labels.path] if labels and labels.path else [])
+
+    @property
+    def _reference(self) -> str:
+        on_grid = [name for name, m in self.settings.modalities.items() if m.zoom == 1]
+        if self.settings.reference:
+            return self.settings.reference
+        if on_grid:
+            return on_grid[0]
+        raise SettingsError(
+            f"{self.path}: every modality has a zoom, so that none can be the reference grid",
+            "a modality without zoom, or `reference: labels`",
+            "name the reference",
+        )
+
+    def _reference_path(self) -> str:
+        name = self._reference
+        labels = self.settings.labels
+        return labels.path if name == "labels" and labels and labels.path else self.settings.modalities[name].path
+
+    def _resolve(self, path: str, tile: str | None = None) -> Path | str:
+        expanded = expand(path if tile is None else path.replace("{tile}", tile))
+        if "://" in expanded or expanded.startswith("/vsi"):
+            return expanded
+        return self.root / expanded
+
+    def _raster(self, tile: str, m: ModalitySettings | LabelSettings, where: str, shape: tuple[int, int] | None) -> Any:
+        """A raster on its own grid."""
+        path = str(self._resolve(m.path or "", tile))
+        bands = m.bands if isinstance(m, ModalitySettings) else None
+        decoding = m.decoding if isinstance(m, ModalitySettings) else Decoding()
+        if path.lower().endswith(".mat"):
+            if not m.variable or not m.axes:
+                raise SettingsError(
+                    f"{where}: {path} is a .mat file",
+                    "`variable` and `axes`, since axes are never guessed",
+                    "add e.g. `variable: data` and `axes: HWC`",
+                )
+            return open_mat(path, m.variable, m.axes, decoding=decoding, bands=bands, expected=shape)
+        assumed = crs_name(m.crs, where) if m.crs else None
+        raster = GdalRaster(path, decoding, bands, assumed, resampling=getattr(m, "resampling", "nearest"))
+        raster.check()
+        return raster
+
+    def _open(self, tile: str, only: Sequence[str] | None) -> tuple[Scene | None, list[LandfuseError]]:
+        settings = self.settings
+        faults: list[LandfuseError] = []
+        wanted = list(settings.modalities) if only is None else [name for name in only if name in settings.modalities]
+        try:
+            reference = self._reference
+            source = settings.modalities.get(reference) or settings.labels
+            if source is None:
+                raise SettingsError(
+                    f"{self.path}: the reference `{reference}` does not exist", "a modality or `labels`"
+                )
+            own = self._raster(tile, source, f"{self.path}: `{reference}`", None)
+            grid = own.grid
+            if grid.crs is None and settings.georeferenced and not isinstance(own, MatRaster):
+                faults.append(
+                    GridError(
+                        f"{own.path}, the reference, has no CRS",
+                        "a CRS, so that the map can be placed",
+                        "name it by `crs: EPSG:n`, or say `georeferenced: false` if the scene has none",
+                    )
+                )
+        except LandfuseError as error:
+            return None, [error, *self._missing(tile, self._reference_path())]
+        modalities: dict[str, SceneModality] = {}
+        for name in wanted:
+            m = settings.modalities[name]
+            try:
+                fine = grid.zoomed(m.zoom)
+                own = self._raster(tile, m, f"{self.path}: `{name}`", (fine.height, fine.width))
+                modalities[name] = SceneModality(_placed(own, fine, name), m.zoom, m.units)
+            except LandfuseError as error:
+                faults.append(error)
+        labels = None
+        if settings.labels is not None:
+            try:
+                labels = self._label_reader(tile, settings.labels, grid)
+            except LandfuseError as error:
+                faults.append(error)
+        if faults:
+            return None, faults
+        legend = self.legend if settings.legend else Legend((LandClass("unknown", 0, "#000000"),))
+        return Scene(tile, grid, modalities, legend, labels), []
+
+    def _missing(self, tile: str, known: str) -> list[LandfuseError]:
+        """The other files of a tile that are not there either, so that all are told in one go."""
+        gone: list[LandfuseError] = []
+        for path in dict.fromkeys(self._paths()):
+            place = self._resolve(path, tile)
+            if path != known and isinstance(place, Path) and not place.exists():
+                gone.append(MissingFileError(f"there is no file {place}", "a raster", "check the path"))
+        return gone
+
+    def _label_reader(self, tile: str, labels: LabelSettings, grid: Grid) -> Callable[[], NDArray[np.uint8]]:
+        if labels.polygons:
+            paths = tuple(str(self._resolve(path)) for path in labels.polygons)
+            join = Join(str(self._resolve(labels.join.path)), labels.join.key) if labels.join else None
+            read_polygons(paths, str(labels.attribute), join)
+            return partial(_burnt, paths, labels, join, grid, self.settings.legend, self.legend)
+        own = self._raster(tile, labels, f"{self.path}: `labels`", (grid.height, grid.width))
+        if not isinstance(own, MatRaster) and own.own_grid != grid:
+            raise GridError(
+                f"the labels {own.path} lie off the reference grid: {own.own_grid}",
+                f"the grid of `{self._reference}`: {grid}; labels are never resampled",
+                "say `reference: labels` to bring the modalities to the labels instead",
+            )
+        return partial(_codes, _placed(own, grid, "labels"), labels, self.legend)
+
+
+def _placed(raster: Any, grid: Grid, name: str) -> Any:
+    """Puts a raster onto a grid: as it lies, by shape where it is a .mat file, else warped lazily."""
+    if isinstance(raster, MatRaster):
+        return raster.placed(grid)
+    if raster.own_grid == grid:
+        return raster
+    own = raster.own_grid
+    if own.crs is None and grid.crs is None and (own.height, own.width) != (grid.height, grid.width):
+        raise GridError(
+            f"`{name}` has {own.height} x {own.width} px and no CRS",
+            f"{grid.height} x {grid.width} px, as the reference grid",
+            "resample it, or give both a CRS",
+        )
+    onto = GdalRaster(
+        raster.path, raster.decoding, raster.band_numbers, raster.assumed_crs, onto=grid, resampling=raster.resampling
+    )
+    onto.check()
+    return onto
+
+
+def _codes(raster: Raster, labels: LabelSettings, legend: Legend) -> NDArray[np.uint8]:
+    codes = (
+        read_variable(raster.path, raster.variable, labels.axes)
+        if isinstance(raster, MatRaster)
+        else raster.read_codes()  # type: ignore[attr-defined]
+    )
+    return legend.to_classes(codes, labels.ignored, labels.unlisted, where=raster.path)
+
+
+def _burnt(
+    paths: tuple[str, ...],
+    labels: LabelSettings,
+    join: Join | None,
+    grid: Grid,
+    classes: Sequence[ClassSettings],
+    legend: Legend,
+) -> NDArray[np.uint8]:
+    polygons = read_polygons(paths, str(labels.attribute), join)
+    codes = {c.value if c.value is not None else c.name: listed.code for c, listed in zip(classes, legend, strict=True)}
+    burnt = polygons.onto(grid, codes, unlisted=labels.unlisted, all_touched=labels.all_touched, overlap=labels.overlap)
+    return legend.to_classes(burnt)
+
+
+def read_scene_file(path: str | Path) -> SceneFile:
+    """Reads and checks a scene file; opens no raster.
+
+    Args:
+        path: a scene.yaml, or a folder that holds one.
+
+    Raises:
+        MissingFileError: if there is none.
+        SettingsError: naming every key that is unknown, missing or wrong.
+    """
+    path = Path(path)
+    path = path / "scene.yaml" if path.is_dir() else path
+    settings = parse(SceneSettings, read_yaml(path), str(path))
+    result = SceneFile(settings, path.parent / expand(settings.root), path)
+    if settings.legend:
+        _ = result.legend
+    return result
+
+
+def open_scenes(path: str | Path) -> list[Scene]:
+    """Opens all tiles of a scene file; see `read_scene_file` and `SceneFile.scenes` for the errors."""
+    return read_scene_file(path).scenes()
+
+
+def open_scene(path: str | Path, tile: str | None = None) -> Scene:
+    """Opens one tile of a scene file, or the only one.
+
+    Raises:
+        SceneError: if there are several tiles and none is named, or none has that name.
+    """
+    scenes = open_scenes(path)
+    names = [scene.name for scene in scenes]
+    if tile is None and len(scenes) == 1:
+        return scenes[0]
+    if tile not in names:
+        raise SceneError(
+            f"{path} has {len(names)} tiles: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
+            "the name of one of them" if tile is None else f"one of them, not {tile!r}",
+            "name one by `tile`, or use `open_scenes` for all",
+        )
+    return scenes[names.index(tile)]

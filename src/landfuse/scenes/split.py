@@ -1,0 +1,397 @@
+"""Who learns, who chooses, who judges: the roles of labelled pixels, and the report on leaks.
+
+Validation always comes out of training by the same rule as the split itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import pydantic
+from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
+
+from landfuse.errors import SplitError
+from landfuse.legend import UNLABELLED
+from landfuse.scenes.scene import Scene
+from landfuse.settings import Settings
+
+UNUSED, TRAIN, VALIDATION, TEST = 0, 1, 2, 3
+ROLES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+"""Roles and their values in a written split; 0 is a pixel of no role."""
+
+Roles = NDArray[np.uint8]
+
+
+class _Split(Settings):
+    """What all splits share.
+
+    Args:
+        validation: share of training that is set aside to choose the epoch.
+        seed: of all random choices.
+    """
+
+    validation: float = pydantic.Field(default=0.2, ge=0, lt=1)
+    seed: int = 0
+
+
+class MasksSplit(_Split):
+    """From files: rasters (or variables of .mat files) whose non-zero pixels are training, test, validation.
+
+    Validation is a share per class of training, drawn at random, unless a file gives it.
+
+    Args:
+        train: path of the raster, `{tile}` allowed.
+        test: likewise.
+        val: likewise; optional.
+        variables: for .mat files, the variable of each of the above by its name.
+        axes: for .mat files, `HW` or `WH`.
+    """
+
+    kind: Literal["masks"]
+    train: str
+    test: str
+    val: str | None = None
+    variables: dict[Literal["train", "test", "val"], str] = {}
+    axes: str = "HW"
+
+
+class RolesSplit(_Split):
+    """A split that was written before: a raster of roles (1 train, 2 validation, 3 test, 0 none).
+
+    Args:
+        path: of the raster, `{tile}` allowed.
+    """
+
+    kind: Literal["roles"]
+    path: str
+
+
+class RandomSplit(_Split):
+    """Random pixels of each class train, the rest test. Its views overlap: see the leak report before using it.
+
+    Args:
+        train: a number of pixels per class (>= 1), or a share of each class (< 1).
+    """
+
+    kind: Literal["random"]
+    train: float = pydantic.Field(gt=0)
+
+
+class _Grouped(_Split):
+    """Whole groups of pixels go to one role, balanced over the classes.
+
+    Args:
+        test: share of the groups that test; not with `folds`.
+        folds: number of folds, each of which tests once.
+        fold: which of them tests now, from 0.
+    """
+
+    test: float = pydantic.Field(default=0.3, gt=0, lt=1)
+    folds: int | None = pydantic.Field(default=None, ge=2)
+    fold: int = pydantic.Field(default=0, ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _fold_exists(self) -> _Grouped:
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"`fold` is {self.fold}, but the folds are 0 to {self.folds - 1}")
+        return self
+
+
+class BlocksSplit(_Grouped):
+    """Square blocks of the ground; a buffer keeps views of one role from holding pixels of another.
+
+    Args:
+        size: side of a block, px.
+        buffer: px without a role around test blocks and validation blocks; at least half the largest view.
+    """
+
+    kind: Literal["blocks"]
+    size: int = pydantic.Field(ge=2)
+    buffer: int = pydantic.Field(default=0, ge=0)
+
+
+class TilesSplit(_Grouped):
+    """Whole tiles (plots, image patches).
+
+    Args:
+        test_tiles: names of the tiles that test; instead of `test` and `folds`.
+        validation_tiles: names of the tiles that validate; instead of `validation`.
+        train_tiles: names of the tiles that train; by default all the others.
+    """
+
+    kind: Literal["tiles"]
+    test_tiles: tuple[str, ...] = ()
+    validation_tiles: tuple[str, ...] = ()
+    train_tiles: tuple[str, ...] = ()
+
+
+SplitSettings = Annotated[
+    MasksSplit | RolesSplit | RandomSplit | BlocksSplit | TilesSplit, pydantic.Field(discriminator="kind")
+]
+
+MaskReader = Callable[[Scene, str, str | None, str], NDArray[np.generic]]
+"""(scene, path with `{tile}`, variable, axes) -> (H, W) numbers on the scene's grid."""
+
+
+def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader) -> list[Roles]:
+    """Gives every labelled pixel its role.
+
+    Args:
+        scenes: the tiles.
+        split: the rule.
+        read_mask: reads the masks that the rule names.
+
+    Returns:
+        One (H, W) uint8 array of roles per scene; unlabelled pixels have none.
+
+    Raises:
+        SplitError: if nothing is left for training or for the test, or a tile that is named does not exist.
+    """
+    labels = [scene.labels for scene in scenes]
+    rng = np.random.default_rng(split.seed)
+    if isinstance(split, MasksSplit):
+        roles = [_from_masks(scene, split, read_mask) for scene in scenes]
+        if split.val is None:
+            roles = _carve_pixels(roles, labels, split.validation, rng)
+    elif isinstance(split, RolesSplit):
+        roles = [read_mask(scene, split.path, None, "HW").astype(np.uint8) for scene in scenes]
+    elif isinstance(split, RandomSplit):
+        roles = [np.where(label != UNLABELLED, TEST, UNUSED).astype(np.uint8) for label in labels]
+        roles = _draw_pixels(roles, labels, TEST, TRAIN, split.train, rng)
+        roles = _carve_pixels(roles, labels, split.validation, rng)
+    elif isinstance(split, BlocksSplit):
+        roles = _by_groups([_block_numbers(scene, split.size) for scene in scenes], labels, split, rng)
+        roles = [_buffered(role, split.buffer) for role in roles]
+    else:
+        roles = _by_tiles(scenes, labels, split, rng)
+    roles = [
+        np.where(label == UNLABELLED, UNUSED, role).astype(np.uint8) for role, label in zip(roles, labels, strict=True)
+    ]
+    for name in ("train", "test"):
+        if not any((role == ROLES[name]).any() for role in roles):
+            raise SplitError(
+                f"the split leaves no labelled pixel for `{name}`",
+                "labelled pixels in training and in the test",
+                "check the labels and the settings of `split` (a large buffer can eat whole blocks)",
+            )
+    return roles
+
+
+def _from_masks(scene: Scene, split: MasksSplit, read_mask: MaskReader) -> Roles:
+    roles = np.zeros((scene.grid.height, scene.grid.width), dtype=np.uint8)
+    for name, path, role in (("train", split.train, TRAIN), ("val", split.val, VALIDATION), ("test", split.test, TEST)):
+        if path is None:
+            continue
+        mask = read_mask(scene, path, split.variables.get(name), split.axes)  # type: ignore[call-overload]
+        taken = (mask != 0) & (mask != UNLABELLED)
+        both = taken & (roles != UNUSED)
+        if both.any():
+            raise SplitError(
+                f"{int(both.sum())} pixels of `{scene.name}` stand in two masks of the split",
+                "each pixel in one of train, val and test",
+                "check the mask files",
+            )
+        roles[taken] = role
+    return roles
+
+
+def _draw_pixels(
+    roles: list[Roles], labels: list[NDArray[np.uint8]], source: int, role: int, amount: float, rng: np.random.Generator
+) -> list[Roles]:
+    """Moves a number (>= 1) or share (< 1) of the pixels of each class from one role to another, over all tiles."""
+    flat_roles = np.concatenate([r.ravel() for r in roles])
+    flat_labels = np.concatenate([label.ravel() for label in labels])
+    for value in np.unique(flat_labels[flat_roles == source]):
+        if value == UNLABELLED:
+            continue
+        members = np.flatnonzero((flat_labels == value) & (flat_roles == source))
+        count = int(amount) if amount >= 1 else max(1, round(amount * members.size))
+        # A class with too few pixels keeps one for the other side.
+        count = min(count, members.size - 1)
+        flat_roles[rng.permutation(members)[:count]] = role
+    ends = np.cumsum([r.size for r in roles])[:-1]
+    return [part.reshape(r.shape) for part, r in zip(np.split(flat_roles, ends), roles, strict=True)]
+
+
+def _carve_pixels(
+    roles: list[Roles], labels: list[NDArray[np.uint8]], share: float, rng: np.random.Generator
+) -> list[Roles]:
+    return _draw_pixels(roles, labels, TRAIN, VALIDATION, share, rng) if share else roles
+
+
+def _block_numbers(scene: Scene, size: int) -> NDArray[np.int64]:
+    rows, cols = np.arange(scene.grid.height) // size, np.arange(scene.grid.width) // size
+    return rows[:, None] * (cols[-1] + 1) + cols[None, :]
+
+
+def _by_groups(
+    groups: list[NDArray[np.int64]], labels: list[NDArray[np.uint8]], split: _Grouped, rng: np.random.Generator
+) -> list[Roles]:
+    """Shares out whole groups; groups of different tiles are different."""
+    offset, numbered = 0, []
+    for group in groups:
+        numbered.append(group + offset)
+        offset += int(group.max()) + 1
+    kinds = 1 + max(
+        (int(label[label != UNLABELLED].max()) for label in labels if (label != UNLABELLED).any()), default=0
+    )
+    counts = np.zeros((offset, kinds), dtype=np.int64)
+    for group, label in zip(numbered, labels, strict=True):
+        known = label != UNLABELLED
+        np.add.at(counts, (group[known], label[known]), 1)
+    role_of = np.zeros(offset, dtype=np.uint8)
+    members = np.flatnonzero(counts.sum(axis=1) > 0)
+    folds = split.folds or 0
+    if folds:
+        if members.size < folds:
+            raise SplitError(
+                f"{members.size} groups hold labels",
+                f"at least {folds}, one per fold",
+                "use smaller blocks or fewer folds",
+            )
+        shares = np.full(folds, 1 / folds)
+    else:
+        shares = np.array([split.test, 1 - split.test])
+    assigned = _share_out(counts[members], shares, rng)
+    testing = split.fold if folds else 0
+    role_of[members] = np.where(assigned == testing, TEST, TRAIN)
+    training = members[assigned != testing]
+    if split.validation and training.size > 1:
+        carved = _share_out(counts[training], np.array([split.validation, 1 - split.validation]), rng)
+        role_of[training[carved == 0]] = VALIDATION
+    return [role_of[group] for group in numbered]
+
+
+def _share_out(counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Deals groups to parts so that each part gets its share of every class: the largest first, to the needy.
+
+    Args:
+        counts: (groups, K) pixels.
+        shares: of the parts, summing to 1.
+
+    Returns:
+        The part of each group.
+    """
+    weight = counts / np.maximum(counts.sum(axis=0), 1)  # each class counts alike, however rare
+    order = rng.permutation(len(counts))
+    order = order[np.argsort(-weight[order].max(axis=1), kind="stable")]
+    held = np.zeros((len(shares), counts.shape[1]))
+    parts = np.zeros(len(counts), dtype=np.int64)
+    for place, group in enumerate(order):
+        left = len(order) - place
+        empty = np.flatnonzero(held.sum(axis=1) == 0)
+        wish = ((held + weight[group] - shares[:, None] * weight.sum(axis=0)) ** 2).sum(axis=1) - (
+            (held - shares[:, None] * weight.sum(axis=0)) ** 2
+        ).sum(axis=1)
+        allowed = empty if len(empty) >= left else np.arange(len(shares))
+        part = allowed[np.argmin(wish[allowed])]
+        parts[group] = part
+        held[part] += weight[group]
+    return parts
+
+
+def _buffered(roles: Roles, buffer: int) -> Roles:
+    """Takes pixels near a test block out of the other roles, and those near a validation block out of training."""
+    if not buffer:
+        return roles
+    near_test = _dilated(roles == TEST, buffer)
+    near_validation = _dilated(roles == VALIDATION, buffer)
+    result = roles.copy()
+    result[near_test & (roles != TEST)] = UNUSED
+    result[near_validation & (roles == TRAIN)] = UNUSED
+    return result
+
+
+def _by_tiles(
+    scenes: Sequence[Scene], labels: list[NDArray[np.uint8]], split: TilesSplit, rng: np.random.Generator
+) -> list[Roles]:
+    names = [scene.name for scene in scenes]
+    lists = {TRAIN: split.train_tiles, VALIDATION: split.validation_tiles, TEST: split.test_tiles}
+    unknown = sorted({name for tiles in lists.values() for name in tiles} - set(names))
+    if unknown:
+        raise SplitError(
+            f"the split names tiles that do not exist: {', '.join(unknown)}",
+            f"some of {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
+            "mend the names",
+        )
+    whole = [np.zeros(label.shape, dtype=np.int64) for label in labels]
+    if not split.test_tiles:
+        return _by_groups(whole, labels, split, rng)
+    role_of = np.full(len(names), UNUSED if split.train_tiles else TRAIN, dtype=np.uint8)
+    for role, tiles in lists.items():
+        role_of[[names.index(name) for name in tiles]] = role
+    training = np.flatnonzero(role_of == TRAIN)
+    if not split.validation_tiles and split.validation and training.size > 1:
+        kinds = len(scenes[0].legend)
+        counts = np.array([np.bincount(labels[i][labels[i] != UNLABELLED], minlength=kinds) for i in training])
+        carved = _share_out(counts, np.array([split.validation, 1 - split.validation]), rng)
+        role_of[training[carved == 0]] = VALIDATION
+    return [np.full(label.shape, role, dtype=np.uint8) for label, role in zip(labels, role_of, strict=True)]
+
+
+def _dilated(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
+    """Pixels within `reach` (in rows and in columns) of a true pixel."""
+    if not mask.any() or not reach:
+        return mask
+    grown: NDArray[np.bool_] = maximum_filter(mask, size=2 * reach + 1, mode="constant", cval=False)
+    return grown
+
+
+def leak_share(roles: Sequence[Roles], view: int, core: int = 1) -> float:
+    """The share of test pixels that are labelled from a view which holds a pixel that was trained or validated on.
+
+    Args:
+        roles: one array per scene.
+        view: side of the view, px.
+        core: side of the core, px; windows lie on the lattice of cores, as in mapping.
+
+    Returns:
+        0..1; NaN if there is no test pixel.
+    """
+    halo = (view - core) // 2
+    leaking = total = 0
+    for role in roles:
+        seen, tested = _summed((role == TRAIN) | (role == VALIDATION)), _summed(role == TEST)
+        tests = _boxes(tested, core, 0, core)
+        leaking += int(tests[_boxes(seen, core, halo, view) > 0].sum())
+        total += int(tests.sum())
+    return leaking / total if total else float("nan")
+
+
+def _summed(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Summed-area table, (H + 1, W + 1): the number of true pixels above and left of each corner."""
+    table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int64)
+    np.cumsum(np.cumsum(mask, axis=0), axis=1, out=table[1:, 1:])
+    return table
+
+
+def _boxes(table: NDArray[np.int64], stride: int, before: int, side: int) -> NDArray[np.int64]:
+    """True pixels in squares that begin at `i * stride - before`, for every i on both axes."""
+    ends = []
+    for size in (table.shape[0] - 1, table.shape[1] - 1):
+        first = np.arange(0, size, stride) - before
+        ends.append((np.clip(first, 0, size), np.clip(first + side, 0, size)))
+    (top, bottom), (left, right) = ends
+    return (
+        table[np.ix_(bottom, right)]
+        - table[np.ix_(top, right)]
+        - table[np.ix_(bottom, left)]
+        + table[np.ix_(top, left)]
+    )
+
+
+def counts_per_class(
+    roles: Sequence[Roles], labels: Sequence[NDArray[np.uint8]], classes: int
+) -> dict[str, NDArray[np.int64]]:
+    """Pixels of each class in each role: role -> (K,)."""
+    result = {}
+    for name, value in ROLES.items():
+        parts = [
+            np.bincount(label[(role == value) & (label != UNLABELLED)], minlength=classes)
+            for role, label in zip(roles, labels, strict=True)
+        ]
+        result[name] = np.sum(parts, axis=0)
+    return result

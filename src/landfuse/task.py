@@ -1,0 +1,124 @@
+"""The LightningModule: one model, one objective, one validation score. It knows no model by name."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from landfuse.files import whole_file
+from landfuse.legend import UNLABELLED
+from landfuse.models.base import FusionModel
+from landfuse.recipe import TrainingSettings
+from landfuse.samples import Sample
+from landfuse.scores import Confusion
+
+
+class Task(LightningModule):
+    """Trains a model with AdamW, a warm-up and a cosine; scores validation by one confusion matrix over all ranks.
+
+    Args:
+        model: what learns.
+        settings: how.
+        steps: optimiser steps of the whole training.
+    """
+
+    confusion: Tensor  # (K, K) int64, truth by prediction, of this rank
+
+    def __init__(self, model: FusionModel, settings: TrainingSettings, steps: int) -> None:
+        super().__init__()
+        self.model, self.settings, self.steps = model, settings, steps
+        self.register_buffer(
+            "confusion", torch.zeros((model.classes, model.classes), dtype=torch.int64), persistent=False
+        )
+
+    def training_step(self, batch: Sample, index: int) -> Tensor:
+        """One step; a loss that is no number stops the training at once."""
+        parts = self.model.loss(batch.images, batch.target)
+        loss = parts["loss"]
+        if not torch.isfinite(loss):
+            told = ", ".join(f"{name} {float(part.detach()):.4g}" for name, part in parts.items())
+            raise FloatingPointError(f"the loss of batch {index} in epoch {self.current_epoch} is no number ({told})")
+        size = len(batch.target)
+        self.log("train_loss", loss.detach(), on_epoch=True, on_step=False, prog_bar=True, batch_size=size)
+        for name, part in parts.items():
+            if name != "loss":
+                self.log(f"train_{name}", part.detach(), on_epoch=True, on_step=False, batch_size=size)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts a new confusion matrix."""
+        self.confusion.zero_()
+
+    def validation_step(self, batch: Sample, index: int) -> None:
+        """Counts one batch."""
+        predicted = self.model(batch.images).argmax(dim=1)
+        known = batch.target != UNLABELLED
+        pairs = batch.target[known].long() * self.model.classes + predicted[known]
+        self.confusion += torch.bincount(pairs, minlength=self.model.classes**2).view_as(self.confusion)
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores the counts of all ranks."""
+        counts = self.trainer.strategy.reduce(self.confusion, reduce_op="sum")
+        if not isinstance(counts, Tensor):
+            raise TypeError(f"the strategy reduced counts to {type(counts).__name__}")
+        scores = Confusion(self.model.classes, counts.cpu().numpy().astype(np.int64)).scores()
+        for name in ("OA", "AA", "kappa", "mF1", "mIoU"):
+            value = scores[name]
+            self.log(f"val_{name}", 0.0 if math.isnan(value) else value, prog_bar=name == self.settings.choose_by)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over what can be trained; biases, norms and other vectors are not decayed."""
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.dim() > 1], "weight_decay": self.settings.weight_decay},
+            {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.settings.rate)
+        warm = max(1, round(self.settings.warmup * self.steps))
+
+        def rate(step: int) -> float:
+            if step < warm:
+                return (step + 1) / warm
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, self.steps - warm))))
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+
+
+class History(Callback):
+    """Keeps one row of metrics per epoch in a CSV file, also over interruption and resume.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds the epoch's row; rows of this epoch and later ones, from before a resume, go."""
+        if trainer.global_rank:
+            return
+        rows = [row for row in read_history(self.path) if row["epoch"] < trainer.current_epoch]
+        measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        rows.append({"epoch": float(trainer.current_epoch), **measured})
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        with whole_file(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The rows that `History` wrote; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
