@@ -1,11 +1,20 @@
-"""Where the tests find real data and golden tensors."""
+"""Where the tests find real data, golden tensors, and a small scene on disk."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+# The networks of the tests are so small that threads cost more than they give; before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
 import pytest
+import yaml
+
+from landfuse.legend import UNLABELLED
+from landfuse.scenes.geotiff import write_raster
+from landfuse.scenes.simulate import simulate_flat
 
 
 @pytest.fixture(scope="session")
@@ -14,4 +23,29 @@ def shared() -> Path:
     folder = Path(os.environ.get("LANDFUSE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is not there; set LANDFUSE_SHARED to its place")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small scene as a user would have it: 64 x 64 px, `a` (3 bands) and `b` (2 bands, a corner
+    without data), labels of four classes (a strip is unlabelled), and a split into blocks. Not to be written to."""
+    folder = tmp_path_factory.mktemp("place")
+    scene = simulate_flat(64, 64, {"a": 3, "b": 2})
+    for name in scene.modalities:
+        values = scene.read(name, scene.grid.window)
+        if name == "b":
+            values[:, :6, :9] = np.nan
+        write_raster(folder / f"{name}.tif", scene.grid, values, nodata=float("nan"))
+    labels = scene.labels.copy()
+    labels[:, 40:42] = UNLABELLED
+    write_raster(folder / "labels.tif", scene.grid, scene.legend.to_codes(labels), legend=scene.legend)
+    text = {
+        "name": "chequers",
+        "modalities": {name: {"path": f"{name}.tif", "units": "1"} for name in scene.modalities},
+        "labels": {"path": "labels.tif"},
+        "legend": [{"name": c.name, "code": c.code, "colour": c.colour} for c in scene.legend],
+        "split": {"kind": "blocks", "size": 8, "test": 0.3, "validation": 0.2},
+    }
+    (folder / "scene.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
     return folder

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.errors import LandfuseError, SceneError
+from landfuse.errors import FaultsError, LandfuseError, SceneError
 from landfuse.legend import UNLABELLED
-from landfuse.scenes.grid import blocks
+from landfuse.scenes.grid import Grid, blocks
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.split import ROLES, Roles, counts_per_class, leak_share
@@ -31,8 +31,8 @@ class ModalityCheck:
         bands: number of bands.
         dtype: data type in the file.
         units: as the scene file says.
-        pixel: pixel size in CRS units.
-        crs: the CRSs that occur.
+        pixel: pixel size in the file, in units of its CRS.
+        crs: the CRSs of the files that occur.
         warped: number of tiles whose raster is brought to the reference grid.
         pixels: number of pixels.
         missing: pixels without data in at least one band.
@@ -60,16 +60,18 @@ class ModalityCheck:
         """Mean of all values; NaN if there is none."""
         return self.total / self.values if self.values else math.nan
 
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Adds the values of one window, (C, height, width)."""
+    def add(self, values: NDArray[np.float32]) -> int:
+        """Adds the values of one window, (C, height, width); gives its pixels without data."""
         known = np.isfinite(values)
         self.pixels += values[0].size
-        self.missing += int((~known.all(axis=0)).sum())
+        missing = int((~known.all(axis=0)).sum())
+        self.missing += missing
         if known.any():
             found = values[known]
             self.low, self.high = min(self.low, float(found.min())), max(self.high, float(found.max()))
             self.total += float(found.sum(dtype=np.float64))
             self.values += found.size
+        return missing
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Report:
 
     Args:
         file: the scene file; None if it could not be read.
-        tiles: number of tiles that could be opened.
+        tiles: number of tiles whose reference could be opened.
         modalities: by name.
         counts: role -> pixels of each class, (K,); role `unused` for labelled pixels without a role.
         leaks: (view, core) -> share of test pixels whose view holds a training or validation pixel.
@@ -109,13 +111,13 @@ def check(
     try:
         file = report.file = read_scene_file(path)
     except LandfuseError as error:
-        report.faults.append(error)
+        report.faults += error.faults if isinstance(error, FaultsError) else [error]
         return report
     scenes, report.faults = file.try_scenes()
     report.tiles = len(scenes)
     _check_modalities(report, scenes, progress)
     if file.settings.labels is not None:
-        _check_labels(report, file, scenes, views, complete=not report.faults)
+        _check_labels(report, file, scenes, views, complete=bool(scenes) and len(scenes) == len(file.tiles))
     return report
 
 
@@ -124,11 +126,11 @@ def _check_modalities(report: Report, scenes: Sequence[Scene], progress: Callabl
     broken: set[tuple[str, str]] = set()
     for scene in scenes:
         for name, part in scene.modalities.items():
-            size = scene.grid.pixel_size[0] / part.zoom
+            own: Grid = getattr(part.raster, "own_grid", part.raster.grid)
             row = report.modalities.setdefault(
-                name, ModalityCheck(part.raster.bands, part.raster.dtype, part.units, size)
+                name, ModalityCheck(part.raster.bands, part.raster.dtype, part.units, own.pixel_size[0])
             )
-            crs = scene.grid.crs or "none"
+            crs = own.crs or "none"
             row.crs += [] if crs in row.crs else [crs]
             row.warped += bool(getattr(part.raster, "warped", False))
             if part.raster.bands != row.bands:
@@ -145,8 +147,8 @@ def _check_modalities(report: Report, scenes: Sequence[Scene], progress: Callabl
             if (scene.name, name) in broken:
                 continue
             try:
-                report.modalities[name].add(scene.read(name, block))
-                report.modalities[name].undeclared += part.raster.undeclared_nan(block.scaled(part.zoom))
+                if report.modalities[name].add(scene.read(name, block)):
+                    report.modalities[name].undeclared += part.raster.undeclared_nan(block.scaled(part.zoom))
             except LandfuseError as error:
                 report.faults.append(error)
                 broken.add((scene.name, name))
@@ -171,6 +173,8 @@ def _check_labels(
 ) -> None:
     labelled = []
     for scene in scenes:
+        if scene.read_labels is None:
+            continue  # that they cannot be opened is among the faults already
         try:
             _ = scene.labels
             labelled.append(scene)
@@ -178,15 +182,21 @@ def _check_labels(
             report.faults.append(error)
     if not labelled:
         return
+    complete = complete and len(labelled) == len(scenes)
     labels = [scene.labels for scene in labelled]
     roles: list[Roles] = [np.zeros(label.shape, dtype=np.uint8) for label in labels]
-    if complete and len(labelled) == len(scenes) and file.settings.split is not None:
+    classes = len(file.legend)
+    everything = np.sum([np.bincount(label[label != UNLABELLED], minlength=classes) for label in labels], axis=0)
+    if complete and not everything.any():
+        report.faults.append(
+            SceneError("no pixel is labelled", "labels of every class", "check that the labels show the same place")
+        )
+        return
+    if complete and file.settings.split is not None:
         try:
             roles = file.roles(labelled)
         except LandfuseError as error:
             report.faults.append(error)
-    classes = len(file.legend)
-    everything = np.sum([np.bincount(label[label != UNLABELLED], minlength=classes) for label in labels], axis=0)
     report.counts = counts_per_class(roles, labels, classes)
     report.counts["unused"] = everything - np.sum([report.counts[name] for name in ROLES], axis=0)
     for index, name in enumerate(file.legend.names):

@@ -64,8 +64,13 @@ class ModelSpec:
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, modalities: Mapping[str, Modality], classes: int) -> FusionModel:
-        """Makes the model with random weights.
+    def build(self, modalities: Mapping[str, Modality], classes: int, *, saved: bool = False) -> FusionModel:
+        """Makes the model, with the weights that training starts from.
+
+        Args:
+            modalities: name -> channels and zoom.
+            classes: K.
+            saved: those of a bundle are loaded next, so that none need be fetched.
 
         Raises:
             SettingsError: if its settings are wrong.
@@ -73,6 +78,8 @@ class ModelSpec:
         """
         kind = MODELS[self.name]
         config = parse(kind.Settings, self.settings, f"model `{self.name}`")
+        if saved:
+            config = kind.without_pretraining(config)
         return kind(modalities, classes, config)  # type: ignore[call-arg,arg-type]
 
 
@@ -179,9 +186,13 @@ class Classifier(nn.Module):
             "modalities": {name: asdict(n) for name, n in self.notes.items()},
             "pixel_maps": {name: list(m.weight.shape) for name, m in self.maps.items()},
             "legend": [asdict(c) for c in self.legend],
+            "frozen": self.model.frozen_reference(),
             "tiling": {"view": self.model.view, "core": self.model.core, "stride": self.stride},
         }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        state = {f"model.{name}": tensor for name, tensor in self.model.trained_state().items()}
+        state |= {f"pixel_maps.{name}": tensor for name, tensor in self.pixel_maps.state_dict().items()}
+        # Cloned, since safetensors refuses tensors that share memory (tied weights).
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
         with whole_file(folder / "model.safetensors") as weights, whole_file(folder / "model.json") as words:
             try:
                 safetensors.torch.save_file(tensors, weights, metadata={"landfuse": str(FORMAT)})
@@ -228,16 +239,34 @@ def load_bundle(folder: str | Path) -> Classifier:
         }
         notes = {name: ModalityNote(**values) for name, values in description["modalities"].items()}
         legend = Legend(tuple(LandClass(**values) for values in description["legend"]))
-        classifier = Classifier(spec, maps, notes, legend, description["tiling"]["stride"])
-        classifier.load_state_dict(tensors)
+        modalities = {name: Modality(m.channels, notes[name].zoom) for name, m in maps.items()}
+        model = spec.build(modalities, len(legend), saved=True)
+        classifier = Classifier(spec, maps, notes, legend, description["tiling"]["stride"], model)
+        if classifier.model.frozen_reference() != description.get("frozen"):
+            raise BundleError(
+                f"the bundle {folder} was trained on other frozen weights: {description.get('frozen')}",
+                f"the weights that its settings name now: {classifier.model.frozen_reference()}",
+                "put the file of that SHA-256 where the bundle's settings look for it",
+            )
+        classifier.pixel_maps.load_state_dict(_part(tensors, "pixel_maps."))
+        classifier.model.load_trained_state(_part(tensors, "model."))
+    except LandfuseError:
+        raise
     except FileNotFoundError as error:
+        missing = [name for name in ("model.json", "model.safetensors") if not (folder / name).exists()]
         raise BundleError(
-            f"{folder} holds no bundle: {Path(error.filename or '').name} is missing" if error.filename else str(error),
+            f"{folder} holds no bundle: {' and '.join(missing) or error} is missing",
             "a folder with model.json and model.safetensors, as `landfuse train` writes it",
             "check the path, or whether the training ended",
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+    except OSError as error:
+        raise BundleError(f"the bundle {folder} cannot be read: {error}", "a bundle", "check the path") from None
+    except (ValueError, SafetensorError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise BundleError(
             f"the bundle {folder} is broken: {str(error)[:300]}", "a whole bundle", "copy it again, or train again"
         ) from None
     return classifier.eval()
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -4,27 +4,46 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
-from landfuse.errors import LandfuseError
+from landfuse.errors import LandfuseError, SettingsError
 
 if TYPE_CHECKING:
+    from landfuse.legend import Legend
     from landfuse.scenes.scene import Scene
 
+
+class _Interruptible(TyperGroup):
+    """Tells of ctrl-C itself: versions of Typer differ in the exit code, and none says what is left behind."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            told = "interrupted; nothing half-written is left. The same `train` command goes on from its last epoch"
+            err.print(told, soft_wrap=True)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Interruptible,
     help="Co-registered rasters of several sensors and some labels in, a defended land-cover map out.",
     no_args_is_help=True,
     add_completion=False,
@@ -35,6 +54,11 @@ out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 err = Console(stderr=True, highlight=False)
 
 ScenePath = Annotated[Path, typer.Argument(help="The scene file (scene.yaml), or the folder that holds it.")]
+
+
+def _say(line: str) -> None:
+    """One line, whatever the width and whatever brackets a path holds."""
+    out.print(line, markup=False, soft_wrap=True)
 
 
 def _version(wanted: bool) -> None:
@@ -80,15 +104,14 @@ def check(
     from landfuse.check import VIEWS
     from landfuse.check import check as look
 
-    try:
-        pairs = [(*map(int, part.split("/")), 1)[:2] for part in views.split(",")] if views else VIEWS
-    except ValueError:
-        raise LandfuseError(f"--views is {views!r}", "views like 7,11,64/64", "mend it") from None
+    pairs = [_view_and_core(part) for part in views.split(",")] if views else VIEWS
     with _bar("reading") as tell:
         report = look(scene, pairs, tell)
     if report.file is not None and report.modalities:
         settings = report.file.settings
-        table = Table(title=f"{settings.title or settings.name}: {report.tiles} tile{'s' if report.tiles != 1 else ''}")
+        table = Table(
+            title=f"{escape(settings.title or settings.name)}: {report.tiles} tile{'s' if report.tiles != 1 else ''}"
+        )
         for title in ("modality", "bands", "type", "pixel", "CRS", "warped", "no data", "min", "mean", "max", "units"):
             table.add_column(title, justify="left" if title in ("modality", "type", "CRS", "units") else "right")
         for name, m in report.modalities.items():
@@ -96,7 +119,7 @@ def check(
             table.add_row(
                 name, str(m.bands), m.dtype, f"{m.pixel:.4g}", ", ".join(crs[:3]) + (" ..." if len(crs) > 3 else ""),
                 str(m.warped), f"{m.missing / max(1, m.pixels):.1%}", f"{m.low:.4g}", f"{m.mean:.4g}", f"{m.high:.4g}",
-                m.units,
+                escape(m.units),
             )  # fmt: skip
         out.print(table)
     if report.file is not None and report.counts:
@@ -107,7 +130,7 @@ def check(
             table.add_column(role, justify="right")
         for index, kind in enumerate(report.file.legend):
             counts = [f"{int(count[index]):,}" for count in report.counts.values()]
-            table.add_row(str(kind.code), f"[{kind.colour}]■[/] {kind.name}", *counts)
+            table.add_row(str(kind.code), f"[{kind.colour}]■[/] {escape(kind.name)}", *counts)
         table.add_section()
         table.add_row("", "all", *(f"{int(count.sum()):,}" for count in report.counts.values()))
         out.print(table)
@@ -120,19 +143,27 @@ def check(
             table.add_row(str(view), str(core), f"[{'red' if share > 0 else 'green'}]{share:.1%}[/]")
         out.print(table)
     for fault in report.faults:
-        err.print(f"[bold red]fault[/] {fault}", markup=True, soft_wrap=True)
+        err.print(f"[bold red]fault[/] {escape(str(fault))}", soft_wrap=True)
     if report.faults:
         raise typer.Exit(2)
     out.print("no fault found")
 
 
+def _view_and_core(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"\s*(\d+)\s*(?:/\s*(\d+)\s*)?", text)
+    view, core = (int(match.group(1)), int(match.group(2) or 1)) if match else (0, 0)
+    if not 1 <= core <= view:
+        raise SettingsError(f"--views holds {text!r}", "views like 7,11,96/64, with cores no larger", "mend it")
+    return view, core
+
+
 def _print_scores(scores: dict[str, float], classes: Sequence[Mapping[str, object]], title: str) -> None:
-    table = Table(title=title)
+    table = Table(title=escape(title))
     for name in ("class", "precision", "recall", "F1", "IoU", "support"):
         table.add_column(name, justify="left" if name == "class" else "right")
     for row in classes:
         values = [row[name] for name in ("precision", "recall", "F1", "IoU")]
-        table.add_row(str(row["name"]), *(_share(v) for v in values), f"{row['support']:,}")
+        table.add_row(escape(str(row["class"])), *(_share(v) for v in values), f"{row['support']:,}")
     out.print(table)
     out.print("  ".join(f"{name} {_share(scores[name])}" for name in ("OA", "AA", "kappa", "mF1", "mIoU")))
     if scores.get("unmapped"):
@@ -164,7 +195,7 @@ def train(
     _print_scores(scores["test"], scores["classes"], f"{run}: test split")
     if scores["leak_share"]:
         out.print(f"[red]{scores['leak_share']:.1%} of the test pixels have a training pixel in their view[/]")
-    out.print(f"bundle: {run / 'bundle'}")
+    _say(f"bundle: {run / 'bundle'}")
 
 
 @app.command()
@@ -188,7 +219,7 @@ def predict(
 ) -> None:
     """Map a scene: a georeferenced GeoTIFF with colours and class names, 255 where there is no data."""
     from landfuse.classifier import load_bundle
-    from landfuse.errors import SceneError
+    from landfuse.errors import OutputError, SceneError
     from landfuse.predict import predict as run_mapping
     from landfuse.scenes.scene_file import read_scene_file
 
@@ -202,33 +233,38 @@ def predict(
         )
     for one in scenes:
         classifier.check(one)
-    several = len(scenes) > 1
-    for one in scenes:
-        if tile and one.name not in tile:
-            continue
-        path = output / f"{one.name}.tif" if several or output.suffix.lower() not in (".tif", ".tiff") else output
+    chosen = [one for one in scenes if not tile or one.name in tile]
+    as_file = output.suffix.lower() in (".tif", ".tiff")
+    if as_file and len(chosen) > 1:
+        raise OutputError(
+            f"{len(chosen)} tiles are to be mapped into the one file {output}",
+            "a folder, which gets a map per tile",
+            "name a folder by -o, or one tile by --tile",
+        )
+    for one in chosen:
+        path = output if as_file else output / f"{one.name}.tif"
         with _bar(f"mapping {one.name}, px", quiet) as tell:
             run_mapping(
                 classifier, one, path, probabilities=probabilities, confidence=confidence, block=block, batch=batch,
                 progress=tell,
             )  # fmt: skip
-        out.print(f"map: {path}")
+        _say(f"map: {path}")
         if picture:
-            out.print(f"picture: {_picture(path, one)}")
+            _say(f"picture: {_picture(path, one, classifier.legend)}")
 
 
-def _picture(path: Path, scene: Scene) -> Path:
+def _picture(path: Path, scene: Scene, legend: Legend) -> Path:
     from landfuse.evaluate import read_map
     from landfuse.pictures import class_image, map_figure, modality_image, save
 
-    classes = read_map(path, scene)
+    classes = read_map(path, replace(scene, legend=legend))  # a scene that is only mapped may have no legend
     images = {name: modality_image(scene, name) for name in scene.modalities}
-    images["map"] = class_image(classes, scene.legend)
+    images["map"] = class_image(classes, legend)
     shown = [classes]
-    if scene.read_labels is not None:
+    if scene.read_labels is not None and scene.legend == legend:
         images["labels"] = class_image(scene.labels, scene.legend)
         shown.append(scene.labels)
-    return save(map_figure(images, scene.legend, shown), path.with_suffix(".png"))
+    return save(map_figure(images, legend, shown), path.with_suffix(".png"))
 
 
 @app.command()
@@ -250,7 +286,7 @@ def evaluate(
     )
     if output is not None:
         result.save(output)
-        out.print(f"scores: {output / 'scores.json'}")
+        _say(f"scores: {output / 'scores.json'}")
 
 
 @app.command()
@@ -262,15 +298,15 @@ def demo(
     """Simulate a scene of three sensors, train, map and score it: all of landfuse in two minutes."""
     from landfuse.demo import run_demo
 
-    result = run_demo(folder, seed=seed, progress=not quiet and err.is_terminal, say=out.print)
+    result = run_demo(folder, seed=seed, progress=not quiet and err.is_terminal, say=_say)
     table = Table(title="what each modality gives (test split)")
     for title in ("modalities", "OA", "mF1", "mIoU"):
         table.add_column(title, justify="left" if title == "modalities" else "right")
     for name, scores in result.scores.items():
         table.add_row(name, *(_share(scores[key]) for key in ("OA", "mF1", "mIoU")))
     out.print(table)
-    out.print(f"map:     {result.map}")
-    out.print(f"picture: {result.picture}")
+    _say(f"map:     {result.map}")
+    _say(f"picture: {result.picture}")
 
 
 def main() -> None:
@@ -279,21 +315,14 @@ def main() -> None:
     try:
         app()
     except LandfuseError as error:
-        err.print(f"[bold red]error[/] {_plain(str(error))}", soft_wrap=True)
+        err.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("interrupted; nothing half-written is left. The same `train` command goes on from the last epoch")
-        sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
     except Exception:
-        err.print(_plain(traceback.format_exc()), soft_wrap=True)
+        err.print(escape(traceback.format_exc()), soft_wrap=True)
         err.print("[bold red]this is a fault of landfuse[/]; please report it with the lines above")
         sys.exit(1)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 if __name__ == "__main__":

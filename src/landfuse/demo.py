@@ -82,13 +82,19 @@ def write_demo_scene(folder: Path, seed: int = 0, side: int = _SIDE) -> Path:
 
 
 def run_demo(
-    folder: str | Path, *, seed: int = 0, progress: bool = False, say: Callable[[str], None] = lambda line: None
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    side: int = _SIDE,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> DemoResult:
     """Runs the demo; a second run in the same folder goes on, or finds everything done.
 
     Args:
         folder: where everything is written.
         seed: of the scene and the training.
+        side: of the scene, px of 1 m.
         progress: show progress bars.
         say: told what happens, line by line.
 
@@ -96,8 +102,8 @@ def run_demo(
         OutputError: if the folder cannot be written.
     """
     folder = Path(folder)
-    say(f"simulating a scene of {_SIDE} x {_SIDE} px in {folder}")
-    path = write_demo_scene(folder, seed)
+    say(f"simulating a scene of {side} x {side} px in {folder}")
+    path = write_demo_scene(folder, seed, side)
     names = list(open_scene(path).modalities)
     scores: dict[str, dict[str, float]] = {}
     whole = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from landfuse.errors import LandfuseError, OutputError
@@ -24,6 +24,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with partial.open("rb") as written:
@@ -34,7 +36,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(path, error) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder is none, there is nothing to remove either
+            partial.unlink(missing_ok=True)
 
 
 def unwritable(path: Path, error: Exception) -> OutputError:

@@ -141,10 +141,13 @@ class Legend:
             SceneError: where an unlisted code occurs and `unlisted` is "error", or a code is no whole number.
         """
         if codes.dtype.kind == "f":
-            as_int = np.nan_to_num(codes, nan=UNLABELLED).astype(np.int64)
-            if not np.array_equal(as_int, np.nan_to_num(codes, nan=UNLABELLED)):
-                raise SceneError(f"{where} hold fractions", "whole-number codes", "check that this is a label raster")
-            codes = as_int
+            known = np.where(np.isnan(codes), UNLABELLED, codes)
+            wrong = known[(np.abs(known) > 2**31) | (known != np.rint(known))]
+            if wrong.size:
+                raise SceneError(
+                    f"{where} hold the number {wrong[0]:g}", "whole-number codes", "check that this is a label raster"
+                )
+            codes = known.astype(np.int64)
         present, inverse = np.unique(codes, return_inverse=True)
         table = {c.code: index for index, c in enumerate(self.classes)}
         table.update({int(code): UNLABELLED for code in (*ignored, UNLABELLED)})

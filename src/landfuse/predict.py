@@ -29,6 +29,9 @@ from landfuse.scenes.scene import Scene
 PROBABILITY_STEPS = 250
 """Probabilities are written as uint8: value / 250, 255 for no data."""
 
+_LANES = 64
+"""Element-wise kernels take this many numbers at once and round the rest of a tensor otherwise: batches have no rest."""
+
 Progress = Callable[[int, int], None]
 """Told (pixels done, pixels in all)."""
 
@@ -49,8 +52,11 @@ class BlockMap:
 
 
 def batch_size(view: int, views: int) -> int:
-    """Windows per forward pass: about 65,000 pixels of views, no more than there are views."""
-    return max(1, min(65_536 // view**2, views))
+    """Windows per forward pass: about 65,000 pixels of views, at most 8,192, and not many more than there are views."""
+    most = min(65_536 // view**2, 8_192)
+    if most < _LANES:
+        return max(1, min(most, views))
+    return min(most // _LANES * _LANES, -(-views // _LANES) * _LANES)
 
 
 @torch.inference_mode()
@@ -129,11 +135,13 @@ def _map_block(
         # Every pass has the same shape: kernels differ in their last bits between batch sizes (P1).
         full = part if len(part) == size else torch.cat([part, part[-1:].expand(size - len(part), 2)])
         images = patchwork.views(full[:, 0] - model.halo, full[:, 1] - model.halo, model.view)
-        logits = model({name: image.to(device) for name, image in images.items()}).float().cpu()
-        _add(summed, weight, logits[: len(part)], part, window)
+        scores = model({name: image.to(device) for name, image in images.items()}).float().cpu()
+        _add(summed, weight, scores[: len(part)], part, window)
     weight = weight.clamp(min=1)
-    probabilities = torch.softmax(summed / weight, dim=0)
-    classes = (summed / weight).argmax(dim=0).to(torch.uint8).numpy()
+    logits = summed / weight
+    # Along the last axis: over the first, the kernel rounds by a pixel's place in the block (P1).
+    probabilities = torch.softmax(logits.movedim(0, -1).contiguous(), dim=-1).movedim(-1, 0)
+    classes = logits.argmax(dim=0).to(torch.uint8).numpy()
     classes[~needed] = UNLABELLED
     return BlockMap(window, classes, probabilities.numpy())
 

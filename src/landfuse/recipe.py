@@ -96,6 +96,13 @@ class Recipe(Settings):
     split: dict[str, Any] | None = None
     run: str | None = None
 
+    @pydantic.field_validator("modalities")
+    @classmethod
+    def _some_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (not value or len(set(value)) < len(value)):
+            raise ValueError("name at least one modality, and each once")
+        return value
+
     @pydantic.field_validator("model", mode="before")
     @classmethod
     def _model_by_name(cls, value: Any) -> Any:

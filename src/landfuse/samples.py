@@ -33,7 +33,7 @@ class SampleSettings(Settings):
     """How training sees the scene.
 
     Args:
-        batch: windows per step (over all devices).
+        batch: windows per step at most (over all devices); the steps of an epoch share its windows evenly.
         windows: windows per epoch; by default as many as it takes to see each training pixel about once.
         balanced: draw every class equally often, however rare.
         augment: flip and turn by quarters, alike in all modalities.
@@ -322,7 +322,7 @@ class Draws(Sampler[NDArray[np.int64]]):
         ranks: number of processes.
 
     Raises:
-        SplitError: if no pixel with data in every modality is labelled.
+        SplitError: if no pixel is labelled.
     """
 
     def __init__(
@@ -380,9 +380,8 @@ class Draws(Sampler[NDArray[np.int64]]):
         return draws
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        draws = self._epoch()
-        for start in range(0, len(draws), self.settings.batch):
-            batch = draws[start : start + self.settings.batch]
+        # Batches of even size: a last one of a single window would have no variance to normalise by.
+        for batch in np.array_split(self._epoch(), len(self)):
             share = -(-len(batch) // self.ranks)
             part = batch[self.rank * share : (self.rank + 1) * share]
             if len(part) < share:  # every rank takes every step, and with a batch of the same size

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import collections.abc
 import difflib
 import os
 import re
+import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import pydantic
 import yaml
 
-from landfuse.errors import MissingFileError, SettingsError
+from landfuse.errors import FaultsError, MissingFileError, SettingsError
 
 
 class Settings(pydantic.BaseModel):
@@ -22,6 +24,27 @@ class Settings(pydantic.BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+
+
+class SettingsFaultsError(FaultsError, SettingsError):
+    """All that is wrong with the values of one file."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose mappings name each key once; PyYAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuses keys that come twice; a key taken over by `<<` may be overridden."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    "while reading a mapping", node.start_mark, f"found the key `{key.value}` twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -45,11 +68,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read: {error}", "a YAML file in UTF-8", "check the path") from None
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not valid YAML: {error}", "YAML", "mend the line named above") from None
+        raise SettingsError(
+            f"{path} is not valid YAML: {error}", "YAML: each key once, no tabs", "mend the line named above"
+        ) from None
     if not isinstance(values, dict):
-        raise SettingsError(f"{path} holds {type(values).__name__}", "a mapping of keys to values", "check the file")
+        found = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise SettingsError(f"{path} {found}", "a mapping of keys to values", "check the file")
     return values
 
 
@@ -67,47 +93,92 @@ def parse(kind: type[S], values: Mapping[str, Any], where: str) -> S:
     try:
         return kind.model_validate(dict(values))
     except pydantic.ValidationError as error:
-        faults = [_fault(kind, fault) for fault in error.errors()]
-        raise SettingsError("\n".join(f"{where}: {fault}" for fault in faults)) from None
+        told = list(dict.fromkeys(_fault(kind, fault) for fault in error.errors()))
+        faults = [SettingsError(f"{where}: {fault}") for fault in told]
+    raise faults[0] if len(faults) == 1 else SettingsFaultsError(faults)
 
 
 def _fault(kind: type[Settings], fault: Any) -> str:
-    location = [str(part) for part in fault["loc"]]
-    key = ".".join(location)
+    keys, places = _walk(kind, fault["loc"])
+    key = ".".join(keys)
     if fault["type"] == "extra_forbidden":
-        known = _keys_at(kind, fault["loc"][:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        known = sorted({name for place in _walk(kind, fault["loc"][:-1])[1] for name in _fields(place)})
+        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
         return f"unknown key `{key}`; {hint}"
     if fault["type"] == "missing":
         return f"the key `{key}` is missing"
+    if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        tag = fault["ctx"]["discriminator"].strip("'")
+        tags = [value for place in places for value in _tags(place, tag)]
+        if fault["type"] == "union_tag_not_found":
+            return f"the key `{key}.{tag}` is missing; one of: {', '.join(tags)}"
+        near = difflib.get_close_matches(str(fault["ctx"]["tag"]), tags, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"`{key}.{tag}` is {fault['ctx']['tag']!r}, not one of: {', '.join(tags)}{hint}"
     message = str(fault["msg"]).removeprefix("Value error, ")
     shown = repr(fault.get("input"))
     return f"`{key}` is {shown if len(shown) < 80 else shown[:77] + '...'}: {message}" if key else message
 
 
-def _keys_at(kind: Any, location: Iterable[str | int]) -> list[str]:
-    """The known keys of the settings class at a place within `kind`; follows lists, mappings and unions."""
-    kinds = [kind]
+def _walk(kind: Any, location: Iterable[str | int]) -> tuple[list[str], list[Any]]:
+    """Follows pydantic's location of a fault: the keys as the file has them, and the types at that place.
+
+    The location also names the members of unions, by their tag or type, which the file does not.
+    """
+    keys: list[str] = []
+    places = _members(kind)
     for part in location:
-        following: list[Any] = []
-        for candidate in kinds:
-            if isinstance(candidate, type) and issubclass(candidate, Settings):
-                field = candidate.model_fields.get(str(part))
-                if field is not None:
-                    following += _settings_in(field.annotation)
-                # A union's location names its member (a tag or a class name), a list's or mapping's an index or key:
-                # neither leads to another class.
-                else:
-                    following.append(candidate)
-        kinds = following
-    return sorted({name for candidate in kinds for name in candidate.model_fields})
+        if part == "[key]":  # it is the key that is wrong, not its value
+            continue
+        following = [member for place in places for found in _below(place, part) for member in _members(found)]
+        chosen = [place for place in places if part in _names(place)] if not following and len(places) > 1 else []
+        if chosen:
+            places = chosen
+        else:
+            keys.append(str(part))
+            places = following
+    return keys, places
 
 
-def _settings_in(annotation: Any) -> list[type[Settings]]:
-    if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return [annotation]
-    return [found for part in getattr(annotation, "__args__", ()) for found in _settings_in(part)]
+def _members(annotation: Any) -> list[Any]:
+    """The types that an annotation stands for: itself, or the members of a union."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [member for part in get_args(annotation) if part is not type(None) for member in _members(part)]
+    return [annotation]
+
+
+def _below(place: Any, part: str | int) -> list[Any]:
+    """The annotations that a key or index of a type leads to."""
+    if _fields(place):
+        field = place.model_fields.get(str(part))
+        return [field.annotation] if field is not None else []
+    origin = get_origin(place)
+    if isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):
+        return list(get_args(place)[1:])
+    if isinstance(origin, type) and issubclass(origin, list | tuple | set | frozenset) and isinstance(part, int):
+        return [argument for argument in get_args(place)[:1] if argument is not ...]
+    return []
+
+
+def _fields(place: Any) -> list[str]:
+    return list(place.model_fields) if isinstance(place, type) and issubclass(place, Settings) else []
+
+
+def _names(place: Any) -> list[str]:
+    """How pydantic's locations may name a member of a union."""
+    tags = [value for name in _fields(place) for value in _tags(place, name)]
+    return [*tags, getattr(place, "__name__", str(place))]
+
+
+def _tags(place: Any, field: str) -> list[str]:
+    """The values of a field that tells the members of a union apart."""
+    if field not in _fields(place):
+        return []
+    annotation = place.model_fields[field].annotation
+    return [str(value) for value in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 
 def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
@@ -124,11 +195,13 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
         *path, last = key.strip().split(".")
         place = result
         for part in path:
-            place = place.setdefault(part, {})
+            if place.get(part) is None:  # also a section that is written, but empty
+                place[part] = {}
+            place = place[part]
             if not isinstance(place, dict):
                 raise SettingsError(f"`{key}`: `{part}` holds a value, not keys", "a key that has keys below it", "")
         try:
-            place[last] = yaml.safe_load(text)
+            place[last] = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError:
             raise SettingsError(f"`{assignment}`: the value is not valid YAML", "key=value", "quote it") from None
     return result
@@ -162,7 +235,8 @@ def expand(text: str) -> str:
     return _VARIABLE.sub(value, text)
 
 
-_UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
+_UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
+_UNITS |= {"KIB": 1024, "MIB": 1024**2, "GIB": 1024**3, "TIB": 1024**4}
 
 
 def byte_count(text: str | int) -> int:
@@ -171,7 +245,7 @@ def byte_count(text: str | int) -> int:
     Raises:
         ValueError: if it is no size.
     """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", str(text))
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:e\+?[0-9]+)?)\s*([A-Za-z]*)\s*", str(text))
     if not match or match.group(2).upper() not in _UNITS:
         raise ValueError(f"{text!r} is no size; write one like 2GiB or 500MB")
     return int(float(match.group(1)) * _UNITS[match.group(2).upper()])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -38,6 +39,11 @@ class Task(LightningModule):
         self.register_buffer(
             "confusion", torch.zeros((model.classes, model.classes), dtype=torch.int64), persistent=False
         )
+
+    def on_train_epoch_start(self) -> None:
+        """Seeds what layers draw (dropout, noise) by epoch and rank, so that a resumed run goes on as it would have."""
+        entropy = (self.settings.seed, self.current_epoch, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def training_step(self, batch: Sample, index: int) -> Tensor:
         """One step; a loss that is no number stops the training at once."""
@@ -90,6 +96,17 @@ class Task(LightningModule):
             return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, self.steps - warm))))
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+
+
+class Patience(EarlyStopping):
+    """Stops after epochs without a better score; a run that had stopped before it was interrupted stays stopped."""
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, dict[str, dict[str, int]]]
+    ) -> None:
+        """Looks whether patience had run out."""
+        if checkpoint["callbacks"].get(self.state_key, {}).get("wait_count", 0) >= self.patience:
+            trainer.should_stop = True
 
 
 class History(Callback):

@@ -7,13 +7,16 @@ The test split is read once, at the end.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import platform
 import shutil
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,13 +29,13 @@ import lightning
 import numpy as np
 import torch
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from landfuse.classifier import Classifier, ModelSpec, load_bundle, note
-from landfuse.errors import ModelError, OutputError, SplitError
+from landfuse.errors import FaultsError, ModelError, OutputError, SceneError, SettingsError, SplitError
 from landfuse.files import write_text
 from landfuse.layers.pixel_map import PixelMap, PixelMapSettings
 from landfuse.legend import UNLABELLED, Legend
@@ -46,7 +49,7 @@ from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.split import TEST, TRAIN, VALIDATION, Roles, counts_per_class, leak_share
 from landfuse.scores import Confusion
-from landfuse.task import History, Task, read_history
+from landfuse.task import History, Patience, Task, read_history
 
 log = logging.getLogger("landfuse")
 
@@ -75,10 +78,11 @@ def ground(recipe: Recipe, file: SceneFile) -> Ground:
     """Opens the scenes of a recipe and gives every pixel its role.
 
     Raises:
-        FaultsError: if scenes cannot be opened.
+        FaultsError: if scenes cannot be opened, or their modalities differ in bands or data type.
         SplitError: if a class has no training pixel, or there is no split.
     """
     scenes = file.scenes(recipe.modalities)
+    _alike(scenes)
     roles = file.roles(scenes, recipe.split_of(file))
     counts = counts_per_class(roles, [scene.labels for scene in scenes], len(file.legend))
     empty = [name for name, count in zip(file.legend.names, counts["train"], strict=True) if count == 0]
@@ -90,6 +94,24 @@ def ground(recipe: Recipe, file: SceneFile) -> Ground:
             "take it out of the legend (its code into `labels: ignored`), or change the split or its seed",
         )
     return Ground(scenes, roles, file.legend)
+
+
+def _alike(scenes: Sequence[Scene]) -> None:
+    first = scenes[0]
+    faults = [
+        SceneError(
+            f"`{name}` has {getattr(own, what)} {words} in the tile `{scene.name}`",
+            f"{getattr(known, what)} {words}, as in the tile `{first.name}`",
+            "make the tiles alike, or choose common bands by `bands`",
+        )
+        for scene in scenes[1:]
+        for name in first.modalities
+        for own, known in [(note(scene, name), note(first, name))]
+        for what, words in (("bands", "bands"), ("dtype", "as data type"))
+        if getattr(own, what) != getattr(known, what)
+    ]
+    if faults:
+        raise FaultsError(faults)
 
 
 def fit_maps(recipe: Recipe, base: Ground) -> dict[str, PixelMap]:
@@ -156,11 +178,22 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True)
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe, assignments)
+    elif assignments:
+        raise SettingsError("assignments go with the path of a recipe", "a path", "use read_recipe(path, assignments)")
     run = Path(recipe.run or "runs/unnamed")
-    _claim(run, recipe)
+    claimed = _claim(run, recipe)
     if (run / "scores.json").exists():
         log.warning("%s has ended before; its bundle is loaded. Choose another run=... to train again", run)
         return load_bundle(run / "bundle")
+    try:
+        return _train(recipe, run, progress)
+    except BaseException:
+        if claimed and not (run / "checkpoints" / "last.ckpt").exists():
+            _release(run)
+        raise
+
+
+def _train(recipe: Recipe, run: Path, progress: bool) -> Classifier:
     file = recipe.read_scene()
     base = ground(recipe, file)
     lightning.seed_everything(recipe.training.seed, workers=True, verbose=False)
@@ -208,8 +241,8 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True)
     return classifier
 
 
-def _claim(run: Path, recipe: Recipe) -> None:
-    """Makes the run folder, or finds that it holds this very recipe.
+def _claim(run: Path, recipe: Recipe) -> bool:
+    """Makes the run folder (true), or finds that it holds this very recipe (false).
 
     Raises:
         OutputError: if it cannot be made or written, or holds a run of another recipe.
@@ -217,7 +250,14 @@ def _claim(run: Path, recipe: Recipe) -> None:
     known = run / "recipe.json"
     text = recipe.to_json()
     if known.exists():
-        before, now = json.loads(known.read_text(encoding="utf-8")), json.loads(text)
+        try:
+            before, now = json.loads(known.read_text(encoding="utf-8")), json.loads(text)
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"{known} cannot be read: {error}", "the recipe of a run", "choose another folder by run=..."
+            ) from None
+        if isinstance(before, dict) and before.get("run") and Path(before["run"]).resolve() == run.resolve():
+            before["run"] = now["run"]  # one folder, spelt in two ways
         differing = sorted(
             key for key in {*_flat(before), *_flat(now)} if _flat(before).get(key) != _flat(now).get(key)
         )
@@ -227,8 +267,19 @@ def _claim(run: Path, recipe: Recipe) -> None:
                 "an empty folder, or the same recipe to go on with",
                 "choose another folder by run=..., or remove this one",
             )
-        return
+        return False
     write_text(known, text)
+    return True
+
+
+def _release(run: Path) -> None:
+    """Undoes `_claim` and what a start leaves, where nothing was learnt: a mended recipe may have the folder."""
+    for name in ("recipe.json", "metrics.csv"):
+        (run / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(run / name, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        run.rmdir()  # only if nothing else lies in it
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -249,7 +300,7 @@ def _fit(
     task = Task(classifier.model, settings, steps)
     folder = run / "checkpoints"
     last = ModelCheckpoint(folder, "last", save_top_k=1, every_n_epochs=1, enable_version_counter=False)
-    callbacks: list[Any] = [History(run / "metrics.csv"), last]
+    callbacks: list[Any] = [History(run / "metrics.csv")]
     best = None
     if validation is not None:
         watched = f"val_{settings.choose_by}"
@@ -258,7 +309,8 @@ def _fit(
         )
         callbacks.append(best)
         if settings.patience is not None:
-            callbacks.append(EarlyStopping(watched, patience=settings.patience, mode="max"))
+            callbacks.append(Patience(watched, patience=settings.patience, mode="max"))
+    callbacks.append(last)  # after `best`, whose state it holds
     if progress:
         callbacks.append(RichProgressBar(leave=False))
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
@@ -268,6 +320,7 @@ def _fit(
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*number of training batches.*")
         warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 on torch 2.9 and later
         arguments: dict[str, Any] = {
             "max_epochs": settings.epochs,
             "accelerator": settings.accelerator,
@@ -290,17 +343,21 @@ def _fit(
                 f"Lightning's Trainer refuses the settings: {error}", "arguments that it knows", "mend `training:`"
             ) from None
         resume = folder / "last.ckpt"
+        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(task, data, ckpt_path=str(resume) if resume.exists() else None)
         except SystemExit:
             if trainer.interrupted:
+                # Lightning ignores further interrupts from here on; those of whoever called are not its own to take.
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGINT, on_interrupt)
                 raise KeyboardInterrupt from None
             raise
         except FloatingPointError as error:
             raise ModelError(
                 str(error),
                 "finite losses",
-                f"lower training.rate, or set training.precision=float32; the last whole epoch lies in {folder}",
+                "lower training.rate, or set training.precision=float32, and choose another folder by run=...",
             ) from None
     facts: dict[str, Any] = {"epochs": trainer.current_epoch, "precision": precision(settings)}
     kept = best.best_model_path if best is not None else ""

@@ -13,14 +13,12 @@ from sklearn.metrics import balanced_accuracy_score
 
 from landfuse.legend import UNLABELLED
 from landfuse.scenes.grid import Window, blocks
+from landfuse.scenes.place_noise import gamma, hashed, normal
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.simulate import (
     HEIGHT_NOISE,
     LOOKS,
     REFLECTANCE_NOISE,
-    _hash,
-    _normal,
-    _speckle,
     simulate,
     simulate_flat,
 )
@@ -42,7 +40,7 @@ def test_windows_agree_with_the_whole(kind: str, monkeypatch: pytest.MonkeyPatch
     expected = {name: whole(scene, name) for name in scene.modalities}
     labels = scene.read_labels() if scene.read_labels else None
     for side in (1 << 16, 1000):  # the size of the pieces in which windows are computed must not show either
-        monkeypatch.setattr("landfuse.scenes.simulate._CHUNK", side)
+        monkeypatch.setattr("landfuse.scenes.place_noise._CHUNK", side)
         for name, full in expected.items():
             raster = scene.modalities[name].raster
             assert (raster.bands, raster.dtype) == (len(full), full.dtype)
@@ -81,7 +79,7 @@ def test_pickles_and_is_lazy() -> None:
 
 
 def test_hash_bits_are_even_and_uncorrelated() -> None:
-    bits = _hash(1, 2, ROWS, COLS)
+    bits = hashed(1, 2, ROWS, COLS)
     for shift in range(0, 32, 5):
         bit = ((bits >> np.uint32(shift)) & np.uint32(1)).astype(np.float64) - 0.5
         limit = 5 * 0.5 / bit.size**0.5  # five standard errors
@@ -91,21 +89,21 @@ def test_hash_bits_are_even_and_uncorrelated() -> None:
         # Where keys of rows and columns are only combined linearly, the four corners of a rectangle cancel out.
         corners = bit[:300, :400] * bit[300:, :400] * bit[:300, 400:800] * bit[300:, 400:800]
         assert abs(corners.mean()) < 5 * 0.5**4 / corners.size**0.5
-    for other in (_hash(1, 3, ROWS, COLS), _hash(2, 2, ROWS, COLS), _hash(1 + (1 << 32), 2, ROWS, COLS)):
+    for other in (hashed(1, 3, ROWS, COLS), hashed(2, 2, ROWS, COLS), hashed(1 + (1 << 32), 2, ROWS, COLS)):
         assert abs(np.corrcoef(bits.reshape(-1), other.reshape(-1))[0, 1]) < 5 / bits.size**0.5
     assert len(np.unique(bits)) > 0.999 * bits.size
 
 
 def test_normal_and_gamma_numbers() -> None:
-    normal = _normal(0, 1, ROWS, COLS).astype(np.float64)
-    n = normal.size
-    assert abs(normal.mean()) < 5 / n**0.5
-    assert normal.var() == pytest.approx(1, abs=5 * (2 / n) ** 0.5)
-    assert (normal > 2).mean() == pytest.approx(0.02275, rel=0.05)
-    gamma = _speckle(0, 10, ROWS, COLS).astype(np.float64)
-    assert gamma.mean() == pytest.approx(1, abs=5 * (1 / LOOKS / n) ** 0.5)
-    assert gamma.var() == pytest.approx(1 / LOOKS, rel=0.02)
-    assert ((gamma - 1) ** 3).mean() / gamma.var() ** 1.5 == pytest.approx(2 / LOOKS**0.5, rel=0.05)  # its skewness
+    even = normal(0, 1, ROWS, COLS).astype(np.float64)
+    n = even.size
+    assert abs(even.mean()) < 5 / n**0.5
+    assert even.var() == pytest.approx(1, abs=5 * (2 / n) ** 0.5)
+    assert (even > 2).mean() == pytest.approx(0.02275, rel=0.05)
+    speckle = gamma(0, 10, ROWS, COLS, LOOKS).astype(np.float64)
+    assert speckle.mean() == pytest.approx(1, abs=5 * (1 / LOOKS / n) ** 0.5)
+    assert speckle.var() == pytest.approx(1 / LOOKS, rel=0.02)
+    assert ((speckle - 1) ** 3).mean() / speckle.var() ** 1.5 == pytest.approx(2 / LOOKS**0.5, rel=0.05)  # its skewness
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,16 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from landfuse.errors import ModelError
 from landfuse.settings import Settings
 
 _CHUNK = 4096
 """Pixels per matrix product. A product of fixed shape gives a pixel the same bits whatever block it came in (P1)."""
+
+_LANES = 16
+"""Outputs are padded to a multiple of this: narrow products take kernels whose bits depend on a pixel's place."""
 
 
 class PixelMapSettings(Settings):
@@ -69,21 +73,21 @@ class PixelMap(nn.Module):
             pixels: (..., C) float32, NaN where there is no data.
 
         Returns:
-            (..., D) float32, 0 (the mean) where any band had no data.
+            (..., D) float32, 0 (the mean) where a band that goes into a channel had no data.
         """
         if self.weight.dim() == 1:
-            mapped = torch.addcmul(self.bias, pixels, self.weight)
+            # Two roundings everywhere: a fused multiply-add rounds once, and not every code path is fused.
+            mapped = torch.mul(pixels, self.weight).add_(self.bias)
         else:
             flat = pixels.reshape(-1, self.bands)
             mapped = flat.new_empty((len(flat), self.channels))
+            weight = F.pad(self.weight, (0, 0, 0, -self.channels % _LANES)).T.contiguous()
+            bias = F.pad(self.bias, (0, -self.channels % _LANES))
+            chunk = flat.new_zeros((_CHUNK, self.bands))
             for start in range(0, len(flat), _CHUNK):
-                chunk = flat[start : start + _CHUNK]
-                whole = (
-                    chunk
-                    if len(chunk) == _CHUNK
-                    else torch.cat([chunk, chunk.new_zeros(_CHUNK - len(chunk), self.bands)])
-                )
-                mapped[start : start + _CHUNK] = torch.addmm(self.bias, whole, self.weight.T)[: len(chunk)]
+                part = flat[start : start + _CHUNK]
+                chunk[: len(part)] = part
+                mapped[start : start + _CHUNK] = torch.addmm(bias, chunk, weight)[: len(part), : self.channels]
             mapped = mapped.reshape(*pixels.shape[:-1], self.channels)
         if torch.isfinite(self.clip):
             mapped = mapped.clamp(-self.clip, self.clip)

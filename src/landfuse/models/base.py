@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from landfuse import settings
 from landfuse.errors import ModelError
 from landfuse.legend import UNLABELLED
-from landfuse.settings import Settings
 
 
 class Modality(NamedTuple):
@@ -42,7 +42,7 @@ class FusionModel(nn.Module):
         ModelError: if the core does not lie centred in the view.
     """
 
-    Settings: ClassVar[type[Settings]]
+    Settings: ClassVar[type[settings.Settings]]
 
     def __init__(self, modalities: Mapping[str, Modality], classes: int, *, view: int, core: int) -> None:
         super().__init__()
@@ -56,6 +56,11 @@ class FusionModel(nn.Module):
         self.classes = classes
         self.view = view
         self.core = core
+
+    @classmethod
+    def without_pretraining(cls, config: settings.Settings) -> settings.Settings:
+        """The settings that build the same network without fetching pretrained weights, for those of a bundle."""
+        return config
 
     @property
     def halo(self) -> int:
@@ -84,6 +89,18 @@ class FusionModel(nn.Module):
             Scalars: `loss`, which is minimised, and any further parts by name.
         """
         return {"loss": cross_entropy(self(images), target)}
+
+    def frozen_reference(self) -> dict[str, str] | None:
+        """What a bundle says of weights that it does not store: their name, address and SHA-256; None for nothing."""
+        return None
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The tensors that a bundle stores: all, or those beside the frozen ones that `frozen_reference` names."""
+        return self.state_dict()
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what `trained_state` gave."""
+        self.load_state_dict(dict(state))
 
 
 class DirectFit(FusionModel):

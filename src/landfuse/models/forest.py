@@ -19,7 +19,8 @@ from landfuse.errors import ModelError
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import DirectFit, Modality
 
-_PIXELS_AT_ONCE = 1 << 16
+_PIXELS_AT_ONCE = 1 << 13
+_STEPS = 6
 
 
 class Forest(DirectFit):
@@ -141,13 +142,27 @@ class Forest(DirectFit):
         return shares.clamp(min=1e-6).log()[:, :, None, None]
 
     def _shares(self, pixels: Tensor) -> Tensor:
-        total = pixels.new_zeros((len(pixels), self.classes))
-        for children, feature, threshold, share in zip(
+        count, channels = pixels.shape
+        values = pixels.contiguous().view(-1)
+        total = pixels.new_zeros((count, self.classes))
+        first = torch.arange(count, dtype=torch.int32, device=pixels.device) * channels
+        for branches, feature, threshold, share in zip(
             self.branches, self.feature, self.threshold, self.share, strict=True
         ):
-            node = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device)
-            for _ in range(int(self.depth)):
-                value = pixels.gather(1, feature[node].long()[:, None])[:, 0]
-                node = children.view(-1)[2 * node + (value > threshold[node]).long()].long()
-            total += share[node]
+            leaf = torch.zeros(count, dtype=torch.int32, device=pixels.device)
+            moving, node, row = None, leaf, first
+            for step in range(int(self.depth)):
+                value = values.index_select(0, row + feature.index_select(0, node))
+                right = value > threshold.index_select(0, node)
+                node = branches.view(-1).index_select(0, 2 * node + right)
+                if step % _STEPS == _STEPS - 1:
+                    # Most pixels reach their leaf long before the deepest: only the others go on.
+                    leaf = node if moving is None else leaf.index_copy(0, moving, node)
+                    on = torch.nonzero(branches[:, 0].index_select(0, node) != node).flatten()
+                    moving = on if moving is None else moving.index_select(0, on)
+                    node, row = node.index_select(0, on), row.index_select(0, on)
+                    if not len(on):
+                        break
+            leaf = node if moving is None else leaf.index_copy(0, moving, node)
+            total += share.index_select(0, leaf)
         return total / len(self.branches)

@@ -78,6 +78,11 @@ class Stacked(FusionModel):
         # Encoders halve the image five times; other sizes are padded to the next multiple.
         self.multiple = 32
 
+    @classmethod
+    def without_pretraining(cls, config: settings.Settings) -> settings.Settings:
+        """See `FusionModel.without_pretraining`."""
+        return config.model_copy(update={"weights": None})
+
     def forward(self, images: dict[str, Tensor]) -> Tensor:
         """Logits of the core, (B, K, core, core); see `FusionModel.forward`."""
         stack = torch.cat([_on_grid(images[name], m.zoom) for name, m in self.modalities.items()], dim=1)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +20,12 @@ from xml.sax.saxutils import escape
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.features import rasterize
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform_bounds
+from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window as RasterioWindow
 
 from landfuse.errors import GridError, MissingFileError, SceneError, SettingsError
@@ -39,6 +43,53 @@ TILE = 512
 """Side of a tile of the files that are written; blocks of a multiple of it are written without compressing twice."""
 
 
+_GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
+"""What rasterio raises; its own errors, and those of GDAL and PROJ that it lets through."""
+
+_OPEN_FILES = 64
+"""Datasets that a thread keeps open; systems allow a process some 1,000 (macOS 256), a region has more tiles."""
+
+
+class _Reader(threading.local):
+    """The dataset that a thread reads a raster from; None until it is opened, and after it made room for others."""
+
+    dataset: Any = None
+    source: Any = None  # under a warped dataset
+
+    def close(self) -> None:
+        for dataset in (self.dataset, self.source):
+            if dataset is not None:
+                dataset.close()
+        self.dataset = self.source = None
+
+
+class _OpenReaders(threading.local):
+    """The readers of a thread that hold an open dataset, the latest used last."""
+
+    def __init__(self) -> None:
+        self.readers: OrderedDict[int, weakref.ref[_Reader]] = OrderedDict()
+
+    def touch(self, reader: _Reader) -> None:
+        """Notes that a reader is used, and closes those that were not for long."""
+        self.readers[id(reader)] = weakref.ref(reader)
+        self.readers.move_to_end(id(reader))
+        while len(self.readers) > _OPEN_FILES:
+            oldest = self.readers.popitem(last=False)[1]()
+            if oldest is not None:
+                oldest.close()
+
+
+_open_readers = _OpenReaders()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Opens files without rasterio's warning of those without georeference, which is known and dealt with."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
 def crs_name(crs: Any, where: str) -> str | None:
     """A CRS as `EPSG:n` where it has such a code (also if its header lost it), else as WKT; None for none.
 
@@ -49,7 +100,7 @@ def crs_name(crs: Any, where: str) -> str | None:
         return None
     try:
         known = rasterio.crs.CRS.from_user_input(crs)
-    except RasterioError as error:
+    except _GDAL_ERRORS as error:
         raise SettingsError(f"{where}: the CRS {crs!r} is not known: {error}", "EPSG:n, WKT or PROJ") from None
     if not known:
         return None
@@ -65,12 +116,13 @@ def _window(window: Window) -> RasterioWindow:
 class GdalRaster:
     """One file that GDAL reads, on its own grid or warped lazily onto another; a `Raster`.
 
-    Datasets are opened once per thread, and again after the object was sent to another process.
+    Each thread opens its own dataset, and again after the object was sent to another process. A band that the file
+    marks as alpha says where there is data; it is no band of values unless it is asked for by its number.
 
     Args:
         path: file or GDAL address.
         decoding: numbers to values.
-        band_numbers: the bands to use, from 1; None for all.
+        band_numbers: the bands to use, from 1; None for all but alpha.
         assumed_crs: the CRS to take where the file says none.
         onto: the grid to warp onto; None reads the file's own.
         resampling: how, if the grids differ.
@@ -82,7 +134,7 @@ class GdalRaster:
     assumed_crs: str | None = None
     onto: Grid | None = None
     resampling: ResamplingName = "bilinear"
-    _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
+    _open: _Reader = field(default_factory=_Reader, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "_open"}
@@ -90,7 +142,7 @@ class GdalRaster:
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "_open", threading.local())
+        object.__setattr__(self, "_open", _Reader())
 
     @cached_property
     def _header(self) -> dict[str, Any]:
@@ -101,7 +153,10 @@ class GdalRaster:
                 "count": source.count,
                 "dtypes": source.dtypes,
                 "nodata": source.nodata,
-                "masked": any(MaskFlags.per_dataset in flags for flags in source.mask_flag_enums),
+                "masked": any(
+                    MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in source.mask_flag_enums
+                ),
+                "alpha": [n for n, kind in enumerate(source.colorinterp, start=1) if kind == ColorInterp.alpha],
                 "scales": source.scales,
                 "offsets": source.offsets,
                 "names": source.descriptions,
@@ -109,10 +164,9 @@ class GdalRaster:
 
     def _dataset(self) -> Any:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with _quietly():
                 return rasterio.open(self.path)
-        except RasterioError as error:
+        except _GDAL_ERRORS as error:
             if "://" not in self.path and not self.path.startswith("/vsi") and not Path(self.path).exists():
                 raise MissingFileError(f"there is no file {self.path}", "a raster", "check the path") from None
             raise SceneError(
@@ -133,12 +187,14 @@ class GdalRaster:
     @property
     def bands(self) -> int:
         """Number of bands that are read."""
-        return len(self.band_numbers) if self.band_numbers else int(self._header["count"])
+        return len(self._numbers())
 
     @property
     def dtype(self) -> str:
         """The data type in the file."""
-        return str(self._header["dtypes"][0])
+        dtypes = self._header["dtypes"]
+        number = self._numbers()[0]
+        return str(dtypes[number - 1 if number <= len(dtypes) else 0])
 
     @property
     def warped(self) -> bool:
@@ -146,19 +202,30 @@ class GdalRaster:
         return self.onto is not None and self.onto != self.own_grid
 
     def _numbers(self) -> list[int]:
-        return list(self.band_numbers) if self.band_numbers else list(range(1, self.bands + 1))
+        if self.band_numbers:
+            return list(self.band_numbers)
+        every = range(1, self._header["count"] + 1)
+        return [number for number in every if number not in self._header["alpha"]] or list(every)
+
+    @property
+    def _alpha(self) -> int | None:
+        """The band that tells where there is data, if it is not read as values."""
+        return next((number for number in self._header["alpha"] if number not in self._numbers()), None)
 
     @cached_property
     def _decoding(self) -> Decoding:
-        """The settings win over the header's nodata, scale and offset."""
-        header = self._header
-        result = self.decoding
-        if result.nodata is None:
-            result = replace(result, nodata=header["nodata"])
-        index = self._numbers()[0] - 1
-        if result.scale == 1.0 and result.offset == 0.0:
-            result = replace(result, scale=header["scales"][index], offset=header["offsets"][index])
-        return result
+        """The settings win over the header's nodata, scales and offsets."""
+        header, own = self._header, self.decoding
+        return replace(
+            own,
+            nodata=header["nodata"] if own.nodata is None else own.nodata,
+            scale=self._of_bands(header["scales"]) if own.scale is None else own.scale,
+            offset=self._of_bands(header["offsets"]) if own.offset is None else own.offset,
+        )
+
+    def _of_bands(self, numbers: Sequence[float]) -> float | tuple[float, ...]:
+        chosen = tuple(numbers[number - 1] for number in self._numbers())
+        return chosen[0] if len(set(chosen)) == 1 else chosen
 
     @property
     def declares_nan(self) -> bool:
@@ -170,7 +237,7 @@ class GdalRaster:
 
         Raises:
             SceneError: if the file is missing or broken, or lacks a band.
-            GridError: if it has to be warped and has no CRS, or does not overlap the grid.
+            GridError: if it has to be warped and cannot be, or does not overlap the grid.
         """
         count = self._header["count"]
         beyond = [number for number in self._numbers() if not 1 <= number <= count]
@@ -188,13 +255,25 @@ class GdalRaster:
             )
         if self.onto.crs is None:
             raise GridError(
-                f"{self.path} cannot be placed: the reference grid has no CRS", "a reference with a CRS", "name it"
+                f"{self.path} ({self.own_grid}) cannot be placed: the reference grid has no CRS ({self.onto})",
+                "a reference that says where it lies",
+                "name the reference's CRS by `crs: EPSG:n`, or make this raster the `reference`",
             )
-        own = _bounds(self.own_grid)
+        if self._header["alpha"] and self._alpha is None:
+            raise GridError(
+                f"{self.path} lies on another grid, and its band {self._header['alpha'][0]} is marked as alpha",
+                "values only, to warp them",
+                "leave that band out of `bands`, or write the raster anew without the mark",
+            )
+        own, own_crs = _bounds(self.own_grid), self.own_grid.crs
         try:
-            left, bottom, right, top = transform_bounds(self.own_grid.crs, self.onto.crs, *own)
-        except RasterioError as error:
-            raise GridError(f"{self.path} cannot be brought to {self.onto.crs}: {error}", "", "check its CRS") from None
+            left, bottom, right, top = transform_bounds(own_crs, self.onto.crs, *own)
+        except _GDAL_ERRORS as error:
+            raise GridError(
+                f"{self.path} cannot be brought to the reference grid: {str(error)[:200]}",
+                f"two CRS that PROJ can turn into each other, not {own_crs[:60]} and {self.onto.crs[:60]}",
+                "check both; a local one has to be replaced by that of the country or the world",
+            ) from None
         other = _bounds(self.onto)
         if left >= other[2] or right <= other[0] or bottom >= other[3] or top <= other[1]:
             raise GridError(
@@ -205,13 +284,13 @@ class GdalRaster:
             )
 
     def _reader(self) -> Any:
-        reader = getattr(self._open, "reader", None)
-        if reader is None:
+        mine = self._open
+        if mine.dataset is None:
             source = self._dataset()
             if self.warped and self.onto is not None:
                 categorical = self.resampling in ("nearest", "mode")
                 nodata = self._decoding.nodata
-                reader = WarpedVRT(
+                mine.dataset = WarpedVRT(
                     source,
                     src_crs=self.own_grid.crs,
                     crs=self.onto.crs,
@@ -221,25 +300,32 @@ class GdalRaster:
                     resampling=Resampling[self.resampling],
                     src_nodata=nodata,
                     nodata=nodata,
-                    add_alpha=nodata is None,
+                    add_alpha=nodata is None and not self._header["alpha"],
                     dtype=None if categorical else "float32",
+                    # Else nodata in one band only is taken for a value and mixed with its neighbours.
+                    UNIFIED_SRC_NODATA="NO",
+                    **_scales(self.own_grid, self.onto),
                 )
+                mine.source = source
             else:
-                reader = source
-            self._open.reader = reader
-        return reader
+                mine.dataset = source
+        _open_readers.touch(mine)
+        return mine.dataset
 
     def read_numbers(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """The numbers as they are in the file, (C, height, width), and where a mask band says there are none."""
-        reader = self._reader()
         try:
-            numbers = reader.read(self._numbers(), window=_window(window))
-            outside: NDArray[np.bool_] | None = None
-            if self.warped and self._decoding.nodata is None:
-                outside = reader.read(reader.count, window=_window(window)) == 0
-            elif self._header["masked"]:
-                outside = reader.dataset_mask(window=_window(window)) == 0
-        except RasterioError as error:
+            with np.errstate(over="ignore"):  # a nodata of -1.8e308 in float64 files
+                reader = self._reader()
+                numbers = reader.read(self._numbers(), window=_window(window))
+                outside: NDArray[np.bool_] | None = None
+                if self._alpha is not None:
+                    outside = reader.read(self._alpha, window=_window(window)) == 0
+                elif self.warped and self._decoding.nodata is None:
+                    outside = reader.read(reader.count, window=_window(window)) == 0
+                elif self._header["masked"]:
+                    outside = reader.dataset_mask(window=_window(window)) == 0
+        except _GDAL_ERRORS as error:
             raise SceneError(
                 f"{self.path} cannot be read at row {window.row}, column {window.col}: {error}",
                 "a whole file",
@@ -256,8 +342,8 @@ class GdalRaster:
         return values
 
     def undeclared_nan(self, window: Window) -> int:
-        """Pixels of a window that hold a NaN which the file does not declare as nodata."""
-        return self._decoding.undeclared_nan(self.read_numbers(window)[0])
+        """Pixels of a window that hold a NaN or infinity which the file does not declare as nodata."""
+        return self._decoding.undeclared_nan(*self.read_numbers(window))
 
     def read_codes(self) -> NDArray[np.generic]:
         """The first band whole, as the codes of labels: (H, W); `UNLABELLED` where there is no data."""
@@ -267,8 +353,24 @@ class GdalRaster:
         if self._decoding.nodata is not None:
             missing |= np.isnan(codes) if self.declares_nan else codes == self._decoding.nodata
         if missing.any():
-            codes = np.where(missing, UNLABELLED, codes)
+            wide = codes if codes.dtype.kind == "f" else codes.astype(np.int64)  # int8 cannot hold 255
+            codes = np.where(missing, UNLABELLED, wide)
         return codes
+
+
+def _scales(source: Grid, onto: Grid) -> dict[str, str]:
+    """How many pixels of the target one of the source spans, across and down, in the middle of the target.
+
+    GDAL would guess it from the sides of windows, and smooths where the grids are turned against each other.
+    """
+    col, row = onto.width / 2, onto.height / 2
+    places = [onto.at(col, row), onto.at(col + 1, row), onto.at(col, row + 1)]
+    xs, ys = transform(onto.crs, source.crs, [x for x, _ in places], [y for _, y in places])
+    if not np.isfinite([*xs, *ys]).all():
+        return {}
+    cols, rows = zip(*(~rasterio.Affine(*source.transform) @ place for place in zip(xs, ys, strict=True)), strict=True)
+    across, down = (math.hypot(p[1] - p[0], p[2] - p[0]) for p in (cols, rows))
+    return {"XSCALE": f"{1 / across:.9g}", "YSCALE": f"{1 / down:.9g}"} if across and down else {}
 
 
 def _bounds(grid: Grid) -> tuple[float, float, float, float]:
@@ -333,44 +435,46 @@ class GeotiffWriter:
     ) -> None:
         self.path = Path(path)
         self.legend = legend
-        self._stack = contextlib.ExitStack()
-        self._partial = self._stack.enter_context(whole_file(self.path))
-        try:
-            self._file = rasterio.open(
-                self._partial,
-                "w",
-                driver="GTiff",
-                height=grid.height,
-                width=grid.width,
-                count=bands,
-                dtype=dtype,
-                crs=grid.crs,
-                transform=rasterio.Affine(*grid.transform) if grid.georeferenced else None,
-                nodata=nodata,
-                tiled=True,
-                blockxsize=TILE,
-                blockysize=TILE,
-                compress="deflate",
-                predictor=2 if np.dtype(dtype).kind in "iu" and legend is None else 1,
-                bigtiff="if_safer",
-                interleave="band",
-            )
-        except (OSError, RasterioError) as error:
-            self._stack.__exit__(type(error), error, None)
-            raise unwritable(self.path, error) from None
-        if legend is not None:
-            self._file.write_colormap(1, {c.code: (*c.rgb, 255) for c in legend})
-        if scale != 1.0:
-            self._file.scales = [scale] * bands
-        for index, name in enumerate(names, start=1):
-            self._file.set_band_description(index, name)
-        self._file.update_tags(**(tags or {}))
+        with contextlib.ExitStack() as stack:
+            self._partial = stack.enter_context(whole_file(self.path))
+            try:
+                with _quietly():
+                    self._file = rasterio.open(
+                        self._partial,
+                        "w",
+                        driver="GTiff",
+                        height=grid.height,
+                        width=grid.width,
+                        count=bands,
+                        dtype=dtype,
+                        crs=grid.crs,
+                        transform=rasterio.Affine(*grid.transform) if grid.georeferenced else None,
+                        nodata=nodata,
+                        tiled=True,
+                        blockxsize=TILE,
+                        blockysize=TILE,
+                        compress="deflate",
+                        predictor=2 if np.dtype(dtype).kind in "iu" and legend is None else 1,
+                        bigtiff="if_safer",
+                        interleave="band",
+                    )
+                stack.callback(self._file.close)
+                if legend is not None:
+                    self._file.write_colormap(1, {c.code: (*c.rgb, 255) for c in legend})
+                if scale != 1.0:
+                    self._file.scales = [scale] * bands
+                for index, name in enumerate(names, start=1):
+                    self._file.set_band_description(index, name)
+                self._file.update_tags(**(tags or {}))
+            except (OSError, *_GDAL_ERRORS) as error:
+                raise unwritable(self.path, error) from None
+            self._stack = stack.pop_all()
 
     def write(self, window: Window, values: NDArray[Any]) -> None:
         """Writes (bands, height, width), or (height, width) for one band, at a window inside the grid."""
         try:
             self._file.write(values if values.ndim == 3 else values[np.newaxis], window=_window(window))
-        except (OSError, RasterioError) as error:
+        except (OSError, *_GDAL_ERRORS) as error:
             raise unwritable(self.path, error) from None
 
     def __enter__(self) -> GeotiffWriter:
@@ -383,17 +487,21 @@ class GeotiffWriter:
             self._file.close()
             if error is None:
                 self._verify()
-        except (OSError, RasterioError) as fault:
+        except (OSError, *_GDAL_ERRORS) as fault:
             error = unwritable(self.path, fault)
             self._stack.__exit__(type(error), error, None)
             raise error from None
         self._stack.__exit__(kind, error, trace)
-        if error is None and self.legend is not None:
-            _write_category_names(self.path, self.legend)
+        if error is None:
+            beside = self.path.with_name(self.path.name + ".aux.xml")
+            if self.legend is not None:
+                _write_category_names(beside, self.legend)
+            else:
+                beside.unlink(missing_ok=True)  # what GDAL noted of a former file of this name
 
     def _verify(self) -> None:
         """GDAL tells of a full disk at closing only in its log; a file that was cut short fails in its last tile."""
-        with rasterio.open(self._partial) as written:
+        with _quietly(), rasterio.open(self._partial) as written:
             for band in range(1, written.count + 1):
                 *_, (_, last) = written.block_windows(band)
                 written.read(band, window=last)
@@ -404,7 +512,7 @@ def _write_category_names(path: Path, legend: Legend) -> None:
     names = {c.code: c.name for c in legend}
     lines = "".join(f"<Category>{escape(names.get(code, ''))}</Category>" for code in range(max(names) + 1))
     text = f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{lines}</CategoryNames></PAMRasterBand></PAMDataset>\n'
-    write_text(path.with_name(path.name + ".aux.xml"), text)
+    write_text(path, text)
 
 
 def write_raster(path: str | Path, grid: Grid, values: NDArray[Any], **options: Any) -> None:

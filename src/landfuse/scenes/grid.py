@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import pyproj
 from numpy.typing import NDArray
 
 Transform = tuple[float, float, float, float, float, float]
@@ -34,7 +36,7 @@ class Grid:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Grid):
             return NotImplemented
-        if (self.height, self.width, self.crs) != (other.height, other.width, other.crs):
+        if (self.height, self.width) != (other.height, other.width) or not _same_crs(self.crs, other.crs):
             return False
         corners = [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)]
         tolerance = _SAME_CORNER * min(self.pixel_size)
@@ -80,6 +82,14 @@ class Grid:
         left, top = self.transform[2], self.transform[5]
         crs = "no CRS" if self.crs is None else self.crs if len(self.crs) < 20 else "a CRS without authority code"
         return f"{self.height} x {self.width} px of {size} in {crs}, upper left at {left:.9g}, {top:.9g}"
+
+
+@lru_cache(maxsize=256)
+def _same_crs(one: str | None, other: str | None) -> bool:
+    """Whether two CRS are one; a CRS without a code gets another name in each file that it is written to."""
+    if one is None or other is None or one == other:
+        return one == other
+    return bool(pyproj.CRS.from_user_input(one) == pyproj.CRS.from_user_input(other))
 
 
 @dataclass(frozen=True, order=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,8 +44,8 @@ class ModalitySettings(Settings):
         bands: which bands to use: `[1, 2, 5]` or `"1-5, 9"`; all by default.
         units: of the values, e.g. `reflectance`, `m`, `dB`.
         nodata: the number that means no data; by default what the file says. `.nan` for NaN.
-        scale: value = number * scale + offset; by default what the file says.
-        offset: see `scale`.
+        scale: value = number * scale + offset; by default what the file says, else 1.
+        offset: see `scale`; by default what the file says, else 0.
         decibel: turn linear power into dB.
         zoom: keep the modality this many times finer than the reference grid.
         resampling: how it is brought to the reference grid where it lies on another.
@@ -54,11 +55,11 @@ class ModalitySettings(Settings):
     path: str
     variable: str | None = None
     axes: str | None = None
-    bands: tuple[int, ...] | None = None
+    bands: tuple[int, ...] | None = pydantic.Field(default=None, min_length=1)
     units: str = ""
     nodata: float | None = None
-    scale: float = 1.0
-    offset: float = 0.0
+    scale: float | None = None
+    offset: float | None = None
     decibel: bool = False
     zoom: int = pydantic.Field(default=1, ge=1, le=64)
     resampling: ResamplingName = "bilinear"
@@ -74,8 +75,10 @@ class ModalitySettings(Settings):
             match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
             if not match:
                 raise ValueError("write bands like '1-5, 9' or [1, 2, 5]")
-            first = int(match.group(1))
-            bands += range(first, int(match.group(2) or first) + 1)
+            first, last = int(match.group(1)), int(match.group(2) or match.group(1))
+            if last < first:
+                raise ValueError(f"{part.strip()} runs backwards; list the bands one by one, like [3, 2, 1]")
+            bands += range(first, last + 1)
         return bands
 
     @property
@@ -98,7 +101,7 @@ class LabelSettings(Settings):
         path: raster of codes (`{tile}` allowed), or a .mat file.
         variable: the variable of a .mat file.
         axes: of that variable, `HW` or `WH`.
-        polygons: vector files; their attribute gives the class.
+        polygons: vector files (`{tile}` allowed); their attribute gives the class.
         attribute: the column that names the class.
         join: a CSV that holds the attribute, and the key column.
         all_touched: polygons label every pixel they touch, not only those whose centre they hold.
@@ -147,7 +150,7 @@ class ClassSettings(Settings):
     name: str
     code: int | None = None
     colour: str | None = None
-    value: str | None = None
+    value: str | None = pydantic.Field(default=None, coerce_numbers_to_str=True)
 
 
 class SceneSettings(Settings):
@@ -176,7 +179,7 @@ class SceneSettings(Settings):
     address: str = ""
     georeferenced: bool = True
     root: str = "."
-    tiles: tuple[str, ...] | None = None
+    tiles: tuple[str, ...] | None = pydantic.Field(default=None, min_length=1)
     reference: str | None = None
     modalities: dict[str, ModalitySettings] = pydantic.Field(min_length=1)
     labels: LabelSettings | None = None
@@ -184,18 +187,52 @@ class SceneSettings(Settings):
     split: SplitSettings | None = None
 
     @pydantic.model_validator(mode="after")
-    def _reference_exists(self) -> SceneSettings:
-        choices = [*self.modalities, *(["labels"] if self.labels and self.labels.path else [])]
-        if self.reference is not None and self.reference not in choices:
-            raise ValueError(f"`reference` is {self.reference!r}; choose one of {', '.join(choices)}")
-        if self.reference in self.modalities and self.modalities[self.reference].zoom != 1:
-            raise ValueError(f"`reference` is `{self.reference}`, whose zoom is not 1")
+    def _fits_together(self) -> SceneSettings:
+        wrong = []
+        on_grid = [name for name, m in self.modalities.items() if m.zoom == 1]
+        choices = [*on_grid, *(["labels"] if self.labels and self.labels.path else [])]
+        if self.reference in self.modalities and self.modalities[str(self.reference)].zoom != 1:
+            wrong.append(f"`reference` is `{self.reference}`, whose zoom is not 1")
+        elif self.reference is not None and self.reference not in choices:
+            wrong.append(f"`reference` is {self.reference!r}; choose one of {', '.join(choices)}")
+        if self.reference is None and not on_grid:
+            wrong.append("every modality has a zoom, so that none can be the reference grid; name a `reference`")
         if self.labels and not self.legend:
-            raise ValueError("`labels` need a `legend`")
+            wrong.append("`labels` need a `legend`")
         for name in self.modalities:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-                raise ValueError(f"the modality name {name!r} is not made of letters, digits and underscores")
+                wrong.append(f"the modality name {name!r} is not made of letters, digits and underscores")
+            if name in ("labels", "default"):
+                wrong.append(f"a modality is named `{name}`, a word that scene files and recipes use otherwise")
+        values = [c.value if c.value is not None else c.name for c in self.legend]
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice and self.labels and self.labels.polygons:
+            wrong.append(f"two classes of `legend` have the value {', '.join(twice)}")
+        tiles = list(self.tiles or ())
+        if len(set(tiles)) < len(tiles):
+            wrong.append(f"`tiles` names {', '.join(sorted({t for t in tiles if tiles.count(t) > 1}))} more than once")
+        if tiles and "{tile}" not in self.paths[0]:
+            wrong.append("`tiles` are named, but the path of the reference raster has no `{tile}`")
+        elif "{tile}" not in self.paths[0] and any("{tile}" in path for path in self.paths):
+            wrong.append("a path has `{tile}`, but that of the reference raster has none")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
+
+    @property
+    def reference_name(self) -> str:
+        """The raster whose grid is the scene's: `labels`, or a modality."""
+        return self.reference or next((name for name, m in self.modalities.items() if m.zoom == 1), "")
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all rasters and vector files as they are written, that of the reference first."""
+        found = {name: m.path for name, m in self.modalities.items()}
+        labels = self.labels
+        if labels and labels.path:
+            found["labels"] = labels.path
+        first = found.pop(self.reference_name, "")
+        return [first, *found.values(), *(labels.polygons if labels else ())]
 
 
 @dataclass(frozen=True)
@@ -224,24 +261,24 @@ class SceneFile:
     def tiles(self) -> list[str]:
         """The tiles' names, in natural order; the scene's own name where it is one."""
         settings = self.settings
-        if not any("{tile}" in path for path in self._paths()):
-            return [settings.name]
         if settings.tiles is not None:
             return list(settings.tiles)
-        pattern = self._reference_path()
-        before, _, after = str(self._resolve(pattern)).partition("{tile}")
-        folder, stem = Path(before + "x").parent, Path(before + "x").name[:-1]
-        found = sorted(
-            (str(p)[len(before) : len(str(p)) - len(after)] for p in folder.glob(f"{stem}*{after}")),
-            key=lambda tile: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", tile)],
-        )
-        if not found:
+        pattern = str(self._resolve(settings.paths[0]))
+        if "{tile}" not in pattern:
+            return [settings.name]
+        parts = pattern.split("{tile}")
+        start = Path(parts[0] + "x")
+        beneath = "*".join(map(glob.escape, [start.name[:-1], *parts[1:]]))
+        first, *others = (re.escape(part) for part in parts)
+        shape = re.compile(first + r"(?P<tile>[^/\\.][^/\\]*)" + "(?P=tile)".join(others))
+        fits = [match for path in start.parent.glob(beneath) if (match := shape.fullmatch(str(path)))]
+        if not fits:
             raise MissingFileError(
-                f"{self.path}: no file fits {self._resolve(pattern)}",
-                "one file per tile",
+                f"{self.path}: no file fits {pattern}",
+                "one file per tile, or their names under `tiles`",
                 "check `root` and the paths, or fetch the data: " + (settings.address or "no address is given"),
             )
-        return found
+        return sorted((match["tile"] for match in fits), key=_natural)
 
     def scenes(self, only: Sequence[str] | None = None) -> list[Scene]:
         """Opens every tile.
@@ -258,7 +295,10 @@ class SceneFile:
         return scenes
 
     def try_scenes(self, only: Sequence[str] | None = None) -> tuple[list[Scene], list[LandfuseError]]:
-        """Opens every tile that can be opened, and lists the faults of the others; reads headers only."""
+        """Opens every tile whose reference can be opened, with the modalities and labels that can; lists all faults.
+
+        Reads headers only. A fault that many tiles share, such as a missing vector file, is listed once.
+        """
         try:
             tiles = self.tiles
         except LandfuseError as error:
@@ -270,7 +310,7 @@ class SceneFile:
             faults += wrong
             if scene is not None:
                 scenes.append(scene)
-        return scenes, faults
+        return scenes, list({str(fault): fault for fault in faults}.values())
 
     def roles(self, scenes: Sequence[Scene], split: SplitSettings | None = None) -> list[Roles]:
         """Gives every labelled pixel of the tiles its role.
@@ -296,7 +336,11 @@ class SceneFile:
         place = str(self._resolve(path, scene.name))
         if place.lower().endswith(".mat"):
             if variable is None:
-                raise SettingsError(f"{place} is a .mat file", "`variables:` in the split", "name the variable")
+                raise SettingsError(
+                    f"{place} is a .mat file, and the split names no variable of it",
+                    "`variables: {train: ..., test: ...}` in a split of kind `masks`",
+                    "name the variables",
+                )
             mask = read_variable(place, variable, axes)
             if mask.shape != (scene.grid.height, scene.grid.width):
                 raise GridError(
@@ -310,30 +354,7 @@ class SceneFile:
             raise GridError(
                 f"{place} has the grid {raster.own_grid}", f"the scene's grid: {scene.grid}", "make it anew"
             )
-        numbers, _ = raster.read_numbers(scene.grid.window)
-        return numbers[0]
-
-    def _paths(self) -> list[str]:
-        labels = self.settings.labels
-        return [m.path for m in self.settings.modalities.values()] + ([labels.path] if labels and labels.path else [])
-
-    @property
-    def _reference(self) -> str:
-        on_grid = [name for name, m in self.settings.modalities.items() if m.zoom == 1]
-        if self.settings.reference:
-            return self.settings.reference
-        if on_grid:
-            return on_grid[0]
-        raise SettingsError(
-            f"{self.path}: every modality has a zoom, so that none can be the reference grid",
-            "a modality without zoom, or `reference: labels`",
-            "name the reference",
-        )
-
-    def _reference_path(self) -> str:
-        name = self._reference
-        labels = self.settings.labels
-        return labels.path if name == "labels" and labels and labels.path else self.settings.modalities[name].path
+        return raster.read_codes()
 
     def _resolve(self, path: str, tile: str | None = None) -> Path | str:
         expanded = expand(path if tile is None else path.replace("{tile}", tile))
@@ -357,20 +378,22 @@ class SceneFile:
         assumed = crs_name(m.crs, where) if m.crs else None
         raster = GdalRaster(path, decoding, bands, assumed, resampling=getattr(m, "resampling", "nearest"))
         raster.check()
+        if isinstance(m, LabelSettings) and raster.bands > 1:
+            raise SceneError(
+                f"the labels {path} have {raster.bands} bands",
+                "one band of codes",
+                "save that band as a file of its own",
+            )
         return raster
 
     def _open(self, tile: str, only: Sequence[str] | None) -> tuple[Scene | None, list[LandfuseError]]:
         settings = self.settings
         faults: list[LandfuseError] = []
         wanted = list(settings.modalities) if only is None else [name for name in only if name in settings.modalities]
+        reference = settings.reference_name
+        sources: dict[str, Any] = {"labels": settings.labels, **settings.modalities}
         try:
-            reference = self._reference
-            source = settings.modalities.get(reference) or settings.labels
-            if source is None:
-                raise SettingsError(
-                    f"{self.path}: the reference `{reference}` does not exist", "a modality or `labels`"
-                )
-            own = self._raster(tile, source, f"{self.path}: `{reference}`", None)
+            own = self._raster(tile, sources[reference], f"{self.path}: `{reference}`", None)
             grid = own.grid
             if grid.crs is None and settings.georeferenced and not isinstance(own, MatRaster):
                 faults.append(
@@ -381,7 +404,7 @@ class SceneFile:
                     )
                 )
         except LandfuseError as error:
-            return None, [error, *self._missing(tile, self._reference_path())]
+            return None, [error, *self._beside(tile, [name for name in wanted if name != reference])]
         modalities: dict[str, SceneModality] = {}
         for name in wanted:
             m = settings.modalities[name]
@@ -397,34 +420,51 @@ class SceneFile:
                 labels = self._label_reader(tile, settings.labels, grid)
             except LandfuseError as error:
                 faults.append(error)
-        if faults:
-            return None, faults
         legend = self.legend if settings.legend else Legend((LandClass("unknown", 0, "#000000"),))
-        return Scene(tile, grid, modalities, legend, labels), []
+        return Scene(tile, grid, modalities, legend, labels), faults
 
-    def _missing(self, tile: str, known: str) -> list[LandfuseError]:
-        """The other files of a tile that are not there either, so that all are told in one go."""
-        gone: list[LandfuseError] = []
-        for path in dict.fromkeys(self._paths()):
-            place = self._resolve(path, tile)
-            if path != known and isinstance(place, Path) and not place.exists():
-                gone.append(MissingFileError(f"there is no file {place}", "a raster", "check the path"))
-        return gone
+    def _beside(self, tile: str, names: Sequence[str]) -> list[LandfuseError]:
+        """What is wrong with a tile's other files in themselves, where the reference grid is not known."""
+        faults: list[LandfuseError] = []
+        labels = self.settings.labels
+        for name in [*names, *(["labels"] if labels and self.settings.reference_name != "labels" else [])]:
+            try:
+                if name in self.settings.modalities:
+                    self._raster(tile, self.settings.modalities[name], f"{self.path}: `{name}`", None)
+                elif labels and labels.path:
+                    self._raster(tile, labels, f"{self.path}: `labels`", None)
+                elif labels:
+                    self._polygons(tile, labels)
+            except LandfuseError as error:
+                faults.append(error)
+        return faults
+
+    def _polygons(self, tile: str, labels: LabelSettings) -> tuple[tuple[str, ...], Join | None]:
+        """The vector files of a tile's labels, found to be readable."""
+        paths = tuple(str(self._resolve(path, tile)) for path in labels.polygons)
+        join = Join(str(self._resolve(labels.join.path, tile)), labels.join.key) if labels.join else None
+        read_polygons(paths, str(labels.attribute), join)
+        return paths, join
 
     def _label_reader(self, tile: str, labels: LabelSettings, grid: Grid) -> Callable[[], NDArray[np.uint8]]:
         if labels.polygons:
-            paths = tuple(str(self._resolve(path)) for path in labels.polygons)
-            join = Join(str(self._resolve(labels.join.path)), labels.join.key) if labels.join else None
-            read_polygons(paths, str(labels.attribute), join)
+            paths, join = self._polygons(tile, labels)
             return partial(_burnt, paths, labels, join, grid, self.settings.legend, self.legend)
         own = self._raster(tile, labels, f"{self.path}: `labels`", (grid.height, grid.width))
         if not isinstance(own, MatRaster) and own.own_grid != grid:
             raise GridError(
                 f"the labels {own.path} lie off the reference grid: {own.own_grid}",
-                f"the grid of `{self._reference}`: {grid}; labels are never resampled",
-                "say `reference: labels` to bring the modalities to the labels instead",
+                f"the grid of `{self.settings.reference_name}`: {grid}; labels are never resampled",
+                "say `reference: labels` to bring the modalities to the labels instead"
+                if "{tile}" in str(labels.path) or "{tile}" not in self.settings.paths[0]
+                else "cut them into one raster per tile, and name these by `{tile}`",
             )
         return partial(_codes, _placed(own, grid, "labels"), labels, self.legend)
+
+
+def _natural(name: str) -> list[int | str]:
+    """For sorting: `plot_9` before `plot_10`."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def _placed(raster: Any, grid: Grid, name: str) -> Any:

@@ -22,18 +22,16 @@ Classes of one material share their spectra; the others share their height. Neit
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from statistics import NormalDist
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.legend import UNLABELLED, LandClass, Legend, default_colour
 from landfuse.scenes.grid import Grid, Window
+from landfuse.scenes.parcels import Ground, Stream
+from landfuse.scenes.place_noise import chunks, gamma, keys, normal, smooth
 from landfuse.scenes.scene import Scene, SceneModality
 
 LOOKS = 4
@@ -50,30 +48,12 @@ STRIPE_PERIOD = 128
 
 _NAMES = ("water", "bare soil", "grassland", "crop", "shrub", "trees", "road", "building")
 _COLOURS = ("#0072B2", "#CC9966", "#B8D96B", "#F0E442", "#7A9A01", "#117733", "#999999", "#D55E00")
-_WATER, _SOIL, _GRASS, _CROP, _SHRUB, _TREES, _ROAD, _BUILDING = range(8)
-_SETTLEMENT = _ROAD  # as the cover of a parcel: paved, with halls
-_COVERS = 7
 
 _LOW = np.array([0.0, 0.0, 0.05, 1.2, 1.2, 5.0, 0.0, 5.0], np.float32)  # m, by class
 _HIGH = np.array([0.0, 0.0, 0.15, 2.6, 2.6, 12.0, 0.0, 12.0], np.float32)
 _ROUGHNESS = np.array([0.0, 0.05, 0.3, 0.3, 0.6, 0.7, 0.0, 0.0], np.float32)  # share of the height that texture takes
 _VV = np.array([-19.0, -12.0, -12.0, -11.0, -11.0, -9.0, -16.0, -6.0])  # dB, by class
 _VH = np.array([-26.0, -20.0, -19.0, -18.0, -17.0, -15.0, -24.0, -14.0])
-
-_CELL = 24  # px, mean distance of parcel centres
-_WARP = 5.0  # px, how far value noise shifts the parcels' borders
-_HALF_ROAD = 3.5  # px
-_LOT = 16  # px, one hall each in a settlement
-_CHUNK = 1 << 16  # pixels computed at a time, so that the working arrays stay in the cache
-
-
-class _Stream:
-    """Numbers of the counter hashes; each property of the scene draws from its own."""
-
-    COVER, LABELLED, CENTRE_Y, CENTRE_X, MIXTURE, PAVED, VIGOUR, LOT, ROADS, WARP_Y, WARP_X, LIGHT, CANOPY = range(13)
-    HEIGHT_NOISE = 20
-    SPECKLE = 30  # and one for each band and look
-    BAND_NOISE = 1000  # and one for each band
 
 
 @dataclass(frozen=True)
@@ -137,7 +117,7 @@ def simulate(
         pixel: size of a pixel in metres.
     """
     grid = Grid(height, width, (pixel, 0.0, 500_000.0, 0.0, -pixel, 5_400_000.0), "EPSG:32632")
-    ground = _Ground(seed)
+    ground = Ground(seed)
     sources: dict[str, tuple[int, Callable[[Window], NDArray[np.float32]], str]] = {
         "hsi": (hyperspectral_bands, _Reflectance(ground, hyperspectral_bands), "reflectance"),
         "height": (1, _Height(ground, nodata_share), "m"),
@@ -168,213 +148,11 @@ def simulate_flat(height: int, width: int, bands: Mapping[str, int], seed: int =
     """
     grid = Grid(height, width, (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_400_000.0), "EPSG:32632")
     modalities = {
-        name: SceneModality(SimulatedRaster(grid, count, _Slopes(seed, 100 * index, count), name), units="1")
+        name: SceneModality(SimulatedRaster(grid, count, _Slopes(seed, 10_000 * index, count), name), units="1")
         for index, (name, count) in enumerate(bands.items())
     }
     classes = tuple(LandClass(f"field {index + 1}", index + 1, default_colour(index)) for index in range(4))
     return Scene(f"flat-{seed}", grid, modalities, Legend(classes), _Fields(grid))
-
-
-# ---- random numbers: a hash of (seed, stream, row, column) -----------------------------------------------------------
-
-
-def _mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Scrambles in place; a bijection of 32 bits with the shifts and odd factors of MurmurHash3's finaliser."""
-    x ^= x >> np.uint32(16)
-    x *= np.uint32(0x85EBCA6B)
-    x ^= x >> np.uint32(13)
-    x *= np.uint32(0xC2B2AE35)
-    x ^= x >> np.uint32(16)
-    return x
-
-
-def _keys(seed: int, stream: int, indices: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """One random number for each index, which may be negative."""
-    start = _mix(np.array([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, stream], np.uint32))
-    salt = _mix(start[:1] * np.uint32(3) ^ start[1:2] * np.uint32(5) ^ start[2:])
-    return _mix(_mix(indices.astype(np.uint32)) + salt)  # wraps around
-
-
-def _hash(seed: int, stream: int, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Random numbers of the rectangle rows x cols: (H, W) uint32."""
-    return _mix(_keys(seed, 2 * stream, rows)[:, None] ^ _keys(seed, 2 * stream + 1, cols)[None, :])
-
-
-def _uniform(seed: int, stream: int, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Uniform numbers in [0, 1): (H, W) float32."""
-    return (_hash(seed, stream, rows, cols) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
-
-
-@lru_cache(maxsize=1)
-def _normal_table() -> NDArray[np.float32]:
-    """The standard normal distribution's quantiles at 2^14 equal steps: a hash of 14 bits becomes a normal number."""
-    inverse = NormalDist().inv_cdf
-    table = np.array([inverse((i + 0.5) / (1 << 14)) for i in range(1 << 14)])
-    return np.asarray(table / table.std(), np.float32)
-
-
-def _normal(seed: int, stream: int, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Standard normal numbers: (H, W) float32."""
-    return np.asarray(np.take(_normal_table(), _hash(seed, stream, rows, cols) >> np.uint32(18)))
-
-
-def _speckle(seed: int, stream: int, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Gamma numbers of mean 1 and variance 1 / LOOKS, as the mean of LOOKS exponential ones: (H, W) float32."""
-    product = np.ones((rows.size, cols.size), np.float64)
-    for look in range(LOOKS):
-        product *= _uniform(seed, stream + look, rows, cols) + np.float32(2**-25)
-    return (np.log(product) / -LOOKS).astype(np.float32)
-
-
-def _smooth(
-    seed: int, stream: int, rows: NDArray[np.int64], cols: NDArray[np.int64], spacing: int
-) -> NDArray[np.float32]:
-    """Value noise in [0, 1]: random numbers `spacing` pixels apart, and a smooth surface through them: (H, W)."""
-    (top, down), (left, right) = (_knots(axis, spacing) for axis in (rows, cols))
-    knots = _uniform(
-        seed, stream, np.arange(top[0], top[-1] + 2, dtype=np.int64), np.arange(left[0], left[-1] + 2, dtype=np.int64)
-    )
-    upper, lower = knots[top - top[0]], knots[top - top[0] + 1]
-    lines = upper + (lower - upper) * down[:, None]
-    start = lines[:, left - left[0]]
-    result: NDArray[np.float32] = start + (lines[:, left - left[0] + 1] - start) * right[None, :]
-    return result
-
-
-def _knots(axis: NDArray[np.int64], spacing: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The knot before each pixel, and how far the surface has gone to the next one (0..1, smooth at both)."""
-    knot = axis // spacing
-    t = ((axis - knot * spacing).astype(np.float32) + np.float32(0.5)) / np.float32(spacing)
-    return knot, np.asarray(t * t * (3 - 2 * t))
-
-
-def _chunks(window: Window) -> Iterator[tuple[slice, slice, NDArray[np.int64], NDArray[np.int64]]]:
-    """Cuts a window into pieces of at most `_CHUNK` pixels: their place in it, and their rows and columns."""
-    wide = min(window.width, 4096)
-    tall = max(1, _CHUNK // max(1, wide))
-    for row in range(0, window.height, tall):
-        for col in range(0, window.width, wide):
-            place = slice(row, min(row + tall, window.height)), slice(col, min(col + wide, window.width))
-            rows = np.arange(window.row + place[0].start, window.row + place[0].stop, dtype=np.int64)
-            cols = np.arange(window.col + place[1].start, window.col + place[1].stop, dtype=np.int64)
-            yield (*place, rows, cols)
-
-
-# ---- the ground: which class each pixel has, and what else is in it --------------------------------------------------
-
-
-class _Piece(NamedTuple):
-    """The ground of some pixels; `cells` index the lists of parcel properties."""
-
-    classes: NDArray[np.uint8]  # (H, W), the class that covers most of the pixel
-    other: NDArray[np.uint8]  # (H, W), the class of the rest
-    share: NDArray[np.float32]  # (H, W), of the rest, 0..0.5
-    parcel: NDArray[np.intp]  # (H, W), the parcel of `classes`
-    other_parcel: NDArray[np.intp]  # (H, W), the parcel of `other`
-    covered: NDArray[np.float32]  # (parcels,), uniform: where a label is drawn from
-    mixture: NDArray[np.float32]  # (parcels, 2), uniform: of two endmembers, in the parcel's cover and in pavement
-    vigour: NDArray[np.float32]  # (parcels,), uniform: where between its class's extremes the parcel's height is
-
-
-@dataclass(frozen=True)
-class _Ground:
-    """The parcels, roads and halls of a seed."""
-
-    seed: int
-
-    def piece(self, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> _Piece:
-        """Computes the ground of the rectangle rows x cols."""
-        seed = self.seed
-        warp = np.float32(2 * _WARP)
-        y = rows[:, None] + warp * (_smooth(seed, _Stream.WARP_Y, rows, cols, 32) - np.float32(0.5))
-        x = cols[None, :] + warp * (_smooth(seed, _Stream.WARP_X, rows, cols, 32) - np.float32(0.5))
-        margin = math.ceil(_WARP) + _CELL
-        i = np.arange((rows[0] - margin) // _CELL, (rows[-1] + margin) // _CELL + 1, dtype=np.int64)
-        j = np.arange((cols[0] - margin) // _CELL, (cols[-1] + margin) // _CELL + 1, dtype=np.int64)
-        nearest, second, border = self._voronoi(y, x, i, j)
-
-        cover = self._covers(i, j).reshape(-1)
-        own, beyond = cover[nearest], cover[second]
-        # A road runs along the border of two parcels if their numbers, taken together, say so: both sides agree.
-        road = _uniform(seed, _Stream.ROADS, i, j).reshape(-1)
-        lined = (road[nearest] + road[second]) % 1 < 0.3
-        lined &= (own != _WATER) & (beyond != _WATER)
-        half = np.where(lined, np.float32(_HALF_ROAD), np.float32(0))
-        share = np.clip(np.abs(border - half), 0, 0.5).astype(np.float32)
-        share = np.float32(0.5) - share  # 0.5 on the border of two surfaces, 0 from half a pixel on
-        on_road = border < half
-        classes = np.where(on_road, np.uint8(_ROAD), own)
-        other = np.where(lined, np.where(on_road, own, np.uint8(_ROAD)), beyond)
-        other_parcel = np.where(lined, nearest, second)
-        halls = self._halls(rows, cols) & (own == _SETTLEMENT) & (border > half + 2)
-        classes[halls] = _BUILDING
-        mixture = [_uniform(seed, stream, i, j).reshape(-1) for stream in (_Stream.MIXTURE, _Stream.PAVED)]
-        return _Piece(
-            classes,
-            other,
-            share,
-            nearest,
-            other_parcel,
-            _uniform(seed, _Stream.LABELLED, i, j).reshape(-1),
-            np.stack(mixture, axis=1),
-            _uniform(seed, _Stream.VIGOUR, i, j).reshape(-1),
-        )
-
-    def _voronoi(
-        self, y: NDArray[np.float64], x: NDArray[np.float64], i: NDArray[np.int64], j: NDArray[np.int64]
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-        """The nearest and the second parcel of each place, and the distance to the border between them, in pixels."""
-        centre_y = (i[:, None] + 0.2 + 0.6 * _uniform(self.seed, _Stream.CENTRE_Y, i, j)) * _CELL
-        centre_x = (j[None, :] + 0.2 + 0.6 * _uniform(self.seed, _Stream.CENTRE_X, i, j)) * _CELL
-        centre_y, centre_x = (
-            centre_y.reshape(-1),
-            centre_x.reshape(-1),
-        )  # float64: distances must not lose the far pixels
-        home = (np.floor_divide(y, _CELL).astype(np.intp) - i[0]) * j.size + (
-            np.floor_divide(x, _CELL).astype(np.intp) - j[0]
-        )
-        best = np.full(y.shape, np.inf)
-        runner_up = np.full(y.shape, np.inf)
-        nearest, second = np.zeros(y.shape, np.intp), np.zeros(y.shape, np.intp)
-        for down in (-1, 0, 1):
-            for right in (-1, 0, 1):
-                cell = home + (down * j.size + right)
-                distance = np.square(y - centre_y[cell]) + np.square(x - centre_x[cell])
-                first, later = distance < best, distance < runner_up
-                np.copyto(second, cell, where=later)
-                np.copyto(runner_up, distance, where=later)
-                np.copyto(second, nearest, where=first)
-                np.copyto(runner_up, best, where=first)
-                np.copyto(nearest, cell, where=first)
-                np.copyto(best, distance, where=first)
-        apart = np.hypot(centre_y[nearest] - centre_y[second], centre_x[nearest] - centre_x[second])
-        return nearest, second, ((runner_up - best) / (2 * apart)).astype(np.float32)
-
-    def _covers(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The cover of each cell. Seven cells in a row hold each cover once, so that small scenes have all of them."""
-        group = np.arange(j[0] // _COVERS, j[-1] // _COVERS + 1, dtype=np.int64)
-        draws = _hash(
-            self.seed, _Stream.COVER, i, np.arange(group[0] * _COVERS, (group[-1] + 1) * _COVERS, dtype=np.int64)
-        )
-        order = np.argsort(draws.reshape(i.size, group.size, _COVERS), axis=2, kind="stable")
-        return order.reshape(i.size, -1)[:, j - group[0] * _COVERS].astype(np.uint8)
-
-    def _halls(self, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Where halls would stand if all ground were settled: one on each lot, of varying size."""
-        down, right = rows // _LOT, cols // _LOT
-        first_down, first_right = int(down[0]), int(right[0])
-        size = _uniform(
-            self.seed,
-            _Stream.LOT,
-            np.arange(first_down, down[-1] + 1, dtype=np.int64),
-            np.arange(first_right, right[-1] + 1, dtype=np.int64),
-        )[down - first_down][:, right - first_right]
-        half = 5.5 + 1.5 * size
-        middle = (_LOT - 1) / 2
-        inside: NDArray[np.bool_] = (np.abs(rows % _LOT - middle)[:, None] < half) & (
-            np.abs(cols % _LOT - middle)[None, :] < 12.5 - half
-        )
-        return inside
 
 
 # ---- what the sensors see --------------------------------------------------------------------------------------------
@@ -420,7 +198,7 @@ _MATERIAL = np.array([0, 1, 2, 2, 3, 3, 4, 4])  # by class
 class _Reflectance:
     """Hyperspectral reflectance of the ground."""
 
-    ground: _Ground
+    ground: Ground
     bands: int
 
     def __call__(self, window: Window) -> NDArray[np.float32]:
@@ -428,7 +206,7 @@ class _Reflectance:
         seed = self.ground.seed
         out = np.empty((self.bands, window.height, window.width), np.float32)
         endmembers = _endmembers(self.bands)
-        for down, right, rows, cols in _chunks(window):
+        for down, right, rows, cols in chunks(window):
             piece = self.ground.piece(rows, cols)
             paved = _MATERIAL == 4
             # One spectrum for each parcel and class: a mixture of the two endmembers of the class's material.
@@ -441,13 +219,13 @@ class _Reflectance:
             mixed = np.nonzero(piece.share)
             other = (piece.other_parcel * 8 + piece.other)[mixed]
             share = piece.share[mixed]
-            light = np.float32(0.7) + np.float32(0.4) * _smooth(seed, _Stream.LIGHT, rows, cols, 48)
+            light = np.float32(0.7) + np.float32(0.4) * smooth(seed, Stream.LIGHT, rows, cols, 48)
             for band in range(self.bands):
                 values = np.take(spectra[band], own)
                 pure = values[mixed]
                 values[mixed] = pure + (np.take(spectra[band], other) - pure) * share
                 values *= light
-                noise = _normal(seed, _Stream.BAND_NOISE + band, rows, cols)
+                noise = normal(seed, Stream.BAND_NOISE + band, rows, cols)
                 noise *= np.float32(REFLECTANCE_NOISE)
                 values += noise
                 np.maximum(values, 0, out=out[band, down, right])
@@ -458,20 +236,20 @@ class _Reflectance:
 class _Height:
     """Height of the surface above the ground, as a LiDAR gives it."""
 
-    ground: _Ground
+    ground: Ground
     nodata_share: float
 
     def __call__(self, window: Window) -> NDArray[np.float32]:
         """(1, H, W) in metres."""
         seed = self.ground.seed
         out = np.empty((1, window.height, window.width), np.float32)
-        for down, right, rows, cols in _chunks(window):
+        for down, right, rows, cols in chunks(window):
             piece = self.ground.piece(rows, cols)
             classes = piece.classes
             full = _LOW[classes] + (_HIGH - _LOW)[classes] * piece.vigour[piece.parcel]
-            texture = _smooth(seed, _Stream.CANOPY, rows, cols, 5)
+            texture = smooth(seed, Stream.CANOPY, rows, cols, 5)
             values = full * (1 - _ROUGHNESS[classes] * texture)
-            values += np.float32(HEIGHT_NOISE) * _normal(seed, _Stream.HEIGHT_NOISE, rows, cols)
+            values += np.float32(HEIGHT_NOISE) * normal(seed, Stream.HEIGHT_NOISE, rows, cols)
             phase = (cols[None, :] * 3 + rows[:, None]) % (3 * STRIPE_PERIOD)
             values[phase < self.nodata_share * 3 * STRIPE_PERIOD] = np.nan
             out[0, down, right] = values
@@ -482,19 +260,19 @@ class _Height:
 class _Backscatter:
     """SAR intensity of the ground in two polarisations."""
 
-    ground: _Ground
+    ground: Ground
 
     def __call__(self, window: Window) -> NDArray[np.float32]:
         """(2, H, W) in dB."""
         out = np.empty((2, window.height, window.width), np.float32)
-        for down, right, rows, cols in _chunks(window):
+        for down, right, rows, cols in chunks(window):
             piece = self.ground.piece(rows, cols)
             for band, decibels in enumerate((_VV, _VH)):
                 power = (10 ** (decibels / 10)).astype(np.float32)
                 mean = power[piece.classes]
                 mean += (power[piece.other] - mean) * piece.share
-                stream = _Stream.SPECKLE + LOOKS * band
-                out[band, down, right] = 10 * np.log10(mean * _speckle(self.ground.seed, stream, rows, cols))
+                stream = Stream.SPECKLE + LOOKS * band
+                out[band, down, right] = 10 * np.log10(mean * gamma(self.ground.seed, stream, rows, cols, LOOKS))
         return out
 
 
@@ -502,14 +280,14 @@ class _Backscatter:
 class _Labels:
     """The classes of the labelled parcels."""
 
-    ground: _Ground
+    ground: Ground
     grid: Grid
     labelled_share: float
 
     def __call__(self) -> NDArray[np.uint8]:
         """(H, W) uint8, `UNLABELLED` outside labelled parcels and in mixed pixels."""
         out = np.empty((self.grid.height, self.grid.width), np.uint8)
-        for down, right, rows, cols in _chunks(self.grid.window):
+        for down, right, rows, cols in chunks(self.grid.window):
             piece = self.ground.piece(rows, cols)
             known = (piece.covered[piece.parcel] < self.labelled_share) & (piece.share == 0)
             out[down, right] = np.where(known, piece.classes, np.uint8(UNLABELLED))
@@ -538,11 +316,11 @@ class _Slopes:
     def __call__(self, window: Window) -> NDArray[np.float32]:
         """(bands, H, W), about -3 to 3."""
         out = np.empty((self.bands, window.height, window.width), np.float32)
-        for down, right, rows, cols in _chunks(window):
+        for down, right, rows, cols in chunks(window):
             high, wide = _wave(rows, _FIELD // 2)[:, None], _wave(cols, _FIELD // 2)[None, :]
             for band in range(self.bands):
                 stream = 2 * (self.first + band)
-                noise = _keys(self.seed, stream, rows)[:, None] ^ _keys(self.seed, stream + 1, cols)[None, :]
+                noise = keys(self.seed, stream, rows)[:, None] ^ keys(self.seed, stream + 1, cols)[None, :]
                 noise *= np.uint32(0x9E3779B1)  # a shorter scramble than `_mix`: speed matters here, quality does not
                 noise ^= noise >> np.uint32(15)
                 noise *= np.uint32(0x85EBCA6B)

@@ -79,6 +79,13 @@ class RandomSplit(_Split):
     kind: Literal["random"]
     train: float = pydantic.Field(gt=0)
 
+    @pydantic.field_validator("train")
+    @classmethod
+    def _share_or_number(cls, value: float) -> float:
+        if value >= 1 and not value.is_integer():
+            raise ValueError("write a whole number of pixels per class (from 1), or a share of each class (below 1)")
+        return value
+
 
 class _Grouped(_Split):
     """Whole groups of pixels go to one role, balanced over the classes.
@@ -127,6 +134,18 @@ class TilesSplit(_Grouped):
     validation_tiles: tuple[str, ...] = ()
     train_tiles: tuple[str, ...] = ()
 
+    @pydantic.model_validator(mode="after")
+    def _lists_fit(self) -> TilesSplit:
+        named = [*self.test_tiles, *self.validation_tiles, *self.train_tiles]
+        twice = sorted({name for name in named if named.count(name) > 1})
+        if twice:
+            raise ValueError(f"the tiles {', '.join(twice)} are named more than once")
+        if named and not self.test_tiles:
+            raise ValueError("where tiles are named, `test_tiles` are needed too")
+        if self.test_tiles and self.folds is not None:
+            raise ValueError("name `test_tiles`, or let `folds` deal them out, not both")
+        return self
+
 
 SplitSettings = Annotated[
     MasksSplit | RolesSplit | RandomSplit | BlocksSplit | TilesSplit, pydantic.Field(discriminator="kind")
@@ -148,7 +167,8 @@ def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader)
         One (H, W) uint8 array of roles per scene; unlabelled pixels have none.
 
     Raises:
-        SplitError: if nothing is left for training or for the test, or a tile that is named does not exist.
+        SplitError: if nothing is left for training, for the test or for a validation that is asked for, a tile that is
+            named does not exist, or a written split holds other numbers than roles.
     """
     labels = [scene.labels for scene in scenes]
     rng = np.random.default_rng(split.seed)
@@ -157,7 +177,7 @@ def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader)
         if split.val is None:
             roles = _carve_pixels(roles, labels, split.validation, rng)
     elif isinstance(split, RolesSplit):
-        roles = [read_mask(scene, split.path, None, "HW").astype(np.uint8) for scene in scenes]
+        roles = [_written(scene, split, read_mask) for scene in scenes]
     elif isinstance(split, RandomSplit):
         roles = [np.where(label != UNLABELLED, TEST, UNUSED).astype(np.uint8) for label in labels]
         roles = _draw_pixels(roles, labels, TEST, TRAIN, split.train, rng)
@@ -170,14 +190,29 @@ def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader)
     roles = [
         np.where(label == UNLABELLED, UNUSED, role).astype(np.uint8) for role, label in zip(roles, labels, strict=True)
     ]
-    for name in ("train", "test"):
+    # A written split says by itself whether there is validation.
+    carved = split.validation > 0 and not isinstance(split, RolesSplit)
+    for name in ("train", "test", *(["validation"] if carved else [])):
         if not any((role == ROLES[name]).any() for role in roles):
             raise SplitError(
                 f"the split leaves no labelled pixel for `{name}`",
-                "labelled pixels in training and in the test",
-                "check the labels and the settings of `split` (a large buffer can eat whole blocks)",
+                f"labelled pixels in training, {'validation ' if carved else ''}and the test",
+                "check the labels and the settings of `split` (a large buffer can eat whole blocks)"
+                + ("; `validation: 0` does without" if name == "validation" else ""),
             )
     return roles
+
+
+def _written(scene: Scene, split: RolesSplit, read_mask: MaskReader) -> Roles:
+    roles = read_mask(scene, split.path, None, "HW")
+    known = np.isin(roles, [UNUSED, *ROLES.values(), UNLABELLED])
+    if not known.all():
+        raise SplitError(
+            f"the written split of `{scene.name}` holds the number {roles[~known][0]}",
+            f"{UNUSED} for none, " + ", ".join(f"{value} {name}" for name, value in ROLES.items()),
+            "check `path` of the split",
+        )
+    return np.where(roles == UNLABELLED, UNUSED, roles).astype(np.uint8)
 
 
 def _from_masks(scene: Scene, split: MasksSplit, read_mask: MaskReader) -> Roles:
@@ -186,7 +221,7 @@ def _from_masks(scene: Scene, split: MasksSplit, read_mask: MaskReader) -> Roles
         if path is None:
             continue
         mask = read_mask(scene, path, split.variables.get(name), split.axes)  # type: ignore[call-overload]
-        taken = (mask != 0) & (mask != UNLABELLED)
+        taken = (mask != 0) & (mask != UNLABELLED) & ~np.isnan(mask)
         both = taken & (roles != UNUSED)
         if both.any():
             raise SplitError(
@@ -323,7 +358,8 @@ def _by_tiles(
     role_of = np.full(len(names), UNUSED if split.train_tiles else TRAIN, dtype=np.uint8)
     for role, tiles in lists.items():
         role_of[[names.index(name) for name in tiles]] = role
-    training = np.flatnonzero(role_of == TRAIN)
+    labelled = np.array([(label != UNLABELLED).any() for label in labels])
+    training = np.flatnonzero((role_of == TRAIN) & labelled)
     if not split.validation_tiles and split.validation and training.size > 1:
         kinds = len(scenes[0].legend)
         counts = np.array([np.bincount(labels[i][labels[i] != UNLABELLED], minlength=kinds) for i in training])

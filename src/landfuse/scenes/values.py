@@ -15,19 +15,20 @@ class Decoding:
     Args:
         nodata: the number that means "no data", compared before scaling; NaN is allowed. NaN and infinity are
             no data in any case.
-        scale: value = number * scale + offset.
-        offset: see `scale`.
+        scale: value = number * scale + offset; for all bands, or one for each. None for what the file says, else 1.
+        offset: see `scale`; None for what the file says, else 0.
         decibel: turn linear power into 10 * log10(value) dB at the end (SAR intensity); power <= 0 is no data.
     """
 
     nodata: float | None = None
-    scale: float = 1.0
-    offset: float = 0.0
+    scale: float | tuple[float, ...] | None = None
+    offset: float | tuple[float, ...] | None = None
     decibel: bool = False
 
     def __call__(self, numbers: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Decodes numbers of any type and shape into float32 values, NaN where there is no data."""
-        values = numbers.astype(np.float32)
+        """Decodes numbers of any type, (C, H, W), into float32 values, NaN where there is no data."""
+        with np.errstate(over="ignore"):  # a nodata of -1.8e308 in float64 files
+            values = numbers.astype(np.float32)
         missing: NDArray[np.bool_] | None = None
         if self.nodata is not None and not np.isnan(self.nodata):
             # A nodata of -3.4e38 in the header and in float32 pixels differ in their last digits.
@@ -36,10 +37,10 @@ class Decoding:
                 if numbers.dtype.kind == "f"
                 else numbers == self.nodata
             )
-        if self.scale != 1.0:
-            values *= np.float32(self.scale)
-        if self.offset != 0.0:
-            values += np.float32(self.offset)
+        if self.scale not in (None, 1.0):
+            values *= _per_band(self.scale)
+        if self.offset not in (None, 0.0):
+            values += _per_band(self.offset)
         if self.decibel:
             with np.errstate(divide="ignore", invalid="ignore"):
                 values = np.where(values > 0, 10 * np.log10(values), np.float32(np.nan)).astype(np.float32)
@@ -49,8 +50,22 @@ class Decoding:
             values[~np.isfinite(values)] = np.nan
         return values
 
-    def undeclared_nan(self, numbers: NDArray[np.generic]) -> int:
-        """How many pixels of (C, H, W) hold a NaN or infinity though `nodata` does not announce it."""
+    def undeclared_nan(self, numbers: NDArray[np.generic], outside: NDArray[np.bool_] | None = None) -> int:
+        """How many pixels of (C, H, W) hold a NaN or infinity though `nodata` does not announce it.
+
+        Args:
+            numbers: as they are in the file.
+            outside: (H, W), true where a mask says that there are none.
+        """
         if numbers.dtype.kind != "f" or (self.nodata is not None and np.isnan(self.nodata)):
             return 0
-        return int((~np.isfinite(numbers)).any(axis=0).sum())
+        wrong = ~np.isfinite(numbers)
+        if self.nodata is not None and np.isinf(self.nodata):
+            wrong &= numbers != self.nodata
+        found = wrong.any(axis=0)
+        return int((found if outside is None else found & ~outside).sum())
+
+
+def _per_band(numbers: float | tuple[float, ...] | None) -> NDArray[np.float32]:
+    """Numbers that stretch over (C, H, W), also where they are as many as bands."""
+    return np.asarray(numbers, dtype=np.float32).reshape((-1, 1, 1) if isinstance(numbers, tuple) else ())

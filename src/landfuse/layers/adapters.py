@@ -1,0 +1,242 @@
+"""Fine-tuning of a frozen ViT for several modalities: Adapter, LoRA, both, none, all.
+
+A mechanism replaces modules inside the blocks of an unmodified timm ViT. Modalities come stacked along the batch,
+modality-major: rows 0..B-1 are the first modality, B..2B-1 the second. So the frozen layers run once on all of them,
+and only the new modules know that there are modalities.
+
+With two modalities x, y the formulas are the paper's, per token:
+
+    after attention          x + adapter_x(x)
+    beside the MLP           mlp(x) + w_x a_x(x) + (1 - w_x) a_y(y)           (a: an adapter without skip)
+    LoRA of q and v          W x + (1 / rank) B_x A_x x
+    LoRA of the MLP's layers W x + w_x B_x A_x x + (1 - w_x) B_y A_y y
+
+and the same with x and y exchanged; w_x, w_y are learned scalars of each layer and start at 0.5. Their extension to M
+modalities: a modality keeps the share w of its own update and takes (1 - w) / (M - 1) of every other's. The shares sum
+to 1, so with one modality there is no scalar and the update is its own.
+
+A new mechanism is one class and one line in `MECHANISMS`. For example IA3, a learned rescaling per modality of what an
+MLP gives (Liu et al. 2022, doi 10.48550/arXiv.2205.05638):
+
+    class Scaled(nn.Module):
+        def __init__(self, inner, modalities, features):
+            super().__init__()
+            self.inner = inner
+            self.scale = nn.Parameter(torch.ones(modalities, 1, features))
+
+        def forward(self, x):
+            y = self.inner(x)
+            return (by_modality(y, len(self.scale)) * self.scale).view(y.shape)
+
+    class Rescale(Mechanism):
+        def attach(self, block):
+            block.mlp = Scaled(block.mlp, self.modalities, block.mlp.fc2.out_features)
+
+Source: Ma et al. 2025, "A Unified Framework with Multimodal Fine-tuning for Remote Sensing Semantic Segmentation",
+doi 10.1109/TGRS.2025.3585238, sections on the multimodal Adapter and the multimodal LoRA; LoRA: Hu et al. 2022,
+doi 10.48550/arXiv.2106.09685.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landfuse.errors import ModelError
+from landfuse.layers.exchange import Exchange, by_modality
+from landfuse.layers.lora import ExchangedLoraLinear, LoraLinear
+
+
+class Bottlenecks(nn.Module):
+    """One two-layer perceptron per modality, D -> hidden -> D with GELU, run as one batched product.
+
+    Args:
+        modalities: M.
+        features: D.
+        hidden: width between.
+    """
+
+    def __init__(self, modalities: int, features: int, hidden: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(modalities, features, hidden))
+        self.down_bias = nn.Parameter(torch.empty(modalities, 1, hidden))
+        self.up = nn.Parameter(torch.empty(modalities, hidden, features))
+        self.up_bias = nn.Parameter(torch.empty(modalities, 1, features))
+        # nn.Linear's own start, as in the authors' release.
+        for parameter, fan_in in (
+            (self.down, features),
+            (self.down_bias, features),
+            (self.up, hidden),
+            (self.up_bias, hidden),
+        ):
+            nn.init.uniform_(parameter, -(fan_in**-0.5), fan_in**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, T, D) -> (M, T, D)."""
+        hidden = F.gelu(torch.bmm(x, self.down) + self.down_bias)
+        return torch.bmm(hidden, self.up) + self.up_bias
+
+
+class AdaptedAttention(nn.Module):
+    """An attention layer followed by an adapter with a skip, one per modality."""
+
+    def __init__(self, inner: nn.Module, modalities: int, features: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.modalities = modalities
+        self.adapters = Bottlenecks(modalities, features, hidden)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As the inner attention: (M * B, ..., D) -> (M * B, ..., D)."""
+        y: Tensor = self.inner(x, *args, **kwargs)
+        update: Tensor = self.adapters(by_modality(y, self.modalities))
+        return y + update.view(y.shape)
+
+
+class AdaptedMlp(nn.Module):
+    """An MLP with adapters beside it, whose outcomes are exchanged between the modalities."""
+
+    def __init__(self, inner: nn.Module, modalities: int, features: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.modalities = modalities
+        self.adapters = Bottlenecks(modalities, features, hidden)
+        self.exchange = Exchange(modalities)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M * B, ..., D) -> (M * B, ..., D)."""
+        y: Tensor = self.inner(x)
+        update: Tensor = self.adapters(by_modality(x, self.modalities))
+        if self.modalities > 1:
+            update = torch.matmul(self.exchange(), update.view(self.modalities, -1))
+        return y + update.view(y.shape)
+
+
+class Mechanism:
+    """How a frozen ViT is fine-tuned. A subclass overrides `attach`.
+
+    Args:
+        modalities: M, the number of modalities stacked along the batch, at least 1.
+        rank: r of low-rank updates.
+        bottleneck: width of an adapter's hidden layer, as a part of the block's width; above 0, at most 1.
+
+    Raises:
+        ModelError: if one of them is out of range.
+    """
+
+    trains_encoder: ClassVar[bool] = False
+
+    def __init__(self, modalities: int, *, rank: int = 4, bottleneck: float = 0.25) -> None:
+        if modalities < 1:
+            raise ModelError(
+                f"the fine-tuning got {modalities} modalities", "at least 1", "name the modalities in the scene file"
+            )
+        if not 0 < bottleneck <= 1:
+            raise ModelError(
+                f"`bottleneck` is {bottleneck}", "a part of the width: above 0, at most 1", "set it to 0.25"
+            )
+        self.modalities, self.rank, self.bottleneck = modalities, rank, bottleneck
+
+    def attach(self, block: nn.Module) -> None:
+        """Replaces modules of one block (`attn`, `mlp` or parts of them); parameters that it makes are trained."""
+
+    def hidden(self, features: int) -> int:
+        """Width of an adapter's hidden layer beside a block of `features` features."""
+        return max(1, math.floor(features * self.bottleneck))
+
+
+class Frozen(Mechanism):
+    """The encoder as it is; only what follows it is trained."""
+
+
+class Full(Mechanism):
+    """The whole encoder is trained."""
+
+    trains_encoder = True
+
+
+class Adapter(Mechanism):
+    """The multimodal Adapter: after attention, and beside the MLP with exchange."""
+
+    def attach(self, block: nn.Module) -> None:
+        """Wraps `attn` and `mlp`."""
+        features = _width(block)
+        block.attn = AdaptedAttention(block.get_submodule("attn"), self.modalities, features, self.hidden(features))
+        block.mlp = AdaptedMlp(block.get_submodule("mlp"), self.modalities, features, self.hidden(features))
+
+
+class Lora(Mechanism):
+    """The multimodal LoRA: of q and v per modality, in the MLP with exchange."""
+
+    def attach(self, block: nn.Module) -> None:
+        """Wraps the projections to q and v, and every linear layer of the MLP."""
+        attention, mlp = block.get_submodule("attn"), block.get_submodule("mlp")
+        fused = getattr(attention, "qkv", None)
+        if isinstance(fused, nn.Linear):
+            attention.qkv = LoraLinear(fused, self.modalities, self.rank, scale=1 / self.rank, parts=3, updated=(0, 2))
+            if hasattr(attention, "qkv_bias_separate"):
+                attention.qkv_bias_separate = True  # type: ignore[assignment]  # timm's EVA attention would take qkv.weight past the module
+        elif isinstance(getattr(attention, "q_proj", None), nn.Linear):
+            for name in ("q_proj", "v_proj"):
+                linear = attention.get_submodule(name)
+                if isinstance(linear, nn.Linear):
+                    setattr(attention, name, LoraLinear(linear, self.modalities, self.rank, scale=1 / self.rank))
+        else:
+            raise ModelError(
+                f"LoRA found no projection to q and v in {type(attention).__name__}",
+                "an attention with `qkv`, or with `q_proj` and `v_proj`",
+                "set `finetune: adapter`, or take another encoder",
+            )
+        for name, child in list(mlp.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(mlp, name, ExchangedLoraLinear(child, self.modalities, self.rank))
+
+
+class AdapterAndLora(Mechanism):
+    """Both, LoRA inside and adapters around."""
+
+    def attach(self, block: nn.Module) -> None:
+        """LoRA first: the adapters then wrap layers that hold it."""
+        for mechanism in (Lora, Adapter):
+            mechanism(self.modalities, rank=self.rank, bottleneck=self.bottleneck).attach(block)
+
+
+def _width(block: nn.Module) -> int:
+    norm = block.get_submodule("norm2")  # after a stage's change of width, which norm1 is not
+    return int(norm.normalized_shape[-1])  # type: ignore[index]
+
+
+MECHANISMS: dict[str, type[Mechanism]] = {
+    "adapter": Adapter,
+    "lora": Lora,
+    "both": AdapterAndLora,
+    "none": Frozen,
+    "full": Full,
+}
+
+
+def fine_tune(encoder: nn.Module, mechanism: Mechanism, first: int = 0) -> None:
+    """Freezes an encoder and attaches a mechanism to its blocks.
+
+    Args:
+        encoder: has `blocks`, as timm's ViTs do.
+        mechanism: what is attached.
+        first: blocks before it stay as they are, and then keep no activations for the backward pass.
+
+    Raises:
+        ModelError: if there is no block from `first` on.
+    """
+    blocks = list(encoder.get_submodule("blocks").children())
+    if not 0 <= first < len(blocks):
+        raise ModelError(
+            f"`first_block` is {first}, and the encoder has {len(blocks)} blocks",
+            f"a block from 0 to {len(blocks) - 1}",
+            "set `first_block: 0` to fine-tune all blocks",
+        )
+    encoder.requires_grad_(mechanism.trains_encoder)
+    for block in blocks[first:]:
+        mechanism.attach(block)

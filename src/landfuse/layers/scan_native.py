@@ -1,0 +1,261 @@
+"""The selective scan on CPUs by the compiled kernel in `native/`, called through ctypes.
+
+The kernel is optional: where it was not built, `available()` is false and the PyTorch path serves instead. All tensors
+here are float32 on the CPU; any strides of u and delta are read in place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import sys
+from collections.abc import Sequence
+from ctypes import POINTER, c_int, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LOG = logging.getLogger(__name__)
+
+READS_HALF = False
+"""Whether u, delta, B, C, x, factors and dy may come in half precision; if not, they are converted before."""
+TIME_TILE = 16  # as in native/scan_arguments.h
+# Below this many state updates a second thread takes longer to start than it saves.
+_WORK_PER_THREAD = 60_000
+
+
+class _Strided(ctypes.Structure):
+    _fields_ = [("data", c_void_p), ("batch", c_int64), ("time", c_int64), ("channel", c_int64)]
+
+
+class _Direction(ctypes.Structure):
+    _fields_ = [(name, c_int64) for name in ("start", "inner", "inner_step", "outer_step")]
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("batch", "length", "channels", "groups", "states", "rank")),
+        *((name, c_int32) for name in ("image", "softplus", "threads", "isa")),
+        ("directions", POINTER(_Direction)),
+        *((name, c_void_p) for name in ("A", "skip", "bias", "rank_weight")),
+        *((name, _Strided) for name in ("u", "delta", "low_rank", "B", "C", "y")),
+        *((name, c_void_p) for name in ("last", "checkpoints")),
+        *((name, _Strided) for name in ("dy", "du", "ddelta", "dlow_rank", "dB", "dC")),
+        *((name, c_int64) for name in ("dlow_rank_part", "dB_part", "dC_part")),
+        *((name, c_void_p) for name in ("dlast", "dA", "dskip", "dbias", "drank_weight")),
+    ]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
+    path = Path(__file__).parent / "native" / f"landfuse_scan.{suffix}"
+    try:
+        library = ctypes.CDLL(str(path))
+        library.landfuse_scan_arguments_size.restype = c_int64
+        if library.landfuse_scan_arguments_size() != ctypes.sizeof(_Arguments):
+            raise OSError("it was built from other sources; install landfuse again")
+    except (OSError, AttributeError) as error:
+        reason = f"cannot be used ({error})" if path.exists() else "was not built when landfuse was installed"
+        LOG.warning(
+            "the compiled scan kernel %s; the PyTorch scan serves, with the same numbers but slower on a CPU", reason
+        )
+        return None
+    library.landfuse_scan_block.restype = c_int64
+    library.landfuse_scan_block.argtypes = [POINTER(_Arguments)]
+    library.landfuse_scan_run.argtypes = [POINTER(_Arguments), c_int]
+    return library
+
+
+def available() -> bool:
+    """Whether the kernel was built and can be loaded; says so once in the log if not."""
+    return _library() is not None
+
+
+def saved_tiles(batch: int, channels: int, length: int, states: int, device: torch.device) -> int:
+    """How many states per channel the forward pass saves for the backward one."""
+    return -(-length // TIME_TILE)
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _channel_first(tensor: Tensor) -> _Strided:
+    """(B, channels, L)."""
+    return _Strided(tensor.data_ptr(), tensor.stride(0), tensor.stride(2), tensor.stride(1))
+
+
+def _states_last(tensor: Tensor, offset: int = 0) -> _Strided:
+    """(.., B, L, G, values), values contiguous; `offset` skips the first values."""
+    batch, time, group, _ = tensor.stride()[-4:]
+    return _Strided(tensor.data_ptr() + offset * tensor.element_size(), batch, time, group)
+
+
+def _threads(updates: int) -> int:
+    return max(1, min(torch.get_num_threads(), updates // _WORK_PER_THREAD))
+
+
+def _run(arguments: _Arguments, backward: bool) -> None:
+    library = _library()
+    if library is None or library.landfuse_scan_run(arguments, int(backward)):
+        raise MemoryError("the scan found no memory for its scratch")
+
+
+def _parts(arguments: _Arguments) -> int:
+    """Blocks of channels in a group; each leaves its own sums over channels."""
+    library = _library()
+    block = library.landfuse_scan_block(arguments) if library else 1
+    return -(-(arguments.channels // arguments.groups) // block)
+
+
+def _sequence(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor | None, bias: Tensor | None, softplus: bool
+) -> _Arguments:
+    """What forward and backward share; A, skip and bias contiguous, B and C (B, L, G, N) contiguous."""
+    batch, channels, length = u.shape
+    arguments = _Arguments(batch, length, channels, B.shape[2], A.shape[1], 0)
+    arguments.softplus, arguments.isa = softplus, -1
+    arguments.threads = _threads(u.numel() * A.shape[1])
+    arguments.directions = (_Direction * B.shape[2])(*[_Direction(0, length, 1, 0)] * B.shape[2])
+    arguments.A, arguments.skip, arguments.bias = A.data_ptr(), _pointer(skip), _pointer(bias)
+    arguments.u, arguments.delta = _channel_first(u), _channel_first(delta)
+    arguments.B, arguments.C = _states_last(B), _states_last(C)
+    return arguments
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    skip: Tensor | None,
+    bias: Tensor | None,
+    softplus: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `scan_torch.forward`; saves (B, tiles, N*G*D)."""
+    batch, channels, length = u.shape
+    states = A.shape[1]
+    A, B, C = A.contiguous(), B.permute(0, 3, 1, 2).contiguous(), C.permute(0, 3, 1, 2).contiguous()
+    skip, bias = (None if t is None else t.contiguous() for t in (skip, bias))
+    arguments = _sequence(u, delta, A, B, C, skip, bias, softplus)
+    y, last = torch.empty_like(u), u.new_empty(batch, channels, states)
+    saved = u.new_empty((batch, -(-length // TIME_TILE), states * channels) if save else (0,))
+    arguments.y, arguments.last = _channel_first(y), last.data_ptr()
+    arguments.checkpoints = saved.data_ptr() if save else None
+    _run(arguments, backward=False)
+    return y, last, saved
+
+
+def backward(
+    dy: Tensor,
+    dlast: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    skip: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `scan_torch.backward`."""
+    batch, channels, _ = u.shape
+    A, B, C = A.contiguous(), B.permute(0, 3, 1, 2).contiguous(), C.permute(0, 3, 1, 2).contiguous()
+    skip, bias = (None if t is None else t.contiguous() for t in (skip, bias))
+    dlast, saved = dlast.contiguous(), saved.contiguous()
+    arguments = _sequence(u, delta, A, B, C, skip, bias, softplus)
+    du, ddelta = torch.empty_like(u), torch.empty_like(delta)
+    parts = _parts(arguments)
+    dB, dC = (u.new_empty(parts, *t.shape) for t in (B, C))
+    dA, dskip, dbias = u.new_empty(batch, *A.shape), u.new_empty(batch, channels), u.new_empty(batch, channels)
+    arguments.dy, arguments.du, arguments.ddelta = _channel_first(dy), _channel_first(du), _channel_first(ddelta)
+    arguments.dB, arguments.dC = _states_last(dB), _states_last(dC)
+    arguments.dB_part = arguments.dC_part = B.numel()
+    arguments.checkpoints, arguments.dlast = saved.data_ptr(), dlast.data_ptr()
+    arguments.dA, arguments.dskip, arguments.dbias = dA.data_ptr(), dskip.data_ptr(), dbias.data_ptr()
+    _run(arguments, backward=True)
+    dB, dC = dB.sum(0).permute(0, 2, 3, 1), dC.sum(0).permute(0, 2, 3, 1)
+    return du, ddelta, dA.sum(0), dB, dC, dskip.sum(0), dbias.sum(0)
+
+
+def _image(
+    x: Tensor, factors: Tensor, A: Tensor, rank_weight: Tensor, bias: Tensor, skip: Tensor
+) -> tuple[_Arguments, Tensor]:
+    """What forward and backward share, and `factors` as (B, L, 4, R + 2N); everything contiguous."""
+    batch, height, width, channels = x.shape
+    length, states, rank = height * width, A.shape[1], rank_weight.shape[1]
+    factors = factors.view(batch, length, 4, rank + 2 * states)
+    arguments = _Arguments(batch, length, 4 * channels, 4, states, rank)
+    arguments.image, arguments.softplus, arguments.isa = 1, 1, -1
+    arguments.threads = _threads(x.numel() * 4 * states)
+    arguments.directions = (_Direction * 4)(
+        _Direction(0, length, 1, 0),  # along rows
+        _Direction(0, height, width, 1),  # along columns
+        _Direction(length - 1, length, -1, 0),  # and both backwards
+        _Direction(length - 1, height, -width, -1),
+    )
+    arguments.A, arguments.skip, arguments.bias = A.data_ptr(), skip.data_ptr(), bias.data_ptr()
+    arguments.rank_weight = rank_weight.data_ptr()
+    arguments.u = _channels_last(x)
+    arguments.low_rank, arguments.B, arguments.C = (_states_last(factors, at) for at in (0, rank, rank + states))
+    return arguments, factors
+
+
+def image_saved(shape: Sequence[int], states: int) -> tuple[int, ...]:
+    """The shape of what `image_forward` saves for x of this shape."""
+    batch, height, width, channels = shape
+    return batch, -(-(height * width) // TIME_TILE), 4 * channels * states
+
+
+def _channels_last(image: Tensor) -> _Strided:
+    """(B, H, W, D) contiguous."""
+    _, height, width, channels = image.shape
+    return _Strided(image.data_ptr(), height * width * channels, channels, 1)
+
+
+def image_forward(
+    x: Tensor, factors: Tensor, A: Tensor, rank_weight: Tensor, bias: Tensor, skip: Tensor, save: bool
+) -> tuple[Tensor, Tensor]:
+    """As `scan_torch.image_forward`; saves (B, tiles, N*4*D)."""
+    x, factors, A, rank_weight, bias, skip = (t.contiguous() for t in (x, factors, A, rank_weight, bias, skip))
+    arguments, _ = _image(x, factors, A, rank_weight, bias, skip)
+    y = torch.empty_like(x)
+    saved = x.new_empty((x.shape[0], -(-arguments.length // TIME_TILE), A.numel()) if save else (0,))
+    arguments.y, arguments.checkpoints = _channels_last(y), saved.data_ptr() if save else None
+    _run(arguments, backward=False)
+    return y, saved
+
+
+def image_backward(
+    dy: Tensor,
+    x: Tensor,
+    factors: Tensor,
+    A: Tensor,
+    rank_weight: Tensor,
+    bias: Tensor,
+    skip: Tensor,
+    saved: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `scan_torch.image_backward`."""
+    x, factors, A, rank_weight, bias, skip = (t.contiguous() for t in (x, factors, A, rank_weight, bias, skip))
+    dy, saved = dy.contiguous(), saved.contiguous()
+    arguments, by_direction = _image(x, factors, A, rank_weight, bias, skip)
+    batch, channels, states, rank = x.shape[0], A.shape[0], A.shape[1], rank_weight.shape[1]
+    dx = torch.empty_like(x)
+    dfactors = x.new_empty(_parts(arguments), *by_direction.shape)
+    dA, dweight = x.new_empty(batch, channels, states), x.new_empty(batch, channels, rank)
+    dskip, dbias = x.new_empty(batch, channels), x.new_empty(batch, channels)
+    arguments.dy, arguments.du = _channels_last(dy), _channels_last(dx)
+    arguments.dlow_rank, arguments.dB, arguments.dC = (_states_last(dfactors, at) for at in (0, rank, rank + states))
+    arguments.dlow_rank_part = arguments.dB_part = arguments.dC_part = factors.numel()
+    arguments.checkpoints = saved.data_ptr()
+    arguments.dA, arguments.drank_weight = dA.data_ptr(), dweight.data_ptr()
+    arguments.dskip, arguments.dbias = dskip.data_ptr(), dbias.data_ptr()
+    _run(arguments, backward=True)
+    return dx, dfactors.sum(0).view_as(factors), dA.sum(0), dweight.sum(0), dbias.sum(0), dskip.sum(0)

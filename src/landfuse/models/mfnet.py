@@ -1,0 +1,312 @@
+"""MFNet: a frozen Vision Transformer, fine-tuned for several modalities at once, and a decoder that fuses them.
+
+    images -> three channels, one size -> ViT, all modalities in one pass -> a pyramid per modality
+           -> squeeze-and-excitation fusion at four scales -> UNetFormer's decoder -> logits
+
+Source: Ma et al. 2025, "A Unified Framework with Multimodal Fine-tuning for Remote Sensing Semantic Segmentation",
+doi 10.1109/TGRS.2025.3585238, arXiv 2410.11160. With two modalities, SAM's encoder and `view: 256` it is the authors'
+network: `from_authors` reads their checkpoints.
+
+Rules that the paper leaves open:
+
+- Channels: three go in as they are; one is repeated (as the paper does with heights); any other number passes a small
+  trained 1 x 1 convolution, which starts as the first three channels (of two: both, and their mean).
+- Sizes: images are continued by mirroring to a multiple of 32 px (twice the patch) and scores cropped. The encoder's
+  positions are resized once, when its weights are loaded.
+- Zoom: all modalities are brought to the finest one's size (`encoder_zoom` sets another), coarser ones bilinearly and
+  finer ones by averaging; scores are averaged over each pixel of the scene's grid.
+- Encoders without SAM's neck get one of the same form, trained and shared by the modalities. SAM 2's has four scales of
+  its own: they take the place of the pyramid, each through a trained 1 x 1 convolution.
+
+Differs from the paper, and why:
+
+- One pass over stacked modalities instead of one pass each: the same numbers, frozen layers run once.
+- LoRA's and the Adapter's exchange and the fusion take any number of modalities (see `layers/adapters.py`). As in the
+  release the first modality's pyramid has a layer norm, and every further one's a batch norm.
+- The norms of SAM's blocks use 1e-6, as SAM was trained; timm's samvit models default to 1e-5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landfuse import settings
+from landfuse.errors import ModelError
+from landfuse.layers.adapters import MECHANISMS, fine_tune
+from landfuse.layers.deep_fusion import WIDTH, DeepFusion, Stem, neck
+from landfuse.layers.lora import merge_lora
+from landfuse.layers.unetformer import UNetFormerDecoder, mirrored
+from landfuse.layers.vit_encoder import StackedEncoder
+from landfuse.models import mfnet_authors, mfnet_weights
+from landfuse.models.base import FusionModel, Modality
+
+MAX_SIDE = 4096  # px; global attention over more patches than 256 x 256 fits no machine
+
+
+class MFNet(FusionModel):
+    """Multimodal fine-tuning of a frozen ViT, deep fusion, and UNetFormer's decoder.
+
+    Args:
+        modalities: name -> channels and zoom; the first is the paper's optical image.
+        classes: K.
+        config: see `MFNet.Settings`.
+
+    Raises:
+        ModelError: if the settings, the zooms or the encoder's weights cannot be used.
+        MissingFileError: if the encoder's weights are not there.
+    """
+
+    class Settings(settings.Settings):
+        """Settings of `mfnet`.
+
+        Args:
+            encoder: timm's name, e.g. samvit_base_patch16, sam2_hiera_tiny, vit_large_patch16_dinov3.sat493m.
+            weights: `pretrained` (published weights, fetched once), `random`, or the path of a file.
+            encoder_options: passed to timm, for an encoder of another size; its weights must fit.
+            encoder_zoom: pixels of the encoder per pixel of the scene's grid; the finest modality's if not set.
+            finetune: adapter, lora, both, none or full.
+            first_block: blocks before it are not fine-tuned, and keep no activations.
+            rank: of LoRA.
+            bottleneck: width of an adapter's hidden layer, as a part of the encoder's.
+            checkpointing: recompute each block in the backward pass, for less memory and about a third more time.
+            view: side of the square that is looked at, px of the scene's grid.
+            core: side of the square that is labelled; the view's if not set.
+            decoder_features: channels within the decoder, a multiple of 8.
+            dropout: of channels before the scores.
+            merged: LoRA is folded into the weights, as `merge` leaves it; not for training.
+        """
+
+        encoder: str = "samvit_base_patch16"
+        weights: str = "pretrained"
+        encoder_options: dict[str, Any] = pydantic.Field(default_factory=dict)
+        encoder_zoom: int | None = pydantic.Field(default=None, ge=1)
+        finetune: str = "adapter"
+        first_block: int = pydantic.Field(default=0, ge=0)
+        rank: int = pydantic.Field(default=4, ge=1)
+        bottleneck: float = pydantic.Field(default=0.25, gt=0, le=1)
+        checkpointing: bool = False
+        view: int = pydantic.Field(default=256, ge=1)
+        core: int | None = pydantic.Field(default=None, ge=1)
+        decoder_features: int = pydantic.Field(default=64, ge=8, multiple_of=8)
+        dropout: float = pydantic.Field(default=0.1, ge=0, lt=1)
+        merged: bool = False
+
+        @pydantic.field_validator("finetune")
+        @classmethod
+        def _known(cls, value: str) -> str:
+            if value not in MECHANISMS:
+                raise ValueError(f"no such fine-tuning; known: {', '.join(MECHANISMS)}")
+            return value
+
+    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: Settings) -> None:
+        super().__init__(modalities, classes, view=config.view, core=config.core or config.view)
+        self.config = config
+        self.zoom = _zoom(modalities, config)
+        mechanism = MECHANISMS[config.finetune](len(modalities), rank=config.rank, bottleneck=config.bottleneck)
+        self.encoder = StackedEncoder(
+            config.encoder,
+            config.view * self.zoom,
+            config.encoder_options,
+            checkpointing=config.checkpointing,
+        )
+        self._reference = None if config.merged else _load(self.encoder, config)
+        fine_tune(self.encoder.vit, mechanism, config.first_block)
+        self._stores_encoder = self._reference is None or mechanism.trains_encoder
+        self.stems = nn.ModuleList(Stem(modality.channels) for modality in modalities.values())
+        channels = self.encoder.channels
+        self.necks = nn.ModuleList(neck(each, len(channels) == 1) for each in channels)
+        self.fusion = DeepFusion(len(modalities), len(channels))
+        self.decoder = UNetFormerDecoder([WIDTH] * 4, classes, features=config.decoder_features, dropout=config.dropout)
+        if config.merged:
+            self.merge()
+
+    def forward(self, images: dict[str, Tensor]) -> Tensor:
+        """Scores the classes of every core pixel; see `FusionModel.forward`.
+
+        Raises:
+            ModelError: if a modality is missing or has another size.
+        """
+        maps = self.features(images)
+        logits = self.decoder(self.fusion(maps))
+        side, padded = self.encoder.side, self.encoder.padded
+        logits = F.interpolate(logits, size=(padded, padded), mode="bilinear", align_corners=False)[:, :, :side, :side]
+        if self.zoom > 1:
+            logits = F.avg_pool2d(logits, self.zoom)
+        return logits[:, :, self.halo : self.halo + self.core, self.halo : self.halo + self.core]
+
+    def features(self, images: dict[str, Tensor]) -> list[list[Tensor]]:
+        """What the encoder gives.
+
+        Args:
+            images: as in `forward`.
+
+        Returns:
+            Per modality, in the order of `modalities`, its maps (B, 256, H, W), finest first.
+        """
+        self._check(images)
+        prepared = [self._prepared(stem(images[name])) for name, stem in zip(self.modalities, self.stems, strict=True)]
+        maps = self.encoder(prepared)
+        return [[neck(x) for neck, x in zip(self.necks, each, strict=True)] for each in maps]
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        side = self.encoder.side
+        if x.shape[-1] > side:
+            x = F.interpolate(x, size=(side, side), mode="area")
+        elif x.shape[-1] < side:
+            x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+        return mirrored(x, self.encoder.padded, self.encoder.padded)
+
+    def _check(self, images: dict[str, Tensor]) -> None:
+        for name, modality in self.modalities.items():
+            shape = (modality.channels, self.view * modality.zoom, self.view * modality.zoom)
+            if name not in images or tuple(images[name].shape[1:]) != shape:
+                found = f"{tuple(images[name].shape[1:])}" if name in images else f"only {', '.join(images) or 'none'}"
+                raise ModelError(
+                    f"the modality `{name}` came as {found}",
+                    f"(channels, height, width) {shape}",
+                    "give every modality that the model was made for, at view x zoom",
+                )
+
+    @classmethod
+    def without_pretraining(cls, config: settings.Settings) -> settings.Settings:
+        """A bundle of a wholly trained encoder holds all of it; the others need their frozen encoder's file."""
+        if isinstance(config, cls.Settings) and config.finetune == "full":
+            return config.model_copy(update={"weights": "random"})
+        return config
+
+    def frozen_reference(self) -> dict[str, str] | None:
+        """What a bundle says of the encoder that it does not store: its name, address and SHA-256.
+
+        Returns:
+            None where a bundle stores all weights: the encoder was trained, merged, or started at random.
+        """
+        if self._stores_encoder or self._reference is None:
+            return None
+        return {
+            "name": self._reference.name,
+            "address": self._reference.address,
+            "sha256": self._reference.sha256,
+        }
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a bundle stores: everything but the frozen encoder that `frozen_reference` names."""
+        state = self.state_dict()
+        frozen = self._frozen_names()
+        return {name: value for name, value in state.items() if name not in frozen}
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what `trained_state` gave; the frozen encoder is already there.
+
+        Raises:
+            ModelError: if the weights are those of another model.
+        """
+        wanted = self.state_dict()
+        kept = set(wanted) - self._frozen_names()
+        faults = [f"{name} is missing" for name in sorted(kept - set(state))]
+        faults += [f"{name} is unknown" for name in sorted(set(state) - kept)]
+        faults += [
+            f"{name} is {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+            for name in sorted(kept & set(state))
+            if state[name].shape != wanted[name].shape
+        ]
+        if faults:
+            raise ModelError(
+                f"weights that do not fit this MFNet: {'; '.join(faults[:3])}"
+                + (f"; and {len(faults) - 3} more" if len(faults) > 3 else ""),
+                "the weights of a model with the same modalities, classes and settings",
+                "use the settings that the weights were saved with",
+            )
+        self.load_state_dict(dict(state), strict=False)
+
+    def _frozen_names(self) -> set[str]:
+        if self.frozen_reference() is None:
+            return set()
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name for name in self.state_dict() if name.startswith("encoder.vit.")} - trained
+
+    def merge(self) -> tuple[list[str], list[str]]:
+        """Folds LoRA into the weights where that is the same function, for inference.
+
+        The model then stores its encoder, since it is no longer the published one; `config` says so.
+
+        Returns:
+            Names of the layers that were folded, and of those that cannot be (see `layers.lora.merge_lora`).
+        """
+        folded, kept = merge_lora(self)
+        if folded:
+            self.config = self.config.model_copy(update={"merged": True, "weights": "random"})
+            self._reference, self._stores_encoder = None, True
+        return folded, kept
+
+
+def _zoom(modalities: Mapping[str, Modality], config: MFNet.Settings) -> int:
+    """Pixels of the encoder per pixel of the scene's grid."""
+    if not modalities:
+        raise ModelError("MFNet got no modality", "at least one", "name the modalities in the scene file")
+    for name, modality in modalities.items():
+        if modality.zoom < 1 or modality.channels < 1:
+            raise ModelError(
+                f"the modality `{name}` has {modality.channels} channels at zoom {modality.zoom}",
+                "at least one channel, and a zoom of 1 or more",
+                f"mend `{name}` in the scene file",
+            )
+    zoom = config.encoder_zoom or max(modality.zoom for modality in modalities.values())
+    if config.view * zoom > MAX_SIDE:
+        raise ModelError(
+            f"a view of {config.view} px at zoom {zoom} is {config.view * zoom} px wide",
+            f"at most {MAX_SIDE} px for the encoder",
+            f"set `view` to {MAX_SIDE // zoom} or less" if zoom <= MAX_SIDE else "set a smaller `encoder_zoom`",
+        )
+    return zoom
+
+
+def _load(encoder: StackedEncoder, config: MFNet.Settings) -> mfnet_weights.Reference | None:
+    if config.weights == "random":
+        return None
+    if config.weights == "pretrained":
+        reference = mfnet_weights.by_name(config.encoder)
+    else:
+        reference = mfnet_weights.from_file(config.encoder, config.weights)
+    state = mfnet_weights.encoder_state(mfnet_weights.read(reference.path))
+    mfnet_weights.fit(encoder.vit, state, reference)
+    return reference
+
+
+def from_authors(path: str | Path, modalities: Mapping[str, Modality] | None = None, *, view: int = 256) -> MFNet:
+    """MFNet from a checkpoint that was trained with the authors' code (https://github.com/sstary/SSRS).
+
+    Args:
+        path: the state_dict that their training saved, or the same as .safetensors.
+        modalities: two; if not given, `optical` with three channels and `dsm` with one, at zoom 1.
+        view: side of the images in pixels; the authors train at 256.
+
+    Returns:
+        A model that gives the same logits. It stores its encoder when it is saved, and needs no other file.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        ModelError: if it is no such checkpoint, or the modalities are not two of one or three channels.
+    """
+    modalities = modalities or {"optical": Modality(3), "dsm": Modality(1)}
+    if len(modalities) != 2 or any(modality.channels not in (1, 3) for modality in modalities.values()):
+        raise ModelError(
+            f"the authors' MFNet was asked for with {len(modalities)} modalities of "
+            f"{', '.join(str(modality.channels) for modality in modalities.values())} channels",
+            "two modalities, each with one or three channels",
+            "name the optical image first and the heights second",
+        )
+    values, state = mfnet_authors.convert(mfnet_weights.read(path), view, str(path))
+    classes = state["decoder.head.2.weight"].shape[0]
+    config = settings.parse(MFNet.Settings, values, str(path))
+    model = MFNet(modalities, classes, config)
+    wanted = model.state_dict()
+    for name in state.keys() & wanted.keys():
+        state[name] = mfnet_weights.resized(name.removeprefix("encoder.vit."), state[name], wanted[name].shape, 0)
+    model.load_trained_state(state)
+    return model

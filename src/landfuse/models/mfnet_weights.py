@@ -1,0 +1,338 @@
+"""Weights of MFNet's encoder: found, fetched, read in the layouts they are published in, and fitted to the images.
+
+Layouts that are read, from `.pth`/`.pt` or `.safetensors`:
+
+- Segment Anything's own checkpoints (`image_encoder.*`, e.g. sam_vit_b_01ec64.pth),
+- Segment Anything from Hugging Face transformers (`vision_encoder.*`),
+- Segment Anything 2's own checkpoints (`image_encoder.trunk.*`),
+- timm's, of any ViT (no prefix),
+- checkpoints of MFNet's authors (`image_encoder.*` with `rel_h`), see `mfnet.from_authors`.
+
+Position embeddings and relative positions are resized here, once, to the images' size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import re
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landfuse.errors import MissingFileError, ModelError
+
+log = logging.getLogger(__name__)
+
+
+class Reference(NamedTuple):
+    """Where an encoder's weights are from.
+
+    Args:
+        name: timm's name of the encoder.
+        address: the public address, or the path of the file.
+        sha256: of the file, hexadecimal.
+        path: where the file lies here.
+    """
+
+    name: str
+    address: str
+    sha256: str
+    path: Path
+
+
+_SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+# Address and SHA-256 of the checkpoints published with Segment Anything.
+PUBLISHED = {
+    "samvit_base_patch16": (
+        _SAM + "sam_vit_b_01ec64.pth",
+        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+    ),
+    "samvit_large_patch16": (
+        _SAM + "sam_vit_l_0b3195.pth",
+        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+    ),
+    "samvit_huge_patch16": (
+        _SAM + "sam_vit_h_4b8939.pth",
+        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+    ),
+}
+
+
+def from_file(name: str, path: str | Path) -> Reference:
+    """A reference to weights in a file.
+
+    Raises:
+        MissingFileError: if there is no such file.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise MissingFileError(
+            f"there is no file {path} with weights of the encoder `{name}`",
+            "a checkpoint of Segment Anything (.pth), or timm's weights (.safetensors)",
+            f"check `weights`, or fetch the file from {_address(name)[0] or 'where it is published'}",
+        )
+    return Reference(name, str(path), sha256(path), path)
+
+
+def by_name(name: str) -> Reference:
+    """A reference to the published weights of an encoder, fetched on first use.
+
+    They lie in the directory that the environment variable LANDFUSE_CACHE names, or in ~/.cache/landfuse.
+
+    Raises:
+        ModelError: if no weights are published for the encoder, or the file is not the published one.
+        MissingFileError: if the file is not here and cannot be fetched, naming where to put it.
+    """
+    address, expected = _address(name)
+    if not address:
+        raise ModelError(
+            f"timm names no published weights for `{name}`",
+            "an encoder with published weights, a file, or a random start",
+            "set `weights: path/to/file`, or `weights: random`",
+        )
+    cache = Path(os.environ.get("LANDFUSE_CACHE") or Path.home() / ".cache" / "landfuse")
+    file = address.rsplit("/", 1)[-1]
+    path = cache / (file if expected else f"{timm.get_pretrained_cfg(name).hf_hub_id.split('/')[-1]}.safetensors")
+    if not path.is_file():
+        try:
+            _fetch(address, path, expected or _hub_sha256(address))
+        except (OSError, ValueError) as error:
+            raise MissingFileError(
+                f"the weights of `{name}` are not here, and {address} cannot be reached ({error})",
+                f"the file {path}",
+                f"fetch {address} where there is a network and put it at {path}, or set `weights: path/to/file`",
+            ) from None
+    found = sha256(path)
+    if expected and found != expected:
+        raise ModelError(
+            f"{path} is not the published file: its SHA-256 is {found}",
+            f"SHA-256 {expected}",
+            f"delete it and fetch {address} again",
+        )
+    return Reference(name, address, found, path)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _address(name: str) -> tuple[str, str | None]:
+    """The public address of an encoder's weights and their SHA-256, where it is known beforehand."""
+    architecture, _, tag = name.partition(".")
+    if architecture in PUBLISHED and tag in ("", "sa1b"):
+        return PUBLISHED[architecture]
+    config = timm.get_pretrained_cfg(name) if timm.is_model(architecture) else None
+    if config is None or not config.hf_hub_id:
+        return "", None
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    hub_id = config.hf_hub_id if "." in config.hf_hub_id else f"{config.hf_hub_id.rstrip('/')}/{name}"
+    return f"{hub}/{hub_id}/resolve/main/model.safetensors", None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def _hub_sha256(address: str) -> str | None:
+    """The SHA-256 that the hub states for a file, in the answer before it redirects to its store."""
+    request = urllib.request.Request(address, method="HEAD")
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=30) as answer:
+            headers = answer.headers
+    except urllib.error.HTTPError as error:
+        if not 300 <= error.code < 400:
+            raise
+        headers = error.headers
+    stated = (headers.get("X-Linked-Etag") or "").strip('"')
+    return stated if re.fullmatch("[0-9a-f]{64}", stated) else None
+
+
+def _fetch(address: str, path: Path, expected: str | None) -> None:
+    """Fetches a file; it is whole and as published, or absent.
+
+    Raises:
+        OSError: if it cannot be reached or written.
+        ValueError: if it is not what was published.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log.info("fetching %s to %s", address, path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+        try:
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                while block := answer.read(1 << 20):
+                    part.write(block)
+            part.close()
+            found = sha256(Path(part.name))
+            if expected and found != expected:
+                raise ValueError(f"what came has the SHA-256 {found}, and {expected} was published")
+            Path(part.name).replace(path)
+        finally:
+            Path(part.name).unlink(missing_ok=True)
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """Reads all tensors of a checkpoint, without running any code in it.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        ModelError: if it is truncated or holds something else.
+    """
+    path = Path(path).expanduser()
+    try:
+        if path.suffix == ".safetensors":
+            tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+            return tensors
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise MissingFileError(f"there is no file {path}", "a checkpoint", "check the path") from None
+    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
+        raise ModelError(
+            f"{path} cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            "a whole checkpoint of tensors (.pth, .pt or .safetensors)",
+            "it may be truncated: fetch it again and compare its size",
+        ) from None
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
+        raise ModelError(
+            f"{path} holds {type(state).__name__}, not named tensors",
+            "a checkpoint of weights",
+            "save the model's state_dict, not the model",
+        )
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+_SAM_NAMES = ((".mlp.lin1.", ".mlp.fc1."), (".mlp.lin2.", ".mlp.fc2."), (".attn.rel_h", ".attn.rel_pos_h"))
+_RENAMED = {
+    "image_encoder.trunk.": ((".mlp.layers.0.", ".mlp.fc1."), (".mlp.layers.1.", ".mlp.fc2.")),
+    "image_encoder.": (*_SAM_NAMES, (".attn.rel_w", ".attn.rel_pos_w")),
+    "vision_encoder.": (
+        *_SAM_NAMES,
+        ("patch_embed.projection.", "patch_embed.proj."),
+        ("neck.conv1.", "neck.0."),
+        ("neck.layer_norm1.", "neck.1."),
+        ("neck.conv2.", "neck.2."),
+        ("neck.layer_norm2.", "neck.3."),
+        ("layers.", "blocks."),
+        (".layer_norm1.", ".norm1."),
+        (".layer_norm2.", ".norm2."),
+    ),
+}
+
+
+def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's weights of a checkpoint, by timm's names."""
+    for prefix, renamed in _RENAMED.items():
+        if f"{prefix}pos_embed" not in state:
+            continue
+        found = {}
+        for key, value in state.items():
+            if key.startswith(prefix):
+                name = key.removeprefix(prefix)
+                for old, new in renamed:
+                    name = name.replace(old, new)
+                found[name] = value
+        return found
+    return state
+
+
+def fit(vit: nn.Module, state: dict[str, Tensor], reference: Reference | str) -> None:
+    """Puts weights into a timm ViT, and resizes its positions to the images' size.
+
+    Args:
+        vit: without fine-tuning modules.
+        state: by timm's names.
+        reference: names the source in messages.
+
+    Raises:
+        ModelError: if the weights are of another architecture.
+    """
+    wanted = vit.state_dict()
+    prefix = int(getattr(vit, "num_prefix_tokens", 0))
+    fitted, faults = {}, []
+    for name, target in wanted.items():
+        if name not in state:
+            faults.append(f"{name} is missing")
+            continue
+        value = resized(name, state[name], target.shape, prefix)
+        if value.shape != target.shape:
+            faults.append(f"{name} is {tuple(state[name].shape)} instead of {tuple(target.shape)}")
+        fitted[name] = value
+    faults += [f"{name} is more than the encoder has" for name in state if _more_blocks(name, wanted)]
+    if faults:
+        where, name = (reference.path, reference.name) if isinstance(reference, Reference) else (reference, "encoder")
+        shown = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+        alike = next((sam for sam in PUBLISHED if _SIZES[sam] == _size(state)), None)
+        raise ModelError(
+            f"{where} holds weights of another architecture ({_described(state)}): {shown}",
+            f"weights of `{name}` ({_described(wanted)})",
+            f"set `encoder: {alike}`, or another file" if alike else "check `encoder` and `weights`",
+        )
+    vit.load_state_dict(fitted)
+
+
+def resized(name: str, value: Tensor, shape: torch.Size, prefix: int) -> Tensor:
+    """Position embeddings at another size of images: absolute ones bicubic, relative ones linear.
+
+    Args:
+        name: timm's name of the weight; anything but positions is given back as it is.
+        value: as in the file.
+        shape: as wanted.
+        prefix: class and register tokens before those of the image.
+    """
+    if value.shape == shape:
+        return value
+    if name.endswith((".rel_pos_h", ".rel_pos_w")) and value.ndim == 2 and value.shape[1] == shape[1]:
+        return F.interpolate(value.T[None].float(), size=shape[0], mode="linear")[0].T.to(value.dtype)
+    if name == "pos_embed" and value.ndim == 4 == len(shape) and value.shape[3] == shape[3]:
+        return _bicubic(value, shape[1], shape[2])
+    if name == "pos_embed" and value.ndim == 3 == len(shape) and value.shape[2] == shape[2]:
+        # Some ViTs give their class token a position and some do not.
+        kept = prefix if (shape[1] - prefix) == int((shape[1] - prefix) ** 0.5) ** 2 else 0
+        old, new = int((value.shape[1] - kept) ** 0.5), int((shape[1] - kept) ** 0.5)
+        if old * old + kept == value.shape[1]:
+            grid = _bicubic(value[:, kept:].reshape(1, old, old, -1), new, new).reshape(1, new * new, -1)
+            return torch.cat((value[:, :kept], grid), dim=1)
+    return value
+
+
+def _bicubic(grid: Tensor, height: int, width: int) -> Tensor:
+    """(1, H, W, D) -> (1, height, width, D), bicubic without antialiasing, as Segment Anything's fine-tunings do."""
+    resized = F.interpolate(grid.permute(0, 3, 1, 2).float(), size=(height, width), mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1).to(grid.dtype)
+
+
+_SIZES = {"samvit_base_patch16": (768, 12), "samvit_large_patch16": (1024, 24), "samvit_huge_patch16": (1280, 32)}
+
+
+def _size(state: dict[str, Tensor]) -> tuple[int, int]:
+    """Width and number of blocks; 0 where there are none."""
+    embedding = state.get("patch_embed.proj.weight")
+    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    return (embedding.shape[0] if embedding is not None else 0, len(blocks))
+
+
+def _described(state: dict[str, Tensor]) -> str:
+    width, blocks = _size(state)
+    return f"{blocks} blocks, {width} wide at the patches" if width and blocks else "no Vision Transformer"
+
+
+def _more_blocks(name: str, wanted: dict[str, Tensor]) -> bool:
+    return bool(re.match(r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc\d|norm\d)\.weight", name)) and name not in wanted

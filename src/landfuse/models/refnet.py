@@ -1,0 +1,379 @@
+"""REF-Net: keeps what the modalities share and what they differ in, and sharpens each one by the difference.
+
+Source: Wei et al. 2025, "Retain and Enhance Modality-Specific Information for Multimodal Remote Sensing Image Land
+Use/Land Cover Classification", doi 10.1109/TGRS.2025.3591926. Its state-space blocks are VMamba's (`state_space.py`).
+
+    encoders, one per modality: features at stride 2, 4, 8, 16, 32, each projected to the same width
+    at every scale, MDF-VSS:    shared  = join(V(a), V(b));  differing = V'(a - b);  fused = smooth(shared + differing)
+    MDF decoder:                fused, through one more VSS block, summed from coarse to fine  -> logits
+    MSIE decoder:               smooth(a + differing), likewise summed, per modality           -> auxiliary logits
+
+Differs from the paper, and why:
+- Any number of modalities from two. With more than two, each modality's difference is taken to the mean of the others,
+  the mean of the differing features enters the fusion, and each modality is sharpened by its own. With two this would
+  give two differences of opposite sign where the paper has one, so there the paper's is used.
+- Logits are brought to the size of the image, whatever it is, where the paper doubles them: the same for even sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pydantic
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landfuse import settings
+from landfuse.errors import MissingFileError, ModelError
+from landfuse.layers.state_space import VSSBlock
+from landfuse.models.base import FusionModel, Modality, cross_entropy, refuse_zoom
+from landfuse.models.refnet_authors import rename_authors
+
+STRIDES = (2, 4, 8, 16, 32)
+
+
+class RefNetSettings(settings.Settings):
+    """Settings of REF-Net; the defaults are those of the paper's recipe for DFC2020, without pretrained weights.
+
+    Args:
+        view: side of the square that is looked at, in pixels.
+        core: side of the centred square that is labelled; by default the view.
+        encoder: a timm backbone with features at stride 2 to 32, for all modalities or by name of modality.
+        pretrained: start the encoders from timm's published weights, adapted to the number of channels.
+        weights: files to start encoders from instead, by name of modality, adapted likewise.
+        width: channels of the decoders.
+        states: N of the scans.
+        expansion: inner channels of SS2D, per channel.
+        mlp_ratio: hidden channels of the perceptrons, per channel.
+        drop_path: share of samples for which a branch of a VSS block is left out in training.
+        auxiliary_weight: weight of the auxiliary losses.
+        share: use the shared features.
+        difference: use the differing features.
+        enhance: train the MSIE decoder and its auxiliary heads.
+    """
+
+    view: int = pydantic.Field(default=256, ge=1)
+    core: int | None = pydantic.Field(default=None, ge=1)
+    encoder: str | dict[str, str] = "resnet50"
+    pretrained: bool = False
+    weights: dict[str, Path] = {}
+    width: int = pydantic.Field(default=128, ge=1)
+    states: int = pydantic.Field(default=1, ge=1, le=64)
+    expansion: float = pydantic.Field(default=2.0, gt=0)
+    mlp_ratio: float = pydantic.Field(default=4.0, gt=0)
+    drop_path: float = pydantic.Field(default=0.1, ge=0, lt=1)
+    auxiliary_weight: float = pydantic.Field(default=0.005, ge=0)
+    share: bool = True
+    difference: bool = True
+    enhance: bool = True
+
+    @pydantic.model_validator(mode="after")
+    def _something_is_fused(self) -> RefNetSettings:
+        if not (self.share or self.difference):
+            raise ValueError("with both `share` and `difference` off nothing would be left to fuse")
+        return self
+
+
+class Parts(NamedTuple):
+    """What one MDF-VSS block makes of its modalities; each (B, width, H, W), None where switched off."""
+
+    shared: Tensor | None
+    differing: Tensor | None
+    fused: Tensor
+    differing_by_modality: list[Tensor]
+
+
+class Smooth(nn.Module):
+    """Two 3x3 convolutions with a skip."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) -> the same."""
+        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+class MdfVss(nn.Module):
+    """Splits the features of several modalities into what they share and what they differ in, and fuses the two."""
+
+    def __init__(self, modalities: int, config: RefNetSettings) -> None:
+        super().__init__()
+        width = config.width
+        self.shared_block = _vss(config) if config.share else None
+        self.join = (
+            nn.Sequential(
+                nn.Conv2d(modalities * width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+            )
+            if config.share
+            else None
+        )
+        self.difference_block = _vss(config) if config.difference else None
+        self.smooth = Smooth(width)
+
+    def forward(self, features: Sequence[Tensor]) -> Parts:
+        """One (B, width, H, W) per modality."""
+        shared = differing = None
+        by_modality: list[Tensor] = []
+        if self.shared_block is not None and self.join is not None:
+            shared = self.join(torch.cat([self.shared_block(f) for f in features], dim=1))
+        if self.difference_block is not None:
+            if len(features) == 2:
+                differing = self.difference_block(features[0] - features[1])
+                by_modality = [differing, differing]
+            else:
+                total = torch.stack(list(features)).sum(0)
+                others = [(total - f) / (len(features) - 1) for f in features]
+                by_modality = [self.difference_block(f - o) for f, o in zip(features, others, strict=True)]
+                differing = torch.stack(by_modality).mean(0)
+        present = [part for part in (shared, differing) if part is not None]
+        return Parts(shared, differing, self.smooth(sum(present[1:], present[0])), by_modality)
+
+
+class Scale(nn.Module):
+    """One scale of both decoders.
+
+    Args:
+        channels: of the encoders' features at this scale, one per modality.
+        coarsest: there is no coarser scale whose sums come in.
+        config: settings of the model.
+    """
+
+    def __init__(self, channels: Sequence[int], coarsest: bool, config: RefNetSettings) -> None:
+        super().__init__()
+        width = config.width
+        self.project = nn.ModuleList(nn.Conv2d(c, width, 1, bias=False) for c in channels)
+        self.fuse = MdfVss(len(channels), config)
+        self.refine = _vss(config)
+        self.smooth = None if coarsest else Smooth(width)
+        enhanced = range(len(channels)) if config.enhance else ()
+        self.enhance = nn.ModuleList(Smooth(width) for _ in enhanced)
+        self.smooth_enhanced = nn.ModuleList(Smooth(width) for _ in enhanced if not coarsest)
+
+    def forward(
+        self, features: Sequence[Tensor], coarser: tuple[Tensor, list[Tensor]] | None
+    ) -> tuple[Tensor, list[Tensor], Parts]:
+        """Fused features, enhanced features per modality, and what the fusion saw."""
+        projected = [project(f) for project, f in zip(self.project, features, strict=True)]
+        parts = self.fuse(projected)
+        fused = self.refine(parts.fused)
+        differing = parts.differing_by_modality or [torch.zeros_like(f) for f in projected]
+        enhanced = [layer(f + d) for layer, f, d in zip(self.enhance, projected, differing, strict=False)]
+        if coarser is not None and self.smooth is not None:
+            fused = self.smooth(_add_upsampled(coarser[0], fused))
+            enhanced = [
+                smooth(_add_upsampled(coarse, fine))
+                for smooth, coarse, fine in zip(self.smooth_enhanced, coarser[1], enhanced, strict=True)
+            ]
+        return fused, enhanced, parts
+
+
+class Decoder(nn.Module):
+    """The MDF and MSIE decoders.
+
+    Args:
+        channels: of the encoders' features, one list from fine to coarse per modality.
+        config: settings of the model.
+    """
+
+    def __init__(self, channels: Sequence[Sequence[int]], config: RefNetSettings) -> None:
+        super().__init__()
+        by_scale = list(zip(*channels, strict=True))
+        self.scales = nn.ModuleList(
+            Scale(at_scale, coarsest=i == len(by_scale) - 1, config=config) for i, at_scale in enumerate(by_scale)
+        )
+        _initialise(self)
+
+    def forward(self, features: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[list[Tensor]], list[Parts]]:
+        """Decodes features, one list from fine to coarse per modality.
+
+        Returns:
+            From coarse to fine: fused features (B, width, H, W), enhanced features per modality (empty where
+            switched off), and the parts of the MDF-VSS blocks.
+        """
+        fused: list[Tensor] = []
+        enhanced: list[list[Tensor]] = []
+        parts: list[Parts] = []
+        for i, at_scale in reversed(list(enumerate(zip(*features, strict=True)))):
+            coarser = (fused[-1], enhanced[-1]) if fused else None
+            at_fused, at_enhanced, at_parts = self.scales[i](at_scale, coarser)
+            fused.append(at_fused)
+            enhanced.append(at_enhanced)
+            parts.append(at_parts)
+        return fused, enhanced, parts
+
+
+class RefNet(FusionModel):
+    """REF-Net.
+
+    Args:
+        modalities: name -> channels; two or more, in the order in which differences are taken.
+        classes: K.
+        config: see `RefNetSettings`.
+
+    Raises:
+        ModelError: for fewer than two modalities, a zoomed modality, or an encoder that does not fit.
+    """
+
+    Settings = RefNetSettings
+
+    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: RefNetSettings) -> None:
+        super().__init__(modalities, classes, view=config.view, core=config.core or config.view)
+        refuse_zoom("refnet", modalities)
+        if len(modalities) < 2:
+            raise ModelError(
+                f"`refnet` got {len(modalities)} modality: {', '.join(modalities)}",
+                "two or more, since it works on their difference",
+                "add a modality, or use `stacked`",
+            )
+        self.auxiliary_weight = config.auxiliary_weight
+        self.encoders = nn.ModuleList(_encoder(name, m.channels, config) for name, m in modalities.items())
+        channels: list[list[int]] = [encoder.feature_info.channels() for encoder in self.encoders]  # type: ignore[union-attr, operator]
+        self.decoder = Decoder(channels, config)
+        self.head = _head(config.width, classes)
+        self.auxiliary_heads = nn.ModuleList(_head(config.width, classes) for _ in modalities if config.enhance)
+
+    def forward(self, images: dict[str, Tensor]) -> Tensor:
+        """Logits, (B, K, core, core); images of another size than the view give logits smaller by the same border."""
+        fused, _, _ = self._decode(images)
+        return self._logits(self.head, fused[-1], images)
+
+    def loss(self, images: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of the map plus, at their weight, of the auxiliary maps from each modality."""
+        fused, enhanced, _ = self._decode(images)
+        main = cross_entropy(self._logits(self.head, fused[-1], images), target)
+        if not self.auxiliary_heads:
+            return {"loss": main}
+        auxiliary = sum(
+            cross_entropy(self._logits(head, features, images), target)
+            for head, features in zip(self.auxiliary_heads, enhanced[-1], strict=True)
+        )
+        return {"loss": main + self.auxiliary_weight * auxiliary, "main": main, "auxiliary": torch.as_tensor(auxiliary)}
+
+    def parts(self, images: dict[str, Tensor]) -> list[Parts]:
+        """Shared, differing and fused features at stride 32, 16, 8, 4, 2, to look at."""
+        return self._decode(images)[2]
+
+    def _decode(self, images: dict[str, Tensor]) -> tuple[list[Tensor], list[list[Tensor]], list[Parts]]:
+        features = [encoder(images[name]) for name, encoder in zip(self.modalities, self.encoders, strict=True)]
+        result: tuple[list[Tensor], list[list[Tensor]], list[Parts]] = self.decoder(features)
+        return result
+
+    def _logits(self, head: nn.Module, features: Tensor, images: dict[str, Tensor]) -> Tensor:
+        size = next(iter(images.values())).shape[-2:]
+        logits = F.interpolate(head(features), size=size, mode="bilinear", align_corners=True)
+        return logits[..., self.halo : size[0] - self.halo, self.halo : size[1] - self.halo]
+
+
+def _vss(config: RefNetSettings) -> VSSBlock:
+    return VSSBlock(config.width, config.states, config.expansion, config.mlp_ratio, config.drop_path)
+
+
+def _head(width: int, classes: int) -> nn.Conv2d:
+    head = nn.Conv2d(width, classes, 1)
+    nn.init.xavier_uniform_(head.weight)
+    nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+    return head
+
+
+def _add_upsampled(coarse: Tensor, fine: Tensor) -> Tensor:
+    return F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False) + fine
+
+
+def _initialise(decoder: nn.Module) -> None:
+    """Convolutions by He's rule, linear maps by Glorot's, as in the authors' release."""
+    for module in decoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _encoder(modality: str, channels: int, config: RefNetSettings) -> nn.Module:
+    name = config.encoder if isinstance(config.encoder, str) else config.encoder.get(modality)
+    if name is None or not timm.is_model(name):
+        near = timm.list_models(f"*{name}*")[:5] if name else []
+        raise ModelError(
+            f"the encoder {name!r} for `{modality}` is no backbone of timm" if name else f"`{modality}` has no encoder",
+            "the name of a backbone, e.g. resnet50",
+            f"perhaps one of {', '.join(near)}" if near else "set `encoder`; timm.list_models() gives all names",
+        )
+    file = config.weights.get(modality)
+    if file is not None and not file.exists():
+        raise MissingFileError(f"there is no file {file}", f"weights for the encoder of `{modality}`", "check the path")
+    try:
+        encoder: nn.Module = timm.create_model(
+            name,
+            features_only=True,
+            in_chans=channels,
+            pretrained=config.pretrained or file is not None,
+            pretrained_cfg_overlay=None if file is None else {"file": str(file)},
+        )
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise ModelError(f"the encoder {name} for `{modality}` cannot be made: {error}", "", "choose another") from None
+    strides = tuple(encoder.feature_info.reduction())  # type: ignore[union-attr, operator]
+    if strides != STRIDES:
+        raise ModelError(
+            f"the encoder {name} for `{modality}` gives features at stride {', '.join(map(str, strides))}",
+            f"features at stride {', '.join(map(str, STRIDES))}",
+            "choose another backbone, e.g. a resnet, regnet or efficientnet",
+        )
+    return encoder
+
+
+def from_authors(
+    path: str | Path, names: tuple[str, str] = ("optical", "sar"), encoder: str | None = None, view: int = 256
+) -> RefNet:
+    """Loads a checkpoint of the authors' release.
+
+    Args:
+        path: the file that their training wrote.
+        names: of the optical and the SAR modality.
+        encoder: timm's name of the backbone; by default what the checkpoint says, or resnet50.
+        view: side of the square that the model looks at.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        ModelError: if it is no checkpoint of REF-Net.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingFileError(f"there is no file {path}", "a checkpoint of REF-Net", "check the path")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    state = {name.removeprefix("module."): value for name, value in checkpoint.get("state_dict", checkpoint).items()}
+    for name in ("opt_encoder.conv1.weight", "sar_encoder.conv1.weight", "seg_head.0.weight"):
+        if name not in state:
+            raise ModelError(f"{path} lacks `{name}`", "a checkpoint of REF-Net with ResNet encoders", "check the file")
+    backbones = (checkpoint.get(key) or "resnet50" for key in ("opt_backbone", "sar_backbone"))
+    encoders = {name: encoder or backbone for name, backbone in zip(names, backbones, strict=True)}
+    config = RefNetSettings(
+        view=view,
+        encoder=encoders,
+        width=state["seg_head.0.weight"].shape[1],
+        states=state["decoder.st_block_1.1.op.A_logs"].shape[1],
+        enhance="opt_seg_head.0.weight" in state,
+    )
+    modalities = {
+        name: Modality(state[f"{theirs}_encoder.conv1.weight"].shape[1])
+        for name, theirs in zip(names, ("opt", "sar"), strict=True)
+    }
+    model = RefNet(modalities, state["seg_head.0.weight"].shape[0], config)
+    try:
+        model.load_state_dict(rename_authors(state))
+    except RuntimeError as error:
+        raise ModelError(
+            f"{path} does not fit REF-Net with {encoders}: {error}",
+            "the backbone it was trained with",
+            "name it: from_authors(path, encoder=...)",
+        ) from None
+    return model

@@ -1,0 +1,94 @@
+"""The forest's own tables against scikit-learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.ensemble import RandomForestClassifier
+from torch import Tensor
+
+from landfuse.legend import UNLABELLED
+from landfuse.models.base import Modality
+from landfuse.models.forest import Forest
+
+
+def problem(count: int, zoom: int = 1) -> tuple[dict[str, Tensor], Tensor]:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(count, 4, 1, 1)).astype(np.float32).round(1)  # ties between pixels and thresholds
+    b = rng.normal(size=(count, 2, zoom, zoom)).astype(np.float32)
+    classes = (a[:, 0, 0, 0] + b.mean(axis=(1, 2, 3)) + rng.normal(0, 0.3, count) > 0).astype(np.uint8) * 2
+    classes[a[:, 1, 0, 0] > 1.3] = 4
+    classes[rng.random(count) < 0.1] = UNLABELLED
+    return {"a": torch.from_numpy(a), "b": torch.from_numpy(b)}, torch.from_numpy(classes)[:, None, None]
+
+
+def table(images: dict[str, Tensor]) -> np.ndarray:
+    a, b = images["a"].numpy()[:, :, 0, 0], images["b"].numpy()
+    flat = b.reshape(*b.shape[:2], -1)
+    parts = [a, flat.mean(axis=2)]
+    return np.concatenate([*parts, flat.std(axis=2, ddof=1)] if b.shape[-1] > 1 else parts, axis=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"depth": 3}, {"leaf": 9, "features": 0.5}, {"balanced": True}])
+@pytest.mark.parametrize("zoom", [1, 4])
+def test_the_shares_are_those_of_scikit_learn(options: dict[str, object], zoom: int) -> None:
+    images, target = problem(1500, zoom)
+    model = Forest({"a": Modality(4), "b": Modality(2, zoom)}, 6, Forest.Settings(trees=11, **options))
+    model.fit([(images, target)], seed=3)
+    known = target.flatten().numpy() != UNLABELLED
+    x = model._channels(images).numpy()
+    np.testing.assert_allclose(x, table(images), rtol=1e-5, atol=1e-6)
+    truth = RandomForestClassifier(
+        11,
+        max_depth=options.get("depth"),
+        min_samples_leaf=options.get("leaf", 1),
+        max_features=options.get("features", "sqrt"),
+        class_weight="balanced" if options.get("balanced") else None,
+        random_state=3,
+    ).fit(x[known], target.flatten().numpy()[known])
+    expected = np.zeros((1500, 6))
+    expected[:, truth.classes_.astype(int)] = truth.predict_proba(x)
+    found = model(images)
+    assert found.shape == (1500, 6, 1, 1)
+    np.testing.assert_allclose(found[:, :, 0, 0].exp().numpy(), np.maximum(expected, 1e-6), atol=2e-6)
+    assert (found[:, :, 0, 0].argmax(1).numpy() == expected.argmax(1)).mean() > 0.999
+
+
+def test_a_pixel_on_a_threshold_goes_the_way_of_scikit_learn() -> None:
+    # Half-way thresholds of neighbouring float32 values lie between them only in float64.
+    x = np.float32(1) + np.arange(64, dtype=np.float32) * np.float32(2**-23)
+    y = (np.arange(64) // 3 % 2).astype(np.uint8)
+    model = Forest({"a": Modality(1)}, 2, Forest.Settings(trees=3))
+    images = {"a": torch.from_numpy(x)[:, None, None, None]}
+    model.fit([(images, torch.from_numpy(y)[:, None, None])], seed=0)
+    truth = RandomForestClassifier(3, random_state=0).fit(x[:, None], y)
+    expected = np.maximum(truth.predict_proba(x[:, None]), 1e-6)
+    np.testing.assert_allclose(model(images)[:, :, 0, 0].exp().numpy(), expected, atol=1e-6)
+
+
+def test_too_many_pixels_are_thinned_out_by_the_seed() -> None:
+    images, target = problem(2000)
+
+    def grown(seed: int) -> Tensor:
+        model = Forest({"a": Modality(4), "b": Modality(2)}, 6, Forest.Settings(trees=3, pixels=100))
+        model.fit([(images, target)], seed=seed)
+        assert model.branches.shape[1] < 200
+        return model(images)
+
+    assert torch.equal(grown(1), grown(1))
+    assert not torch.equal(grown(1), grown(2))
+
+
+def test_a_saved_forest_fits_into_a_new_one(tmp_path: Path) -> None:
+    images, target = problem(300)
+    config = Forest.Settings(trees=5)
+    model = Forest({"a": Modality(4), "b": Modality(2)}, 6, config)
+    model.fit([(images, target)], seed=3)
+    torch.save(model.state_dict(), tmp_path / "forest.pt")
+    other = Forest({"a": Modality(4), "b": Modality(2)}, 6, config)
+    torch.testing.assert_close(other(images).exp(), torch.full((300, 6, 1, 1), 1 / 6), msg="unfitted, all are alike")
+    other.load_state_dict(torch.load(tmp_path / "forest.pt", weights_only=True))
+    assert torch.equal(other(images), model(images))

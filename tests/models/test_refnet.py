@@ -1,0 +1,244 @@
+"""REF-Net: parity with the authors' network, its switches, sizes, and mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landfuse.errors import MissingFileError, ModelError, SettingsError
+from landfuse.legend import UNLABELLED
+from landfuse.models.base import Modality
+from landfuse.models.refnet import Decoder, RefNet, from_authors
+from landfuse.models.refnet_authors import rename_authors
+from landfuse.settings import parse
+
+TWO = {"optical": Modality(4), "sar": Modality(2)}
+
+
+def make(modalities: dict[str, Modality] = TWO, classes: int = 5, **values: Any) -> RefNet:
+    torch.manual_seed(0)
+    return RefNet(modalities, classes, RefNet.Settings(**{"encoder": "resnet18", "width": 8, "view": 64} | values))
+
+
+def images(model: RefNet, batch: int = 2, height: int = 64, width: int = 64) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: torch.randn(batch, m.channels, height, width, generator=generator) for name, m in model.modalities.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def golden(shared: Path) -> dict[str, Tensor]:
+    path = shared / "golden" / "refnet_decoder.safetensors"
+    if not path.exists():
+        pytest.skip(f"no golden tensors: {path}")
+    return safetensors.torch.load_file(path)
+
+
+def test_parity_with_the_authors_decoders_and_heads(golden: dict[str, Tensor]) -> None:
+    dims, width, classes = [8, 16, 24, 32, 48], 16, 9
+
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder = Decoder([dims, dims], RefNet.Settings(width=width))
+            self.head = nn.Conv2d(width, classes, 1)
+            self.auxiliary_heads = nn.ModuleList(nn.Conv2d(width, classes, 1) for _ in range(2))
+
+    part = Part().eval()
+    part.load_state_dict(
+        rename_authors({k.removeprefix("state/"): v for k, v in golden.items() if k.startswith("state/")})
+    )
+    features = [[golden[f"input/{name}_features.{i}"] for i in range(5)] for name in ("opt", "sar")]
+    with torch.no_grad():
+        fused, enhanced, parts = part.decoder(features)
+        maps = {"logits": part.head(fused[-1])}
+        for i, name in enumerate(("opt", "sar")):
+            maps[f"{name}_logits"] = part.auxiliary_heads[i](enhanced[-1][i])
+    found = {n: F.interpolate(m, size=(64, 64), mode="bilinear", align_corners=True) for n, m in maps.items()}
+    found |= {f"fuse_feats.{i}": f for i, f in enumerate(fused)}
+    found |= {"mdf3.share": parts[2].shared, "mdf3.difference": parts[2].differing, "mdf3.fused": parts[2].fused}
+    expected = {k.removeprefix("output/"): v for k, v in golden.items() if k.startswith("output/")}
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (found[name] - value).abs().max() < 1e-4, name
+
+
+def authors_names(model: RefNet) -> dict[str, Tensor]:
+    """A checkpoint with the authors' names, from a model of ours: `rename_authors` backwards, for two modalities."""
+    theirs: dict[str, Tensor] = {}
+    blocks = {"shared_block": "share_st_block.1", "difference_block": "diff_st_block.1"}
+    parameters = {
+        "norm1": "norm", "norm2": "norm2", "mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2", "mix.enter": "op.in_proj",
+        "mix.smooth": "op.conv2d", "mix.norm": "op.out_norm", "mix.leave": "op.out_proj",
+        "mix.projection": "op.x_proj_weight", "mix.rank_weight": "op.dt_projs_weight",
+        "mix.delta_bias": "op.dt_projs_bias", "mix.log_A": "op.A_logs", "mix.D": "op.Ds",
+    }  # fmt: skip
+
+    def block(name: str, value: Tensor) -> tuple[str, Tensor]:
+        ours = next(p for p in parameters if name.startswith(p))
+        four = ours in ("mix.projection", "mix.rank_weight", "mix.delta_bias")
+        return name.replace(ours, parameters[ours], 1), value.unflatten(0, (4, -1)) if four else value
+
+    for name, value in model.state_dict().items():
+        kind, first, *rest = name.split(".")
+        modality = {"0": "opt", "1": "sar"}.get(first, "")
+        if kind == "encoders":
+            theirs[f"{modality}_encoder.{'.'.join(rest)}"] = value
+        elif kind == "auxiliary_heads":
+            theirs[f"{modality}_seg_head.0.{rest[0]}"] = value
+        elif kind == "head":
+            theirs[f"seg_head.0.{first}"] = value
+        else:
+            scale, part, *rest = rest
+            scale = str(int(scale) + 1)
+            last = ".".join(rest)
+            if part == "project":
+                theirs[f"decoder.{['opt', 'sar'][int(rest[0])]}_proj_layer{scale}.weight"] = value
+            elif part == "enhance":
+                theirs[f"decoder.{['opt', 'sar'][int(rest[0])]}_fuse_layer_{scale}.{'.'.join(rest[1:])}"] = value
+            elif part == "smooth":
+                theirs[f"decoder.smooth_layer_{scale}1.{last}"] = value
+            elif part == "smooth_enhanced":
+                theirs[f"decoder.smooth_layer_{scale}{int(rest[0]) + 2}.{'.'.join(rest[1:])}"] = value
+            elif part == "refine":
+                inner, value = block(last, value)
+                theirs[f"decoder.st_block_{scale}.1.{inner}"] = value
+            elif rest[0] in blocks:
+                inner, value = block(".".join(rest[1:]), value)
+                theirs[f"decoder.fuse_layer{scale}.{blocks[rest[0]]}.{inner}"] = value
+            else:
+                names = {"join": "share_conv", "smooth": "smooth_layer"}
+                theirs[f"decoder.fuse_layer{scale}.{names[rest[0]]}.{'.'.join(rest[1:])}"] = value
+    return theirs
+
+
+def test_loads_the_authors_checkpoints(tmp_path: Path) -> None:
+    model = make()
+    path = tmp_path / "ckpt.pth"
+    state = {f"module.{k}": v for k, v in authors_names(model).items()}
+    torch.save({"step": 2000, "opt_backbone": "resnet18", "sar_backbone": "resnet18", "state_dict": state}, path)
+    loaded = from_authors(path, view=64)
+    assert loaded.modalities == TWO
+    x = images(model)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(x), model.eval()(x))
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError):
+        from_authors(tmp_path / "none.pth")
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "foreign.pth")
+    with pytest.raises(ModelError, match=r"opt_encoder\.conv1\.weight"):
+        from_authors(tmp_path / "foreign.pth")
+    state = authors_names(make())
+    torch.save({"state_dict": state}, tmp_path / "deep.pth")
+    with pytest.raises(ModelError, match="does not fit"):
+        from_authors(tmp_path / "deep.pth", encoder="resnet34")
+    torch.save({"state_dict": state | {"extra.weight": torch.zeros(1)}}, tmp_path / "extra.pth")
+    with pytest.raises(ModelError, match=r"extra\.weight"):
+        from_authors(tmp_path / "extra.pth", encoder="resnet18")
+
+
+@pytest.mark.parametrize("off", ["", "share", "difference", "enhance"])
+def test_every_parameter_learns_whatever_is_switched_off(off: str) -> None:
+    model = make(**({off: False} if off else {}), auxiliary_weight=1.0, drop_path=0.0)
+    target = torch.randint(0, 5, (2, 64, 64), dtype=torch.uint8)
+    loss = model.loss(images(model), target)
+    assert ("auxiliary" in loss) == (off != "enhance")
+    loss["loss"].backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert [name for name, p in model.decoder.named_parameters() if not p.grad.abs().sum() > 0] == []
+
+
+def test_the_auxiliary_losses_have_their_weight() -> None:
+    model = make(auxiliary_weight=0.25).eval()
+    loss = model.loss(images(model), torch.randint(0, 5, (2, 64, 64), dtype=torch.uint8))
+    torch.testing.assert_close(loss["loss"], loss["main"] + 0.25 * loss["auxiliary"])
+
+
+def test_unlabelled_only_gives_zero() -> None:
+    model = make()
+    loss = model.loss(images(model), torch.full((2, 64, 64), UNLABELLED, dtype=torch.uint8))
+    assert loss["loss"] == 0
+
+
+def test_three_modalities_and_their_parts() -> None:
+    model = make({"optical": Modality(4), "sar": Modality(2), "height": Modality(1)})
+    target = torch.randint(0, 5, (2, 64, 64), dtype=torch.uint8)
+    model.loss(images(model), target)["loss"].backward()
+    assert all(p.grad is not None for p in model.parameters())
+    parts = model.parts(images(model))
+    assert [p.fused.shape[-1] for p in parts] == [2, 4, 8, 16, 32]
+    assert len(parts[0].differing_by_modality) == 3
+    # each modality's difference is to the mean of the others, so equal features differ in nothing
+    block = model.decoder.scales[0].fuse.eval()
+    same = torch.randint(-9, 9, (1, 8, 4, 4)).float()  # whole numbers, so that the difference is exactly zero
+    nothing = block.difference_block(torch.zeros_like(same))
+    for differing in block([same, same, same]).differing_by_modality:
+        torch.testing.assert_close(differing, nothing, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (37, 51), (33, 100), (256, 16)])
+def test_any_size(height: int, width: int) -> None:
+    model = make().eval()
+    with torch.no_grad():
+        assert model(images(model, 1, height, width)).shape == (1, 5, height, width)
+
+
+def test_a_core_smaller_than_the_view_is_the_middle_of_the_whole() -> None:
+    whole, core = make().eval(), make(core=48).eval()
+    core.load_state_dict(whole.state_dict())
+    x = images(whole)
+    with torch.no_grad():
+        assert torch.equal(core(x), whole(x)[..., 8:56, 8:56])
+
+
+def test_no_dependence_on_batch_mates() -> None:
+    model = make().eval()
+    x = images(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model({k: v[:1] for k, v in x.items()}), model(x)[:1], rtol=1e-4, atol=1e-4)
+
+
+def test_weights_from_a_file_are_adapted_to_the_bands(tmp_path: Path) -> None:
+    import timm
+
+    torch.manual_seed(3)
+    rgb = timm.create_model("resnet18", num_classes=7)
+    safetensors.torch.save_file(rgb.state_dict(), tmp_path / "rgb.safetensors")
+    model = make(weights={"optical": tmp_path / "rgb.safetensors"})
+    torch.testing.assert_close(model.encoders[0].layer4[1].conv2.weight, rgb.layer4[1].conv2.weight)
+    first = model.encoders[0].conv1.weight
+    assert first.shape[1] == 4
+    torch.testing.assert_close(first[:, 0], rgb.conv1.weight[:, 0] * 3 / 4)  # timm repeats the bands, and scales
+    assert not torch.equal(model.encoders[1].layer4[1].conv2.weight, rgb.layer4[1].conv2.weight)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "words"),
+    [
+        ({"encoder": "resnet5"}, ModelError, ["resnet5", "timm"]),
+        ({"encoder": "convnext_atto"}, ModelError, ["convnext_atto", "stride"]),
+        ({"encoder": {"optical": "resnet18"}}, ModelError, ["`sar`"]),
+        ({"weights": {"sar": "nowhere.pth"}}, MissingFileError, ["nowhere.pth", "`sar`"]),
+        ({"modalities": {"optical": Modality(3)}}, ModelError, ["optical", "two or more"]),
+        ({"modalities": {"optical": Modality(3, zoom=2), "sar": Modality(1)}}, ModelError, ["zoom"]),
+        ({"core": 63}, ModelError, ["core"]),
+    ],
+)
+def test_mistakes(values: dict[str, Any], error: type[Exception], words: list[str]) -> None:
+    with pytest.raises(error) as caught:
+        make(**values)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_settings_that_leave_nothing_to_fuse() -> None:
+    with pytest.raises(SettingsError, match="nothing would be left"):
+        parse(RefNet.Settings, {"share": False, "difference": False}, "recipe.yaml")

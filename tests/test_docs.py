@@ -1,0 +1,224 @@
+"""The documents tell the truth: their code runs, their YAML is accepted, their links and commands exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import pytest
+import torch
+import typer
+import yaml
+
+import landfuse as lf
+from landfuse.classifier import ModelSpec
+from landfuse.cli import app
+from landfuse.legend import UNLABELLED
+from landfuse.models.base import Modality, cross_entropy
+from landfuse.recipe import Recipe
+from landfuse.scenes import split as splits
+from landfuse.scenes.geotiff import write_raster
+from landfuse.scenes.grid import Grid
+from landfuse.scenes.scene_file import (
+    ClassSettings,
+    JoinSettings,
+    LabelSettings,
+    ModalitySettings,
+    SceneSettings,
+)
+from landfuse.settings import parse
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The code blocks of one language in a document."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory whose `landfuse-demo` holds a small scene of two modalities, and a recipe."""
+    side, folder = 48, tmp_path / "landfuse-demo"
+    grid = Grid(side, side, (1.0, 0.0, 5e5, 0.0, -1.0, 5e6), "EPSG:32632")
+    rng = np.random.default_rng(0)
+    truth = np.add.outer(np.arange(side) // 6, np.arange(side) // 6) % 2
+    for name, bands in (("hsi", 4), ("height", 1)):
+        values = truth + 0.1 * rng.standard_normal((bands, side, side))
+        write_raster(folder / f"{name}.tif", grid, values.astype(np.float32))
+    write_raster(folder / "labels.tif", grid, (truth + 1).astype(np.uint8))
+    scene = {
+        "name": "tiny",
+        "modalities": {"hsi": {"path": "hsi.tif"}, "height": {"path": "height.tif"}},
+        "labels": {"path": "labels.tif"},
+        "legend": [{"name": "low"}, {"name": "high"}],
+        "split": {"kind": "blocks", "size": 12, "test": 0.4},
+    }
+    (folder / "scene.yaml").write_text(yaml.safe_dump(scene), encoding="utf-8")
+    recipe = {
+        "scene": "scene.yaml",
+        "model": {"name": "two_branch", "view": 3, "width": 8},
+        "samples": {"windows": 640},
+        "training": {"epochs": 2, "rate": 1e-2, "precision": "float32", "accelerator": "cpu"},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_eight_lines_of_the_readme_run(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks(ROOT / "README.md", "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 8
+    exec(compile(code, "README.md", "exec"), {})
+    told = {line.split()[0]: float(line.split()[1]) for line in capsys.readouterr().out.splitlines()}
+    assert set(told) == {"OA", "kappa", "mIoU"}
+    assert told["OA"] > 0.9
+    assert (demo / "map.tif").exists()
+    assert (demo / "map_confidence.tif").exists()
+
+
+@pytest.fixture
+def documented() -> Iterator[dict[str, Any]]:
+    """The names that the code of docs/add-a-model.md defines; its model is registered for the time of the test."""
+    before = dict(lf.MODELS)
+    names: dict[str, Any] = {"MODELS": lf.MODELS, "cross_entropy": cross_entropy}
+    try:
+        for code in blocks(ROOT / "docs" / "add-a-model.md", "python"):
+            exec(compile(code, "docs/add-a-model.md", "exec"), names)
+        assert "late_sum" in lf.MODELS
+        yield names
+    finally:
+        lf.MODELS.clear()
+        lf.MODELS.update(before)
+
+
+def test_the_documented_model_keeps_the_contract(documented: dict[str, Any]) -> None:
+    modalities = {"hsi": Modality(4), "height": Modality(1)}
+    torch.manual_seed(0)
+    model = ModelSpec("late_sum", {"view": 7}).build(modalities, classes=3)
+    images = {name: torch.randn(5, m.channels, 7, 7) for name, m in modalities.items()}
+    target = torch.tensor([0, 1, 2, 1, UNLABELLED], dtype=torch.uint8)[:, None, None]
+    assert model(images).shape == (5, 3, 1, 1)
+    model.loss(images, target)["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    model.eval()
+    alone = model({name: image[:1] for name, image in images.items()})
+    torch.testing.assert_close(alone, model(images)[:1])
+    assert torch.isfinite(model.loss(images, torch.full_like(target, UNLABELLED))["loss"])
+    with pytest.raises(lf.LandfuseError, match="zoom"):
+        ModelSpec("late_sum").build({"rgb": Modality(3, zoom=10)}, classes=3)
+    with pytest.raises(lf.LandfuseError, match="core"):
+        ModelSpec("late_sum", {"view": 6}).build(modalities, classes=3)
+
+
+def test_the_documented_objective_is_logged_by_its_parts(documented: dict[str, Any]) -> None:
+    kind = documented["Calibrated"]
+    model = kind({"hsi": Modality(4)}, 3, kind.Settings(view=3))
+    parts = model.loss({"hsi": torch.randn(2, 4, 3, 3)}, torch.zeros((2, 1, 1), dtype=torch.uint8))
+    assert set(parts) == {"loss", "cross_entropy", "penalty"}
+    torch.testing.assert_close(parts["loss"], parts["cross_entropy"] + parts["penalty"])
+
+
+def test_the_documented_model_trains_and_maps(documented: dict[str, Any], demo: Path) -> None:
+    classifier = lf.train("landfuse-demo/recipe.yaml", "model={name: late_sum, view: 3}", "run=run", progress=False)
+    scene = lf.open_scene("landfuse-demo/scene.yaml")
+    mapped = lf.map_array(lf.load_bundle("run"), scene)
+    assert np.array_equal(mapped, lf.map_array(classifier, scene))
+    assert (mapped == scene.labels).mean() > 0.9
+
+
+def scene_blocks() -> list[str]:
+    return blocks(ROOT / "docs" / "add-a-scene.md", "yaml")
+
+
+@pytest.mark.parametrize("number", range(len(scene_blocks())))
+def test_the_yaml_of_add_a_scene_is_accepted(number: int) -> None:
+    part = yaml.safe_load(scene_blocks()[number])
+    if "name" in part:
+        whole = part
+    else:  # a part of a scene file, put into a whole one
+        modalities = part.get("modalities", {"hsi": {"path": "hsi.tif"}})
+        whole = {"name": "x", "modalities": modalities, "labels": {"path": "l.tif"}, "legend": [{"name": "a"}], **part}
+    parse(SceneSettings, whole, f"block {number} of docs/add-a-scene.md")
+
+
+def test_add_a_scene_explains_every_key() -> None:
+    text = (ROOT / "docs" / "add-a-scene.md").read_text(encoding="utf-8")
+    kinds: list[type[pydantic.BaseModel]] = [
+        SceneSettings,
+        ModalitySettings,
+        LabelSettings,
+        ClassSettings,
+        JoinSettings,
+    ]
+    kinds += [
+        splits.MasksSplit, splits.RolesSplit, splits.RandomSplit, splits.BlocksSplit, splits.TilesSplit
+    ]  # fmt: skip
+    explained = set(re.findall(r"`([a-z_]+)`", text))
+    used = {key for block in scene_blocks() for key in re.findall(r"\b([a-z_]+):", block)}
+    keys = {key for kind in kinds for key in kind.model_fields}
+    assert keys - explained == set()
+    assert keys - used - {"test"} == set(), "every key stands in an example too"
+
+
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [(path, n) for path in DOCUMENTS if path.name != "add-a-scene.md" for n in range(len(blocks(path, "yaml")))],
+    ids=lambda value: name_of(value) if isinstance(value, Path) else str(value),
+)
+def test_documented_recipes_are_accepted(path: Path, number: int) -> None:
+    parse(Recipe, yaml.safe_load(blocks(path, "yaml")[number]), f"block {number} of {name_of(path)}")
+
+
+def test_defaults_of_the_documented_recipe_are_the_defaults() -> None:
+    (text,) = blocks(ROOT / "docs" / "concepts.md", "yaml")
+    told = yaml.safe_load(text)
+    default = Recipe(scene="scene.yaml", model={"name": "two_branch"})
+    for section in ("samples", "training", "mapping"):
+        for key, value in told[section].items():
+            assert getattr(getattr(default, section), key) == value, f"{section}.{key}"
+
+
+def test_the_status_table_is_that_of_the_models() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name for name, status in rows if status == "ready"} == set(lf.MODELS)
+    assert all(status == "in progress" for name, status in rows if name not in lf.MODELS)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{name_of(path)} links to {target}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_documented_commands_exist(path: Path) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for block in blocks(path, "sh"):
+        lines = block.replace("\\\n", " ").replace("&&", "\n").splitlines()
+        for line in lines:
+            words = shlex.split(line, comments=True)
+            if words and words[0] in ("scripts/test", ".ci/run"):
+                assert (ROOT / words[0]).is_file()
+                assert os.name != "posix" or os.access(ROOT / words[0], os.X_OK), f"{words[0]} cannot be run"
+            if not words or Path(words[0]).name != "landfuse":
+                continue
+            command = commands.get(words[1])
+            assert command is not None or words[1] == "COMMAND", line
+            known = {option for param in command.params for option in param.opts} | {"--help"}
+            assert {word for word in words if word.startswith("-")} <= known, line
+            for word in words:
+                if word.startswith("benchmarks/") and "RECIPE" not in word:
+                    assert (ROOT / word).exists(), line

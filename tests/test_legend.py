@@ -1,0 +1,101 @@
+"""Codes and classes: one becomes the other, and what is said of legends and labels that are wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from landfuse.errors import SceneError, SettingsError
+from landfuse.legend import UNLABELLED, LandClass, Legend, default_colour
+
+LEGEND = Legend((LandClass("water", 7, "#0000FF"), LandClass("wood", 0, "#00ff00"), LandClass("town", 254, "#FF0010")))
+TABLE = {7: 0, 0: 1, 254: 2}
+
+
+@given(st.lists(st.sampled_from([0, 7, 254, 255]), min_size=1, max_size=40))
+def test_codes_become_classes_and_codes_again(codes: list[int]) -> None:
+    array = np.array(codes, dtype=np.uint8).reshape(1, -1)
+    classes = LEGEND.to_classes(array)
+    assert classes.dtype == np.uint8
+    assert classes.tolist() == [[TABLE.get(code, UNLABELLED) for code in codes]]
+    np.testing.assert_array_equal(LEGEND.to_codes(classes), array)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "int64", "float32", "float64"])
+def test_codes_of_any_type(dtype: str) -> None:
+    codes = np.array([[7, 0], [254, 255]], dtype=dtype)
+    assert LEGEND.to_classes(codes).tolist() == [[0, 1], [2, UNLABELLED]]
+
+
+def test_nan_is_unlabelled() -> None:
+    assert LEGEND.to_classes(np.array([7.0, np.nan], dtype=np.float32)).tolist() == [0, UNLABELLED]
+
+
+@pytest.mark.parametrize("number", [1.5, np.inf, -np.inf, 1e300])
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_are_no_codes(number: float) -> None:
+    with pytest.raises(SceneError, match=r"x\.tif hold"):
+        LEGEND.to_classes(np.array([7.0, number]), where="x.tif")
+
+
+def test_codes_that_the_legend_lacks() -> None:
+    codes = np.array([[7, -1], [300, 3]], dtype=np.int16)
+    with pytest.raises(SceneError, match=r"x\.tif hold the codes -1, 3, 300, which the legend lacks") as caught:
+        LEGEND.to_classes(codes, where="x.tif")
+    assert "only 7, 0, 254" in str(caught.value)
+    assert LEGEND.to_classes(codes, unlisted="unlabelled").tolist() == [[0, UNLABELLED], [UNLABELLED, UNLABELLED]]
+    assert LEGEND.to_classes(codes, ignored=[-1, 3, 300]).tolist() == [[0, UNLABELLED], [UNLABELLED, UNLABELLED]]
+    with pytest.raises(SceneError, match="hold the code 300, which"):
+        LEGEND.to_classes(codes, ignored=[-1, 3])
+
+
+def test_many_codes_that_the_legend_lacks_are_not_all_listed() -> None:
+    with pytest.raises(SceneError, match=r"codes 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, \.\.\., which"):
+        LEGEND.to_classes(np.arange(200))
+
+
+def test_an_ignored_code_wins_over_its_class() -> None:
+    assert LEGEND.to_classes(np.array([7, 0]), ignored=[7]).tolist() == [UNLABELLED, 1]
+
+
+def test_a_legend_is_a_sequence() -> None:
+    assert len(LEGEND) == 3
+    assert LEGEND[1].name == "wood"
+    assert [c.code for c in LEGEND] == LEGEND.codes.tolist() == [7, 0, 254]
+    assert LEGEND.names == ["water", "wood", "town"]
+    assert LEGEND[2].rgb == (255, 0, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"code": 255}, "the class `a` has the code 255"),
+        ({"code": -1}, "the class `a` has the code -1"),
+        ({"colour": "red"}, "the class `a` has the colour 'red'"),
+        ({"colour": "#12345"}, "the class `a` has the colour '#12345'"),
+    ],
+)
+def test_classes_that_are_wrong(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        LandClass(**{"name": "a", "code": 1, "colour": "#123456", **change})
+
+
+def test_legends_that_are_wrong() -> None:
+    one = LandClass("a", 1, "#000000")
+    with pytest.raises(SettingsError, match="the legend is empty"):
+        Legend(())
+    with pytest.raises(SettingsError, match="uses the name a more than once"):
+        Legend((one, LandClass("a", 2, "#000000")))
+    with pytest.raises(SettingsError, match="uses the code 1 more than once"):
+        Legend((one, LandClass("b", 1, "#000000")))
+
+
+def test_default_colours_differ_and_are_valid() -> None:
+    colours = [default_colour(index) for index in range(18)]
+    assert len(set(colours)) == 18
+    assert default_colour(18) == colours[0]
+    Legend(tuple(LandClass(str(index), index, colour) for index, colour in enumerate(colours)))

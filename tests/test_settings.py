@@ -1,0 +1,218 @@
+"""Strict YAML: every wrong key is told with the nearest right one, all in one go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+import pytest
+
+from landfuse.errors import FaultsError, MissingFileError, SettingsError
+from landfuse.settings import Settings, byte_count, expand, override, parse, read_yaml
+
+
+class Leaf(Settings):
+    width: int = 1
+    colour: str = "red"
+
+
+class Oak(Settings):
+    kind: Literal["oak"]
+    acorns: int = 0
+
+
+class Pine(Settings):
+    kind: Literal["pine"]
+    needles: int = pydantic.Field(default=0, ge=0)
+    leaf: Leaf | None = None
+
+
+class Tree(Settings):
+    name: str
+    height: float = 1.0
+    leaf: Leaf = Leaf()
+    leaves: tuple[Leaf, ...] = ()
+    named: dict[str, Leaf] = {}
+    nested: dict[str, list[Leaf]] = {}
+    trunk: Annotated[Oak | Pine, pydantic.Field(discriminator="kind")] | None = None
+    bark: Oak | Leaf | None = None
+    size: int | str = 1
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _short(cls, value: str) -> str:
+        if len(value) > 5:
+            raise ValueError("names are short")
+        return value
+
+
+def faults(values: dict[str, object]) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        parse(Tree, values, "tree.yaml")
+    return str(caught.value).splitlines()
+
+
+def test_right_values() -> None:
+    tree = parse(Tree, {"name": "elm", "named": {"a": {"width": 2}}, "trunk": {"kind": "pine", "needles": 3}}, "x")
+    assert tree.named["a"].width == 2
+    assert isinstance(tree.trunk, Pine)
+    with pytest.raises(pydantic.ValidationError):
+        tree.name = "ash"  # frozen
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"nmae": "x"}, "unknown key `nmae`; did you mean `name`?"),
+        ({"zzz": 1}, "unknown key `zzz`; known here: bark, height, leaf, leaves, name, named, nested, size, trunk"),
+        ({"leaf": {"widht": 1}}, "unknown key `leaf.widht`; did you mean `width`?"),
+        ({"leaves": [{}, {"color": 1}]}, "unknown key `leaves.1.color`; did you mean `colour`?"),
+        ({"named": {"a": {"widht": 1}}}, "unknown key `named.a.widht`; did you mean `width`?"),
+        # A name that is also a key of the class below it leads nowhere else.
+        ({"named": {"width": {"widht": 1}}}, "unknown key `named.width.widht`; did you mean `width`?"),
+        ({"nested": {"a": [{"widht": 1}]}}, "unknown key `nested.a.0.widht`; did you mean `width`?"),
+        ({"trunk": {"kind": "oak", "acorn": 1}}, "unknown key `trunk.acorn`; did you mean `acorns`?"),
+        # Only the keys of the kind that was chosen are offered.
+        ({"trunk": {"kind": "oak", "needle": 1}}, "unknown key `trunk.needle`; known here: acorns, kind"),
+        ({"trunk": {"kind": "pine", "leaf": {"widht": 1}}}, "unknown key `trunk.leaf.widht`; did you mean `width`?"),
+        ({"trunk": {"kind": "oka"}}, "`trunk.kind` is 'oka', not one of: oak, pine; did you mean oak?"),
+        ({"trunk": {"kind": "fir"}}, "`trunk.kind` is 'fir', not one of: oak, pine"),
+        ({"trunk": {"needles": 1}}, "the key `trunk.kind` is missing; one of: oak, pine"),
+        ({"trunk": {"kind": "pine", "needles": -1}}, "`trunk.needles` is -1: Input should be greater than"),
+        ({"height": "tall"}, "`height` is 'tall': Input should be a valid number"),
+        ({"leaf": None}, "`leaf` is None: Input should be a valid dictionary"),
+        ({"named": {1: {}}}, "`named.1` is 1: Input should be a valid string"),
+    ],
+)
+def test_one_fault(values: dict[str, object], message: str) -> None:
+    (line,) = faults({"name": "elm", **values})
+    assert line.startswith(f"tree.yaml: {message}")
+
+
+def test_values_of_a_plain_union_keep_their_key() -> None:
+    lines = faults({"name": "elm", "size": [1]})
+    assert all(line.startswith("tree.yaml: `size` is [1]: ") for line in lines)
+    lines = faults({"name": "elm", "bark": {"kind": "oak", "widht": 1}})
+    assert "tree.yaml: unknown key `bark.widht`; did you mean `width`?" in lines
+
+
+def test_all_faults_in_one_go() -> None:
+    values = {"height": "tall", "leafs": 1, "trunk": {"kind": "elm"}, "leaves": [{"width": "x"}, {"colr": "y"}]}
+    with pytest.raises(SettingsError) as caught:
+        parse(Tree, values, "tree.yaml")
+    assert isinstance(caught.value, FaultsError)
+    assert len(caught.value.faults) == 6
+    told = str(caught.value)
+    for part in ("`name` is missing", "`height` is", "`leafs`", "`trunk.kind`", "`leaves.0.width`", "`leaves.1.colr`"):
+        assert part in told
+
+
+def test_own_checks_speak_without_a_prefix() -> None:
+    assert faults({"name": "sycamore"}) == ["tree.yaml: `name` is 'sycamore': names are short"]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "tree.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_reading(tmp_path: Path) -> None:
+    text = "name: elm\nnamed: &n {a: {width: 2}}\nbase: &b {x: 1, y: 2}\nover: {<<: *b, y: 3}\n"
+    assert read_yaml(write(tmp_path, text)) == {
+        "name": "elm",
+        "named": {"a": {"width": 2}},
+        "base": {"x": 1, "y": 2},
+        "over": {"x": 1, "y": 3},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", r"not valid YAML: .*(?s:.)*the key `a` twice"),
+        ("a:\n  - {b: 1, c: 2, b: 3}\n", r"not valid YAML: .*(?s:.)*the key `b` twice"),
+        ("a:\n\tb: 1\n", r"not valid YAML: (?s:.)*line 2"),
+        ("a: [1,\n", "not valid YAML"),
+        ("", "is empty"),
+        ("# nothing\n", "is empty"),
+        ("- 1\n", "holds a list"),
+        ("!!python/object/apply:os.getcwd []\n", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_settings(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        read_yaml(write(tmp_path, text))
+    assert "tree.yaml" in str(caught.value)
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    write(tmp_path, "a: 1\n")
+    with pytest.raises(MissingFileError, match=r"did you mean .*tree\.yaml\?"):
+        read_yaml(tmp_path / "tre.yaml")
+    with pytest.raises(MissingFileError, match="check the path"):
+        read_yaml(tmp_path / "no" / "tree.yaml")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_yaml(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("a: Grünland".encode("latin-1"))
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_yaml(tmp_path / "latin.yaml")
+
+
+def test_override() -> None:
+    values = {"a": {"b": 1, "c": [1]}, "d": 2, "empty": None}
+    changed = override(values, ["a.b=5", "d=[1, 2]", "e.f.g=x", "empty.h=true", "a.c=null", "t=a=b"])
+    assert changed == {
+        "a": {"b": 5, "c": None},
+        "d": [1, 2],
+        "e": {"f": {"g": "x"}},
+        "empty": {"h": True},
+        "t": "a=b",
+    }
+    assert values == {"a": {"b": 1, "c": [1]}, "d": 2, "empty": None}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("a", "`a` is no assignment"),
+        ("=1", "`=1` is no assignment"),
+        ("d.x=1", "`d` holds a value, not keys"),
+        ("a=[1", "not valid YAML"),
+        ("a={b: 1, b: 2}", "not valid YAML"),
+    ],
+)
+def test_overrides_that_are_wrong(assignment: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        override({"d": 2}, [assignment])
+
+
+def test_expand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LF_PLACE", "/data")
+    monkeypatch.setenv("LF_EMPTY", "")
+    monkeypatch.delenv("LF_NONE", raising=False)
+    assert expand("${LF_PLACE}/x") == "/data/x"
+    assert expand("${LF_PLACE:-other}/${LF_NONE:-../y}") == "/data/../y"
+    assert expand("${LF_EMPTY:-z}${LF_NONE:-}") == "z"
+    assert expand("no $LF_PLACE {tile}") == "no $LF_PLACE {tile}"
+    for text in ("${LF_NONE}/x", "${LF_EMPTY}"):
+        with pytest.raises(SettingsError, match=r"the environment variable LF_(NONE|EMPTY) is not set"):
+            expand(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("0", 0), (12, 12), ("2GiB", 2 * 1024**3), ("500 MB", 500_000_000), ("1.5kb", 1500), (" 3 tib ", 3 * 1024**4),
+        (2.5e9, 2_500_000_000), (1e16, 10**16), ("10B", 10),
+    ],
+)  # fmt: skip
+def test_byte_count(text: str | int, count: int) -> None:
+    assert byte_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "1.2.3", "3 XB", ".", "1 GB 2", "lots"])
+def test_byte_counts_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size; write one like"):
+        byte_count(text)
