@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from landfuse.legend import UNLABELLED
-from landfuse.scenes.geotiff import write_raster
+from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.simulate import simulate_flat
 
 
@@ -28,10 +28,10 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small scene as a user would have it: 64 x 64 px, `a` (3 bands) and `b` (2 bands, a corner
+    """A folder with a small scene as a user would have it: 96 x 96 px, `a` (3 bands) and `b` (2 bands, a corner
     without data), labels of four classes (a strip is unlabelled), and a split into blocks. Not to be written to."""
     folder = tmp_path_factory.mktemp("place")
-    scene = simulate_flat(64, 64, {"a": 3, "b": 2})
+    scene = simulate_flat(96, 96, {"a": 3, "b": 2})
     for name in scene.modalities:
         values = scene.read(name, scene.grid.window)
         if name == "b":

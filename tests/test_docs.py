@@ -23,15 +23,9 @@ from landfuse.legend import UNLABELLED
 from landfuse.models.base import Modality, cross_entropy
 from landfuse.recipe import Recipe
 from landfuse.scenes import split as splits
-from landfuse.scenes.geotiff import write_raster
+from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.grid import Grid
-from landfuse.scenes.scene_file import (
-    ClassSettings,
-    JoinSettings,
-    LabelSettings,
-    ModalitySettings,
-    SceneSettings,
-)
+from landfuse.scenes.scene_settings import ClassSettings, JoinSettings, LabelSettings, ModalitySettings, SceneSettings
 from landfuse.settings import parse
 
 ROOT = Path(__file__).resolve().parents[1]

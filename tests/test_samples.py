@@ -224,7 +224,7 @@ def test_read_by_blocks_or_held_in_memory_is_the_same(two_tiles: list[Scene]) ->
     assert not samples.store.in_memory
     assert same(held, all_batches(samples, given))
     assert 1 < len(samples.store._held) < 12
-    assert samples.store._bytes() <= 80_000
+    assert samples.store.held_bytes <= 80_000
 
 
 def test_each_labelled_pixel_is_drawn_once_per_epoch(two_tiles: list[Scene]) -> None:

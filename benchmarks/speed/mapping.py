@@ -29,7 +29,8 @@ from landfuse.models import MODELS
 from landfuse.models.base import FusionModel
 from landfuse.predict import map_blocks, predict
 from landfuse.samples import read_patchwork
-from landfuse.scenes.geotiff import GdalRaster, GeotiffWriter
+from landfuse.scenes.geotiff import GdalRaster
+from landfuse.scenes.geotiff_writer import GeotiffWriter
 from landfuse.scenes.grid import Window, blocks
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.simulate import simulate_flat
@@ -130,7 +131,8 @@ def main() -> None:
         ratio = seconds["predict"] / max(seconds["files"], seconds["compute"])
         print(
             f"{side} x {side}: files {seconds['files']:.1f} s, compute {seconds['compute']:.1f} s, predict "
-            f"{seconds['predict']:.1f} s = {ratio:.2f} x the larger; {side * side / seconds['predict'] / 1e6:.1f} Mpx/s; "
+            f"{seconds['predict']:.1f} s = {ratio:.2f} x the larger; "
+            f"{side * side / seconds['predict'] / 1e6:.1f} Mpx/s; "
             f"peak memory of predict {peak['predict']:.2f} GiB"
         )
 

@@ -7,7 +7,12 @@ classifier.predict(scene, "map.tif")
 print(lf.evaluate("map.tif", "scene.yaml").confusion.scores())
 """
 
+import os
 from importlib.metadata import version
+
+# Before torch is imported: threads that wait by spinning take the cores that others need. On a shared machine of two
+# cores that made training 3 to 15 times slower (docs/results.md); on a quiet one it makes no difference.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from landfuse.check import check
 from landfuse.classifier import Classifier, load_bundle

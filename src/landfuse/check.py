@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from landfuse.errors import FaultsError, LandfuseError, SceneError
 from landfuse.legend import UNLABELLED
 from landfuse.scenes.grid import Grid, blocks
+from landfuse.scenes.leaks import leak_share
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
-from landfuse.scenes.split import ROLES, Roles, counts_per_class, leak_share
+from landfuse.scenes.split import ROLES, Roles, counts_per_class
 
 VIEWS = ((1, 1), (7, 1), (11, 1), (15, 1), (32, 32), (64, 64), (128, 128), (256, 256))
 """(view, core) that models use: single pixels, patches around a pixel, dense windows; px."""

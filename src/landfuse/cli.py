@@ -1,4 +1,4 @@
-"""The command: check, train, predict, evaluate, demo."""
+"""The command: check, train, predict, evaluate, sample, demo."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 from typer.core import TyperGroup
 
+from landfuse import cli_accuracy
 from landfuse.errors import LandfuseError, SettingsError
 
 if TYPE_CHECKING:
@@ -270,16 +271,36 @@ def _picture(path: Path, scene: Scene, legend: Legend) -> Path:
 @app.command()
 def evaluate(
     maps: Annotated[Path, typer.Argument(help="The map (.tif), or the folder of the tiles' maps.")],
-    scene: ScenePath,
+    scene: Annotated[
+        Path,
+        typer.Argument(help="The scene file with labels, or a sample of `sample`, its reference filled in."),
+    ],
     role: Annotated[str | None, typer.Option(help="train, validation, test or all; by default test.")] = None,
     split: Annotated[Path | None, typer.Option(help="A written split, e.g. the folder `split` of a run.")] = None,
+    design: Annotated[str | None, typer.Option(help="Of a sample: stratified, simple or cluster.")] = None,
+    intervals: Annotated[bool, typer.Option("--intervals", help="With 95% intervals, from blocks of ground.")] = False,
+    against: Annotated[Path | None, typer.Option(help="Another map of the scene: is the first one better?")] = None,
+    block: Annotated[int, typer.Option(min=1, help="Side of the blocks of ground, px.")] = 64,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for scores.json and confusion.csv.")
+        Path | None, typer.Option("--output", "-o", help="Folder for the scores as JSON and CSV.")
     ] = None,
 ) -> None:
-    """Score a map against the labels: OA, AA, kappa, F1, IoU per class and in the mean."""
+    """Score a map against labels, or estimate its accuracy and the areas of its classes from a reference sample."""
     from landfuse.evaluate import evaluate as score
 
+    if cli_accuracy.is_sample(scene):
+        wrong = {"--role": role, "--split": split, "--intervals": intervals, "--against": against}
+        if any(wrong.values()):
+            told = ", ".join(name for name, given in wrong.items() if given)
+            raise SettingsError(f"{told} with the sample {scene}", "a scene file with labels", "leave it out")
+        cli_accuracy.tell_estimate(maps, scene, design, output, out)
+        return
+    if design is not None:
+        raise SettingsError(
+            f"--design {design} with the scene file {scene}",
+            "a sample that was drawn by chance: labels of a scene say nothing of the whole map's accuracy and areas",
+            f"draw one by `landfuse sample {maps} -n 500 -o sample.gpkg`; or leave --design out",
+        )
     result = score(maps, scene, role=role, split=split)
     _print_scores(
         result.confusion.scores(), result.confusion.per_class(result.legend.names), f"{maps}: {result.role} pixels"
@@ -287,6 +308,13 @@ def evaluate(
     if output is not None:
         result.save(output)
         _say(f"scores: {output / 'scores.json'}")
+    if intervals:
+        cli_accuracy.tell_intervals(maps, scene, role, split, block, output, out)
+    if against is not None:
+        cli_accuracy.tell_difference(maps, against, scene, role, split, block, output, out)
+
+
+cli_accuracy.add_sample(app, out, _bar)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from landfuse.files import write_text
 from landfuse.pictures import class_image, map_figure, modality_image, save
 from landfuse.predict import predict
 from landfuse.recipe import read_recipe
-from landfuse.scenes.geotiff import write_raster
+from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.scene_file import open_scene
 from landfuse.scenes.simulate import simulate
 from landfuse.train import train

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.errors import GridError, MissingFileError, SplitError
+from landfuse.errors import GridError, MissingFileError, SceneError, SplitError
 from landfuse.files import write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.scenes.geotiff import GdalRaster
 from landfuse.scenes.scene import Scene
-from landfuse.scenes.scene_file import read_scene_file
+from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.split import ROLES, Roles, RolesSplit
 from landfuse.scores import Confusion
 
@@ -67,6 +67,46 @@ def map_of(maps: str | Path, scene: Scene, tiles: int) -> Path:
     return path
 
 
+def role_of(file: SceneFile, role: str | None, split: str | Path | None) -> str:
+    """The role that is scored: the one asked for, else `test` where there is a split, else `all`.
+
+    Raises:
+        SplitError: if there is no such role.
+    """
+    chosen = role or ("test" if split is not None or file.settings.split else "all")
+    if chosen != "all" and chosen not in ROLES:
+        raise SplitError(f"there is no role `{chosen}`", f"all, {', '.join(ROLES)}", "choose one")
+    return chosen
+
+
+def scored_tiles(
+    maps: Sequence[str | Path], file: SceneFile, role: str, split: str | Path | None
+) -> Iterator[tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]]:
+    """The labels of a role and what the maps say, tile by tile; tiles without such labels are passed over.
+
+    Args:
+        maps: maps, or folders of the tiles' maps.
+        file: the scene file.
+        role: as `role_of` gives it.
+        split: see `evaluate`.
+
+    Returns:
+        (H, W) classes of the labels, `UNLABELLED` elsewhere, and as many arrays of the maps' classes.
+    """
+    scenes = file.scenes()
+    written = None
+    if split is not None:
+        place = Path(split).resolve()
+        written = RolesSplit(kind="roles", path=str(place / "{tile}.tif" if place.is_dir() else place))
+    roles: Sequence[Roles | None] = [None] * len(scenes) if role == "all" else file.roles(scenes, written)
+    for scene, scene_roles in zip(scenes, roles, strict=True):
+        truth = scene.labels
+        if scene_roles is not None:
+            truth = np.where(scene_roles == ROLES[role], truth, UNLABELLED).astype(np.uint8)
+        if (truth != UNLABELLED).any():
+            yield truth, [read_map(map_of(one, scene, len(scenes)), scene) for one in maps]
+
+
 def evaluate(
     maps: str | Path, scene_file: str | Path, *, role: str | None = None, split: str | Path | None = None
 ) -> Evaluation:
@@ -80,26 +120,17 @@ def evaluate(
             run folder holds it.
 
     Raises:
+        SceneError: if the scene has no labels.
         GridError: if a map does not lie on its scene's grid.
         SplitError: if no pixel has the role.
     """
     file = read_scene_file(scene_file)
-    scenes = file.scenes()
-    written = None
-    if split is not None:
-        place = Path(split).resolve()
-        written = RolesSplit(kind="roles", path=str(place / "{tile}.tif" if place.is_dir() else place))
-    chosen = role or ("test" if written or file.settings.split else "all")
-    roles: Sequence[Roles | None] = [None] * len(scenes) if chosen == "all" else file.roles(scenes, written)
-    if chosen != "all" and chosen not in ROLES:
-        raise SplitError(f"there is no role `{chosen}`", f"all, {', '.join(ROLES)}", "choose one")
+    if file.settings.labels is None:
+        raise SceneError(f"{file.path} has no labels", "`labels:` and `legend:` in the scene file", "add them")
+    chosen = role_of(file, role, split)
     confusion = Confusion(len(file.legend))
-    for scene, scene_roles in zip(scenes, roles, strict=True):
-        truth = scene.labels
-        if scene_roles is not None:
-            truth = np.where(scene_roles == ROLES[chosen], truth, UNLABELLED).astype(np.uint8)
-        if (truth != UNLABELLED).any():
-            confusion.update(truth, read_map(map_of(maps, scene, len(scenes)), scene))
+    for truth, (mapped,) in scored_tiles((maps,), file, chosen, split):
+        confusion.update(truth, mapped)
     if not confusion.matrix.sum() and not confusion.unmapped:
         raise SplitError(
             f"no labelled pixel has the role `{chosen}`", "labelled pixels", "choose another role or split"

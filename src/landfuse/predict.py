@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from landfuse.classifier import Classifier
 from landfuse.errors import SettingsError
 from landfuse.legend import UNLABELLED
 from landfuse.samples import Patchwork, read_patchwork
-from landfuse.scenes.geotiff import TILE, GeotiffWriter
+from landfuse.scenes.geotiff_writer import TILE, GeotiffWriter
 from landfuse.scenes.grid import Window, blocks, lattice
 from landfuse.scenes.scene import Scene
 
@@ -30,7 +31,7 @@ PROBABILITY_STEPS = 250
 """Probabilities are written as uint8: value / 250, 255 for no data."""
 
 _LANES = 64
-"""Element-wise kernels take this many numbers at once and round the rest of a tensor otherwise: batches have no rest."""
+"""Element-wise kernels take this many numbers at once and round what is left otherwise: batches leave nothing."""
 
 Progress = Callable[[int, int], None]
 """Told (pixels done, pixels in all)."""
@@ -43,12 +44,19 @@ class BlockMap:
     Args:
         window: of the scene.
         classes: (height, width) uint8, `UNLABELLED` where a modality has no data or the pixel was not wanted.
-        probabilities: (K, height, width) float32; only meaningful where there is a class.
+        logits: (K, height, width) float32; only meaningful where there is a class.
     """
 
     window: Window
     classes: NDArray[np.uint8]
-    probabilities: NDArray[np.float32]
+    logits: Tensor
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float32]:
+        """(K, height, width) float32, summing to 1 over the classes."""
+        # Along the last axis: over the first, the kernel rounds by a pixel's place in the block (P1).
+        shares = torch.softmax(self.logits.movedim(0, -1).contiguous(), dim=-1).movedim(-1, 0)
+        return np.asarray(shares.numpy())
 
 
 def batch_size(view: int, views: int) -> int:
@@ -139,11 +147,9 @@ def _map_block(
         _add(summed, weight, scores[: len(part)], part, window)
     weight = weight.clamp(min=1)
     logits = summed / weight
-    # Along the last axis: over the first, the kernel rounds by a pixel's place in the block (P1).
-    probabilities = torch.softmax(logits.movedim(0, -1).contiguous(), dim=-1).movedim(-1, 0)
     classes = logits.argmax(dim=0).to(torch.uint8).numpy()
     classes[~needed] = UNLABELLED
-    return BlockMap(window, classes, probabilities.numpy())
+    return BlockMap(window, classes, logits)
 
 
 def _places(needed: NDArray[np.bool_], window: Window, scene: Window, core: int, stride: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Where the wings meet: windows of scenes become tensors.
 
-All randomness lives in `Draws`, in the main process: which windows, and how each is flipped and turned. Fetching them
-is then plain indexing, so the batches are the same for any number of loader workers.
+All randomness lives in `Draws`, in the main process: which windows, how flipped and turned. Fetching them is then
+plain indexing, so the batches are the same for any number of loader workers.
 """
 
 from __future__ import annotations
@@ -71,13 +71,8 @@ def _turned(side: int) -> Tensor:
     """Where each pixel of a square comes from under the eight flips and turns: (8, side, side, 2) row and column."""
     row, col = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     last = side - 1
-    return torch.stack(
-        [
-            torch.stack(pair, dim=-1)
-            for r, c in ((row, col), (col, row))
-            for pair in ((r, c), (last - r, c), (r, last - c), (last - r, last - c))
-        ]
-    )
+    pairs = [((r, c), (last - r, c), (r, last - c), (last - r, last - c)) for r, c in ((row, col), (col, row))]
+    return torch.stack([torch.stack(pair, dim=-1) for four in pairs for pair in four])
 
 
 class Patchwork:
@@ -139,10 +134,7 @@ class Patchwork:
 
         Args:
             classes: (H, W) of the scene.
-            rows: as in `views`.
-            cols: as in `views`.
-            side: as in `views`.
-            turns: as in `views`.
+            rows: as in `views`, and so are `cols`, `side` and `turns`.
 
         Returns:
             (B, side, side) uint8; `UNLABELLED` beyond the scene and where a modality has no data.
@@ -166,8 +158,8 @@ def read_patchwork(scene: Scene, window: Window, pixel_maps: Mapping[str, PixelM
     """Reads and maps one window of a scene; it may reach beyond the scene's edges.
 
     Args:
-        scene: the scene.
-        window: in its pixels.
+        scene: in whose pixels `window` is.
+        window: what is read.
         pixel_maps: name -> map, for the modalities to read.
     """
     tables, zooms = {}, {}
@@ -192,8 +184,8 @@ def fit_pixel_maps(
     Args:
         scenes: the tiles.
         wanted: (H, W) per scene, true where a pixel may be looked at: the training pixels.
-        settings: name -> settings, in the order of the modalities.
-        progress: told (blocks done, blocks in all).
+        settings: in the order of the modalities.
+        progress: told (blocks done, in all).
 
     Raises:
         ModelError: if a modality has no data in the wanted pixels.
@@ -227,8 +219,8 @@ class Store:
 
     def __init__(self, scenes: Sequence[Scene], pixel_maps: Mapping[str, PixelMap], reach: int, memory: int) -> None:
         self.scenes, self.pixel_maps, self.reach, self.memory = list(scenes), dict(pixel_maps), reach, memory
-        depth = {name: m.channels * scenes[0].modalities[name].zoom ** 2 for name, m in self.pixel_maps.items()}
-        self.in_memory = 4 * sum(depth.values()) * sum(scene.grid.window.pixels for scene in scenes) <= memory
+        depth = sum(m.channels * scenes[0].modalities[name].zoom ** 2 for name, m in self.pixel_maps.items())
+        self.in_memory = 4 * depth * sum(scene.grid.window.pixels for scene in scenes) <= memory
         self._held: OrderedDict[tuple[int, int, int], Patchwork] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -239,6 +231,11 @@ class Store:
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held now."""
+        return sum(held.nbytes for held in self._held.values())
+
     def grouped(self, places: Tensor) -> Iterator[tuple[Tensor, int, Patchwork]]:
         """Groups places, (B, 3) scene, row, column, by what they are gathered from.
 
@@ -246,7 +243,7 @@ class Store:
             (which of the places, their scene, its patchwork), group by group.
         """
         keys = places.clone()
-        # Cores may begin before the scene; those belong to its first blocks.
+        # Cores that begin before the scene belong to its first blocks.
         keys[:, 1:] = 0 if self.in_memory else keys[:, 1:].clamp(min=0) // _BLOCK
         distinct, inverse = torch.unique(keys, dim=0, return_inverse=True)
         for number, (scene, row, col) in enumerate(distinct.tolist()):
@@ -260,13 +257,10 @@ class Store:
                 block = Window(key[1] * _BLOCK, key[2] * _BLOCK, _BLOCK, _BLOCK).padded(self.reach)
                 window = scene.grid.window if self.in_memory else block
                 held = self._held[key] = read_patchwork(scene, window, self.pixel_maps)
-                while not self.in_memory and len(self._held) > 1 and self._bytes() > self.memory:
+                while not self.in_memory and len(self._held) > 1 and self.held_bytes > self.memory:
                     self._held.popitem(last=False)
             self._held.move_to_end(key)
         return held
-
-    def _bytes(self) -> int:
-        return sum(held.nbytes for held in self._held.values())
 
 
 class Samples(Dataset[Sample]):

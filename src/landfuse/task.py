@@ -40,9 +40,9 @@ class Task(LightningModule):
             "confusion", torch.zeros((model.classes, model.classes), dtype=torch.int64), persistent=False
         )
 
-    def on_train_epoch_start(self) -> None:
-        """Seeds what layers draw (dropout, noise) by epoch and rank, so that a resumed run goes on as it would have."""
-        entropy = (self.settings.seed, self.current_epoch, self.global_rank)
+    def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
+        """Seeds what layers draw (dropout, noise) by step and rank: loaders and resuming use the same generator."""
+        entropy = (self.settings.seed, self.global_step, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def training_step(self, batch: Sample, index: int) -> Tensor:

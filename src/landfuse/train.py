@@ -7,21 +7,15 @@ The test split is read once, at the end.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import math
-import os
-import platform
 import shutil
 import signal
-import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +29,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from landfuse.classifier import Classifier, ModelSpec, load_bundle, note
-from landfuse.errors import FaultsError, ModelError, OutputError, SceneError, SettingsError, SplitError
+from landfuse.errors import FaultsError, ModelError, SceneError, SettingsError, SplitError
 from landfuse.files import write_text
 from landfuse.layers.pixel_map import PixelMap, PixelMapSettings
 from landfuse.legend import UNLABELLED, Legend
@@ -43,11 +37,13 @@ from landfuse.models.base import DirectFit
 from landfuse.pictures import curves_figure, save
 from landfuse.predict import map_blocks
 from landfuse.recipe import Recipe, TrainingSettings, read_recipe
+from landfuse.run_folder import claim, environment, peak_memory, plain, release
 from landfuse.samples import Draws, Sample, Samples, SampleSettings, Store, fit_pixel_maps, loader
-from landfuse.scenes.geotiff import write_raster
+from landfuse.scenes.geotiff_writer import write_raster
+from landfuse.scenes.leaks import leak_share
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
-from landfuse.scenes.split import TEST, TRAIN, VALIDATION, Roles, counts_per_class, leak_share
+from landfuse.scenes.split import TEST, TRAIN, VALIDATION, Roles, counts_per_class
 from landfuse.scores import Confusion
 from landfuse.task import History, Patience, Task, read_history
 
@@ -181,7 +177,7 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True)
     elif assignments:
         raise SettingsError("assignments go with the path of a recipe", "a path", "use read_recipe(path, assignments)")
     run = Path(recipe.run or "runs/unnamed")
-    claimed = _claim(run, recipe)
+    claimed = claim(run, recipe)
     if (run / "scores.json").exists():
         log.warning("%s has ended before; its bundle is loaded. Choose another run=... to train again", run)
         return load_bundle(run / "bundle")
@@ -189,7 +185,7 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True)
         return _train(recipe, run, progress)
     except BaseException:
         if claimed and not (run / "checkpoints" / "last.ckpt").exists():
-            _release(run)
+            release(run)
         raise
 
 
@@ -220,13 +216,13 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Classifier:
     facts["parameters"] = sum(p.numel() for p in model.parameters())
     classifier.eval()
     if validation is not None:
-        facts["validation"] = _score(classifier, validation, recipe.samples).scores()
+        facts["validation"] = score_role(classifier, base, VALIDATION, recipe.mapping.batch).scores()
 
     start = time.perf_counter()
     confusion = score_role(classifier, base, TEST, recipe.mapping.batch)
     facts["test_mapping_seconds"] = round(time.perf_counter() - start, 3)
-    facts["peak_memory_bytes"] = _peak_memory()
-    facts["leak_share"] = leak_share(base.roles, model.view, model.core)
+    facts["peak_memory_bytes"] = peak_memory()
+    facts["leak_share"] = leak_share(base.roles, model.view, model.core, classifier.stride)
     classifier.save(run / "bundle")
     for scene, roles in zip(base.scenes, base.roles, strict=True):
         write_raster(run / "split" / f"{scene.name}.tif", scene.grid, roles, nodata=0, names=["role"])
@@ -236,58 +232,9 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Classifier:
     write_text(run / "confusion.csv", confusion.to_csv(base.legend))
     write_text(run / "environment.json", json.dumps(environment(), indent=2) + "\n")
     scores = {"test": confusion.scores(), "classes": confusion.per_class(base.legend.names), **facts}
-    write_text(run / "scores.json", json.dumps(_plain(scores), indent=2) + "\n")  # last: it marks the end
+    write_text(run / "scores.json", json.dumps(plain(scores), indent=2) + "\n")  # last: it marks the end
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     return classifier
-
-
-def _claim(run: Path, recipe: Recipe) -> bool:
-    """Makes the run folder (true), or finds that it holds this very recipe (false).
-
-    Raises:
-        OutputError: if it cannot be made or written, or holds a run of another recipe.
-    """
-    known = run / "recipe.json"
-    text = recipe.to_json()
-    if known.exists():
-        try:
-            before, now = json.loads(known.read_text(encoding="utf-8")), json.loads(text)
-        except (OSError, ValueError) as error:
-            raise OutputError(
-                f"{known} cannot be read: {error}", "the recipe of a run", "choose another folder by run=..."
-            ) from None
-        if isinstance(before, dict) and before.get("run") and Path(before["run"]).resolve() == run.resolve():
-            before["run"] = now["run"]  # one folder, spelt in two ways
-        differing = sorted(
-            key for key in {*_flat(before), *_flat(now)} if _flat(before).get(key) != _flat(now).get(key)
-        )
-        if differing:
-            raise OutputError(
-                f"{run} holds a run of another recipe; they differ in {', '.join(differing[:6])}",
-                "an empty folder, or the same recipe to go on with",
-                "choose another folder by run=..., or remove this one",
-            )
-        return False
-    write_text(known, text)
-    return True
-
-
-def _release(run: Path) -> None:
-    """Undoes `_claim` and what a start leaves, where nothing was learnt: a mended recipe may have the folder."""
-    for name in ("recipe.json", "metrics.csv"):
-        (run / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "tensorboard"):
-        shutil.rmtree(run / name, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        run.rmdir()  # only if nothing else lies in it
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {
-        key: item for name, value in values.items() for key, item in _flat(value, f"{prefix}.{name}".strip(".")).items()
-    }
 
 
 def _fit(
@@ -319,6 +266,7 @@ def _fit(
         # Scenes in memory need no loader workers, an epoch may have few steps, and an existing folder is resumed.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*number of training batches.*")
+        warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # without validation
         warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 on torch 2.9 and later
         arguments: dict[str, Any] = {
@@ -359,7 +307,7 @@ def _fit(
                 "finite losses",
                 "lower training.rate, or set training.precision=float32, and choose another folder by run=...",
             ) from None
-    facts: dict[str, Any] = {"epochs": trainer.current_epoch, "precision": precision(settings)}
+    facts: dict[str, Any] = {"epochs": len(read_history(run / "metrics.csv")), "precision": precision(settings)}
     kept = best.best_model_path if best is not None else ""
     if kept:
         state = torch.load(kept, map_location="cpu", weights_only=True)
@@ -369,16 +317,6 @@ def _fit(
     return trainer, facts
 
 
-@torch.inference_mode()
-def _score(classifier: Classifier, samples: Samples, settings: SampleSettings) -> Confusion:
-    """Scores all labelled pixels of samples, window by window."""
-    confusion = Confusion(len(classifier.legend))
-    for batch in loader(samples, Draws(samples, settings, train=False)):
-        predicted = classifier.model(batch.images).argmax(dim=1).to(torch.uint8)
-        confusion.update(batch.target.numpy(), predicted.numpy())
-    return confusion
-
-
 def score_role(classifier: Classifier, base: Ground, role: int, batch: int | None = None) -> Confusion:
     """Maps the pixels of a role with the mapping engine and scores them, as a map of the scene would score."""
     confusion = Confusion(len(base.legend))
@@ -386,38 +324,3 @@ def score_role(classifier: Classifier, base: Ground, role: int, batch: int | Non
         for part in map_blocks(classifier, scene, wanted=roles == role, batch=batch):
             confusion.update(target[part.window.within(scene.grid.window)], part.classes)
     return confusion
-
-
-def environment() -> dict[str, str]:
-    """Versions and hardware, to tell runs apart."""
-    packages = ("landfuse", "torch", "lightning", "timm", "numpy", "rasterio", "scikit-learn")
-    return {
-        **{name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": str(os.cpu_count()),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "command": " ".join(sys.argv),
-    }
-
-
-def _peak_memory() -> int:
-    """Peak resident memory of this process, bytes; 0 on Windows, which does not tell it."""
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024  # Linux counts in KiB
-
-
-def _plain(values: Any) -> Any:
-    """Values that JSON knows: NaN becomes null."""
-    if isinstance(values, Mapping):
-        return {key: _plain(value) for key, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [_plain(value) for value in values]
-    if isinstance(values, np.generic):
-        values = values.item()
-    return None if isinstance(values, float) and not math.isfinite(values) else values

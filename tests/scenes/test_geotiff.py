@@ -26,7 +26,8 @@ from rasterio.enums import ColorInterp, Resampling
 from landfuse.errors import GridError, MissingFileError, OutputError, SceneError, SettingsError
 from landfuse.files import whole_file, write_text
 from landfuse.legend import UNLABELLED, LandClass, Legend
-from landfuse.scenes.geotiff import _OPEN_FILES, TILE, GdalRaster, GeotiffWriter, crs_name, write_raster
+from landfuse.scenes.geotiff import _OPEN_FILES, GdalRaster, crs_name
+from landfuse.scenes.geotiff_writer import TILE, GeotiffWriter, write_raster
 from landfuse.scenes.grid import Grid, Window
 from landfuse.scenes.values import Decoding
 
@@ -99,6 +100,13 @@ def test_nodata_of_the_header_and_of_the_settings(tmp_path: Path) -> None:
     assert np.argwhere(np.isnan(got)).tolist() == [[0, 2, 3]]
     got = GdalRaster(path, Decoding(nodata=-1)).read(GRID.window)
     assert np.argwhere(np.isnan(got)).tolist() == [[1, 4, 5]]
+
+
+def test_nodata_of_the_settings_need_not_be_a_float32(tmp_path: Path) -> None:
+    array = values(1, GRID)
+    array[0, 1, 2] = -99.9
+    got = GdalRaster(write(tmp_path / "x.tif", array), Decoding(nodata=-99.9)).read(GRID.window)
+    assert np.argwhere(np.isnan(got)).tolist() == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize("nodata", [-3.4e38, -3.4028234663852886e38, -1.7976931348623157e308, NAN, -9999.0])
@@ -413,7 +421,7 @@ def test_rasters_that_cannot_be_placed(tmp_path: Path) -> None:
 
 
 def test_crs_that_cannot_be_brought_to_each_other(tmp_path: Path) -> None:
-    local = Grid(30, 40, (1.0, 0.0, 0.0, 0.0, -1.0, 0.0), crs_name('LOCAL_CS["site",UNIT["metre",1]]', "x"))
+    local = Grid(30, 40, (1.0, 0.0, 7.0, 0.0, -1.0, 9.0), crs_name('LOCAL_CS["site",UNIT["metre",1]]', "x"))
     path = write(tmp_path / "x.tif", values(1, GRID), local)
     with pytest.raises(GridError, match=r"x\.tif cannot be brought to the reference grid"):
         GdalRaster(path, onto=GRID).check()
@@ -451,16 +459,17 @@ def test_many_threads_read_the_same(warp: bool, tmp_path: Path) -> None:
     raster = GdalRaster(write(tmp_path / "x.tif", values(2, GRID), nodata=-1), onto=onto)
     windows = [Window(row, col, 9, 13) for row in range(0, 20, 3) for col in range(0, 26, 3)]
     expected = [raster.read(window) for window in windows]
-    datasets = set()
-
-    def read(window: Window) -> NDArray[np.float32]:
-        datasets.add((threading.get_ident(), id(raster._reader())))
-        return raster.read(window)
-
     with ThreadPoolExecutor(8) as pool:
-        for got, known in zip(pool.map(read, windows * 4), expected * 4, strict=True):
+        for got, known in zip(pool.map(raster.read, windows * 4), expected * 4, strict=True):
             np.testing.assert_array_equal(got, known)
-    assert len({ident for ident, _ in datasets}) == len(datasets)  # a dataset of its own for each thread
+    everyone = threading.Barrier(4)
+
+    def dataset(_: int) -> Any:
+        everyone.wait(timeout=30)
+        return raster._reader()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(map(id, list(pool.map(dataset, range(4)))))) == 4  # one of its own for each thread
 
 
 @pytest.mark.parametrize("warp", [False, True])
@@ -586,6 +595,9 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
             write_raster(path, GRID, np.zeros((30, 40), np.uint8))
         with pytest.raises(OutputError, match="cannot be written"):
             write_text(path, "x")
+    if Path("/proc/self").is_dir():  # where not even root may write
+        with pytest.raises(OutputError, match="cannot be written"):
+            write_raster("/proc/x.tif", GRID, np.zeros((30, 40), np.uint8))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.tif"]
     assert list((tmp_path / "folder.tif").iterdir()) == []
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from landfuse.errors import SceneError
 from landfuse.legend import LandClass, Legend
-from landfuse.scenes.geotiff import GdalRaster, write_raster
+from landfuse.scenes.geotiff import GdalRaster
+from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.grid import Grid, Window
 from landfuse.scenes.scene import Scene, SceneModality, validity
 

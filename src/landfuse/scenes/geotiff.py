@@ -1,21 +1,18 @@
-"""GeoTIFF and everything else that GDAL reads; writing maps; burning polygons. The only rasterio import."""
+"""GeoTIFF and everything else that GDAL reads. Only this file and `geotiff_writer.py` import rasterio."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
-from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
@@ -23,14 +20,12 @@ from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
-from rasterio.features import rasterize
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window as RasterioWindow
 
 from landfuse.errors import GridError, MissingFileError, SceneError, SettingsError
-from landfuse.files import unwritable, whole_file, write_text
-from landfuse.legend import UNLABELLED, Legend
+from landfuse.legend import UNLABELLED
 from landfuse.scenes.grid import Grid, Window
 from landfuse.scenes.values import Decoding
 
@@ -39,11 +34,7 @@ os.environ.setdefault("GDAL_CACHEMAX", "256")
 
 ResamplingName = Literal["nearest", "bilinear", "cubic", "average", "mode"]
 
-TILE = 512
-"""Side of a tile of the files that are written; blocks of a multiple of it are written without compressing twice."""
-
-
-_GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
+GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
 """What rasterio raises; its own errors, and those of GDAL and PROJ that it lets through."""
 
 _OPEN_FILES = 64
@@ -83,7 +74,7 @@ _open_readers = _OpenReaders()
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Opens files without rasterio's warning of those without georeference, which is known and dealt with."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -100,7 +91,7 @@ def crs_name(crs: Any, where: str) -> str | None:
         return None
     try:
         known = rasterio.crs.CRS.from_user_input(crs)
-    except _GDAL_ERRORS as error:
+    except GDAL_ERRORS as error:
         raise SettingsError(f"{where}: the CRS {crs!r} is not known: {error}", "EPSG:n, WKT or PROJ") from None
     if not known:
         return None
@@ -108,7 +99,8 @@ def crs_name(crs: Any, where: str) -> str | None:
     return f"EPSG:{code}" if code else str(known.to_wkt())
 
 
-def _window(window: Window) -> RasterioWindow:
+def rasterio_window(window: Window) -> RasterioWindow:
+    """A window as rasterio takes it."""
     return RasterioWindow(window.col, window.row, window.width, window.height)
 
 
@@ -164,9 +156,9 @@ class GdalRaster:
 
     def _dataset(self) -> Any:
         try:
-            with _quietly():
+            with quietly():
                 return rasterio.open(self.path)
-        except _GDAL_ERRORS as error:
+        except GDAL_ERRORS as error:
             if "://" not in self.path and not self.path.startswith("/vsi") and not Path(self.path).exists():
                 raise MissingFileError(f"there is no file {self.path}", "a raster", "check the path") from None
             raise SceneError(
@@ -268,7 +260,7 @@ class GdalRaster:
         own, own_crs = _bounds(self.own_grid), self.own_grid.crs
         try:
             left, bottom, right, top = transform_bounds(own_crs, self.onto.crs, *own)
-        except _GDAL_ERRORS as error:
+        except GDAL_ERRORS as error:
             raise GridError(
                 f"{self.path} cannot be brought to the reference grid: {str(error)[:200]}",
                 f"two CRS that PROJ can turn into each other, not {own_crs[:60]} and {self.onto.crs[:60]}",
@@ -317,15 +309,15 @@ class GdalRaster:
         try:
             with np.errstate(over="ignore"):  # a nodata of -1.8e308 in float64 files
                 reader = self._reader()
-                numbers = reader.read(self._numbers(), window=_window(window))
+                numbers = reader.read(self._numbers(), window=rasterio_window(window))
                 outside: NDArray[np.bool_] | None = None
                 if self._alpha is not None:
-                    outside = reader.read(self._alpha, window=_window(window)) == 0
+                    outside = reader.read(self._alpha, window=rasterio_window(window)) == 0
                 elif self.warped and self._decoding.nodata is None:
-                    outside = reader.read(reader.count, window=_window(window)) == 0
+                    outside = reader.read(reader.count, window=rasterio_window(window)) == 0
                 elif self._header["masked"]:
-                    outside = reader.dataset_mask(window=_window(window)) == 0
-        except _GDAL_ERRORS as error:
+                    outside = reader.dataset_mask(window=rasterio_window(window)) == 0
+        except GDAL_ERRORS as error:
             raise SceneError(
                 f"{self.path} cannot be read at row {window.row}, column {window.col}: {error}",
                 "a whole file",
@@ -368,8 +360,9 @@ def _scales(source: Grid, onto: Grid) -> dict[str, str]:
     xs, ys = transform(onto.crs, source.crs, [x for x, _ in places], [y for _, y in places])
     if not np.isfinite([*xs, *ys]).all():
         return {}
-    cols, rows = zip(*(~rasterio.Affine(*source.transform) @ place for place in zip(xs, ys, strict=True)), strict=True)
-    across, down = (math.hypot(p[1] - p[0], p[2] - p[0]) for p in (cols, rows))
+    a, b, _, d, e, _ = source.transform
+    steps = np.array([[xs[1] - xs[0], xs[2] - xs[0]], [ys[1] - ys[0], ys[2] - ys[0]]])  # of one target pixel
+    across, down = np.hypot(*np.linalg.solve(np.array([[a, b], [d, e]]), steps).T)
     return {"XSCALE": f"{1 / across:.9g}", "YSCALE": f"{1 / down:.9g}"} if across and down else {}
 
 
@@ -377,146 +370,3 @@ def _bounds(grid: Grid) -> tuple[float, float, float, float]:
     corners = [grid.at(col, row) for col in (0, grid.width) for row in (0, grid.height)]
     xs, ys = [x for x, _ in corners], [y for _, y in corners]
     return min(xs), min(ys), max(xs), max(ys)
-
-
-def burn(shapes: Sequence[tuple[Any, int]], grid: Grid, *, all_touched: bool) -> NDArray[np.uint8]:
-    """Burns geometries into a grid.
-
-    Args:
-        shapes: (geometry, code) in the grid's CRS; later ones win.
-        grid: the grid.
-        all_touched: every pixel that a geometry touches, instead of those whose centre lies in it.
-
-    Returns:
-        (H, W) uint8 codes, `UNLABELLED` elsewhere.
-    """
-    if not shapes:
-        return np.full((grid.height, grid.width), UNLABELLED, dtype=np.uint8)
-    burnt: NDArray[np.uint8] = rasterize(
-        shapes,
-        out_shape=(grid.height, grid.width),
-        transform=rasterio.Affine(*grid.transform),
-        fill=UNLABELLED,
-        all_touched=all_touched,
-        dtype="uint8",
-    )
-    return burnt
-
-
-class GeotiffWriter:
-    """Writes one GeoTIFF, window by window; it is whole when the `with` block ends well, else absent.
-
-    Args:
-        path: the file to make.
-        grid: where it lies.
-        bands: number of bands.
-        nodata: the value of pixels without data.
-        names: one per band.
-        legend: gives band 1 the legend's colours and category names.
-        scale: value = number * scale, for those who read the file.
-        tags: free metadata.
-
-    Raises:
-        OutputError: if the file cannot be made or written.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        grid: Grid,
-        *,
-        bands: int = 1,
-        dtype: str = "uint8",
-        nodata: float | None = UNLABELLED,
-        names: Iterable[str] = (),
-        legend: Legend | None = None,
-        scale: float = 1.0,
-        tags: dict[str, str] | None = None,
-    ) -> None:
-        self.path = Path(path)
-        self.legend = legend
-        with contextlib.ExitStack() as stack:
-            self._partial = stack.enter_context(whole_file(self.path))
-            try:
-                with _quietly():
-                    self._file = rasterio.open(
-                        self._partial,
-                        "w",
-                        driver="GTiff",
-                        height=grid.height,
-                        width=grid.width,
-                        count=bands,
-                        dtype=dtype,
-                        crs=grid.crs,
-                        transform=rasterio.Affine(*grid.transform) if grid.georeferenced else None,
-                        nodata=nodata,
-                        tiled=True,
-                        blockxsize=TILE,
-                        blockysize=TILE,
-                        compress="deflate",
-                        predictor=2 if np.dtype(dtype).kind in "iu" and legend is None else 1,
-                        bigtiff="if_safer",
-                        interleave="band",
-                    )
-                stack.callback(self._file.close)
-                if legend is not None:
-                    self._file.write_colormap(1, {c.code: (*c.rgb, 255) for c in legend})
-                if scale != 1.0:
-                    self._file.scales = [scale] * bands
-                for index, name in enumerate(names, start=1):
-                    self._file.set_band_description(index, name)
-                self._file.update_tags(**(tags or {}))
-            except (OSError, *_GDAL_ERRORS) as error:
-                raise unwritable(self.path, error) from None
-            self._stack = stack.pop_all()
-
-    def write(self, window: Window, values: NDArray[Any]) -> None:
-        """Writes (bands, height, width), or (height, width) for one band, at a window inside the grid."""
-        try:
-            self._file.write(values if values.ndim == 3 else values[np.newaxis], window=_window(window))
-        except (OSError, *_GDAL_ERRORS) as error:
-            raise unwritable(self.path, error) from None
-
-    def __enter__(self) -> GeotiffWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._file.close()
-            if error is None:
-                self._verify()
-        except (OSError, *_GDAL_ERRORS) as fault:
-            error = unwritable(self.path, fault)
-            self._stack.__exit__(type(error), error, None)
-            raise error from None
-        self._stack.__exit__(kind, error, trace)
-        if error is None:
-            beside = self.path.with_name(self.path.name + ".aux.xml")
-            if self.legend is not None:
-                _write_category_names(beside, self.legend)
-            else:
-                beside.unlink(missing_ok=True)  # what GDAL noted of a former file of this name
-
-    def _verify(self) -> None:
-        """GDAL tells of a full disk at closing only in its log; a file that was cut short fails in its last tile."""
-        with _quietly(), rasterio.open(self._partial) as written:
-            for band in range(1, written.count + 1):
-                *_, (_, last) = written.block_windows(band)
-                written.read(band, window=last)
-
-
-def _write_category_names(path: Path, legend: Legend) -> None:
-    """GDAL keeps the names of categories in a file beside the raster, by place: unused codes get empty names."""
-    names = {c.code: c.name for c in legend}
-    lines = "".join(f"<Category>{escape(names.get(code, ''))}</Category>" for code in range(max(names) + 1))
-    text = f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{lines}</CategoryNames></PAMRasterBand></PAMDataset>\n'
-    write_text(path, text)
-
-
-def write_raster(path: str | Path, grid: Grid, values: NDArray[Any], **options: Any) -> None:
-    """Writes a whole array, (C, H, W) or (H, W), at once; options as in `GeotiffWriter`."""
-    array = values if values.ndim == 3 else values[np.newaxis]
-    with GeotiffWriter(path, grid, bands=array.shape[0], dtype=str(array.dtype), **options) as file:
-        file.write(grid.window, array)

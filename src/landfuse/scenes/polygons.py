@@ -1,10 +1,14 @@
-"""Vector labels: polygons of any file that pyogrio reads, burnt onto a grid. The only geopandas / pyogrio import."""
+"""Vector labels: polygons of any file that pyogrio reads, burnt onto a grid; tables of points, written and read.
+
+The only geopandas / pyogrio import.
+"""
 
 from __future__ import annotations
 
 import csv
 import difflib
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +24,9 @@ from numpy.typing import NDArray
 from pyproj.exceptions import CRSError, ProjError
 
 from landfuse.errors import GridError, MissingFileError, SceneError
+from landfuse.files import unwritable, whole_file
 from landfuse.legend import UNLABELLED
-from landfuse.scenes.geotiff import burn
+from landfuse.scenes.geotiff_writer import burn
 from landfuse.scenes.grid import Grid
 
 
@@ -312,3 +317,55 @@ def _text(value: Any) -> str | None:
     # A column of whole numbers with gaps comes as floats.
     text = str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
     return text.strip() or None
+
+
+def write_points(
+    path: str | Path, xs: NDArray[np.float64], ys: NDArray[np.float64], columns: Mapping[str, Any], crs: str | None
+) -> None:
+    """Writes points as a GeoPackage of one layer, whole or not at all.
+
+    Args:
+        path: of the file.
+        xs: (n,) in the CRS.
+        ys: (n,) in the CRS.
+        columns: name -> n values.
+        crs: `EPSG:n` or WKT; None for none.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    frame = geopandas.GeoDataFrame(dict(columns), geometry=shapely.points(xs, ys), crs=crs)
+    with whole_file(path) as partial, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the partial file's name, and of a map without CRS
+        try:
+            pyogrio.write_dataframe(frame, partial, layer=Path(path).stem, driver="GPKG")
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
+            raise unwritable(Path(path), error) from None
+
+
+def read_rows(path: str | Path) -> list[dict[str, str | None]]:
+    """The attributes of a vector file's shapes, or a CSV file's rows: column -> value as text, None for nothing.
+
+    Raises:
+        MissingFileError: if it is not there.
+        SceneError: if it cannot be read, or has shapes in several layers.
+    """
+    _stamp(str(path))
+    try:
+        if Path(path).suffix.lower() == ".csv":
+            with Path(path).open(encoding="utf-8-sig", newline="") as file:
+                return [{key: _text(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
+        layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+        frame = pyogrio.read_dataframe(path, read_geometry=False, layer=layers[0]) if len(layers) == 1 else None
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError, ValueError, csv.Error) as error:
+        raise SceneError(
+            f"{path} cannot be read: {error}", "a vector file that GDAL reads, or a CSV file in UTF-8", "check the file"
+        ) from None
+    if frame is None:
+        raise SceneError(
+            f"{path} has shapes in {len(layers)} layers{': ' if layers else ''}{', '.join(layers)}",
+            "one layer",
+            "save the layer that is meant as a file of its own",
+        )
+    lists = {str(name): [_text(value) for value in frame[name]] for name in frame.columns}
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]

@@ -24,6 +24,9 @@ ROLES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 Roles = NDArray[np.uint8]
 
+_DEALS = 32
+"""Deals of groups to roles that are tried; fewer where there are very many groups."""
+
 
 class _Split(Settings):
     """What all splits share.
@@ -112,7 +115,8 @@ class BlocksSplit(_Grouped):
 
     Args:
         size: side of a block, px.
-        buffer: px without a role around test blocks and validation blocks; at least half the largest view.
+        buffer: px without a role around test blocks and validation blocks. Nothing leaks from `halo + core - 1` of the
+            model on: half the view for a core of one pixel, a whole view less one where the core is the view.
     """
 
     kind: Literal["blocks"]
@@ -301,31 +305,34 @@ def _by_groups(
 
 
 def _share_out(counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Deals groups to parts so that each part gets its share of every class: the largest first, to the needy.
+    """Deals groups to parts so that each part gets its share of every class: the best of several greedy deals.
 
     Args:
         counts: (groups, K) pixels.
         shares: of the parts, summing to 1.
+        rng: whose chance makes the deals differ.
 
     Returns:
         The part of each group.
     """
     weight = counts / np.maximum(counts.sum(axis=0), 1)  # each class counts alike, however rare
-    order = rng.permutation(len(counts))
-    order = order[np.argsort(-weight[order].max(axis=1), kind="stable")]
-    held = np.zeros((len(shares), counts.shape[1]))
-    parts = np.zeros(len(counts), dtype=np.int64)
-    for place, group in enumerate(order):
-        left = len(order) - place
-        empty = np.flatnonzero(held.sum(axis=1) == 0)
-        wish = ((held + weight[group] - shares[:, None] * weight.sum(axis=0)) ** 2).sum(axis=1) - (
-            (held - shares[:, None] * weight.sum(axis=0)) ** 2
-        ).sum(axis=1)
-        allowed = empty if len(empty) >= left else np.arange(len(shares))
-        part = allowed[np.argmin(wish[allowed])]
-        parts[group] = part
-        held[part] += weight[group]
-    return parts
+    goal = shares[:, None] * weight.sum(axis=0)
+    best, least = np.zeros(len(counts), dtype=np.int64), np.inf
+    for _ in range(max(1, min(_DEALS, 20_000 // max(1, len(counts))))):
+        # The largest first, to the needy; what is large is blurred by chance, so that the seed has a say.
+        order = np.argsort(-weight.max(axis=1) * rng.uniform(0.3, 1, len(counts)), kind="stable")
+        held = np.zeros(goal.shape)
+        parts = np.zeros(len(counts), dtype=np.int64)
+        for place, group in enumerate(order):
+            empty = np.flatnonzero(held.sum(axis=1) == 0)
+            wish = ((held + weight[group] - goal) ** 2 - (held - goal) ** 2).sum(axis=1)
+            allowed = empty if len(empty) >= len(order) - place else np.arange(len(shares))
+            parts[group] = part = allowed[np.argmin(wish[allowed])]
+            held[part] += weight[group]
+        off = float(((held - goal) ** 2).sum())
+        if off < least:
+            best, least = parts, off
+    return best
 
 
 def _buffered(roles: Roles, buffer: int) -> Roles:
@@ -374,49 +381,6 @@ def _dilated(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
         return mask
     grown: NDArray[np.bool_] = maximum_filter(mask, size=2 * reach + 1, mode="constant", cval=False)
     return grown
-
-
-def leak_share(roles: Sequence[Roles], view: int, core: int = 1) -> float:
-    """The share of test pixels that are labelled from a view which holds a pixel that was trained or validated on.
-
-    Args:
-        roles: one array per scene.
-        view: side of the view, px.
-        core: side of the core, px; windows lie on the lattice of cores, as in mapping.
-
-    Returns:
-        0..1; NaN if there is no test pixel.
-    """
-    halo = (view - core) // 2
-    leaking = total = 0
-    for role in roles:
-        seen, tested = _summed((role == TRAIN) | (role == VALIDATION)), _summed(role == TEST)
-        tests = _boxes(tested, core, 0, core)
-        leaking += int(tests[_boxes(seen, core, halo, view) > 0].sum())
-        total += int(tests.sum())
-    return leaking / total if total else float("nan")
-
-
-def _summed(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Summed-area table, (H + 1, W + 1): the number of true pixels above and left of each corner."""
-    table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int64)
-    np.cumsum(np.cumsum(mask, axis=0), axis=1, out=table[1:, 1:])
-    return table
-
-
-def _boxes(table: NDArray[np.int64], stride: int, before: int, side: int) -> NDArray[np.int64]:
-    """True pixels in squares that begin at `i * stride - before`, for every i on both axes."""
-    ends = []
-    for size in (table.shape[0] - 1, table.shape[1] - 1):
-        first = np.arange(0, size, stride) - before
-        ends.append((np.clip(first, 0, size), np.clip(first + side, 0, size)))
-    (top, bottom), (left, right) = ends
-    return (
-        table[np.ix_(bottom, right)]
-        - table[np.ix_(top, right)]
-        - table[np.ix_(bottom, left)]
-        + table[np.ix_(top, left)]
-    )
 
 
 def counts_per_class(

@@ -1,0 +1,351 @@
+"""Accuracy and areas of a map from a probability sample: what the sampling design allows to be said, with its error.
+
+One estimator carries every design. Each figure is a ratio of two totals over the map: overall accuracy is pixels
+mapped right / pixels, user's accuracy is pixels mapped right as a class / pixels mapped as it, producer's accuracy is
+pixels mapped right as a class / pixels that are it, the share of a class is pixels that are it / pixels. A total is
+estimated stratum by stratum from the *units* that were drawn: pixels, or clusters of pixels that were drawn together.
+
+- Strata that are the map's classes: these are the estimators of Olofsson et al. 2014, equations 1 to 11.
+- Strata that are something else (an older map, regions): those of Stehman 2014, equations 1 to 28.
+- Simple random sampling: one stratum.
+- Cluster sampling, one stage (every pixel of a drawn cluster is looked at): the ratio-to-size estimator, which holds
+  for clusters of equal and of unequal size.
+
+Source:
+    Olofsson et al. 2014, doi:10.1016/j.rse.2014.02.015; Stehman 2014, doi:10.1080/01431161.2014.930207;
+    Cochran 1977, Sampling Techniques, sections 6.11 (ratios in strata) and 9A.1 (clusters of unequal size).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from landfuse.errors import SceneError
+
+Z95 = 1.96
+"""Standard errors from the middle of a 95% interval to its ends, as both sources round it."""
+
+_FEW = 30  # units or points below which the normal approximation of an interval is doubtful
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimated figure with its standard error.
+
+    Args:
+        value: NaN where the sample says nothing about it.
+        error: the standard error; NaN where it cannot be known, since a stratum holds one point.
+        reach: standard errors from the value to the ends of its 95% interval.
+        most: the largest value that is possible; 1 for shares.
+    """
+
+    value: float
+    error: float
+    reach: float = Z95
+    most: float = 1.0
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the 95% interval, before it is cut to what is possible."""
+        return self.reach * self.error
+
+    @property
+    def low(self) -> float:
+        """The lower end of the 95% interval, not below 0."""
+        return self.value - self.half_width if not self.value - self.half_width < 0 else 0.0
+
+    @property
+    def high(self) -> float:
+        """The upper end of the 95% interval, not above what is possible."""
+        return self.value + self.half_width if not self.value + self.half_width > self.most else self.most
+
+    def scaled(self, factor: float) -> Estimate:
+        """The same figure in another unit, e.g. a share as hectares."""
+        return Estimate(self.value * factor, self.error * factor, self.reach, self.most * factor)
+
+
+@dataclass(frozen=True)
+class ClassEstimate:
+    """What is known of one class.
+
+    Args:
+        name: of the class.
+        truth_points: sampled pixels that are it.
+        mapped_points: sampled pixels that are mapped as it.
+        users: of what is mapped as it, the share that is it.
+        producers: of what is it, the share that is mapped as it.
+        share: of the map's pixels, the share that is it.
+        hectares: its area; None where the size of a pixel is not known.
+    """
+
+    name: str
+    truth_points: int
+    mapped_points: int
+    users: Estimate
+    producers: Estimate
+    share: Estimate
+    hectares: Estimate | None
+
+
+@dataclass(frozen=True, eq=False)
+class AccuracyEstimate:
+    """The accuracy of a map and the areas of its classes, as estimated from a sample.
+
+    Args:
+        design: in words.
+        overall: the share of the map's pixels that are mapped as what they are.
+        classes: in the order of the legend.
+        counts: (K, K) sampled pixels, rows truth, columns map.
+        shares: (K, K) estimated shares of the map's pixels, rows truth, columns map; they add up to 1.
+        points: sampled pixels.
+        units: pixels or clusters that were drawn.
+        notes: what has to be said beside the figures.
+    """
+
+    design: str
+    overall: Estimate
+    classes: tuple[ClassEstimate, ...]
+    counts: NDArray[np.int64]
+    shares: NDArray[np.float64]
+    points: int
+    units: int
+    notes: tuple[str, ...]
+
+    def rows(self) -> list[dict[str, str | int | float]]:
+        """One row per class, in order; NaN where a figure is not known.
+
+        The mapped share is estimated too; where the strata are the map's classes it is what the map holds.
+        """
+        rows: list[dict[str, str | int | float]] = []
+        for c, mapped in zip(self.classes, self.shares.sum(axis=0).tolist(), strict=True):
+            row: dict[str, str | int | float] = {
+                "class": c.name,
+                "truth points": c.truth_points,
+                "mapped points": c.mapped_points,
+            }
+            figures = {"user's accuracy": c.users, "producer's accuracy": c.producers, "share": c.share}
+            for name, figure in {**figures, **({"hectares": c.hectares} if c.hectares else {})}.items():
+                row |= {name: figure.value, f"{name} error": figure.error}
+                row |= {f"{name} low": figure.low, f"{name} high": figure.high}
+            row["mapped share"] = mapped
+            rows.append(row)
+        return rows
+
+    def to_json(self) -> str:
+        """All of it as JSON; a figure that is not known is null."""
+        o = self.overall
+        overall = {"value": o.value, "error": o.error, "low": o.low, "high": o.high}
+        return json.dumps(
+            {
+                "design": self.design,
+                "interval": 0.95,
+                "points": self.points,
+                "units": self.units,
+                "overall accuracy": {key: _known(value) for key, value in overall.items()},
+                "classes": [{key: _known(value) for key, value in row.items()} for row in self.rows()],
+                "confusion": {
+                    "rows": "truth",
+                    "columns": "map",
+                    "classes": [c.name for c in self.classes],
+                    "counts": self.counts.tolist(),
+                    "shares": self.shares.tolist(),
+                },
+                "notes": list(self.notes),
+            },
+            indent=2,
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+
+    def to_csv(self) -> str:
+        """One row per class as CSV, then its row of estimated shares; figures that are not known are empty."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        rows = self.rows()
+        writer.writerow([*rows[0], *(f"share mapped as {c.name}" for c in self.classes)])
+        for row, shares in zip(rows, self.shares.tolist(), strict=True):
+            writer.writerow([*("" if _known(value) is None else value for value in row.values()), *shares])
+        return text.getvalue()
+
+
+def estimate(
+    truth: NDArray[np.integer],
+    mapped: NDArray[np.integer],
+    names: Sequence[str],
+    *,
+    strata: NDArray[np.integer],
+    sizes: Mapping[int, int],
+    clusters: NDArray[np.integer] | None = None,
+    finite: bool = True,
+    hectares: float | None = None,
+) -> AccuracyEstimate:
+    """Estimates accuracy and areas from units drawn at random, without replacement, within strata.
+
+    Args:
+        truth: (n,) classes 0..K-1 of the sampled pixels.
+        mapped: (n,) the map's classes 0..K-1 there.
+        names: K names.
+        strata: (n,) the stratum that each pixel was drawn from; clusters lie in one stratum each.
+        sizes: stratum -> units in the whole map: pixels, or clusters. Strata that hold none may be left out.
+        clusters: (n,) which pixels were drawn together; None where pixels were drawn one by one.
+        finite: lessen the error by the share of the units that was looked at, as Stehman 2014 does. Olofsson et al.
+            2014 leave this correction out; it matters where the sample is a good part of the map.
+        hectares: of the whole map.
+
+    Raises:
+        SceneError: if a stratum of the map has no sampled unit: nothing can be said about it.
+        ValueError: if shapes differ, or a stratum holds more sampled units than it has.
+    """
+    K = len(names)
+    truth, mapped, strata = (np.asarray(values, np.int64) for values in (truth, mapped, strata))
+    if not truth.shape == mapped.shape == strata.shape or truth.ndim != 1 or not truth.size:
+        raise ValueError(f"truth, map and strata of shapes {truth.shape}, {mapped.shape} and {strata.shape}")
+    if min(truth.min(), mapped.min()) < 0 or max(truth.max(), mapped.max()) >= K:
+        raise ValueError(f"truth and map have to hold classes 0..{K - 1}")
+    unit = np.arange(truth.size) if clusters is None else np.unique(clusters, return_inverse=True)[1].reshape(-1)
+    design = _Units(unit, strata, sizes, finite, clusters is not None)
+    one = np.ones(truth.size)
+    is_class = truth == np.arange(K)[:, None]
+    as_class = mapped == np.arange(K)[:, None]
+    reach = float(stats.t.ppf(0.975, design.count - 1)) if clusters is not None and design.count > 1 else Z95
+
+    def ratio(part: NDArray[np.generic], whole: NDArray[np.generic]) -> Estimate:
+        return Estimate(*design.ratio(part.astype(float), whole.astype(float)), reach)
+
+    overall = ratio(truth == mapped, one)
+    classes = []
+    for k, name in enumerate(names):
+        both = is_class[k] & as_class[k]
+        share = ratio(is_class[k], one)
+        classes.append(
+            ClassEstimate(
+                name,
+                int(is_class[k].sum()),
+                int(as_class[k].sum()),
+                ratio(both, as_class[k]),
+                ratio(both, is_class[k]),
+                share,
+                None if hectares is None else share.scaled(hectares),
+            )
+        )
+    counts = np.bincount(truth * K + mapped, minlength=K * K).reshape(K, K)
+    weights = design.weights[unit]
+    shares = np.bincount(truth * K + mapped, weights, minlength=K * K).reshape(K, K) / weights.sum()
+    kind = (
+        "cluster sampling, one stage, ratio-to-size estimator"
+        if clusters is not None
+        else "simple random sampling"
+        if len(design.sizes) == 1
+        else "stratified random sampling"
+    )
+    return AccuracyEstimate(
+        kind, overall, tuple(classes), counts, shares, truth.size, design.count, _notes(design, classes)
+    )
+
+
+class _Units:
+    """The units that were drawn, and the totals over the map that follow from them.
+
+    Args:
+        unit: (n,) the unit of each pixel, 0..U-1.
+        strata: (n,) the stratum of each pixel.
+        sizes: stratum -> units in the map.
+        finite: whether to correct for the share that was drawn.
+        clustered: whether units hold several pixels.
+    """
+
+    def __init__(
+        self,
+        unit: NDArray[np.integer],
+        strata: NDArray[np.int64],
+        sizes: Mapping[int, int],
+        finite: bool,
+        clustered: bool,
+    ) -> None:
+        self.unit, self.clustered = unit, clustered
+        self.count = int(unit.max()) + 1
+        of_unit = np.zeros(self.count, np.int64)
+        of_unit[unit] = strata
+        if (of_unit[unit] != strata).any():
+            raise ValueError("a cluster lies in more than one stratum")
+        self.labels = [stratum for stratum, size in sizes.items() if size > 0]
+        members = [np.flatnonzero(of_unit == stratum) for stratum in self.labels]
+        missing = [stratum for stratum, drawn in zip(self.labels, members, strict=True) if not drawn.size]
+        if missing:
+            raise SceneError(
+                f"no sampled unit lies in the stratum {', '.join(map(str, missing))}, which the map has",
+                "at least two units in each stratum",
+                "draw the sample anew, or merge rare classes before drawing",
+            )
+        self.members = members
+        self.sizes = np.array([sizes[stratum] for stratum in self.labels], float)
+        self.drawn = np.array([drawn.size for drawn in members], float)
+        if self.drawn.sum() != self.count or (self.drawn > self.sizes).any():
+            raise ValueError("a stratum holds more sampled units than it has, or one without a size was sampled")
+        self.kept = 1 - self.drawn / self.sizes if finite else np.ones_like(self.sizes)
+        self.weights = np.empty(self.count)
+        for drawn, size in zip(members, self.sizes, strict=True):
+            self.weights[drawn] = size / drawn.size
+
+    def ratio(self, part: NDArray[np.float64], whole: NDArray[np.float64]) -> tuple[float, float]:
+        """The ratio of two totals over the map and its standard error; (n,) values of the sampled pixels.
+
+        Source: Stehman 2014, equations 27 and 28: with d = part - ratio * whole, the variance of the ratio is the sum
+        over strata of N^2 (1 - n / N) var(d) / n, divided by the squared total of the whole.
+        """
+        y = np.bincount(self.unit, part, minlength=self.count)
+        x = np.bincount(self.unit, whole, minlength=self.count)
+        total = float(self.weights @ x)
+        if total == 0:
+            return math.nan, math.nan
+        value = float(self.weights @ y) / total
+        rest = y - value * x
+        variance = 0.0
+        for drawn, size, kept in zip(self.members, self.sizes, self.kept, strict=True):
+            # A stratum that takes no part adds nothing, also where its one unit would leave the error unknown.
+            if kept and x[drawn].any():
+                spread = float(rest[drawn].var(ddof=1)) if drawn.size > 1 else math.nan
+                variance += size**2 * kept * spread / drawn.size
+        return value, math.sqrt(variance) / total
+
+
+def _notes(design: _Units, classes: Sequence[ClassEstimate]) -> tuple[str, ...]:
+    notes = []
+    single = [str(s) for s, n, kept in zip(design.labels, design.drawn, design.kept, strict=True) if n == 1 and kept]
+    if single:
+        notes.append(f"one sampled unit in the stratum {', '.join(single)}: errors that it enters are not known")
+    if design.count < _FEW:
+        what = "clusters" if design.clustered else "points"
+        notes.append(f"only {design.count} {what} were drawn: the intervals are rough below {_FEW}")
+    for c in classes:
+        if c.mapped_points == 0:
+            notes.append(f"{c.name}: no sampled point is mapped as it; its user's accuracy is not known")
+        if c.truth_points == 0:
+            notes.append(
+                f"{c.name}: no sampled point is it; its producer's accuracy is not known, nor how large it may be"
+            )
+        for points, figure, what in (
+            (c.mapped_points, c.users, "mapped as it"),
+            (c.truth_points, c.producers, "that are it"),
+        ):
+            if points and figure.error == 0 and figure.value in (0.0, 1.0) and any(design.kept):
+                agree, unseen = ("right", "errors") if figure.value == 1 else ("wrong", "hits")
+                notes.append(
+                    f"{c.name}: all {points} sampled points {what} are {agree}; the interval has no width, yet "
+                    f"{unseen} of up to about {min(1.0, 3 / points):.0%} would go unseen"
+                )
+    return tuple(notes)
+
+
+def _known(value: str | int | float) -> str | int | float | None:
+    """The value, or None for NaN, which JSON lacks."""
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,197 @@
+"""What the command says of accuracy: drawing a sample, estimates from it, intervals of scores, differences of maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from landfuse.errors import SettingsError
+
+if TYPE_CHECKING:
+    from landfuse.accuracy import Estimate
+    from landfuse.intervals import BlockIntervals, Interval
+
+Bar = Callable[[str, bool], AbstractContextManager[Callable[[int, int], None]]]
+
+
+def add_sample(app: typer.Typer, out: Console, bar: Bar) -> None:
+    """Adds the command `sample`.
+
+    Args:
+        app: the whole command.
+        out: where it speaks.
+        bar: gives a progress bar, from a title and whether to be quiet.
+    """
+
+    @app.command()
+    def sample(
+        map_path: Annotated[Path, typer.Argument(metavar="MAP", help="The map (.tif) to be judged.")],
+        output: Annotated[
+            Path, typer.Option("--output", "-o", help="The sample: .gpkg (and a .csv beside it), or .csv.")
+        ],
+        n: Annotated[int, typer.Option("-n", "--points", min=2, help="Points to look at.")] = 500,
+        design: Annotated[
+            str, typer.Option(help="stratified (by the map's classes), simple, or cluster (squares of pixels).")
+        ] = "stratified",
+        allocation: Annotated[
+            str, typer.Option(help="proportional (to area, at least --minimum per class), equal, or neyman.")
+        ] = "proportional",
+        minimum: Annotated[int, typer.Option(min=2, help="Points of a class at least.")] = 50,
+        expected: Annotated[
+            list[str] | None, typer.Option(help="CODE=ACCURACY expected, for neyman; once per class.")
+        ] = None,
+        side: Annotated[int, typer.Option(min=1, help="Side of a cluster, px.")] = 3,
+        seed: Annotated[int, typer.Option(help="The same seed draws the same points.")] = 0,
+        quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    ) -> None:
+        """Draw a reference sample of a map by chance; fill in its column `reference`, then evaluate the map by it."""
+        from landfuse.errors import OutputError
+        from landfuse.sampling import draw
+
+        if output.suffix.lower() not in (".gpkg", ".csv"):
+            raise OutputError(f"a sample cannot be written as {output.name}", "a name ending in .gpkg or .csv", "")
+        with bar("drawing, blocks", quiet) as tell:
+            drawn = draw(
+                map_path, n, design=design, allocation=allocation, minimum=minimum, expected=_expected(expected or []),  # type: ignore[arg-type]
+                side=side, seed=seed, progress=tell,
+            )  # fmt: skip
+        drawn.save(output)
+        if output.suffix.lower() == ".gpkg":
+            drawn.save(output.with_suffix(".csv"))
+        table = Table(title=escape(f"{output}: {len(drawn)} points, {design}, seed {seed}"))
+        for title in ("stratum", "units in the map", "drawn", "chance"):
+            table.add_column(title, justify="left" if title == "stratum" else "right")
+        for code, size in drawn.sizes.items():
+            name = f"{code} {drawn.names.get(code, '')}" if design == "stratified" else "all"
+            table.add_row(escape(name), f"{size:,}", f"{drawn.drawn[code]:,}", f"{drawn.drawn[code] / size:.3g}")
+        out.print(table)
+        told = f"fill in `reference`, then: landfuse evaluate {map_path} {output}"
+        out.print(told, markup=False, soft_wrap=True)
+
+
+def _expected(texts: list[str]) -> dict[int, float]:
+    try:
+        return {int(code): float(value) for code, value in (text.split("=") for text in texts)}
+    except ValueError:
+        raise SettingsError(
+            f"--expected {' '.join(texts)}", "a code and an accuracy from 0 to 1, like 3=0.8", "mend it"
+        ) from None
+
+
+def is_sample(path: Path) -> bool:
+    """Whether the second argument of `evaluate` is a table of points or shapes, not a scene file."""
+    return not path.is_dir() and path.suffix.lower() not in (".yaml", ".yml", "")
+
+
+def tell_estimate(maps: Path, sample: Path, design: str | None, output: Path | None, out: Console) -> None:
+    """Estimates accuracy and areas from a sample, prints them, and writes them into a folder."""
+    from landfuse.files import write_text
+    from landfuse.reference_sample import Design
+    from landfuse.sampled_accuracy import evaluate_sample
+
+    known: tuple[str, ...] = Design.__args__  # type: ignore[attr-defined]
+    if design is not None and design not in known:
+        raise SettingsError(f"there is no design `{design}`", ", ".join(known), "choose one, or leave it out")
+    result = evaluate_sample(maps, sample, design)  # type: ignore[arg-type]
+    areas = any(c.hectares for c in result.classes)
+    table = Table(title=escape(f"{maps}: {result.points} points; {result.design}"), caption="± half a 95% interval")
+    titles = ["class", "truth", "mapped", "user's accuracy", "producer's accuracy", "share of the map"]
+    for title in (*titles, *(["hectares"] if areas else [])):
+        table.add_column(title, justify="left" if title == "class" else "right")
+    for c in result.classes:
+        row = [escape(c.name), str(c.truth_points), str(c.mapped_points)]
+        row += [_figure(one) for one in (c.users, c.producers, c.share)]
+        table.add_row(*row, *([_figure(c.hectares, ",.1f")] if c.hectares else []))
+    out.print(table)
+    out.print(f"overall accuracy {_figure(result.overall)}")
+    for note in result.notes:
+        out.print(f"note: {note}", markup=False, soft_wrap=True)
+    if output is not None:
+        write_text(output / "accuracy.json", result.to_json())
+        write_text(output / "accuracy.csv", result.to_csv())
+        out.print(f"estimates: {output / 'accuracy.json'}", markup=False, soft_wrap=True)
+
+
+def tell_intervals(
+    maps: Path, scene: Path, role: str | None, split: Path | None, block: int, output: Path | None, out: Console
+) -> None:
+    """Prints the scores of a map with intervals, and writes them into a folder."""
+    from landfuse.map_intervals import save, score_intervals
+
+    result = score_intervals(maps, scene, role=role, split=split, block=block)
+    title = f"95% intervals: {result.intervals.blocks} blocks of {block} px, {result.role} pixels"
+    out.print(_table(result.intervals, result.legend.names, title))
+    _warn(result.intervals, out)
+    if output is not None:
+        save(result, output / "intervals.json")
+        out.print(f"intervals: {output / 'intervals.json'}", markup=False, soft_wrap=True)
+
+
+def tell_difference(
+    maps: Path,
+    against: Path,
+    scene: Path,
+    role: str | None,
+    split: Path | None,
+    block: int,
+    output: Path | None,
+    out: Console,
+) -> None:
+    """Prints whether two maps differ beyond chance, and writes it into a folder."""
+    from landfuse.map_intervals import compare_maps, save
+
+    result = compare_maps(maps, against, scene, role=role, split=split, block=block)
+    test = result.test
+    title = f"{maps} less {against}: {result.differences.blocks} blocks of {block} px, {result.role} pixels"
+    out.print(_table(result.differences, result.legend.names, title, signed=True))
+    _warn(result.differences, out)
+    kind = "exact" if test.exact else "chi-squared, continuity correction"
+    out.print(
+        f"only the first is right at {test.only_first:,} px, only the second at {test.only_second:,} px; "
+        f"McNemar p = {test.p:.3g} ({kind}; takes pixels for independent, which neighbours are not)",
+        soft_wrap=True,
+    )
+    if result.left_out:
+        out.print(f"{result.left_out:,} labelled px have a class in one map only; they are left out", soft_wrap=True)
+    if output is not None:
+        save(result, output / "comparison.json")
+        out.print(f"comparison: {output / 'comparison.json'}", markup=False, soft_wrap=True)
+
+
+def _table(intervals: BlockIntervals, names: list[str], title: str, signed: bool = False) -> Table:
+    table = Table(title=escape(title))
+    for name in ("score", "difference" if signed else "value", "low", "high", *(["beyond chance"] if signed else [])):
+        table.add_column(name, justify="left" if name in ("score", "beyond chance") else "right")
+    shown: dict[str, Interval] = {
+        **intervals.scores,
+        **{f"F1 {name}": one for name, one in zip(names, intervals.f1, strict=True)},
+    }
+    for name, one in shown.items():
+        ends = [_number(value, "+.4f" if signed else ".4f") for value in (one.value, one.low, one.high)]
+        table.add_row(escape(name), *ends, *(["yes" if one.excludes_zero else "no"] if signed else []))
+    return table
+
+
+def _warn(intervals: BlockIntervals, out: Console) -> None:
+    if intervals.rough:
+        out.print(
+            f"note: only {intervals.blocks} blocks: these intervals are rather too narrow; label more ground, or take "
+            "smaller blocks if errors hang together over less",
+            soft_wrap=True,
+        )
+
+
+def _figure(one: Estimate, form: str = ".4f") -> str:
+    return f"{_number(one.value, form)} ± {_number(one.half_width, form)}"
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)

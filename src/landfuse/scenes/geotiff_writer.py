@@ -1,0 +1,168 @@
+"""Writing GeoTIFFs, and burning polygons into a grid. Only this file and `geotiff.py` import rasterio."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.features import rasterize
+
+from landfuse.files import unwritable, whole_file, write_text
+from landfuse.legend import UNLABELLED, Legend
+from landfuse.scenes.geotiff import GDAL_ERRORS, quietly, rasterio_window
+from landfuse.scenes.grid import Grid, Window
+
+TILE = 512
+"""Side of a tile of the files that are written; blocks of a multiple of it are written without compressing twice."""
+
+
+def burn(shapes: Sequence[tuple[Any, int]], grid: Grid, *, all_touched: bool) -> NDArray[np.uint8]:
+    """Burns geometries into a grid.
+
+    Args:
+        shapes: (geometry, code) in the grid's CRS; later ones win.
+        grid: the grid.
+        all_touched: every pixel that a geometry touches, instead of those whose centre lies in it.
+
+    Returns:
+        (H, W) uint8 codes, `UNLABELLED` elsewhere.
+    """
+    if not shapes:
+        return np.full((grid.height, grid.width), UNLABELLED, dtype=np.uint8)
+    burnt: NDArray[np.uint8] = rasterize(
+        shapes,
+        out_shape=(grid.height, grid.width),
+        transform=rasterio.Affine(*grid.transform),
+        fill=UNLABELLED,
+        all_touched=all_touched,
+        dtype="uint8",
+    )
+    return burnt
+
+
+class GeotiffWriter:
+    """Writes one GeoTIFF, window by window; it is whole when the `with` block ends well, else absent.
+
+    Args:
+        path: the file to make.
+        grid: where it lies.
+        bands: number of bands.
+        nodata: the value of pixels without data.
+        names: one per band.
+        legend: gives band 1 the legend's colours and category names.
+        scale: value = number * scale, for those who read the file.
+        tags: free metadata.
+
+    Raises:
+        OutputError: if the file cannot be made or written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        grid: Grid,
+        *,
+        bands: int = 1,
+        dtype: str = "uint8",
+        nodata: float | None = UNLABELLED,
+        names: Iterable[str] = (),
+        legend: Legend | None = None,
+        scale: float = 1.0,
+        tags: dict[str, str] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.legend = legend
+        with contextlib.ExitStack() as stack:
+            self._partial = stack.enter_context(whole_file(self.path))
+            try:
+                with quietly():
+                    self._file = rasterio.open(
+                        self._partial,
+                        "w",
+                        driver="GTiff",
+                        height=grid.height,
+                        width=grid.width,
+                        count=bands,
+                        dtype=dtype,
+                        crs=grid.crs,
+                        transform=rasterio.Affine(*grid.transform) if grid.georeferenced else None,
+                        nodata=nodata,
+                        tiled=True,
+                        blockxsize=TILE,
+                        blockysize=TILE,
+                        compress="deflate",
+                        predictor=2 if np.dtype(dtype).kind in "iu" and legend is None else 1,
+                        bigtiff="if_safer",
+                        interleave="band",
+                    )
+                stack.callback(self._file.close)
+                if legend is not None:
+                    self._file.write_colormap(1, {c.code: (*c.rgb, 255) for c in legend})
+                if scale != 1.0:
+                    self._file.scales = [scale] * bands
+                for index, name in enumerate(names, start=1):
+                    self._file.set_band_description(index, name)
+                self._file.update_tags(**(tags or {}))
+            except (OSError, *GDAL_ERRORS) as error:
+                raise unwritable(self.path, error) from None
+            self._stack = stack.pop_all()
+
+    def write(self, window: Window, values: NDArray[Any]) -> None:
+        """Writes (bands, height, width), or (height, width) for one band, at a window inside the grid."""
+        try:
+            self._file.write(values if values.ndim == 3 else values[np.newaxis], window=rasterio_window(window))
+        except (OSError, *GDAL_ERRORS) as error:
+            raise unwritable(self.path, error) from None
+
+    def __enter__(self) -> GeotiffWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()
+            if error is None:
+                self._verify()
+        except (OSError, *GDAL_ERRORS) as fault:
+            error = unwritable(self.path, fault)
+            self._stack.__exit__(type(error), error, None)
+            raise error from None
+        self._stack.__exit__(kind, error, trace)
+        if error is None:
+            beside = self.path.with_name(self.path.name + ".aux.xml")
+            if self.legend is not None:
+                _write_category_names(beside, self.legend)
+            else:
+                beside.unlink(missing_ok=True)  # what GDAL noted of a former file of this name
+
+    def _verify(self) -> None:
+        """GDAL tells of a full disk at closing only in its log; a file that was cut short fails in its last tile."""
+        with quietly(), rasterio.open(self._partial) as written:
+            for band in range(1, written.count + 1):
+                *_, (_, last) = written.block_windows(band)
+                written.read(band, window=last)
+
+
+def _write_category_names(path: Path, legend: Legend) -> None:
+    """GDAL keeps the names of categories in a file beside the raster, by place: unused codes get empty names."""
+    names = {c.code: c.name for c in legend}
+    lines = "".join(f"<Category>{escape(names.get(code, ''))}</Category>" for code in range(max(names) + 1))
+    text = f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{lines}</CategoryNames></PAMRasterBand></PAMDataset>\n'
+    write_text(path, text)
+
+
+def write_raster(path: str | Path, grid: Grid, values: NDArray[Any], **options: Any) -> None:
+    """Writes a whole array, (C, H, W) or (H, W), at once; options as in `GeotiffWriter`."""
+    array = values if values.ndim == 3 else values[np.newaxis]
+    if array.dtype != np.uint8:
+        options.setdefault("nodata", None)  # 255 is a value like any other in wider types
+    with GeotiffWriter(path, grid, bands=array.shape[0], dtype=str(array.dtype), **options) as file:
+        file.write(grid.window, array)

@@ -1,0 +1,293 @@
+"""The command: what it says, with which exit code, and never a traceback for a mistake of the user."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import rasterio
+import yaml
+
+from landfuse import cli
+from landfuse.scenes.geotiff_writer import write_raster
+from landfuse.scenes.grid import Grid
+
+
+class Told(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Told]
+
+
+@pytest.fixture
+def landfuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs the command as a shell would."""
+    on_term = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: object) -> Told:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["landfuse", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return Told(int(ended.value.code or 0), out, err)
+
+    yield run
+    signal.signal(signal.SIGTERM, on_term)
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small forest."""
+    from landfuse.train import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "forest.yaml").write_text(yaml.safe_dump({"scene": str(place / "scene.yaml"), "model": "forest"}))
+    train(folder / "forest.yaml", f"run={folder / 'run'}", "model={name: forest, trees: 5}", progress=False)
+    return folder / "run"
+
+
+def scene_like(place: Path, folder: Path, **changes: Any) -> Path:
+    """A scene file beside other files that reads those of the small scene."""
+    text = yaml.safe_load((place / "scene.yaml").read_text())
+    text["root"] = str(place)
+    for key, value in changes.items():
+        if value is None:
+            text.pop(key)
+        else:
+            text[key] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scene.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+    return folder / "scene.yaml"
+
+
+def test_from_files_to_a_scored_map_by_four_commands(landfuse: Run, place: Path, tmp_path: Path) -> None:
+    told = landfuse("check", place)
+    assert told.code == 0, told.err
+    assert "no fault found" in told.out
+    for word in ("EPSG:32632", "field 4", "leak report", "float32"):
+        assert word in told.out
+
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"scene": str(place / "scene.yaml"), "model": "forest"}))
+    told = landfuse("train", tmp_path / "r.yaml", "model={name: forest, trees: 9}", f"run={tmp_path / 'run'}", "-q")
+    assert told.code == 0, told.err
+    assert told.out.rstrip().endswith(f"bundle: {tmp_path / 'run' / 'bundle'}")
+    test = json.loads((tmp_path / "run" / "scores.json").read_text())["test"]
+    assert f"OA {test['OA']:.4f}" in told.out
+
+    told = landfuse("predict", tmp_path / "run", place, "-o", tmp_path / "map.tif", "--confidence", "--picture")
+    assert told.code == 0, told.err
+    assert f"map: {tmp_path / 'map.tif'}" in told.out
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+    told = landfuse(
+        "evaluate", tmp_path / "map.tif", place, "--split", tmp_path / "run" / "split", "-o", tmp_path / "s"
+    )
+    assert told.code == 0, told.err
+    for name in ("OA", "AA", "kappa", "mF1", "mIoU"):
+        assert f"{name} {test[name]:.4f}" in told.out
+    assert json.loads((tmp_path / "s" / "scores.json").read_text())["scores"]["OA"] == test["OA"]
+
+    told = landfuse("train", tmp_path / "r.yaml", "model={name: forest, trees: 9}", f"run={tmp_path / 'run'}")
+    assert told.code == 0
+    assert "has ended before" in " ".join(told.err.split())
+
+
+def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landfuse: Run) -> None:
+    demo = importlib.import_module("landfuse.demo")
+    small = demo._RECIPE | {
+        "samples": {"batch": 64, "balanced": True, "windows": 2500},
+        "training": {"epochs": 3, "rate": 4e-3, "patience": None, "precision": "float32"},
+    }
+    monkeypatch.setattr(demo, "_RECIPE", small)
+    full = demo.run_demo
+    monkeypatch.setattr(demo, "run_demo", lambda *args, **options: full(*args, side=200, **options))
+    told = landfuse("demo", tmp_path / "demo", "-q")
+    assert told.code == 0, told.err
+    accuracy = {
+        match.group(1).strip(): float(match.group(2)) for match in re.finditer(r"│ ([a-z +]+?) +│ +(0\.\d+) ", told.out)
+    }
+    assert accuracy.keys() == {"hsi + height + sar", "hsi", "height", "sar"}
+    alone = max(value for name, value in accuracy.items() if "+" not in name)
+    assert accuracy["hsi + height + sar"] > alone, "it takes more than one sensor"
+    assert f"map:     {tmp_path / 'demo' / 'map.tif'}" in told.out
+    assert (tmp_path / "demo" / "map.png").exists()
+
+
+def test_a_scene_that_is_only_mapped_needs_no_labels(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:
+    bare = scene_like(place, tmp_path / "bare", labels=None, legend=None, split=None)
+    told = landfuse("predict", trained, bare, "-o", tmp_path / "maps", "--picture")
+    assert told.code == 0, told.err
+    assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == [
+        "chequers.png",
+        "chequers.tif",
+        "chequers.tif.aux.xml",
+    ]
+    with rasterio.open(tmp_path / "maps" / "chequers.tif") as file:
+        assert set(np.unique(file.read(1)).tolist()) <= {1, 2, 3, 4, 255}
+        assert (file.read(1)[:6, :9] == 255).all()
+
+
+def test_brackets_are_printed_as_they_are(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:
+    legend = [{"name": f"field [{index}] [red]", "code": index} for index in range(1, 5)]
+    odd = scene_like(place, tmp_path / "[bold]odd[/]", legend=legend)
+    told = landfuse("check", odd)
+    assert told.code == 0
+    assert "field [1] [red]" in told.out
+    told = landfuse("predict", trained, odd, "-o", tmp_path / "[x]" / ("m" * 100 + "[y].tif"))
+    assert f"map: {tmp_path / '[x]'}/{'m' * 100}[y].tif\n" in told.out, "whole, on one line"
+    told = landfuse("train", tmp_path / "[bold][1]" / "none.yaml")
+    assert told.code == 2
+    assert f"there is no file {tmp_path}/[bold][1]/none.yaml" in told.err
+
+
+def mistakes(place: Path, trained: Path, tmp_path: Path) -> dict[str, tuple[list[object], str]]:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        yaml.safe_dump({"scene": str(place / "scene.yaml"), "model": "forest", "run": str(tmp_path / "r")})
+    )
+    wide = scene_like(
+        place, tmp_path / "wide", modalities={"a": {"path": "b.tif"}, "b": {"path": "b.tif", "units": "1"}}
+    )
+    other = Grid(5, 5, (1.0, 0, 0, 0, -1.0, 0), "EPSG:32632")
+    write_raster(tmp_path / "small.tif", other, np.ones((5, 5), np.uint8))
+    for tile in ("t1", "t2"):
+        for name in ("a", "b"):
+            (tmp_path / "tiles").mkdir(exist_ok=True)
+            (tmp_path / "tiles" / f"{name}_{tile}.tif").write_bytes((place / f"{name}.tif").read_bytes())
+    tiles = scene_like(
+        place,
+        tmp_path / "tiles",
+        root=str(tmp_path / "tiles"),
+        modalities={n: {"path": n + "_{tile}.tif", "units": "1"} for n in ("a", "b")},
+        labels=None,
+        legend=None,
+        split=None,
+    )
+    (tmp_path / "truncated").mkdir()
+    for path in (trained / "bundle").iterdir():
+        (tmp_path / "truncated" / path.name).write_bytes(path.read_bytes()[:300])
+    unlabelled = scene_like(place, tmp_path / "bare", labels=None, legend=None, split=None)
+    return {
+        "no recipe": (["train", tmp_path / "rr.yaml"], r"there is no file(.|\n)*did you mean .*r\.yaml"),
+        "misspelt": (["train", recipe, "trainig.epochs=3"], r"unknown key `trainig`; did you mean `training`\?"),
+        "no value": (["train", recipe, "training.epochs"], r"is no assignment"),
+        "modality": (["train", recipe, "modalities=[c]"], r"names the modality c(.|\n)*a, b"),
+        "view": (
+            ["train", recipe, "model={name: two_branch, view: 8}"],
+            r"view of 8 px and a core of 1 px(.|\n)*view to 9",
+        ),
+        "split key": (["train", recipe, "split.sise=2"], r"the recipe's split: unknown key(.|\n)*did you mean `size`"),
+        "unwritable": (["train", recipe, "run=/dev/null/x"], r"/dev/null/x/recipe\.json cannot be written"),
+        "no bundle": (["predict", tmp_path, place, "-o", tmp_path / "m.tif"], r"holds no bundle: model\.json and"),
+        "truncated": (["predict", tmp_path / "truncated", place, "-o", tmp_path / "m.tif"], r"is broken"),
+        "kind": (["predict", trained, wide, "-o", tmp_path / "m.tif"], r"3 bands of `a`, this scene has 2(.|\n)*units"),
+        "no scene": (["predict", trained, tmp_path / "no", "-o", tmp_path / "m.tif"], r"there is no file"),
+        "no tile": (
+            ["predict", trained, place, "-o", tmp_path / "m.tif", "--tile", "t9"],
+            r"no tile t9(.|\n)*chequers",
+        ),
+        "one file": (
+            ["predict", trained, tiles, "-o", tmp_path / "m.tif"],
+            r"2 tiles are to be mapped into the one file",
+        ),
+        "output": (["predict", trained, place, "-o", "/dev/null/m.tif"], r"/dev/null/m\.tif cannot be written"),
+        "grid": (["evaluate", tmp_path / "small.tif", place], r"has the grid 5 x 5 px(.|\n)*96 x 96 px"),
+        "no map": (["evaluate", tmp_path / "no.tif", place], r"there is no map"),
+        "role": (
+            ["evaluate", place / "labels.tif", place, "--role", "exam"],
+            r"no role `exam`(.|\n)*train, validation",
+        ),
+        "labels": (["evaluate", place / "labels.tif", unlabelled, "--role", "all"], r"has no labels"),
+        "unlabelled": (["train", recipe, f"scene={unlabelled}", "split={kind: random, train: 9}"], r"has no labels"),
+        "split": (["evaluate", place / "labels.tif", place, "--split", tmp_path / "no"], r"there is no file"),
+        "views": (["check", place, "--views", "7,x"], r"--views holds 'x'"),
+        "core": (["check", place, "--views", "7/9"], r"--views holds '7/9'"),
+        "scores": (["evaluate", place / "labels.tif", place, "-o", "/dev/null/x"], r"cannot be written"),
+        "option": (["predict", trained, place], r"Missing option"),
+        "demo": (["demo", "/dev/null/x"], r"cannot be written"),
+    }
+
+
+def test_every_mistake_ends_in_one_message_and_exit_code_2(
+    landfuse: Run, place: Path, trained: Path, tmp_path: Path
+) -> None:
+    cases = mistakes(place, trained, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for name, (words, message) in cases.items():
+        told = landfuse(*words)
+        assert told.code == 2, (name, told)
+        assert re.search(message, told.err), (name, told.err)
+        assert "Traceback" not in told.out + told.err, name
+        assert told.err.count("error") == 1 or name == "option", (name, told.err)
+        assert sorted(tmp_path.rglob("*")) == before, f"{name} left something"
+
+
+def test_check_tells_all_faults_in_one_go(landfuse: Run, place: Path, tmp_path: Path) -> None:
+    modalities = {
+        "a": {"path": "a.tif", "bands": [1, 9]},
+        "b": {"path": "gone.tif"},
+    }
+    told = landfuse("check", scene_like(place, tmp_path / "bad", modalities=modalities, reference="labels"))
+    assert told.code == 2
+    assert told.err.count("fault") == 2
+    assert "has 3 bands, not the bands [9]" in told.err
+    assert re.search(r"there is no file .*gone\.tif", told.err)
+
+
+def test_a_fault_of_the_program_is_told_as_such(
+    landfuse: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("[1] divided by [0]")
+
+    monkeypatch.setattr(sys.modules["landfuse.predict"], "map_blocks", broken)
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif")
+    assert told.code == 1
+    assert "ZeroDivisionError: [1] divided by [0]" in told.err
+    assert "this is a fault of landfuse" in told.err
+
+
+def test_control_c(landfuse: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["landfuse.predict"], "map_blocks", interrupted)
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif")
+    assert told.code == 130
+    assert told.err.strip().startswith("interrupted; nothing half-written is left")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("check", ["px"]),
+        ("train", ["training.epochs=20"]),
+        ("predict", ["px", "512", "65,000 px", "1/250", "--output"]),
+        ("evaluate", ["by default test", "scores"]),
+        ("demo", ["landfuse-demo", "default: 0"]),
+    ],
+)
+def test_help_names_units_and_defaults(
+    landfuse: Run, command: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    told = landfuse(command, "--help")
+    assert told.code == 0
+    for word in words:
+        assert word in told.out, word
+    every = landfuse("--help")
+    assert command in every.out
+    assert landfuse("--version").out.strip() == cli.version("landfuse")
