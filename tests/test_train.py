@@ -156,25 +156,33 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert not (tmp_path / "broken" / "checkpoints").exists()
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
-    """Has validation score these values, epoch by epoch."""
+def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> dict[str, torch.Tensor]:
+    """Has validation score these values, epoch by epoch; gives the weights of the best epoch, once it was."""
+    best: dict[str, torch.Tensor] = {}
 
     def log(self: Task) -> None:
         self.log("val_mF1", values[self.current_epoch])
+        if values[self.current_epoch] == max(values):
+            best.update({key: value.clone() for key, value in self.model.state_dict().items()})
 
     monkeypatch.setattr(Task, "on_validation_epoch_end", log)
+    return best
 
 
 def test_the_best_epoch_survives_an_interruption(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt_before: Callable[[int], None]
 ) -> None:
-    scripted(monkeypatch, [0.1, 0.9, 0.5, 0.6])
+    best = scripted(monkeypatch, [0.1, 0.9, 0.5, 0.6])
     interrupt_before(2)
     with pytest.raises(KeyboardInterrupt):
         train(write(), progress=False)
     interrupt_before(-1)
     train(write(), progress=False)
     assert scores(tmp_path / "run")["epoch"] == 1
+    assert same(
+        {f"model.{key}": value for key, value in best.items()},
+        {key: value for key, value in weights(tmp_path / "run").items() if key.startswith("model.")},
+    )
 
 
 def test_patience(

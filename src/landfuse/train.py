@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -291,14 +289,10 @@ def _fit(
                 f"Lightning's Trainer refuses the settings: {error}", "arguments that it knows", "mend `training:`"
             ) from None
         resume = folder / "last.ckpt"
-        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(task, data, ckpt_path=str(resume) if resume.exists() else None)
         except SystemExit:
             if trainer.interrupted:
-                # Lightning ignores further interrupts from here on; those of whoever called are not its own to take.
-                if threading.current_thread() is threading.main_thread():
-                    signal.signal(signal.SIGINT, on_interrupt)
                 raise KeyboardInterrupt from None
             raise
         except FloatingPointError as error:

@@ -20,7 +20,17 @@ from landfuse.scenes.leaks import leak_share
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.scene_settings import SceneSettings
-from landfuse.scenes.split import TEST, TRAIN, UNUSED, VALIDATION, Roles, SplitSettings, assign, counts_per_class
+from landfuse.scenes.split import (
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALIDATION,
+    BlocksSplit,
+    Roles,
+    SplitSettings,
+    assign,
+    counts_per_class,
+)
 from landfuse.settings import Settings, parse
 
 K = 3
@@ -400,3 +410,8 @@ def test_settings_that_make_no_split(values: dict[str, Any], message: str) -> No
 def test_settings_are_closed() -> None:
     with pytest.raises(pydantic.ValidationError):
         split_of(kind="tiles").seed = 3
+
+
+def test_a_fold_without_folds_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs `folds`"):
+        BlocksSplit(kind="blocks", size=8, fold=1)

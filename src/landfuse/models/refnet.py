@@ -241,6 +241,11 @@ class RefNet(FusionModel):
         self.head = _head(config.width, classes)
         self.auxiliary_heads = nn.ModuleList(_head(config.width, classes) for _ in modalities if config.enhance)
 
+    @classmethod
+    def without_pretraining(cls, config: settings.Settings) -> settings.Settings:
+        """See `FusionModel.without_pretraining`: a bundle holds both encoders."""
+        return config.model_copy(update={"pretrained": False, "weights": {}})
+
     def forward(self, images: dict[str, Tensor]) -> Tensor:
         """Logits, (B, K, core, core); images of another size than the view give logits smaller by the same border."""
         fused, _, _ = self._decode(images)

@@ -105,6 +105,8 @@ class _Grouped(_Split):
 
     @pydantic.model_validator(mode="after")
     def _fold_exists(self) -> _Grouped:
+        if self.folds is None and self.fold:
+            raise ValueError("`fold` needs `folds`, their number")
         if self.folds is not None and self.fold >= self.folds:
             raise ValueError(f"`fold` is {self.fold}, but the folds are 0 to {self.folds - 1}")
         return self
