@@ -11,7 +11,7 @@ import os
 from importlib.metadata import version
 
 # Before torch is imported: threads that wait by spinning take the cores that others need. On a shared machine of two
-# cores that made training 3 to 15 times slower (docs/results.md); on a quiet one it makes no difference.
+# cores that made training 3 to 15 times slower (docs/results.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from landfuse.check import check
