@@ -71,8 +71,11 @@ def role_of(file: SceneFile, role: str | None, split: str | Path | None) -> str:
     """The role that is scored: the one asked for, else `test` where there is a split, else `all`.
 
     Raises:
+        SceneError: if the scene has no labels.
         SplitError: if there is no such role.
     """
+    if file.settings.labels is None:
+        raise SceneError(f"{file.path} has no labels", "`labels:` and `legend:` in the scene file", "add them")
     chosen = role or ("test" if split is not None or file.settings.split else "all")
     if chosen != "all" and chosen not in ROLES:
         raise SplitError(f"there is no role `{chosen}`", f"all, {', '.join(ROLES)}", "choose one")
@@ -125,8 +128,6 @@ def evaluate(
         SplitError: if no pixel has the role.
     """
     file = read_scene_file(scene_file)
-    if file.settings.labels is None:
-        raise SceneError(f"{file.path} has no labels", "`labels:` and `legend:` in the scene file", "add them")
     chosen = role_of(file, role, split)
     confusion = Confusion(len(file.legend))
     for truth, (mapped,) in scored_tiles((maps,), file, chosen, split):

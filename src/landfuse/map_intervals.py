@@ -26,8 +26,6 @@ from landfuse.intervals import (
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 
-Truth = NDArray[np.uint8]
-
 
 @dataclass(frozen=True)
 class MapIntervals:
