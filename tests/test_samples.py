@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from landfuse import samples as samples_module
+from landfuse import patchwork as patchwork_module
 from landfuse.errors import SplitError
 from landfuse.layers.pixel_map import PixelMap, PixelMapSettings
 from landfuse.legend import UNLABELLED, LandClass, Legend
-from landfuse.samples import Draws, Samples, SampleSettings, Store, fit_pixel_maps, loader, read_patchwork
+from landfuse.patchwork import Store, fit_pixel_maps, read_patchwork
+from landfuse.samples import Draws, Samples, SampleSettings, loader
 from landfuse.scenes.grid import Grid, Window
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.simulate import SimulatedRaster
@@ -60,7 +61,7 @@ class _Labels:
 def small_blocks() -> Iterator[None]:
     """So small that the scenes below have several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples_module, "_BLOCK", 16)
+        patch.setattr(patchwork_module, "_BLOCK", 16)
         yield
 
 

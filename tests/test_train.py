@@ -19,13 +19,14 @@ import yaml
 import landfuse as lf
 from landfuse.classifier import Classifier, load_bundle
 from landfuse.errors import FaultsError, LandfuseError, ModelError, OutputError, SettingsError, SplitError
+from landfuse.ground import Ground
 from landfuse.models.base import FusionModel
 from landfuse.recipe import read_recipe
 from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.grid import Grid
 from landfuse.scenes.split import TEST, TRAIN, VALIDATION
 from landfuse.task import Task, read_history
-from landfuse.train import Ground, train
+from landfuse.train import train
 
 train_module = sys.modules["landfuse.train"]  # the name in the package is the function
 SMALL: dict[str, Any] = {

@@ -27,8 +27,8 @@ from landfuse.layers.pixel_map import PixelMap
 from landfuse.legend import LandClass, Legend
 from landfuse.models import MODELS
 from landfuse.models.base import FusionModel
+from landfuse.patchwork import read_patchwork
 from landfuse.predict import map_blocks, predict
-from landfuse.samples import read_patchwork
 from landfuse.scenes.geotiff import GdalRaster
 from landfuse.scenes.geotiff_writer import GeotiffWriter
 from landfuse.scenes.grid import Window, blocks

@@ -18,7 +18,8 @@ import torch
 from landfuse.layers.pixel_map import PixelMapSettings
 from landfuse.models.base import Modality
 from landfuse.models.two_branch import TwoBranch
-from landfuse.samples import Draws, Sample, Samples, SampleSettings, Store, fit_pixel_maps, loader
+from landfuse.patchwork import Store, fit_pixel_maps
+from landfuse.samples import Draws, Sample, Samples, SampleSettings, loader
 from landfuse.scenes.simulate import simulate
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from landfuse.classifier import Classifier
 from landfuse.errors import SettingsError
 from landfuse.legend import UNLABELLED
-from landfuse.samples import Patchwork, read_patchwork
+from landfuse.patchwork import Patchwork, read_patchwork
 from landfuse.scenes.geotiff_writer import TILE, GeotiffWriter
 from landfuse.scenes.grid import Window, blocks, lattice
 from landfuse.scenes.scene import Scene

@@ -6,9 +6,7 @@ plain indexing, so the batches are the same for any number of loader workers.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,14 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from landfuse.errors import SplitError
-from landfuse.layers.pixel_map import PixelMap, PixelMapSettings, PixelStatistics
 from landfuse.legend import UNLABELLED
-from landfuse.scenes.grid import Window, blocks
-from landfuse.scenes.scene import Scene, validity
+from landfuse.patchwork import Store
 from landfuse.settings import Settings, byte_count
-
-_BLOCK = 512
-"""Side of the blocks that large scenes are read by, px."""
 
 
 class SampleSettings(Settings):
@@ -65,202 +58,6 @@ class Sample(NamedTuple):
 
     images: dict[str, Tensor]
     target: Tensor
-
-
-def _turned(side: int) -> Tensor:
-    """Where each pixel of a square comes from under the eight flips and turns: (8, side, side, 2) row and column."""
-    row, col = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    last = side - 1
-    pairs = [((r, c), (last - r, c), (r, last - c), (last - r, last - c)) for r, c in ((row, col), (col, row))]
-    return torch.stack([torch.stack(pair, dim=-1) for four in pairs for pair in four])
-
-
-class Patchwork:
-    """The mapped modalities of one window of a scene, from which views of any place are gathered.
-
-    Args:
-        window: what it holds, in the scene's pixels.
-        tables: name -> (pixels, D) with the channels of a pixel side by side.
-        zooms: name -> zoom.
-        valid: (height, width) bool, where every modality has data.
-    """
-
-    def __init__(
-        self, window: Window, tables: Mapping[str, Tensor], zooms: Mapping[str, int], valid: NDArray[np.bool_]
-    ) -> None:
-        self.window, self.tables, self.zooms, self.valid = window, dict(tables), dict(zooms), valid
-        self._turns: dict[int, Tensor] = {}
-
-    def _offsets(self, side: int, turns: Tensor | None) -> Tensor:
-        """Row and column of each pixel of turned squares: (B or 1, side, side, 2)."""
-        if side not in self._turns:
-            self._turns[side] = _turned(side)
-        return self._turns[side][:1] if turns is None else self._turns[side][turns]
-
-    def _indices(self, rows: Tensor, cols: Tensor, side: int, zoom: int, turns: Tensor | None) -> Tensor:
-        """Table indices of squares: (B * side * side,); beyond the window the scene's mirror image."""
-        offsets = self._offsets(side, turns)
-        height, width = self.window.height * zoom, self.window.width * zoom
-        row = (rows - self.window.row)[:, None, None] * zoom + offsets[..., 0]
-        col = (cols - self.window.col)[:, None, None] * zoom + offsets[..., 1]
-        for index, size in ((row, height), (col, width)):
-            if int(index.min()) < 0 or int(index.max()) >= size:
-                index.remainder_(2 * size)
-                torch.minimum(index, 2 * size - 1 - index, out=index)
-        return (row * width + col).reshape(-1)
-
-    def views(self, rows: Tensor, cols: Tensor, side: int, turns: Tensor | None = None) -> dict[str, Tensor]:
-        """Gathers squares.
-
-        Args:
-            rows: (B,) first row of each square, in the scene's pixels.
-            cols: (B,) likewise.
-            side: of the square, in the scene's pixels.
-            turns: (B,) 0..7, how each is flipped and turned; None for not at all.
-
-        Returns:
-            name -> (B, D, side * zoom, side * zoom), in channels-last memory order.
-        """
-        images = {}
-        for name, table in self.tables.items():
-            zoom = self.zooms[name]
-            index = self._indices(rows, cols, side * zoom, zoom, turns)
-            square = table.index_select(0, index).view(len(rows), side * zoom, side * zoom, -1)
-            images[name] = square.permute(0, 3, 1, 2)
-        return images
-
-    def targets(self, classes: NDArray[np.uint8], rows: Tensor, cols: Tensor, side: int, turns: Tensor) -> Tensor:
-        """Gathers squares of the classes of the whole scene.
-
-        Args:
-            classes: (H, W) of the scene.
-            rows: as in `views`, and so are `cols`, `side` and `turns`.
-
-        Returns:
-            (B, side, side) uint8; `UNLABELLED` beyond the scene and where a modality has no data.
-        """
-        offsets = self._offsets(side, turns)
-        row, col = rows[:, None, None] + offsets[..., 0], cols[:, None, None] + offsets[..., 1]
-        height, width = classes.shape
-        inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
-        row, col = row.clamp(0, height - 1), col.clamp(0, width - 1)
-        found = torch.from_numpy(classes)[row, col]
-        valid = torch.from_numpy(self.valid)[row - self.window.row, col - self.window.col]
-        return found.masked_fill(~(inside & valid), UNLABELLED)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(table.numel() * table.element_size() for table in self.tables.values()) + self.valid.nbytes
-
-
-def read_patchwork(scene: Scene, window: Window, pixel_maps: Mapping[str, PixelMap]) -> Patchwork:
-    """Reads and maps one window of a scene; it may reach beyond the scene's edges.
-
-    Args:
-        scene: in whose pixels `window` is.
-        window: what is read.
-        pixel_maps: name -> map, for the modalities to read.
-    """
-    tables, zooms = {}, {}
-    valid = np.ones((window.height, window.width), dtype=bool)
-    for name, pixel_map in pixel_maps.items():
-        zoom = scene.modalities[name].zoom
-        values = scene.read(name, window)  # (C, H * zoom, W * zoom)
-        valid &= validity(values, zoom)
-        tables[name] = pixel_map(torch.from_numpy(values).flatten(1).T)
-        zooms[name] = zoom
-    return Patchwork(window, tables, zooms, valid)
-
-
-def fit_pixel_maps(
-    scenes: Sequence[Scene],
-    wanted: Sequence[NDArray[np.bool_]],
-    settings: Mapping[str, PixelMapSettings],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, PixelMap]:
-    """Fits the pixel maps to the wanted pixels, reading block by block.
-
-    Args:
-        scenes: the tiles.
-        wanted: (H, W) per scene, true where a pixel may be looked at: the training pixels.
-        settings: in the order of the modalities.
-        progress: told (blocks done, in all).
-
-    Raises:
-        ModelError: if a modality has no data in the wanted pixels.
-    """
-    statistics = {name: PixelStatistics(scenes[0].modalities[name].raster.bands) for name in settings}
-    jobs = [
-        (scene, mask, block)
-        for scene, mask in zip(scenes, wanted, strict=True)
-        for block in blocks(scene.grid.height, scene.grid.width, _BLOCK)
-        if mask[block.within(scene.grid.window)].any()
-    ]
-    for done, (scene, mask, block) in enumerate(jobs, start=1):
-        inside = mask[block.within(scene.grid.window)]
-        for name, part in statistics.items():
-            zoom = scene.modalities[name].zoom
-            fine = inside.repeat(zoom, axis=0).repeat(zoom, axis=1) if zoom > 1 else inside
-            part.update(torch.from_numpy(scene.read(name, block)[:, fine]).T)
-        progress(done, len(jobs))
-    return {name: statistics[name].pixel_map(settings[name], name) for name in settings}
-
-
-class Store:
-    """Mapped scenes to gather from: held whole where they fit into memory, else by blocks, the latest used kept.
-
-    Args:
-        scenes: the tiles.
-        pixel_maps: name -> map.
-        reach: how far a view may extend beyond the pixel that it is asked for, px.
-        memory: bytes that may be held.
-    """
-
-    def __init__(self, scenes: Sequence[Scene], pixel_maps: Mapping[str, PixelMap], reach: int, memory: int) -> None:
-        self.scenes, self.pixel_maps, self.reach, self.memory = list(scenes), dict(pixel_maps), reach, memory
-        depth = sum(m.channels * scenes[0].modalities[name].zoom ** 2 for name, m in self.pixel_maps.items())
-        self.in_memory = 4 * depth * sum(scene.grid.window.pixels for scene in scenes) <= memory
-        self._held: OrderedDict[tuple[int, int, int], Patchwork] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes held now."""
-        return sum(held.nbytes for held in self._held.values())
-
-    def grouped(self, places: Tensor) -> Iterator[tuple[Tensor, int, Patchwork]]:
-        """Groups places, (B, 3) scene, row, column, by what they are gathered from.
-
-        Returns:
-            (which of the places, their scene, its patchwork), group by group.
-        """
-        keys = places.clone()
-        # Cores that begin before the scene belong to its first blocks.
-        keys[:, 1:] = 0 if self.in_memory else keys[:, 1:].clamp(min=0) // _BLOCK
-        distinct, inverse = torch.unique(keys, dim=0, return_inverse=True)
-        for number, (scene, row, col) in enumerate(distinct.tolist()):
-            yield torch.nonzero(inverse == number).flatten(), scene, self._patchwork((scene, row, col))
-
-    def _patchwork(self, key: tuple[int, int, int]) -> Patchwork:
-        with self._lock:
-            held = self._held.get(key)
-            if held is None:
-                scene = self.scenes[key[0]]
-                block = Window(key[1] * _BLOCK, key[2] * _BLOCK, _BLOCK, _BLOCK).padded(self.reach)
-                window = scene.grid.window if self.in_memory else block
-                held = self._held[key] = read_patchwork(scene, window, self.pixel_maps)
-                while not self.in_memory and len(self._held) > 1 and self.held_bytes > self.memory:
-                    self._held.popitem(last=False)
-            self._held.move_to_end(key)
-        return held
 
 
 class Samples(Dataset[Sample]):

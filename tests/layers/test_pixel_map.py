@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from landfuse.errors import ModelError
 from landfuse.layers.pixel_map import PixelMap, PixelMapSettings, PixelStatistics
-from landfuse.samples import fit_pixel_maps
+from landfuse.patchwork import fit_pixel_maps
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.simulate import SimulatedRaster, simulate_flat
 

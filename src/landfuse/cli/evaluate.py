@@ -1,97 +1,74 @@
-"""What the command says of accuracy: drawing a sample, estimates from it, intervals of scores, differences of maps."""
+"""The command `evaluate`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from landfuse.cli.console import out, print_scores, say
 from landfuse.errors import SettingsError
 
 if TYPE_CHECKING:
     from landfuse.accuracy import Estimate
     from landfuse.intervals import BlockIntervals, Interval
 
-Bar = Callable[[str, bool], AbstractContextManager[Callable[[int, int], None]]]
 
+def evaluate(
+    maps: Annotated[Path, typer.Argument(help="The map (.tif), or the folder of the tiles' maps.")],
+    scene: Annotated[
+        Path,
+        typer.Argument(help="The scene file with labels, or a sample of `sample`, its reference filled in."),
+    ],
+    role: Annotated[str | None, typer.Option(help="train, validation, test or all; by default test.")] = None,
+    split: Annotated[Path | None, typer.Option(help="A written split, e.g. the folder `split` of a run.")] = None,
+    design: Annotated[str | None, typer.Option(help="Of a sample: stratified, simple or cluster.")] = None,
+    intervals: Annotated[bool, typer.Option("--intervals", help="With 95% intervals, from blocks of ground.")] = False,
+    against: Annotated[Path | None, typer.Option(help="Another map of the scene: is the first one better?")] = None,
+    block: Annotated[int, typer.Option(min=1, help="Side of the blocks of ground, px.")] = 64,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the scores as JSON and CSV.")
+    ] = None,
+) -> None:
+    """Score a map against labels, or estimate its accuracy and the areas of its classes from a reference sample."""
+    from landfuse.evaluate import evaluate as score
 
-def add_sample(app: typer.Typer, out: Console, bar: Bar) -> None:
-    """Adds the command `sample`.
-
-    Args:
-        app: the whole command.
-        out: where it speaks.
-        bar: gives a progress bar, from a title and whether to be quiet.
-    """
-
-    @app.command()
-    def sample(
-        map_path: Annotated[Path, typer.Argument(metavar="MAP", help="The map (.tif) to be judged.")],
-        output: Annotated[
-            Path, typer.Option("--output", "-o", help="The sample: .gpkg (and a .csv beside it), or .csv.")
-        ],
-        n: Annotated[int, typer.Option("-n", "--points", min=2, help="Points to look at.")] = 500,
-        design: Annotated[
-            str, typer.Option(help="stratified (by the map's classes), simple, or cluster (squares of pixels).")
-        ] = "stratified",
-        allocation: Annotated[
-            str, typer.Option(help="proportional (to area, at least --minimum per class), equal, or neyman.")
-        ] = "proportional",
-        minimum: Annotated[int, typer.Option(min=2, help="Points of a class at least.")] = 50,
-        expected: Annotated[
-            list[str] | None, typer.Option(help="CODE=ACCURACY expected, for neyman; once per class.")
-        ] = None,
-        side: Annotated[int, typer.Option(min=1, help="Side of a cluster, px.")] = 3,
-        seed: Annotated[int, typer.Option(help="The same seed draws the same points.")] = 0,
-        quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
-    ) -> None:
-        """Draw a reference sample of a map by chance; fill in its column `reference`, then evaluate the map by it."""
-        from landfuse.errors import OutputError
-        from landfuse.sampling import draw
-
-        if output.suffix.lower() not in (".gpkg", ".csv"):
-            raise OutputError(f"a sample cannot be written as {output.name}", "a name ending in .gpkg or .csv", "")
-        with bar("drawing, blocks", quiet) as tell:
-            drawn = draw(
-                map_path, n, design=design, allocation=allocation, minimum=minimum, expected=_expected(expected or []),  # type: ignore[arg-type]
-                side=side, seed=seed, progress=tell,
-            )  # fmt: skip
-        drawn.save(output)
-        if output.suffix.lower() == ".gpkg":
-            drawn.save(output.with_suffix(".csv"))
-        table = Table(title=escape(f"{output}: {len(drawn)} points, {design}, seed {seed}"))
-        for title in ("stratum", "units in the map", "drawn", "chance"):
-            table.add_column(title, justify="left" if title == "stratum" else "right")
-        for code, size in drawn.sizes.items():
-            name = f"{code} {drawn.names.get(code, '')}" if design == "stratified" else "all"
-            table.add_row(escape(name), f"{size:,}", f"{drawn.drawn[code]:,}", f"{drawn.drawn[code] / size:.3g}")
-        out.print(table)
-        told = f"fill in `reference`, then: landfuse evaluate {map_path} {output}"
-        out.print(told, markup=False, soft_wrap=True)
-
-
-def _expected(texts: list[str]) -> dict[int, float]:
-    try:
-        return {int(code): float(value) for code, value in (text.split("=") for text in texts)}
-    except ValueError:
+    if _is_sample(scene):
+        wrong = {"--role": role, "--split": split, "--intervals": intervals, "--against": against}
+        if any(wrong.values()):
+            told = ", ".join(name for name, given in wrong.items() if given)
+            raise SettingsError(f"{told} with the sample {scene}", "a scene file with labels", "leave it out")
+        _tell_estimate(maps, scene, design, output)
+        return
+    if design is not None:
         raise SettingsError(
-            f"--expected {' '.join(texts)}", "a code and an accuracy from 0 to 1, like 3=0.8", "mend it"
-        ) from None
+            f"--design {design} with the scene file {scene}",
+            "a sample that was drawn by chance: labels of a scene say nothing of the whole map's accuracy and areas",
+            f"draw one by `landfuse sample {maps} -n 500 -o sample.gpkg`; or leave --design out",
+        )
+    result = score(maps, scene, role=role, split=split)
+    print_scores(
+        result.confusion.scores(), result.confusion.per_class(result.legend.names), f"{maps}: {result.role} pixels"
+    )
+    if output is not None:
+        result.save(output)
+        say(f"scores: {output / 'scores.json'}")
+    if intervals:
+        _tell_intervals(maps, scene, role, split, block, output)
+    if against is not None:
+        _tell_difference(maps, against, scene, role, split, block, output)
 
 
-def is_sample(path: Path) -> bool:
+def _is_sample(path: Path) -> bool:
     """Whether the second argument of `evaluate` is a table of points or shapes, not a scene file."""
     return not path.is_dir() and path.suffix.lower() not in (".yaml", ".yml", "")
 
 
-def tell_estimate(maps: Path, sample: Path, design: str | None, output: Path | None, out: Console) -> None:
+def _tell_estimate(maps: Path, sample: Path, design: str | None, output: Path | None) -> None:
     """Estimates accuracy and areas from a sample, prints them, and writes them into a folder."""
     from landfuse.files import write_text
     from landfuse.reference_sample import Design
@@ -113,15 +90,15 @@ def tell_estimate(maps: Path, sample: Path, design: str | None, output: Path | N
     out.print(table)
     out.print(f"overall accuracy {_figure(result.overall)}")
     for note in result.notes:
-        out.print(f"note: {note}", markup=False, soft_wrap=True)
+        say(f"note: {note}")
     if output is not None:
         write_text(output / "accuracy.json", result.to_json())
         write_text(output / "accuracy.csv", result.to_csv())
-        out.print(f"estimates: {output / 'accuracy.json'}", markup=False, soft_wrap=True)
+        say(f"estimates: {output / 'accuracy.json'}")
 
 
-def tell_intervals(
-    maps: Path, scene: Path, role: str | None, split: Path | None, block: int, output: Path | None, out: Console
+def _tell_intervals(
+    maps: Path, scene: Path, role: str | None, split: Path | None, block: int, output: Path | None
 ) -> None:
     """Prints the scores of a map with intervals, and writes them into a folder."""
     from landfuse.map_intervals import save, score_intervals
@@ -129,13 +106,13 @@ def tell_intervals(
     result = score_intervals(maps, scene, role=role, split=split, block=block)
     title = f"95% intervals: {result.intervals.blocks} blocks of {block} px, {result.role} pixels"
     out.print(_table(result.intervals, result.legend.names, title))
-    _warn(result.intervals, out)
+    _warn(result.intervals)
     if output is not None:
         save(result, output / "intervals.json")
-        out.print(f"intervals: {output / 'intervals.json'}", markup=False, soft_wrap=True)
+        say(f"intervals: {output / 'intervals.json'}")
 
 
-def tell_difference(
+def _tell_difference(
     maps: Path,
     against: Path,
     scene: Path,
@@ -143,7 +120,6 @@ def tell_difference(
     split: Path | None,
     block: int,
     output: Path | None,
-    out: Console,
 ) -> None:
     """Prints whether two maps differ beyond chance, and writes it into a folder."""
     from landfuse.map_intervals import compare_maps, save
@@ -152,7 +128,7 @@ def tell_difference(
     test = result.test
     title = f"{maps} less {against}: {result.differences.blocks} blocks of {block} px, {result.role} pixels"
     out.print(_table(result.differences, result.legend.names, title, signed=True))
-    _warn(result.differences, out)
+    _warn(result.differences)
     kind = "exact" if test.exact else "chi-squared, continuity correction"
     out.print(
         f"only the first is right at {test.only_first:,} px, only the second at {test.only_second:,} px; "
@@ -163,7 +139,7 @@ def tell_difference(
         out.print(f"{result.left_out:,} labelled px have a class in one map only; they are left out", soft_wrap=True)
     if output is not None:
         save(result, output / "comparison.json")
-        out.print(f"comparison: {output / 'comparison.json'}", markup=False, soft_wrap=True)
+        say(f"comparison: {output / 'comparison.json'}")
 
 
 def _table(intervals: BlockIntervals, names: list[str], title: str, signed: bool = False) -> Table:
@@ -180,7 +156,7 @@ def _table(intervals: BlockIntervals, names: list[str], title: str, signed: bool
     return table
 
 
-def _warn(intervals: BlockIntervals, out: Console) -> None:
+def _warn(intervals: BlockIntervals) -> None:
     if intervals.rough:
         out.print(
             f"note: only {intervals.blocks} blocks: these intervals are rather too narrow; label more ground, or take "

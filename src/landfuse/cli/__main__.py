@@ -1,0 +1,5 @@
+"""`python -m landfuse.cli`."""
+
+from landfuse.cli import main
+
+main()

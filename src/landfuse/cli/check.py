@@ -1,0 +1,76 @@
+"""The command `check`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from landfuse.cli.console import ScenePath, bar, err, out
+from landfuse.errors import SettingsError
+
+
+def check(
+    scene: ScenePath,
+    views: Annotated[
+        str, typer.Option(help="Views for the leak report, px: `9` around a pixel, `96/64` with a core of 64.")
+    ] = "",
+) -> None:
+    """Look at a scene: its modalities, its classes per role, what leaks, and every fault at once."""
+    from landfuse.check import VIEWS
+    from landfuse.check import check as look
+
+    pairs = [_view_and_core(part) for part in views.split(",")] if views else VIEWS
+    with bar("reading") as tell:
+        report = look(scene, pairs, tell)
+    if report.file is not None and report.modalities:
+        settings = report.file.settings
+        table = Table(
+            title=f"{escape(settings.title or settings.name)}: {report.tiles} tile{'s' if report.tiles != 1 else ''}"
+        )
+        for title in ("modality", "bands", "type", "pixel", "CRS", "warped", "no data", "min", "mean", "max", "units"):
+            table.add_column(title, justify="left" if title in ("modality", "type", "CRS", "units") else "right")
+        for name, m in report.modalities.items():
+            crs = [c if len(c) < 20 else "WKT" for c in m.crs]
+            table.add_row(
+                name, str(m.bands), m.dtype, f"{m.pixel:.4g}", ", ".join(crs[:3]) + (" ..." if len(crs) > 3 else ""),
+                str(m.warped), f"{m.missing / max(1, m.pixels):.1%}", f"{m.low:.4g}", f"{m.mean:.4g}", f"{m.high:.4g}",
+                escape(m.units),
+            )  # fmt: skip
+        out.print(table)
+    if report.file is not None and report.counts:
+        table = Table(title="labelled pixels")
+        table.add_column("code", justify="right")
+        table.add_column("class")
+        for role in report.counts:
+            table.add_column(role, justify="right")
+        for index, kind in enumerate(report.file.legend):
+            counts = [f"{int(count[index]):,}" for count in report.counts.values()]
+            table.add_row(str(kind.code), f"[{kind.colour}]■[/] {escape(kind.name)}", *counts)
+        table.add_section()
+        table.add_row("", "all", *(f"{int(count.sum()):,}" for count in report.counts.values()))
+        out.print(table)
+    if report.leaks:
+        table = Table(title="leak report: test pixels labelled from a view that holds a training or validation pixel")
+        table.add_column("view, px", justify="right")
+        table.add_column("core, px", justify="right")
+        table.add_column("share", justify="right")
+        for (view, core), share in report.leaks.items():
+            table.add_row(str(view), str(core), f"[{'red' if share > 0 else 'green'}]{share:.1%}[/]")
+        out.print(table)
+    for fault in report.faults:
+        err.print(f"[bold red]fault[/] {escape(str(fault))}", soft_wrap=True)
+    if report.faults:
+        raise typer.Exit(2)
+    out.print("no fault found")
+
+
+def _view_and_core(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"\s*(\d+)\s*(?:/\s*(\d+)\s*)?", text)
+    view, core = (int(match.group(1)), int(match.group(2) or 1)) if match else (0, 0)
+    if not 1 <= core <= view:
+        raise SettingsError(f"--views holds {text!r}", "views like 7,11,96/64, with cores no larger", "mend it")
+    return view, core
