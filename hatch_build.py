@@ -78,9 +78,17 @@ class KernelHook(BuildHookInterface):
         return [ZIG]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Builds the library and marks the wheel as one for its platform; without a library the wheel stays pure."""
+        """Builds the library and marks the wheel as one for its platform; without a library the wheel stays pure.
+
+        The benchmarks' YAML files go into the wheel too: an installed landfuse knows the field's places by name.
+        """
         wanted = os.environ.get("LANDFUSE_KERNEL", "")
-        if self.target_name != "wheel" or wanted == "none":
+        if self.target_name != "wheel":
+            return
+        if version != "editable":  # an editable install finds them in the checkout
+            for path in sorted((Path(self.root) / "benchmarks").glob("*/*.yaml")):
+                build_data["force_include"][str(path)] = f"landfuse/benchmarks/{path.parent.name}/{path.name}"
+        if wanted == "none":
             return
         folder = Path(self.root) / NATIVE
         try:

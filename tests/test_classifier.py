@@ -41,6 +41,7 @@ def logits(classifier: Classifier) -> torch.Tensor:
 
 
 def test_a_bundle_gives_the_same_logits_and_words(classifier: Classifier, tmp_path: Path) -> None:
+    classifier.temperature = 1.7
     classifier.save(tmp_path / "bundle")
     assert sorted(p.name for p in (tmp_path / "bundle").iterdir()) == ["model.json", "model.safetensors"]
     for path in (tmp_path / "bundle", tmp_path):
@@ -51,11 +52,20 @@ def test_a_bundle_gives_the_same_logits_and_words(classifier: Classifier, tmp_pa
         assert list(loaded.maps) == ["a", "b"]
         assert loaded.spec == classifier.spec
         assert loaded.stride == 1
+        assert loaded.temperature == 1.7
         assert not loaded.training
     words = json.loads((tmp_path / "bundle" / "model.json").read_text())
-    assert words["tiling"] == {"view": 5, "core": 1, "stride": 1}
+    assert words["tiling"] == {"view": 5, "core": 1, "stride": 1, "weights": "uniform"}
     assert words["modalities"]["b"] == {"bands": 2, "dtype": "float32", "units": "1", "zoom": 1, "metres": 10.0}
     assert words["legend"][0]["name"] == "field 1"
+
+
+def test_a_bundle_from_before_temperatures_is_read(classifier: Classifier, tmp_path: Path) -> None:
+    classifier.save(tmp_path)
+    words = json.loads((tmp_path / "model.json").read_text())
+    del words["temperature"]
+    (tmp_path / "model.json").write_text(json.dumps(words))
+    assert load_bundle(tmp_path).temperature == 1
 
 
 def test_the_maps_come_before_the_model(classifier: Classifier) -> None:

@@ -252,7 +252,7 @@ def test_a_fault_of_the_program_is_told_as_such(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("[1] divided by [0]")
 
-    monkeypatch.setattr(sys.modules["landfuse.predict"], "map_blocks", broken)
+    monkeypatch.setattr(sys.modules["landfuse.engine"].Engine, "blocks", broken)
     told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif")
     assert told.code == 1
     assert "ZeroDivisionError: [1] divided by [0]" in told.err
@@ -263,10 +263,127 @@ def test_control_c(landfuse: Run, place: Path, trained: Path, tmp_path: Path, mo
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["landfuse.predict"], "map_blocks", interrupted)
+    monkeypatch.setattr(sys.modules["landfuse.engine"].Engine, "blocks", interrupted)
     told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif")
     assert told.code == 130
     assert told.err.strip().startswith("interrupted; nothing half-written is left")
+    assert list(tmp_path.iterdir()) == []
+
+
+def events(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_a_dry_run_says_what_mapping_takes_and_writes_nothing(
+    landfuse: Run, place: Path, trained: Path, tmp_path: Path
+) -> None:
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--dry-run", "--block", "40", "--entropy")
+    assert told.code == 0, told.err
+    assert re.search(r"size: +96 x 96 px\n +blocks: +9 of 40 px", told.out)
+    assert re.search(
+        r"memory: +at most 1\.\d+ GiB\D+disk: +about [\d.]+ KiB, at most 48 KiB\n +time: +about 0:", told.out
+    )
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--dry-run", "--json")
+    [plan] = events(told.out)
+    assert (plan["event"], plan["blocks"], plan["windows"]) == ("plan", 1, 96 * 96)
+    assert plan["seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--memory", "50MB")
+    assert told.code == 2
+    assert re.search(r"47\.68 MiB of memory are too few: a block of 64 px takes 1\.\d+ GiB", told.err)
+
+
+def tiles_of(place: Path, folder: Path) -> Path:
+    """A scene file of two tiles, and the second's raster `a` torn."""
+    for tile in ("t1", "t2"):
+        for name in ("a", "b"):
+            folder.mkdir(exist_ok=True)
+            (folder / f"{name}_{tile}.tif").write_bytes((place / f"{name}.tif").read_bytes())
+    modalities = {n: {"path": n + "_{tile}.tif", "units": "1"} for n in ("a", "b")}
+    return scene_like(
+        place, folder, root=str(folder), modalities=modalities, labels=None, legend=None, split=None
+    )  # fmt: skip
+
+
+def test_an_incomplete_map_of_several_ends_with_exit_code_3(
+    landfuse: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from landfuse.engine import Engine
+    from landfuse.errors import SceneError
+
+    tiles, out, read = tiles_of(place, tmp_path / "tiles"), tmp_path / "maps", Engine.read
+    again: list[str] = []
+
+    def torn(self: Engine, window: Any) -> Any:
+        again.append(self.scene.name)
+        if self.scene.name == "t2" and window.row == 0 and window.col == 48:
+            raise SceneError("a_t2.tif cannot be read", "a whole file", "fetch it again")
+        return read(self, window)
+
+    command = ["predict", trained, tiles, "-o", out, "--block", "48"]
+    monkeypatch.setattr(Engine, "read", torn)
+    told = landfuse(*command)
+    assert told.code == 3, told.err
+    assert "t2.tif is incomplete: 1 of 4 blocks cannot be read" in told.err
+    assert "row 0, column 48 (48 x 48 px): a_t2.tif cannot be read" in told.err
+    assert f"map: {out / 't1.tif'}" in told.out
+    assert again == ["t1"] * 4 + ["t2"] * 4
+    again.clear()
+    told = landfuse(*command, "--json")
+    assert told.code == 3
+    assert again == ["t2"], "neither finished tiles nor finished blocks are repeated"
+    found = events(told.out)
+    assert [(e["tile"], e["complete"]) for e in found if e["event"] == "map"] == [("t1", True), ("t2", False)]
+    [fault] = [e for e in found if e["event"] == "fault"]
+    assert fault["block"] == "row 0, column 48 (48 x 48 px)"
+    monkeypatch.setattr(Engine, "read", read)
+    told = landfuse(*command, "--json")
+    assert told.code == 0, told.err
+    last = [e for e in events(told.out) if e["event"] == "progress"][-1]
+    assert (last["pixels"], last["of"], last["seconds_left"]) == (2 * 96 * 96, 2 * 96 * 96, 0)
+    assert last["megapixels_per_second"] >= 0
+    assert sorted(p.name for p in out.iterdir()) == ["t1.tif", "t1.tif.aux.xml", "t2.tif", "t2.tif.aux.xml"]
+    with rasterio.open(out / "t1.tif") as one, rasterio.open(out / "t2.tif") as two:
+        np.testing.assert_array_equal(one.read(), two.read())
+        assert "landfuse_incomplete" not in two.tags()
+
+
+def test_blocks_of_an_unfinished_map_and_restart(
+    landfuse: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from landfuse.engine import Engine
+
+    read = Engine.read
+
+    def interrupted(self: Engine, window: Any) -> Any:
+        if window.row > 0:
+            raise KeyboardInterrupt
+        return read(self, window)
+
+    monkeypatch.setattr(Engine, "read", interrupted)
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "48")
+    assert told.code == 130
+    assert "`predict` command goes on from there" in told.err
+    monkeypatch.setattr(Engine, "read", read)
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "32")
+    assert told.code == 2
+    assert "the block (48 px, now 32 px)" in told.err
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "32", "--restart")
+    assert told.code == 0, told.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.tif", "m.tif.aux.xml"]
+
+
+def test_options_that_do_not_go_together(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:
+    for words, message in (
+        (["--memory", "much"], r"--memory: 'much' is no size"),
+        (["--precision", "float8"], r"--precision is float8(.|\n)*float32 or bfloat16"),
+        (["--workers", "2", "--scheduler", "tcp://x:1"], r"several of --workers"),
+        (["--layer", "depth"], r"`forest` has no layer depth"),
+        (["--scheduler-file", tmp_path / "no.json"], r"no\.json cannot be reached"),
+    ):
+        told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", *words)
+        assert told.code == 2, told
+        assert re.search(message, told.err), told.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -275,7 +392,7 @@ def test_control_c(landfuse: Run, place: Path, trained: Path, tmp_path: Path, mo
     [
         ("check", ["px"]),
         ("train", ["training.epochs=20"]),
-        ("predict", ["px", "512", "65,000 px", "1/250", "--output"]),
+        ("predict", ["px", "2GiB", "65,000 px", "1/250", "--output", "float32"]),
         ("evaluate", ["by default test", "scores"]),
         ("demo", ["landfuse-demo", "default: 0"]),
     ],

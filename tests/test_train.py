@@ -20,7 +20,9 @@ import landfuse as lf
 from landfuse.classifier import Classifier, load_bundle
 from landfuse.errors import FaultsError, LandfuseError, ModelError, OutputError, SettingsError, SplitError
 from landfuse.ground import Ground
+from landfuse.modality_table import modality_table
 from landfuse.models.base import FusionModel
+from landfuse.predict import map_blocks
 from landfuse.recipe import read_recipe
 from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.grid import Grid
@@ -78,7 +80,7 @@ def scores(run: Path) -> dict[str, Any]:
 def test_a_whole_run(model: dict[str, Any], overlap: dict[str, Any], write: Write, place: Path, tmp_path: Path) -> None:
     classifier = train(write(model=model, **overlap), progress=False)
     run = tmp_path / "run"
-    expected = {"bundle", "confusion.csv", "environment.json", "recipe.json", "scores.json", "split"}
+    expected = {"bundle", "confusion.csv", "environment.json", "recipe.json", "reliability.png", "scores.json", "split"}
     if model["name"] != "forest":
         expected |= {"metrics.csv", "curves.png", "tensorboard"}
     assert {p.name for p in run.iterdir()} == expected
@@ -432,3 +434,119 @@ def test_two_processes_count_together(write: Write, tmp_path: Path) -> None:
     assert scores(tmp_path / "two")["test"]["pixels"] == scores(tmp_path / "one")["test"]["pixels"]
     assert two["val_OA"] == pytest.approx(scores(tmp_path / "two")["validation"]["OA"], abs=1e-6)
     assert one["val_OA"] == pytest.approx(scores(tmp_path / "one")["validation"]["OA"], abs=1e-6)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_temperature_is_fitted_on_what_mapping_gives(
+    overlap: bool, write: Write, place: Path, tmp_path: Path
+) -> None:
+    """On the validation pixels, by a search of its own; then it is what makes the confidence layer."""
+    model = {"name": "stacked", "view": 16, "core": 12, "architecture": "Linknet", "encoder": "tu-test_resnet"}
+    changes = {"model": model, "mapping": {"stride": 8}, "samples": {"batch": 8, "windows": 48}} if overlap else {}
+    train(write(training=SMALL["training"] | {"epochs": 2}, **changes), progress=False)
+    run = tmp_path / "run"
+    classifier = load_bundle(run)
+    assert classifier.temperature != 1
+    scene = lf.open_scene(place)
+    [roles] = lf.scenes.geotiff.GdalRaster(str(run / "split" / "chequers.tif")).read_numbers(scene.grid.window)[0]
+    [part] = map_blocks(classifier, scene)
+    surprise = {}
+    for role in (VALIDATION, TEST):
+        known = (roles == role) & (part.classes != lf.UNLABELLED)
+        logits, truth = part.logits[:, torch.from_numpy(known)].T.double(), torch.from_numpy(scene.labels[known]).long()
+        surprise[role] = [
+            float(torch.nn.functional.cross_entropy(logits / t, truth))
+            for t in (classifier.temperature, classifier.temperature * 1.02, classifier.temperature / 1.02, 1.0)
+        ]
+    assert min(surprise[VALIDATION]) == surprise[VALIDATION][0]
+    told = scores(run)["calibration"]
+    assert told["fitted_on"] == "validation"
+    assert told["temperature"] == classifier.temperature
+    assert told["test"]["after"]["NLL"] == pytest.approx(surprise[TEST][0], rel=1e-5)
+    assert told["test"]["before"]["NLL"] == pytest.approx(surprise[TEST][3], rel=1e-5)
+    assert told["test"]["before"]["pixels"] == scores(run)["test"]["pixels"]
+    np.testing.assert_array_equal(
+        part.classes[known], part.probabilities[:, known].argmax(axis=0), "the map is what it was"
+    )
+    expected = torch.softmax(part.logits.double() / classifier.temperature, dim=0).numpy()
+    np.testing.assert_allclose(part.probabilities, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_model_trained_with_dropout_maps_with_whatever_is_there(write: Write, place: Path, tmp_path: Path) -> None:
+    """The corner without `b` is mapped, and so is a scene without `b`; the table tells what that costs."""
+    samples = SMALL["samples"] | {"modality_dropout": {"b": 0.4}}
+    train(write(samples=samples, training=SMALL["training"] | {"epochs": 6}), progress=False)
+    run = tmp_path / "run"
+    classifier = load_bundle(run)
+    assert classifier.droppable == ("b",)
+    learnt = classifier.state_dict()["model.placeholders.b"]
+    assert learnt.abs().min() > 0, "it has moved from where it began"
+    scene = lf.open_scene(place)
+    assert (lf.map_array(classifier, scene)[:6, :9] < 4).all()
+    assert scores(run)["test"]["unmapped"] == 0
+    assert scores(run)["parameters"] == sum(p.numel() for p in classifier.model.parameters())
+
+    train(write(run=str(tmp_path / "alone"), modalities=["a"]), progress=False)
+    seventh = SMALL["training"] | {"seed": 7}
+    train(write(run=str(tmp_path / "other"), modalities=["a"], training=seventh), progress=False)
+    told: list[tuple[int, int]] = []
+    table = modality_table(run, [tmp_path / "alone", tmp_path / "other"], progress=lambda *done: told.append(done))
+    assert [(row.how, row.seen) for row in table.rows] == [
+        ("all", ("a", "b")),
+        ("mean", ("b",)),
+        ("mean", ("a",)),
+        ("placeholder", ("a",)),
+        ("trained without", ("a",)),
+    ]
+    assert told == [(n, 4) for n in range(1, 5)]
+    whole, only_b, mean, placeholder, alone = (row.scores for row in table.rows)
+    assert whole == pytest.approx(scores(run)["test"], abs=0)
+    assert alone == pytest.approx(scores(tmp_path / "alone")["test"], abs=0)
+    assert only_b["unmapped"] > 0, "the corner has neither"
+    assert placeholder["pixels"] == whole["pixels"]
+    assert any("1 other runs" in note for note in table.notes)
+
+    by_hand = lf.Confusion(4)
+    [roles] = lf.scenes.geotiff.GdalRaster(str(run / "split" / "chequers.tif")).read_numbers(scene.grid.window)[0]
+    truth = np.where(roles == TEST, scene.labels, lf.UNLABELLED).astype(np.uint8)
+    by_hand.update(truth, lf.map_array(classifier, classifier.without(scene, "b")))
+    assert placeholder == pytest.approx(by_hand.scores(), abs=0)
+    classifier.fill_mean("b")
+    filled = lf.Confusion(4)
+    filled.update(truth, lf.map_array(classifier, classifier.without(scene, "b")))
+    assert mean == pytest.approx(filled.scores(), abs=0)
+    assert mean != placeholder
+
+    place_of = table.save()
+    read = json.loads(place_of.read_text())
+    assert read["rows"][3]["differences"]["OA"] == pytest.approx(placeholder["OA"] - whole["OA"])
+    lines = (run / "modalities.csv").read_text().splitlines()
+    assert len(lines) == 6
+    assert lines[4].startswith("placeholder,b,a,,")
+    with pytest.raises(SettingsError, match=r"none of 1 runs was trained with fewer(.|\n)*modalities=\[a\]"):
+        modality_table(run, [run])
+    with pytest.raises(ModelError, match="has one modality, `a`"):
+        modality_table(tmp_path / "alone")
+
+
+def test_dropout_that_cannot_be_is_told_before_training(write: Write, tmp_path: Path) -> None:
+    seen = {"pretrain": {"steps": 1}, "features": {}, "samples": {"modality_dropout": 0.1}}
+    with pytest.raises(SettingsError, match=r"`features` see all modalities"):
+        train(write(**seen), progress=False)
+    for samples, model, kind, message in (
+        ({"modality_dropout": 0.6}, SMALL["model"], SettingsError, r"leave one modality in every sample"),
+        ({"modality_dropout": {"c": 0.1}}, SMALL["model"], SettingsError, r"names the modality c"),
+        ({"modality_dropout": 0.1}, {"name": "forest"}, ModelError, r"cannot learn placeholders"),
+    ):
+        with pytest.raises(kind, match=message):
+            train(write(samples=samples, model=model), progress=False)
+        assert not (tmp_path / "run").exists()
+
+
+def test_all_rows_of_the_modality_table_are_scored_on_the_same_pixels(write: Write, tmp_path: Path) -> None:
+    """Without `b` the corner that lacks it could be mapped, but the whole model has no class there."""
+    train(write(model={"name": "forest", "trees": 3}), progress=False)
+    assert scores(tmp_path / "run")["test"]["unmapped"] > 0
+    rows = modality_table(tmp_path / "run").rows
+    assert [row.how for row in rows] == ["all", "mean", "mean"]
+    assert {row.scores["pixels"] for row in rows} == {scores(tmp_path / "run")["test"]["pixels"]}

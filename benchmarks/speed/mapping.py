@@ -1,34 +1,42 @@
-"""How fast and how small mapping is: the engine around a model that costs almost nothing.
+"""How fast and how small mapping is.
 
-    python benchmarks/speed/mapping.py [--sides 4096 8192] [--folder /tmp/landfuse-speed]
+    python benchmarks/speed/mapping.py forward [--side 10000]    predict beside its forward passes alone
+    python benchmarks/speed/mapping.py memory [--sides 4096 20000]   peak resident memory, by the side of the scene
+    python benchmarks/speed/mapping.py pixels                    a patch classifier beside a loader of single patches
+    python benchmarks/speed/mapping.py workers [--side 4096]     two worker processes beside one
+    python benchmarks/speed/mapping.py bfloat16 [--side 2048]    bfloat16 beside float32: speed, and classes that change
 
-Writes simulated scenes of 12 + 2 bands as GeoTIFFs, then times, each in a process of its own and in turns: reading and
-writing alone, computing alone (the same forward passes on blocks that are in memory already), and `predict`. Tells the
-ratio of `predict` to the larger of the two, and the peak resident memory of each size.
+Scenes are mosaics (VRT) of any size of one written file of 2,048 x 2,048 px with 12 + 2 bands: 16-bit numbers in
+deflated tiles, as data portals give them. Each measurement is a process of its own, in turns; medians of `--repeats`.
+Seconds are of the clock; `cpu` are those of all threads, which a busy machine changes less.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from landfuse.classifier import Classifier, ModelSpec, note
+from landfuse.cluster import cluster_runner
+from landfuse.engine import Engine
 from landfuse.layers.pixel_map import PixelMap
 from landfuse.legend import LandClass, Legend
 from landfuse.models import MODELS
 from landfuse.models.base import FusionModel
-from landfuse.patchwork import read_patchwork
-from landfuse.predict import map_blocks, predict
+from landfuse.predict import map_blocks, plan_map, predict
 from landfuse.scenes.geotiff import GdalRaster
 from landfuse.scenes.geotiff_writer import GeotiffWriter
 from landfuse.scenes.grid import Window, blocks
@@ -37,7 +45,10 @@ from landfuse.scenes.simulate import simulate_flat
 from landfuse.settings import Settings
 
 BANDS = {"s2": 12, "s1": 2}
-BLOCK = 512
+BASE = 2048
+UNET = ModelSpec("stacked", {"architecture": "Unet", "encoder": "resnet18", "view": 256})
+PATCHES = ModelSpec("two_branch", {"view": 11})
+STRIDE = 192
 
 
 class Averages(FusionModel):
@@ -46,7 +57,7 @@ class Averages(FusionModel):
     Settings = Settings
 
     def __init__(self, modalities, classes, config):
-        super().__init__(modalities, classes, view=160, core=128)
+        super().__init__(modalities, classes, view=256, core=256)
         self.anchor = torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
@@ -59,82 +70,187 @@ class Averages(FusionModel):
 MODELS["averages"] = Averages
 
 
-def write_scene(side: int, folder: Path) -> None:
-    """Writes the scene once, as 16-bit numbers in deflated tiles, as data portals give them."""
-    scene = simulate_flat(side, side, BANDS, seed=1)
-    for name, bands in BANDS.items():
-        path = folder / f"{name}-{side}.tif"
-        if path.exists():
-            continue
-        with GeotiffWriter(path, scene.grid, bands=bands, dtype="int16", nodata=None, scale=1e-3) as file:
-            for block in blocks(side, side, BLOCK):
+def mosaic(name: str, side: int, folder: Path) -> Path:
+    """A VRT of a side that repeats one written file."""
+    base, path = folder / f"{name}-{BASE}.tif", folder / f"{name}-{side}.vrt"
+    if not base.exists():
+        scene = simulate_flat(BASE, BASE, BANDS, seed=1)
+        with GeotiffWriter(base, scene.grid, bands=BANDS[name], dtype="int16", nodata=None, scale=1e-3) as file:
+            for block in blocks(BASE, BASE, 512):
                 file.write(block, np.rint(scene.read(name, block) * 1000).astype(np.int16))
+    bands = "".join(
+        f'<VRTRasterBand dataType="Int16" band="{band}"><Scale>0.001</Scale>'
+        + "".join(
+            f'<SimpleSource><SourceFilename relativeToVRT="1">{base.name}</SourceFilename>'
+            f"<SourceBand>{band}</SourceBand>"
+            f'<SourceProperties RasterXSize="{BASE}" RasterYSize="{BASE}" DataType="Int16" BlockXSize="512" '
+            'BlockYSize="512"/>'
+            f'<SrcRect xOff="0" yOff="0" xSize="{w.width}" ySize="{w.height}"/>'
+            f'<DstRect xOff="{w.col}" yOff="{w.row}" xSize="{w.width}" ySize="{w.height}"/></SimpleSource>'
+            for w in blocks(side, side, BASE)
+        )
+        + "</VRTRasterBand>"
+        for band in range(1, BANDS[name] + 1)
+    )
+    path.write_text(
+        f'<VRTDataset rasterXSize="{side}" rasterYSize="{side}"><SRS>EPSG:32632</SRS>'
+        f"<GeoTransform>500000, 10, 0, 5400000, 0, -10</GeoTransform>{bands}</VRTDataset>"
+    )
+    return path
 
 
-def open_side(side: int, folder: Path) -> tuple[Scene, Classifier]:
-    rasters = {name: GdalRaster(str(folder / f"{name}-{side}.tif")) for name in BANDS}
+def place(spec: ModelSpec, side: int, folder: Path) -> tuple[Classifier, Scene]:
+    rasters = {name: GdalRaster(str(mosaic(name, side, folder))) for name in BANDS}
     legend = Legend(tuple(LandClass(f"c{i}", i, "#112233") for i in range(6)))
     scene = Scene("flat", rasters["s2"].grid, {n: SceneModality(r) for n, r in rasters.items()}, legend)
     maps = {name: PixelMap(torch.ones(bands), torch.zeros(bands)) for name, bands in BANDS.items()}
-    classifier = Classifier(ModelSpec("averages"), maps, {name: note(scene, name) for name in BANDS}, legend)
-    return scene, classifier
+    torch.manual_seed(0)
+    stride = None if spec is PATCHES else STRIDE
+    notes = {name: note(scene, name) for name in BANDS}
+    return Classifier(spec, maps, notes, legend, stride).eval(), scene
+
+
+def timed(work: Callable[[], object]) -> dict[str, float]:
+    clock, cpu = time.perf_counter(), time.process_time()
+    work()
+    return {"seconds": time.perf_counter() - clock, "cpu": time.process_time() - cpu}
+
+
+@torch.inference_mode()
+def forward_alone(classifier: Classifier, scene: Scene, windows: int | None = None) -> None:
+    """As many forward passes as mapping takes, on a batch of windows in memory."""
+    engine = Engine(classifier, scene)
+    view = classifier.model.view
+    side = min(scene.grid.height, 512)
+    patchwork = engine.read(Window(0, 0, side, side))
+    rows = torch.arange(engine.batch) % 7
+    images = patchwork.views(rows, rows, view)  # channels last, as mapping has them
+    for _ in range(-(-(windows or engine.windows) // engine.batch)):
+        classifier.model(images)
+
+
+class Patches(Dataset):
+    """A patch for each pixel, cut out one by one, as the repositories of patch classifiers do."""
+
+    def __init__(self, image: Tensor, view: int, count: int) -> None:
+        halo = view // 2
+        self.padded = torch.nn.functional.pad(image[None], (halo,) * 4, mode="reflect")[0]
+        self.view, self.width, self.count = view, image.shape[2], count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Tensor:
+        row, col = divmod(index, self.width)
+        return self.padded[:, row : row + self.view, col : col + self.view]
+
+
+@torch.inference_mode()
+def loader_loop(classifier: Classifier, scene: Scene) -> None:
+    image = torch.from_numpy(np.concatenate([scene.read(name, scene.grid.window) for name in BANDS]))
+    patches = Patches(image, classifier.model.view, scene.grid.window.pixels)
+    for batch in DataLoader(patches, batch_size=512):
+        classifier.model(dict(zip(BANDS, batch.split(list(BANDS.values()), dim=1), strict=True))).argmax(dim=1)
+
+
+def classes_of(classifier: Classifier, scene: Scene, precision: str, path: Path) -> None:
+    predict(classifier, scene, path, precision=precision, restart=True)  # type: ignore[arg-type]
 
 
 def one(what: str, side: int, folder: Path) -> dict[str, float]:
-    scene, classifier = open_side(side, folder)
-    halo = classifier.model.halo
-    start = time.perf_counter()
-    if what == "files":
-        with GeotiffWriter(folder / "out-files.tif", scene.grid, legend=classifier.legend) as file:
-            for block in blocks(side, side, BLOCK):
-                read_patchwork(scene, block.padded(halo), classifier.maps)
-                file.write(block, np.zeros((block.height, block.width), np.uint8))
-    elif what == "compute":
-        # One block in memory serves for all: the forward passes are the same.
-        small = Scene("small", scene.grid.part(Window(0, 0, BLOCK, BLOCK)), scene.modalities, scene.legend)
-        count = len(list(blocks(side, side, BLOCK)))
-        held = read_patchwork(small, small.grid.window.padded(halo), classifier.maps)
-        import landfuse.predict as engine
-
-        engine.read_patchwork = lambda *_: held  # type: ignore[assignment]
-        start = time.perf_counter()
-        for _ in range(count):
-            for _part in map_blocks(classifier, small, block=BLOCK, batch=16):
-                pass
+    """One measurement, in this process."""
+    out = folder / f"{what}.tif"
+    spec = PATCHES if what.startswith("pixels") else ModelSpec("averages") if what == "memory" else UNET
+    classifier, scene = place(spec, side, folder)
+    if what.endswith("forward"):
+        found = timed(lambda: forward_alone(classifier, scene))
+    elif what == "pixels-loader":
+        found = timed(lambda: loader_loop(classifier, scene))
+    elif what == "pixels-map":
+        found = timed(lambda: [None for _ in map_blocks(classifier, scene)])
+    elif what in ("float32", "bfloat16"):
+        found = timed(lambda: classes_of(classifier, scene, what, out))
+    elif what.startswith("workers"):
+        classifier.save(folder / "bundle")
+        with cluster_runner(workers=int(what[-1]), bundle=folder / "bundle") as run:
+            predict(classifier, place(spec, 256, folder)[1], folder / "warm.tif", run=run, block=64)
+            found = timed(lambda: predict(classifier, scene, out, run=run))
+        plan = plan_map(classifier, scene, out)
+        found |= {"recomputed": plan.recomputed_share, "halo": plan.halo_share, "block": plan.block}
     else:
-        predict(classifier, scene, folder / "out.tif", block=BLOCK, batch=16)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+        found = timed(lambda: predict(classifier, scene, out, restart=True))
+    return found | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def measured(names: list[str], side: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Medians of each measurement, in turns."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(options.repeats):
+        for name in names:
+            command = [sys.executable, __file__, "one", name, str(side), "--folder", str(options.folder)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(done.stderr)
+            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+    return {
+        name: {key: statistics.median(result[key] for result in results) for key in results[0]}
+        for name, results in found.items()
+    }
+
+
+def told(name: str, values: dict[str, float], pixels: int) -> str:
+    return (
+        f"{name}: {values['seconds']:.1f} s ({values['cpu']:.1f} s cpu), {pixels / values['seconds'] / 1e6:.4g} Mpx/s, "
+        f"peak {values['peak']:.2f} GiB"
+    )
+
+
+def ratio(a: dict[str, float], b: dict[str, float]) -> str:
+    return f"{a['seconds'] / b['seconds']:.2f} x in time, {a['cpu'] / b['cpu']:.2f} x in cpu"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="+", default=[4096, 8192])
+    parser.add_argument("what", choices=["forward", "memory", "pixels", "workers", "bfloat16", "one"])
+    parser.add_argument("rest", nargs="*")
+    parser.add_argument("--side", type=int, help="of the scene, px")
+    parser.add_argument("--sides", type=int, nargs="+", default=[4096, 20000])
     parser.add_argument("--folder", type=Path, default=Path("/tmp/landfuse-speed"))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--one", nargs=2)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    if options.one:
-        print(json.dumps(one(options.one[0], int(options.one[1]), options.folder)))
+    if options.what == "one":
+        print(json.dumps(one(options.rest[0], int(options.rest[1]), options.folder)))
         return
-    for side in options.sides:
-        write_scene(side, options.folder)
-        found: dict[str, list[dict[str, float]]] = {"files": [], "compute": [], "predict": []}
-        for _ in range(options.repeats):
-            for what, results in found.items():
-                command = [sys.executable, __file__, "--folder", str(options.folder), "--one", what, str(side)]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                results.append(json.loads(done.stdout.splitlines()[-1]))
-        seconds = {what: statistics.median(r["seconds"] for r in results) for what, results in found.items()}
-        peak = {what: max(r["peak"] for r in results) for what, results in found.items()}
-        ratio = seconds["predict"] / max(seconds["files"], seconds["compute"])
-        print(
-            f"{side} x {side}: files {seconds['files']:.1f} s, compute {seconds['compute']:.1f} s, predict "
-            f"{seconds['predict']:.1f} s = {ratio:.2f} x the larger; "
-            f"{side * side / seconds['predict'] / 1e6:.1f} Mpx/s; "
-            f"peak memory of predict {peak['predict']:.2f} GiB"
-        )
+    for name in BANDS:
+        mosaic(name, BASE, options.folder)
+    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    if options.what == "memory":
+        peaks = {side: measured(["memory"], side, options)["memory"] for side in options.sides}
+        for side, values in peaks.items():
+            print(told(f"{side} x {side}", values, side * side))
+        first, *_, last = (values["peak"] for values in peaks.values())
+        print(f"difference: {last / first - 1:+.1%}")
+        return
+    side = options.side or {"forward": 10_000, "pixels": 256, "workers": 4096, "bfloat16": 2048}[options.what]
+    names = {
+        "forward": ["forward", "predict"],
+        "pixels": ["pixels-forward", "pixels-map", "pixels-loader"],
+        "workers": ["workers-1", "workers-2"],
+        "bfloat16": ["float32", "bfloat16"],
+    }[options.what]
+    found = measured(names, side, options)
+    for name, values in found.items():
+        print(told(name, values, side * side))
+    a, b = found[names[1]], found[names[0]]
+    print(f"{names[1]} / {names[0]}: {ratio(a, b)}")
+    if options.what == "pixels":
+        print(f"pixels-loader / pixels-map: {ratio(found['pixels-loader'], a)}")
+    if options.what == "workers":
+        print(f"blocks of {a['block']:.0f} px: {a['recomputed']:.1%} windows recomputed, {a['halo']:.1%} more read")
+    if options.what == "bfloat16":
+        maps = [GdalRaster(str(options.folder / f"{name}.tif")).read(Window(0, 0, side, side)) for name in names]
+        print(f"share of pixels whose class changes: {(maps[0] != maps[1]).mean():.4%}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 
 The rivals are written plainly here: the loop over time of Mamba's reference, a log-depth parallel scan (Brent and
 Kung's network, as mamba.py has it), and around both VMamba's way of scanning an image: four copies, a full delta,
-four results.
+four results. Where `mambapy` is installed, its own scan is a further rival.
 
 Two yardsticks say how far the fastest is from the machine: the least number of bytes that must move against the
 measured bandwidth of a copy, and an estimate of the arithmetic against the measured rate of a matrix product that
@@ -106,6 +106,21 @@ def log_depth(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tens
     """The log-depth parallel scan."""
     states = LogDepth.apply(*expanded(u, F.softplus(delta + bias[:, None]), A, B))
     return read(states, u, C, D)
+
+
+def mamba_py() -> Callable[..., Tensor] | None:
+    """mamba.py's parallel scan, if it is installed, on the same decays and inputs as the one above."""
+    try:
+        from mambapy.pscan import pscan
+    except ImportError:
+        return None
+
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
+        decay, entering = expanded(u, F.softplus(delta + bias[:, None]), A, B)
+        states: Tensor = pscan(decay.transpose(1, 2), entering.transpose(1, 2)).transpose(1, 2)
+        return read(states, u, C, D)
+
+    return scan
 
 
 def vmamba(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -302,6 +317,7 @@ def main() -> None:
     if device == "cpu" and not scan_native.available():
         paths.remove("native")
     kernel = mamba_kernel() if device == "cuda" else None
+    theirs = mamba_py()
     best, limit_rows = paths[0], []
     print("| shape | scan | forward, ms | with backward, ms | times log-depth | with backward | memory, MiB |")
     print("|---|---|---|---|---|---|---|")
@@ -315,6 +331,8 @@ def main() -> None:
                 torch.manual_seed(0)
                 scans: dict[str, Callable[..., Tensor]] = {} if chosen.no_loop else {"loop": vmamba(loop)}
                 scans["log-depth"] = vmamba(log_depth)
+                if theirs:
+                    scans["mamba.py"] = vmamba(theirs)
                 if kernel:
                     scans["mamba_ssm"] = vmamba(kernel)
                 scans |= {f"ours, {path}": fused(path) for path in paths}
@@ -329,6 +347,8 @@ def main() -> None:
             torch.manual_seed(0)
             scans = {} if chosen.no_loop else {"loop": loop}
             scans["log-depth"] = log_depth
+            if theirs:
+                scans["mamba.py"] = theirs
             if kernel:
                 scans["mamba_ssm"] = kernel
             scans |= {f"ours, {path}": ours(path) for path in paths}

@@ -18,11 +18,13 @@ from landfuse.check import check
 from landfuse.classifier import Classifier, load_bundle
 from landfuse.errors import LandfuseError
 from landfuse.evaluate import evaluate
+from landfuse.land_cover_map import LandCoverMap, open_map
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.models import MODELS
 from landfuse.models.base import FusionModel, Modality
 from landfuse.predict import map_array, predict
 from landfuse.recipe import Recipe, read_recipe
+from landfuse.report import report
 from landfuse.scenes.grid import Grid, Window
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import open_scene, open_scenes
@@ -39,6 +41,7 @@ __all__ = [
     "FusionModel",
     "Grid",
     "LandClass",
+    "LandCoverMap",
     "LandfuseError",
     "Legend",
     "Modality",
@@ -49,9 +52,11 @@ __all__ = [
     "evaluate",
     "load_bundle",
     "map_array",
+    "open_map",
     "open_scene",
     "open_scenes",
     "predict",
     "read_recipe",
+    "report",
     "train",
 ]

@@ -16,6 +16,7 @@ from landfuse.scenes.grid import Grid, blocks
 from landfuse.scenes.leaks import leak_share
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
+from landfuse.scenes.scene_settings import CountSettings
 from landfuse.scenes.split import ROLES, Roles, counts_per_class
 
 VIEWS = ((1, 1), (7, 1), (11, 1), (15, 1), (32, 32), (64, 64), (128, 128), (256, 256))
@@ -85,6 +86,7 @@ class Report:
         modalities: by name.
         counts: role -> pixels of each class, (K,); role `unused` for labelled pixels without a role.
         leaks: (view, core) -> share of test pixels whose view holds a training or validation pixel.
+        confirmed: which of the scene file's `counts` are those of the files.
         faults: everything that has to be mended.
     """
 
@@ -93,6 +95,7 @@ class Report:
     modalities: dict[str, ModalityCheck] = field(default_factory=dict)
     counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     leaks: dict[tuple[int, int], float] = field(default_factory=dict)
+    confirmed: list[str] = field(default_factory=list)
     faults: list[LandfuseError] = field(default_factory=list)
 
 
@@ -119,6 +122,9 @@ def check(
     _check_modalities(report, scenes, progress)
     if file.settings.labels is not None:
         _check_labels(report, file, scenes, views, complete=bool(scenes) and len(scenes) == len(file.tiles))
+    if file.settings.counts is not None and scenes:
+        _compare_sizes(report, file.settings.counts, scenes)
+        _compare_classes(report, file.settings.counts, file.legend.names)
     return report
 
 
@@ -217,3 +223,60 @@ def _check_labels(
             )
     if report.counts["test"].any():
         report.leaks = {(view, core): leak_share(roles, view, core) for view, core in views}
+
+
+_OTHER_DATA = "check that these are the files that the scene file means; other versions of the data may circulate"
+
+
+def _compare_sizes(report: Report, counts: CountSettings, scenes: Sequence[Scene]) -> None:
+    """Compares what is there once, not per class, with the published numbers."""
+    grids = {f"{scene.grid.height} x {scene.grid.width} px" for scene in scenes}
+    bands = {name: f"{row.bands} bands" for name, row in report.modalities.items()}
+    pairs = [
+        ("tiles", None if counts.tiles is None else str(counts.tiles), {str(len(scenes))}),
+        ("size", None if counts.size is None else f"{counts.size[0]} x {counts.size[1]} px", grids),
+        *(
+            (f"bands.{name}", f"{number} bands", {bands[name]})
+            for name, number in counts.bands.items()
+            if name in bands
+        ),
+    ]
+    for name, published, found in pairs:
+        if published is None:
+            continue
+        if found == {published}:
+            report.confirmed.append(name)
+        else:
+            report.faults.append(
+                SceneError(f"`counts.{name}`: the files have {', '.join(sorted(found)[:4])}", published, _OTHER_DATA)
+            )
+
+
+def _compare_classes(report: Report, counts: CountSettings, names: Sequence[str]) -> None:
+    """Compares the labelled pixels with the published numbers, and names each class that differs."""
+    if not report.counts:
+        return
+    roles = report.counts
+    found = {
+        "labelled": np.sum(list(roles.values()), axis=0),
+        "train": roles["train"] if counts.validation is not None else roles["train"] + roles["validation"],
+        "validation": roles["validation"],
+        "test": roles["test"],
+    }
+    for name, published in counts.per_class.items():
+        differing = [
+            f"{kind} {there:,} instead of {wanted:,}"
+            for kind, there, wanted in zip(names, found[name].tolist(), published, strict=True)
+            if there != wanted
+        ]
+        if differing:
+            report.faults.append(
+                SceneError(
+                    f"the pixels of `{name}` are not the published ones in {len(differing)} of {len(names)} classes: "
+                    + "; ".join(differing),
+                    f"{sum(published):,} pixels, as `counts` of the scene file says",
+                    _OTHER_DATA,
+                )
+            )
+        else:
+            report.confirmed.append(name)

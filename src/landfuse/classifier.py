@@ -7,7 +7,8 @@ numbers). Loading runs no pickled code.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -18,17 +19,23 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from landfuse.errors import BundleError, FaultsError, LandfuseError
+from landfuse.errors import BundleError, FaultsError, LandfuseError, MissingFileError, SettingsError
+from landfuse.features import DiffusionFeatures, FeatureSettings
 from landfuse.files import unwritable, whole_file
 from landfuse.layers.pixel_map import PixelMap
 from landfuse.legend import LandClass, Legend
 from landfuse.models import MODELS
 from landfuse.models.base import FusionModel, Modality
+from landfuse.patch_features import built_with
+from landfuse.placeholder import WithPlaceholders
+from landfuse.scenes.absent import without_data
+from landfuse.scenes.grid import CoreWeights
 from landfuse.scenes.scene import Scene
 from landfuse.settings import parse
+from landfuse.trained_denoiser import TrainedDenoiser
 
-FORMAT = 1
-"""Version of the bundle's layout; a newer one is refused."""
+FORMAT = 2
+"""Version of the bundle's layout; a newer one is refused. 2: placeholders."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,13 @@ class Classifier(nn.Module):
         notes: name -> what the training scene said.
         legend: the classes.
         stride: distance between windows in mapping, px; <= core.
+        weights: how much a window counts where cores overlap.
         model: the network, where it was built before.
+        features: what is appended to a scene before the model sees it.
+        droppable: modalities that the model learns to do without; placeholders stand in for them.
+
+    Attributes:
+        temperature: what logits are divided by on their way to probabilities; fitted on validation (`calibration`).
     """
 
     def __init__(
@@ -103,13 +116,23 @@ class Classifier(nn.Module):
         legend: Legend,
         stride: int | None = None,
         model: FusionModel | None = None,
+        weights: CoreWeights = "uniform",
+        features: DiffusionFeatures | None = None,
+        droppable: Iterable[str] = (),
     ) -> None:
         super().__init__()
+        self.features = features
         self.spec, self.notes, self.legend = spec, dict(notes), legend
+        self.temperature = 1.0
         self.pixel_maps = nn.ModuleDict(pixel_maps)
         modalities = {name: Modality(m.channels, notes[name].zoom) for name, m in pixel_maps.items()}
-        self.model = spec.build(modalities, len(legend)) if model is None else model
+        built = model or built_with(features, modalities, lambda seen: spec.build(seen, len(legend)))
+        names = [name for name in pixel_maps if name in set(droppable)]
+        self.model = WithPlaceholders(built, names) if names else built
+        for name in names:
+            self.maps[name].instead = math.nan
         self.stride = stride or self.model.core
+        self.weights: CoreWeights = weights
         if not 1 <= self.stride <= self.model.core:
             raise BundleError(
                 f"the stride is {self.stride} px", f"1 to {self.model.core}, the model's core", "set stride within it"
@@ -136,20 +159,76 @@ class Classifier(nn.Module):
         logits: Tensor = self.model(mapped)
         return logits
 
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The modalities that a scene must have: all but those that `prepare` appends."""
+        appended = self.features.appended if self.features is not None else ()
+        return tuple(name for name in self.notes if name not in appended)
+
+    @property
+    def droppable(self) -> tuple[str, ...]:
+        """The modalities that it learnt to do without."""
+        return tuple(self.model.placeholders) if isinstance(self.model, WithPlaceholders) else ()
+
+    def fill_mean(self, *names: str) -> None:
+        """Lets the training mean stand in for modalities where they have no data, and maps there.
+
+        Until it is loaded anew. A model that did not learn to do without them may go far astray.
+
+        Raises:
+            SettingsError: if it has no such modality.
+        """
+        unknown = [name for name in names if name not in self.needed]
+        if unknown:
+            raise SettingsError(f"the model has no modality {', '.join(unknown)}", ", ".join(self.needed), "mend it")
+        for name in names:
+            self.maps[name].instead = 0.0
+
+    def complete(self, scene: Scene, only: Collection[str] | None = None) -> Scene:
+        """The scene with what it lacks, but the model can do without, as modalities without data.
+
+        Args:
+            scene: what is to be mapped.
+            only: names of these; by default all that were dropped in training, or that `fill_mean` was called for.
+                `check` refuses other gaps.
+        """
+        for name in self.needed if only is None else only:
+            if name not in scene.modalities and self.maps[name].instead is not None:
+                scene = self.without(scene, name)
+        return scene
+
+    def without(self, scene: Scene, modality: str) -> Scene:
+        """The scene with one modality of the model's as if it had no data anywhere."""
+        known = self.notes[modality]
+        return without_data(scene, modality, bands=known.bands, dtype=known.dtype, zoom=known.zoom, units=known.units)
+
+    def prepare(self, scene: Scene) -> Scene:
+        """The scene with the features that the model takes beside its modalities; itself where it takes none.
+
+        Raises:
+            BundleError: if the scene lacks what the features are computed from.
+            OutputError: if the features cannot be kept.
+        """
+        return scene if self.features is None else self.features.append([scene])[0]
+
     def check(self, scene: Scene) -> None:
-        """Checks that a scene is of the kind that the classifier was trained on.
+        """Checks that a scene, prepared or not, is of the kind that the classifier was trained on.
 
         Raises:
             FaultsError: naming every modality that is missing or differs in bands, data type, units or zoom.
         """
         faults: list[LandfuseError] = []
-        for name, known in self.notes.items():
+        for name in self.needed:
+            known = self.notes[name]
             if name not in scene.modalities:
                 faults.append(
                     BundleError(
                         f"the scene `{scene.name}` has no modality `{name}`",
-                        f"the modalities of the training scene: {', '.join(self.notes)}",
-                        "name it so in the scene file, or train without it",
+                        f"the modalities of the training scene: {', '.join(self.needed)}",
+                        "name it so in the scene file; or map without it, which the model has learnt: --allow-missing"
+                        if name in self.droppable
+                        else "name it so in the scene file; or train without it, or with samples.modality_dropout; "
+                        f"or let its training mean stand in, at your own risk: --mean-for {name}",
                     )
                 )
                 continue
@@ -172,6 +251,33 @@ class Classifier(nn.Module):
         if faults:
             raise FaultsError(faults)
 
+    def packed(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a bundle holds: words and numbers for its JSON file, and tensors by name."""
+        description: dict[str, Any] = {
+            "format": FORMAT if self.droppable else 1,  # without placeholders, older versions read it right
+            "landfuse": version("landfuse"),
+            "model": {"name": self.spec.name, "settings": self.spec.settings},
+            "modalities": {name: asdict(n) for name, n in self.notes.items()},
+            "pixel_maps": {name: list(m.weight.shape) for name, m in self.maps.items()},
+            "legend": [asdict(c) for c in self.legend],
+            "frozen": self.model.frozen_reference(),
+            "tiling": {
+                "view": self.model.view,
+                "core": self.model.core,
+                "stride": self.stride,
+                "weights": self.weights,
+            },
+            "temperature": self.temperature,
+            "droppable": list(self.droppable),
+        }
+        state = {f"model.{name}": tensor for name, tensor in self.model.trained_state().items()}
+        state |= {f"pixel_maps.{name}": tensor for name, tensor in self.pixel_maps.state_dict().items()}
+        if self.features is not None:
+            tensors, description["denoiser"] = self.features.denoiser.packed()
+            state |= {f"denoiser.{name}": tensor for name, tensor in tensors.items()}
+            description["features"] = self.features.settings.model_dump(mode="json", exclude={"cache"})
+        return description, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
     def save(self, folder: str | Path) -> None:
         """Writes the bundle; an older one in the folder is replaced, and stays whole if writing fails.
 
@@ -179,23 +285,12 @@ class Classifier(nn.Module):
             OutputError: if it cannot be written.
         """
         folder = Path(folder)
-        description = {
-            "format": FORMAT,
-            "landfuse": version("landfuse"),
-            "model": {"name": self.spec.name, "settings": self.spec.settings},
-            "modalities": {name: asdict(n) for name, n in self.notes.items()},
-            "pixel_maps": {name: list(m.weight.shape) for name, m in self.maps.items()},
-            "legend": [asdict(c) for c in self.legend],
-            "frozen": self.model.frozen_reference(),
-            "tiling": {"view": self.model.view, "core": self.model.core, "stride": self.stride},
-        }
-        state = {f"model.{name}": tensor for name, tensor in self.model.trained_state().items()}
-        state |= {f"pixel_maps.{name}": tensor for name, tensor in self.pixel_maps.state_dict().items()}
+        description, tensors = self.packed()
         # Cloned, since safetensors refuses tensors that share memory (tied weights).
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         with whole_file(folder / "model.safetensors") as weights, whole_file(folder / "model.json") as words:
             try:
-                safetensors.torch.save_file(tensors, weights, metadata={"landfuse": str(FORMAT)})
+                safetensors.torch.save_file(tensors, weights, metadata={"landfuse": str(description["format"])})
             except SafetensorError as error:
                 raise unwritable(folder / "model.safetensors", error) from None
             words.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -240,13 +335,37 @@ def load_bundle(folder: str | Path) -> Classifier:
         notes = {name: ModalityNote(**values) for name, values in description["modalities"].items()}
         legend = Legend(tuple(LandClass(**values) for values in description["legend"]))
         modalities = {name: Modality(m.channels, notes[name].zoom) for name, m in maps.items()}
-        model = spec.build(modalities, len(legend), saved=True)
-        classifier = Classifier(spec, maps, notes, legend, description["tiling"]["stride"], model)
-        if classifier.model.frozen_reference() != description.get("frozen"):
+        features = None
+        if description.get("features") is not None:
+            denoiser = TrainedDenoiser.unpacked(_part(tensors, "denoiser."), description["denoiser"])
+            features = DiffusionFeatures(denoiser, FeatureSettings(**description["features"]))
+        try:
+            model = built_with(features, modalities, lambda seen: spec.build(seen, len(legend), saved=True))
+        except MissingFileError as error:
+            raise MissingFileError(
+                f"the bundle {folder} refers to frozen weights that are not here: {error.found}",
+                f"the file of SHA-256 {(description.get('frozen') or {}).get('sha256')}; {error.expected}",
+                f"{error.do}; or make a bundle that needs none, where they are: landfuse export",
+            ) from None
+        tiling = description["tiling"]
+        classifier = Classifier(
+            spec,
+            maps,
+            notes,
+            legend,
+            tiling["stride"],
+            model,
+            tiling.get("weights", "uniform"),
+            features,
+            droppable=description.get("droppable", ()),
+        )
+        classifier.temperature = float(description.get("temperature", 1.0))
+        known, here = description.get("frozen") or {}, classifier.model.frozen_reference() or {}
+        if known != here:
             raise BundleError(
-                f"the bundle {folder} was trained on other frozen weights: {description.get('frozen')}",
-                f"the weights that its settings name now: {classifier.model.frozen_reference()}",
-                "put the file of that SHA-256 where the bundle's settings look for it",
+                f"the bundle {folder} was trained on other frozen weights than those of {here.get('address')}",
+                f"the SHA-256 {known.get('sha256')} ({known.get('address')}), not {here.get('sha256')}",
+                "put that file there; or make a bundle that needs none, where it is: landfuse export",
             )
         classifier.pixel_maps.load_state_dict(_part(tensors, "pixel_maps."))
         classifier.model.load_trained_state(_part(tensors, "model."))

@@ -9,6 +9,8 @@
     ├── ModelError (ValueError)        a model that cannot take this scene
     ├── BundleError (ValueError)       a saved classifier that is broken, newer, or for another scene
     ├── OutputError (OSError)          results that cannot be written
+    ├── IncompleteError                a map that lacks blocks; the command ends with exit code 3
+    ├── ClusterError (ConnectionError) a scheduler or workers that cannot be reached, or do not hold out
     ├── MissingExtraError (ImportError) an optional dependency that is not installed
     └── FaultsError                    several of the above, found in one go
 
@@ -18,7 +20,11 @@ and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_SHOWN = 20
+"""Blocks that a message lists."""
 
 
 class LandfuseError(Exception):
@@ -77,6 +83,34 @@ class OutputError(LandfuseError, OSError):
     """Results that cannot be written where they were asked for."""
 
 
+class IncompleteError(LandfuseError):
+    """A map that is there, and lacks blocks.
+
+    Args:
+        path: of the map.
+        faults: block, in words -> why it cannot be mapped.
+        blocks: of the map in all.
+    """
+
+    exit_code = 3
+
+    def __init__(self, path: Path, faults: Mapping[str, LandfuseError], blocks: int) -> None:
+        self.path, self.faults = path, dict(faults)
+        shown = list(faults.items())[:_SHOWN]
+        lines = "".join(f"\n  {where}: {fault.found}" for where, fault in shown)
+        if len(faults) > _SHOWN:
+            lines += f"\n  and {len(faults) - _SHOWN} more; the map's tag `landfuse_incomplete` lists them all"
+        super().__init__(
+            f"{path} is incomplete: {len(faults)} of {blocks} blocks cannot be read{lines}",
+            "rasters that can be read everywhere",
+            "the same command repeats these blocks only; where a raster had to be replaced, start anew by --restart",
+        )
+
+
+class ClusterError(LandfuseError, ConnectionError):
+    """A scheduler or workers that cannot be reached, or do not hold out."""
+
+
 class MissingExtraError(LandfuseError, ImportError):
     """An optional dependency that is not installed."""
 
@@ -87,3 +121,12 @@ class FaultsError(LandfuseError):
     def __init__(self, faults: Sequence[LandfuseError]) -> None:
         self.faults = tuple(faults)
         super().__init__("\n".join(str(fault) for fault in faults))
+
+
+def several(errors: Sequence[LandfuseError]) -> LandfuseError:
+    """One error of one or more of a kind, with their exit code."""
+    if len(errors) == 1:
+        return errors[0]
+    together = FaultsError(errors)
+    together.exit_code = errors[0].exit_code
+    return together

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,8 @@ def fit(
     """
     settings = recipe.training
     data = _Data(training, validation, recipe.samples, settings.seed)
-    steps = settings.epochs * len(Draws(training, recipe.samples, train=True))
+    per_epoch = len(Draws(training, recipe.samples, train=True))
+    steps = settings.steps(per_epoch)
     task = Task(model, settings, steps)
     folder = run / "checkpoints"
     last = ModelCheckpoint(folder, "last", save_top_k=1, every_n_epochs=1, enable_version_counter=False)
@@ -109,7 +111,9 @@ def fit(
         warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 on torch 2.9 and later
         arguments: dict[str, Any] = {
-            "max_epochs": settings.epochs,
+            "min_epochs": 0,
+            # `max_steps` would make Lightning draw another epoch's batches after a resume; the task stops instead.
+            "max_epochs": math.ceil(steps / per_epoch),
             "accelerator": settings.accelerator,
             "devices": settings.devices,
             "num_nodes": settings.nodes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,9 +79,13 @@ def _alike(scenes: Sequence[Scene]) -> None:
         raise FaultsError(faults)
 
 
-def fit_maps(recipe: Recipe, base: Ground) -> dict[str, PixelMap]:
-    """Fits the pixel maps of a recipe to the training pixels."""
-    names = list(base.scenes[0].modalities)
+def fit_maps(recipe: Recipe, base: Ground, given: Mapping[str, PixelMap] | None = None) -> dict[str, PixelMap]:
+    """Fits the pixel maps of a recipe to the training pixels; those that are given are not fitted."""
+    given = given or {}
+    names = [name for name in base.scenes[0].modalities if name not in given]
     default = recipe.pixel_maps.get("default", PixelMapSettings())
-    settings = {name: recipe.pixel_maps.get(name, default) for name in names}
-    return fit_pixel_maps(base.scenes, [roles == TRAIN for roles in base.roles], settings)
+    appended = recipe.features.names if recipe.features else ()  # the default is for what the scene file names
+    settings = {
+        name: recipe.pixel_maps.get(name, PixelMapSettings() if name in appended else default) for name in names
+    }
+    return {**fit_pixel_maps(base.scenes, [roles == TRAIN for roles in base.roles], settings), **given}

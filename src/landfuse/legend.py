@@ -46,6 +46,11 @@ def default_colour(index: int) -> str:
     return _PALETTE[index % len(_PALETTE)]
 
 
+def rgb(colour: str) -> tuple[int, int, int]:
+    """A colour, `#RRGGBB`, as three numbers from 0 to 255."""
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
 @dataclass(frozen=True)
 class LandClass:
     """One land-cover class.
@@ -54,11 +59,13 @@ class LandClass:
         name: as people say it.
         code: its value in label rasters and maps, 0..254.
         colour: `#RRGGBB`.
+        scored: whether its own scores enter the means over classes (AA, mF1, mIoU).
     """
 
     name: str
     code: int
     colour: str
+    scored: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.code < UNLABELLED:
@@ -77,7 +84,7 @@ class LandClass:
     @property
     def rgb(self) -> tuple[int, int, int]:
         """The colour as three numbers from 0 to 255."""
-        return int(self.colour[1:3], 16), int(self.colour[3:5], 16), int(self.colour[5:7], 16)
+        return rgb(self.colour)
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,8 @@ class Legend:
                     f"one {what} per class",
                     "merge the classes or rename one of them",
                 )
+        if not any(c.scored for c in self.classes):
+            raise SettingsError("no class of the legend is scored", "at least one without `scored: false`", "mend it")
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -112,6 +121,11 @@ class Legend:
     def names(self) -> list[str]:
         """The names, in order."""
         return [c.name for c in self.classes]
+
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        """Which classes enter the means over classes, in order: (K,)."""
+        return np.array([c.scored for c in self.classes], dtype=bool)
 
     @property
     def codes(self) -> NDArray[np.uint8]:

@@ -35,7 +35,8 @@ class Patchwork:
         window: what it holds, in the scene's pixels.
         tables: name -> (pixels, D) with the channels of a pixel side by side.
         zooms: name -> zoom.
-        valid: (height, width) bool, where every modality has data.
+        valid: (height, width) bool, which pixels can be mapped: every modality that must be there has data, and at
+            least one of all (see `PixelMap.instead`).
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Patchwork:
             rows: as in `views`, and so are `cols`, `side` and `turns`.
 
         Returns:
-            (B, side, side) uint8; `UNLABELLED` beyond the scene and where a modality has no data.
+            (B, side, side) uint8; `UNLABELLED` beyond the scene and where a pixel cannot be mapped.
         """
         offsets = self._offsets(side, turns)
         row, col = rows[:, None, None] + offsets[..., 0], cols[:, None, None] + offsets[..., 1]
@@ -117,13 +118,17 @@ def read_patchwork(scene: Scene, window: Window, pixel_maps: Mapping[str, PixelM
     """
     tables, zooms = {}, {}
     valid = np.ones((window.height, window.width), dtype=bool)
+    seen = np.zeros_like(valid)
     for name, pixel_map in pixel_maps.items():
         zoom = scene.modalities[name].zoom
         values = scene.read(name, window)  # (C, H * zoom, W * zoom)
-        valid &= validity(values, zoom)
-        tables[name] = pixel_map(torch.from_numpy(values).flatten(1).T)
+        known = validity(values, zoom)
+        seen |= known
+        if pixel_map.instead is None:
+            valid &= known
+        tables[name] = pixel_map(torch.from_numpy(values).flatten(1).T).contiguous()  # else gathering is 3 times slower
         zooms[name] = zoom
-    return Patchwork(window, tables, zooms, valid)
+    return Patchwork(window, tables, zooms, valid & seen)
 
 
 def fit_pixel_maps(

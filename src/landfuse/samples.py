@@ -7,7 +7,7 @@ plain indexing, so the batches are the same for any number of loader workers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from landfuse.errors import SplitError
 from landfuse.legend import UNLABELLED
+from landfuse.modality_dropout import dropout_of, patterns
 from landfuse.patchwork import Store
 from landfuse.settings import Settings, byte_count
+
+Chance = Annotated[float, Field(ge=0, lt=1)]
 
 
 class SampleSettings(Settings):
@@ -30,6 +33,8 @@ class SampleSettings(Settings):
         windows: windows per epoch; by default as many as it takes to see each training pixel about once.
         balanced: draw every class equally often, however rare.
         augment: flip and turn by quarters, alike in all modalities.
+        modality_dropout: how often a sample goes without a modality, 0..1: one number, or by name, e.g. `{sar: 0.2}`.
+            Never without all of them. The model then learns to map where such a modality has no data.
         memory: scenes up to this size (as float32, after the pixel maps) are held in memory, larger ones are read
             by blocks.
         workers: loader processes; 0 reads in the training process, best for scenes in memory.
@@ -39,6 +44,7 @@ class SampleSettings(Settings):
     windows: int | None = Field(default=None, ge=1)
     balanced: bool = False
     augment: bool = True
+    modality_dropout: Chance | dict[str, Chance] = 0.0
     memory: int = 4 * 1024**3
     workers: int = Field(default=0, ge=0)
 
@@ -52,7 +58,8 @@ class Sample(NamedTuple):
     """One batch.
 
     Args:
-        images: name -> (B, C, view * zoom, view * zoom) float32, mapped; 0 where there is no data.
+        images: name -> (B, C, view * zoom, view * zoom) float32, mapped; where there is no data, 0, or NaN for a
+            modality that may be dropped, as where it is.
         target: (B, core, core) uint8, classes or `UNLABELLED`.
     """
 
@@ -63,8 +70,9 @@ class Sample(NamedTuple):
 class Samples(Dataset[Sample]):
     """Batches of windows.
 
-    Indexing takes a table of draws, (B, 4) int64: scene, row, column (of the core's first pixel), turn (0..7); a
-    negative turn marks a row that only fills up the batch, whose target is unlabelled.
+    Indexing takes a table of draws, (B, 4) int64: scene, row, column (of the core's first pixel), and how: the turn
+    (0..7), plus 8 times the modalities that are dropped, a bit for each in their order. If that is negative, the row
+    only fills up the batch, and its target is unlabelled.
 
     Args:
         store: what is gathered from.
@@ -79,11 +87,12 @@ class Samples(Dataset[Sample]):
     def __getitem__(self, draws: NDArray[np.int64]) -> Sample:
         """Fetches the batch that a table of draws describes."""
         table = torch.as_tensor(draws)
+        how = table[:, 3].clamp(min=0)
         halo = (self.view - self.core) // 2
         images: dict[str, Tensor] = {}
         target = torch.empty((len(table), self.core, self.core), dtype=torch.uint8)
         for members, scene, patchwork in self.store.grouped(table[:, :3]):
-            rows, cols, turns = table[members, 1], table[members, 2], table[members, 3].clamp(min=0)
+            rows, cols, turns = table[members, 1], table[members, 2], how[members] % 8
             views = patchwork.views(rows - halo, cols - halo, self.view, turns)
             squares = patchwork.targets(self.targets[scene], rows, cols, self.core, turns)
             if len(members) == len(table):
@@ -95,18 +104,35 @@ class Samples(Dataset[Sample]):
                     images[name] = torch.empty(shape, memory_format=torch.channels_last)
                 images[name][members] = view
             target[members] = squares
+        dropped = how // 8
+        if dropped.any():
+            target = target.masked_fill(~self._drop(images, dropped), UNLABELLED)
         return Sample(images, target.masked_fill((table[:, 3] < 0)[:, None, None], UNLABELLED))
+
+    def _drop(self, images: dict[str, Tensor], dropped: Tensor) -> Tensor:
+        """Takes modalities out of images, and tells at which core pixels anything is left: (B, core, core)."""
+        core, halo = self.core, (self.view - self.core) // 2
+        seen = torch.zeros((len(dropped), core, core), dtype=torch.bool)
+        for bit, name in enumerate(self.store.pixel_maps):
+            image = images[name]
+            image[(dropped >> bit & 1).bool()] = torch.nan
+            zoom = image.shape[-1] // self.view
+            inside = slice(halo * zoom, (halo + core) * zoom)
+            known = image[:, 0, inside, inside].isfinite()
+            seen |= known.view(len(dropped), core, zoom, core, zoom).any(dim=4).any(dim=2)
+        return seen
 
 
 class Draws(Sampler[NDArray[np.int64]]):
     """Which windows make up an epoch, batch by batch.
 
-    Training draws labelled pixels (each once per epoch, or each class equally often) and puts a core at a random
-    place over each; validation walks the lattice. Every rank of several gets its share of each batch.
+    Training draws labelled pixels (each once per epoch, or each class equally often), puts a core at a random place
+    over each, and drops modalities; validation walks the lattice and drops none. Every rank of several gets its share
+    of each batch.
 
     Args:
         samples: what is drawn from.
-        settings: batch, windows, balanced, augment.
+        settings: batch, windows, balanced, augment, modality_dropout.
         train: draw at random, else walk the lattice once.
         seed: of the draws; epoch e uses (seed, e).
         rank: of this process.
@@ -114,6 +140,7 @@ class Draws(Sampler[NDArray[np.int64]]):
 
     Raises:
         SplitError: if no pixel is labelled.
+        SettingsError: if modalities cannot be dropped as the settings say.
     """
 
     def __init__(
@@ -128,6 +155,9 @@ class Draws(Sampler[NDArray[np.int64]]):
         self._pixels = np.concatenate(places).astype(np.int64)  # (P, 4): scene, row, column, class
         if not len(self._pixels):
             raise SplitError("no labelled pixel is left to draw from", "labelled pixels", "check labels and split")
+        names = list(samples.store.pixel_maps)
+        chances = dropout_of(settings.modality_dropout, names)
+        self._patterns = patterns([chances.get(name, 0.0) for name in names]) if chances else None
         self._walk = np.empty((0, 4), dtype=np.int64) if train else self._lattice()
 
     def set_epoch(self, epoch: int) -> None:
@@ -168,6 +198,8 @@ class Draws(Sampler[NDArray[np.int64]]):
         draws = self._pixels[chosen].copy()
         draws[:, 1:3] -= rng.integers(0, core, size=(count, 2))
         draws[:, 3] = rng.integers(0, 8, size=count) if self.settings.augment else 0
+        if self._patterns is not None:
+            draws[:, 3] += 8 * rng.choice(len(self._patterns), size=count, p=self._patterns)
         return draws
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:

@@ -7,11 +7,15 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.legend import UNLABELLED, Legend
+
+if TYPE_CHECKING:
+    from landfuse.pictures import Picture
 
 _CHUNK = 1 << 22  # pixels counted at a time: the pair index of a pixel takes 8 bytes, its labels 2
 
@@ -27,6 +31,8 @@ class Confusion:
     - The truth of a class, and so which classes occur, is counted on the scored pixels: labelled and mapped.
     - Means over classes (AA, mF1, mIoU) run over the classes that occur in the truth. Predicting a class that does
       not occur lowers the recall of the others; it is not one more class in the mean.
+    - A class that the legend calls not scored stays out of those means. Its pixels count in OA and kappa, and as errors
+      of the other classes (clutter, in the ISPRS benchmarks).
     - A class in the truth that is never predicted has recall, F1 and IoU 0; its precision is 0 / 0, that is NaN.
     - A class that is predicted but not in the truth has precision, F1 and IoU 0; its recall is NaN.
     - A class that occurs in neither has NaN in all four.
@@ -37,20 +43,35 @@ class Confusion:
         classes: K, the number of classes.
         matrix: (K, K) counts to start from, rows truth, columns prediction; zeros if left out.
         unmapped: labelled pixels without a prediction, to start from.
+        scored: (K,), which classes enter the means; all if left out.
 
     Raises:
-        ValueError: if the matrix is not (K, K).
+        ValueError: if the matrix is not (K, K), or `scored` not (K,).
 
     Source:
         Congalton 1991, doi:10.1016/0034-4257(91)90048-B (overall, producer's and user's accuracy);
         Cohen 1960, doi:10.1177/001316446002000104 (kappa).
     """
 
-    def __init__(self, classes: int, matrix: NDArray[np.int64] | None = None, unmapped: int = 0) -> None:
+    def __init__(
+        self,
+        classes: int,
+        matrix: NDArray[np.int64] | None = None,
+        unmapped: int = 0,
+        scored: NDArray[np.bool_] | None = None,
+    ) -> None:
         self.matrix = np.zeros((classes, classes), np.int64) if matrix is None else np.array(matrix, np.int64)
         if self.matrix.shape != (classes, classes):
             raise ValueError(f"a confusion matrix of {classes} classes cannot have the shape {self.matrix.shape}")
         self.unmapped = int(unmapped)
+        self.scored = np.ones(classes, bool) if scored is None else np.asarray(scored, bool)
+        if self.scored.shape != (classes,):
+            raise ValueError(f"{classes} classes, and {self.scored.shape} notes of whether they are scored")
+
+    @classmethod
+    def of(cls, legend: Legend, matrix: NDArray[np.int64] | None = None, unmapped: int = 0) -> Confusion:
+        """A confusion of a legend's classes; those with `scored: false` stay out of the means."""
+        return cls(len(legend), matrix, unmapped, legend.scored)
 
     @property
     def classes(self) -> int:
@@ -91,7 +112,7 @@ class Confusion:
             return NotImplemented
         if other.classes != self.classes:
             raise ValueError(f"confusions of {self.classes} and of {other.classes} classes cannot be added")
-        return Confusion(self.classes, self.matrix + other.matrix, self.unmapped + other.unmapped)
+        return Confusion(self.classes, self.matrix + other.matrix, self.unmapped + other.unmapped, self.scored)
 
     def __repr__(self) -> str:
         return f"Confusion({self.classes} classes, {self.pixels} pixels, {self.unmapped} unmapped)"
@@ -199,7 +220,7 @@ class Confusion:
         rows = self.per_class(legend.names)
         return json.dumps(
             {
-                "scores": _defined(self.scores()),
+                "scores": _defined(Confusion.of(legend, self.matrix, self.unmapped).scores()),
                 "classes": [{"code": c.code, **_defined(row)} for c, row in zip(legend, rows, strict=True)],
                 "confusion": {
                     "rows": "truth",
@@ -229,12 +250,22 @@ class Confusion:
             writer.writerow([c.code, *cells, *counts])
         return text.getvalue()
 
+    def plot(self, names: Sequence[str] = ()) -> Picture:
+        """The matrix with counts, each cell shaded by its share of the row, as a figure of matplotlib.
+
+        Args:
+            names: K names; by default the numbers 0..K-1.
+        """
+        from landfuse.pictures import confusion_figure
+
+        return confusion_figure(self.matrix, list(names) or [str(number) for number in range(self.classes)])
+
     @property
     def _hits(self) -> NDArray[np.int64]:
         return np.diagonal(self.matrix)
 
     def _mean(self, values: NDArray[np.float64]) -> float:
-        present = self.support > 0
+        present = (self.support > 0) & self.scored
         return float(values[present].mean()) if present.any() else math.nan
 
 

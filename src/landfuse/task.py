@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from landfuse.files import whole_file
@@ -23,7 +25,7 @@ from landfuse.scores import Confusion
 
 
 class Task(LightningModule):
-    """Trains a model with AdamW, a warm-up and a cosine; scores validation by one confusion matrix over all ranks.
+    """Trains a model by a gradient method and a schedule; scores validation by one confusion matrix over all ranks.
 
     Args:
         model: what learns.
@@ -41,9 +43,11 @@ class Task(LightningModule):
         )
 
     def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
-        """Seeds what layers draw (dropout, noise) by step and rank: loaders and resuming use the same generator."""
+        """Seeds what layers draw (dropout, noise) by step and rank (loaders and resuming use the same generator), and
+        tells the model how far the training is."""
         entropy = (self.settings.seed, self.global_step, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        self.model.progress = self.global_step / max(1, self.steps)
 
     def training_step(self, batch: Sample, index: int) -> Tensor:
         """One step; a loss that is no number stops the training at once."""
@@ -58,6 +62,11 @@ class Task(LightningModule):
             if name != "loss":
                 self.log(f"train_{name}", part.detach(), on_epoch=True, on_step=False, batch_size=size)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Sample, batch_idx: int) -> None:
+        """Asks to stop after the last step: Lightning then validates, also in the middle of an epoch."""
+        if self.global_step >= self.steps:
+            self.trainer.should_stop = True
 
     def on_validation_epoch_start(self) -> None:
         """Starts a new confusion matrix."""
@@ -81,21 +90,41 @@ class Task(LightningModule):
             self.log(f"val_{name}", 0.0 if math.isnan(value) else value, prog_bar=name == self.settings.choose_by)
 
     def configure_optimizers(self) -> Any:
-        """AdamW over what can be trained; biases, norms and other vectors are not decayed."""
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trainable if p.dim() > 1], "weight_decay": self.settings.weight_decay},
-            {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.settings.rate)
-        warm = max(1, round(self.settings.warmup * self.steps))
+        """The optimiser over what can be trained, and its rate at each step."""
+        optimizer = optimizer_for(self.model, self.settings)
+        schedule = LambdaLR(optimizer, functools.partial(rate_share, settings=self.settings, steps=self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-        def rate(step: int) -> float:
-            if step < warm:
-                return (step + 1) / warm
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, self.steps - warm))))
 
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+def optimizer_for(model: nn.Module, settings: TrainingSettings) -> Optimizer:
+    """The optimiser over what can be trained in a model; AdamW does not decay biases, norms and other vectors."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if settings.optimizer == "sgd":
+        return SGD(trainable, lr=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    groups = [
+        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return AdamW([g for g in groups if g["params"]], lr=settings.rate)
+
+
+def rate_share(step: int, settings: TrainingSettings, steps: int) -> float:
+    """The learning rate of a step as a share of the peak.
+
+    Args:
+        step: from 0.
+        settings: schedule and warm-up.
+        steps: of the whole training.
+    """
+    warm = round(settings.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    if settings.schedule == "steps":
+        return settings.factor ** sum(step * settings.length >= milestone * steps for milestone in settings.milestones)
+    done = min(1.0, (step - warm) / max(1, steps - warm))
+    if settings.schedule == "polynomial":
+        return (1 - done) ** settings.power  # type: ignore[no-any-return]
+    return 0.5 * (1 + math.cos(math.pi * done)) if settings.schedule == "cosine" else 1.0
 
 
 class Patience(EarlyStopping):

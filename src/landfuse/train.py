@@ -1,7 +1,8 @@
 """Training: a recipe becomes a run folder with a bundle, its scores and how they came about.
 
 The run folder holds `bundle/`, `recipe.json` (resolved), `scores.json`, `confusion.csv`, `environment.json`, `split/`
-(roles per tile), `metrics.csv`, `curves.png`, `tensorboard/`, and, until the run ends, `checkpoints/` to go on from.
+(roles per tile), `metrics.csv`, `curves.png`, `reliability.png`, `tensorboard/`, and, until the run ends,
+`checkpoints/` to go on from.
 The test split is read once, at the end.
 """
 
@@ -11,20 +12,29 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
+from numpy.typing import NDArray
 
+from landfuse.calibration import LogitSample, Reliability, probabilities_of
 from landfuse.classifier import Classifier, ModelSpec, load_bundle, note
 from landfuse.errors import SettingsError
+from landfuse.features import DiffusionFeatures
 from landfuse.files import write_text
 from landfuse.fit import fit
 from landfuse.ground import Ground, fit_maps, ground
+from landfuse.legend import UNLABELLED
+from landfuse.modality_dropout import dropout_of
 from landfuse.models.base import DirectFit
 from landfuse.patchwork import Store
-from landfuse.pictures import curves_figure, save
+from landfuse.pictures import curves_figure, reliability_figure, save
 from landfuse.predict import map_blocks
+from landfuse.pretrain import facts_of, pretrain
 from landfuse.recipe import Recipe, read_recipe
 from landfuse.run_folder import claim, environment, peak_memory, plain, release
 from landfuse.samples import Draws, Samples, loader
@@ -63,7 +73,8 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True)
     try:
         return _train(recipe, run, progress)
     except BaseException:
-        if claimed and not (run / "checkpoints" / "last.ckpt").exists():
+        learnt = [run / "checkpoints" / name for name in ("last.ckpt", "denoiser.pt")]
+        if claimed and not any(path.exists() for path in learnt):
             release(run)
         raise
 
@@ -71,11 +82,22 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True)
 def _train(recipe: Recipe, run: Path, progress: bool) -> Classifier:
     file = recipe.read_scene()
     base = ground(recipe, file)
+    features = None
+    if recipe.pretrain is not None:
+        denoiser = pretrain(recipe.pretrain, base, run, memory=recipe.samples.memory, progress=progress)
+        if recipe.features is not None:
+            features = DiffusionFeatures(denoiser, recipe.features)
+            base = replace(base, scenes=features.append(base.scenes, progress=progress))
     lightning.seed_everything(recipe.training.seed, workers=True, verbose=False)
-    maps = fit_maps(recipe, base)
+    given = features.maps if features is not None else {}
+    maps = fit_maps(recipe, base, given)
     notes = {name: note(base.scenes[0], name) for name in maps}
     spec = ModelSpec(str(recipe.model["name"]), {k: v for k, v in recipe.model.items() if k != "name"})
-    classifier = Classifier(spec, maps, notes, base.legend, recipe.mapping.stride)
+    stride, weights = recipe.mapping.stride, recipe.mapping.weights
+    dropped = dropout_of(recipe.samples.modality_dropout, [name for name in maps if name not in given])
+    classifier = Classifier(
+        spec, maps, notes, base.legend, stride, weights=weights, features=features, droppable=dropped
+    )
     model = classifier.model
     store = Store(base.scenes, maps, model.view, recipe.samples.memory)
     training = Samples(store, base.targets(TRAIN), model.view, model.core)
@@ -95,12 +117,27 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Classifier:
     facts["parameters"] = sum(p.numel() for p in model.parameters())
     classifier.eval()
     if validation is not None:
-        facts["validation"] = score_role(classifier, base, VALIDATION, recipe.mapping.batch).scores()
+        logits = LogitSample(sum(int((roles == VALIDATION).sum()) for roles in base.roles))
+        facts["validation"] = score_role(classifier, base, VALIDATION, recipe.mapping.batch, logits.update).scores()
+        classifier.temperature = logits.temperature()
 
     start = time.perf_counter()
-    confusion = score_role(classifier, base, TEST, recipe.mapping.batch)
+    before, after = Reliability(), Reliability()
+
+    def count(values: NDArray[np.float32], truth: NDArray[np.uint8]) -> None:
+        before.update(probabilities_of(values), truth)
+        after.update(probabilities_of(values, classifier.temperature), truth)
+
+    confusion = score_role(classifier, base, TEST, recipe.mapping.batch, count)
+    facts["calibration"] = {
+        "temperature": classifier.temperature,
+        "fitted_on": "validation" if validation is not None else None,
+        "test": {"before": before.told(), "after": after.told()},
+    }
     facts["test_mapping_seconds"] = round(time.perf_counter() - start, 3)
     facts["peak_memory_bytes"] = peak_memory()
+    if features is not None:
+        facts["pretrain"] = facts_of(features.denoiser)
     facts["leak_share"] = leak_share(base.roles, model.view, model.core, classifier.stride)
     classifier.save(run / "bundle")
     for scene, roles in zip(base.scenes, base.roles, strict=True):
@@ -108,6 +145,7 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Classifier:
     history = read_history(run / "metrics.csv")
     if history:
         save(curves_figure(history, facts.get("epoch")), run / "curves.png")
+    save(reliability_figure({"as trained": before.told(), "in the bundle": after.told()}), run / "reliability.png")
     write_text(run / "confusion.csv", confusion.to_csv(base.legend))
     write_text(run / "environment.json", json.dumps(environment(), indent=2) + "\n")
     scores = {"test": confusion.scores(), "classes": confusion.per_class(base.legend.names), **facts}
@@ -116,10 +154,27 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Classifier:
     return classifier
 
 
-def score_role(classifier: Classifier, base: Ground, role: int, batch: int | None = None) -> Confusion:
-    """Maps the pixels of a role with the mapping engine and scores them, as a map of the scene would score."""
+def score_role(
+    classifier: Classifier,
+    base: Ground,
+    role: int,
+    batch: int | None = None,
+    watch: Callable[[NDArray[np.float32], NDArray[np.uint8]], None] = lambda logits, truth: None,
+) -> Confusion:
+    """Maps the pixels of a role with the mapping engine and scores them, as a map of the scene would score.
+
+    Args:
+        classifier: what maps.
+        base: the scenes and their roles.
+        role: whose pixels are mapped.
+        batch: windows per forward pass.
+        watch: is given the logits, (N, K), and the truth, (N,), of the pixels that are scored, part by part.
+    """
     confusion = Confusion(len(base.legend))
     for scene, roles, target in zip(base.scenes, base.roles, base.targets(role), strict=True):
         for part in map_blocks(classifier, scene, wanted=roles == role, batch=batch):
-            confusion.update(target[part.window.within(scene.grid.window)], part.classes)
+            truth = target[part.window.within(scene.grid.window)]
+            confusion.update(truth, part.classes)
+            scored = (truth != UNLABELLED) & (part.classes != UNLABELLED)
+            watch(part.logits.numpy()[:, scored].T, truth[scored])
     return confusion

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from landfuse.errors import ModelError
+from landfuse.errors import ModelError, SettingsError
 from landfuse.layers.pixel_map import PixelMap, PixelMapSettings, PixelStatistics
 from landfuse.patchwork import fit_pixel_maps
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.simulate import SimulatedRaster, simulate_flat
+from landfuse.settings import parse
 
 
 def pixels(count: int, bands: int, seed: int = 0) -> NDArray[np.float32]:
@@ -176,3 +177,28 @@ def test_only_training_pixels_are_looked_at(kind: str) -> None:
     for other in maps[1:]:
         assert torch.equal(other.weight, maps[0].weight)
         assert torch.equal(other.bias, maps[0].bias)
+
+
+def test_published_statistics_are_taken_as_they_are() -> None:
+    settings = PixelMapSettings(kind="given", mean=(763.88, -12.54), std=(248.19, 2.42))
+    pixel_map = PixelStatistics(2).pixel_map(settings, "s2")  # no training pixel is looked at
+    pixels = torch.tensor([[763.88, -12.54], [1012.07, -14.96], [torch.nan, 0.0]])
+    expected = torch.tensor([[0.0, 0.0], [1.0, -1.0], [0.0, 12.54 / 2.42]])
+    torch.testing.assert_close(pixel_map(pixels), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ModelError, match="gives 2 means and deviations for 3 bands"):
+        PixelStatistics(3).pixel_map(settings, "s2")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "given"}, "needs `mean` and `std`"),
+        ({"kind": "given", "mean": [1.0]}, "needs `mean` and `std`"),
+        ({"mean": [1.0], "std": [1.0]}, "no other kind has them"),
+        ({"kind": "given", "mean": [1.0], "std": [1.0, 2.0]}, "the same length"),
+        ({"kind": "given", "mean": [1.0], "std": [0.0]}, "above 0"),
+    ],
+)
+def test_published_statistics_must_fit(values: dict, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        parse(PixelMapSettings, values, "here")

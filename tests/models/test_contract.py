@@ -17,6 +17,7 @@ from landfuse.models import MODELS
 from landfuse.models.base import DirectFit, FusionModel, Modality
 
 SMALL: dict[str, dict[str, Any]] = {
+    "bdgf": {"view": 5, "width": 32, "embedding": 32, "states": 4},
     "forest": {"trees": 7},
     "stacked": {"view": 32, "core": 28, "architecture": "Linknet", "encoder": "tu-test_resnet"},
     "two_branch": {"view": 5, "width": 8},

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.errors import MissingFileError, ModelError, SettingsError
+from landfuse.layers.relative_attention import Padding, relative_attention
 from landfuse.layers.unetformer import GlobalLocalAttention, mirrored
-from landfuse.layers.vit_encoder import StackedEncoder, relative_attention
+from landfuse.layers.vit_encoder import StackedEncoder
 from landfuse.models.base import Modality
 from landfuse.models.mfnet import MFNet, from_authors
 from landfuse.settings import parse
@@ -78,6 +79,35 @@ def test_relative_attention_is_the_sum_that_sam_writes_out() -> None:
     torch.testing.assert_close(got, truth)
     weight = torch.randn_like(truth)
     inputs = (q, k, v, rows, columns)
+    for ours, theirs in zip(
+        torch.autograd.grad((got * weight).sum(), inputs),
+        torch.autograd.grad((truth * weight).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("H", "W"), [(3, 5), (5, 2), (2, 1), (5, 5)])
+def test_padding_of_a_window_is_one_more_key(H: int, W: int) -> None:
+    """Against the window written out with all its padded tokens, with gradients."""
+    torch.manual_seed(0)
+    side, d = 5, 4
+    q, k, v = (torch.randn(2, 2, H, W, d, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    k0, v0 = (torch.randn(2, 2, 1, d, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    rows, columns = (torch.randn(2 * side - 1, d, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def whole(x: Tensor, filling: Tensor) -> Tensor:
+        filled = filling[:, :, :, None].expand(-1, -1, side, side, -1).clone()
+        filled[:, :, :H, :W] = x
+        return filled
+
+    everywhere = relative_attention(whole(q, torch.zeros_like(k0)), whole(k, k0), whole(v, v0), rows, columns)
+    truth = everywhere.view(2, 2, side, side, d)[:, :, :H, :W].reshape(2, 2, H * W, d)
+    padding = Padding(k0, v0, side) if min(H, W) < side else None
+    got = relative_attention(q, k, v, rows, columns, padding)
+    torch.testing.assert_close(got, truth)
+    weight = torch.randn_like(truth)
+    inputs = (q, k, v, rows, columns) + ((k0, v0) if padding else ())
     for ours, theirs in zip(
         torch.autograd.grad((got * weight).sum(), inputs),
         torch.autograd.grad((truth * weight).sum(), inputs),

@@ -1,4 +1,4 @@
-"""The command: check, train, predict, evaluate, sample, demo; a module each."""
+"""The command: check, train, predict, evaluate, compare, modalities, ablation, report, sample, demo; a module each."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from landfuse.cli.ablation import ablation
 from landfuse.cli.check import check
+from landfuse.cli.compare import compare
 from landfuse.cli.console import err, out
 from landfuse.cli.demo import demo
 from landfuse.cli.evaluate import evaluate
+from landfuse.cli.export import export
+from landfuse.cli.fetch import fetch
+from landfuse.cli.modalities import modalities
 from landfuse.cli.predict import predict
+from landfuse.cli.report import report
+from landfuse.cli.reproduce import reproduce
 from landfuse.cli.sample import sample
 from landfuse.cli.train import train
 from landfuse.errors import LandfuseError
@@ -31,7 +38,7 @@ class _Interruptible(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            told = "interrupted; nothing half-written is left. The same `train` command goes on from its last epoch"
+            told = "interrupted; nothing half-written is left. The same `train` or `predict` command goes on from there"
             err.print(told, soft_wrap=True)
             raise typer.Exit(130) from None
 
@@ -63,7 +70,10 @@ def _all(
         logging.getLogger("landfuse").addHandler(RichHandler(console=err, show_time=False, show_path=False))
 
 
-for command in (check, train, predict, evaluate, sample, demo):  # in the order of the help text
+# In the order of the help text.
+for command in (
+    check, train, predict, evaluate, compare, modalities, ablation, report, sample, export, fetch, reproduce, demo,
+):  # fmt: skip
     app.command()(command)
 
 

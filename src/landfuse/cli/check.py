@@ -22,10 +22,11 @@ def check(
     """Look at a scene: its modalities, its classes per role, what leaks, and every fault at once."""
     from landfuse.check import VIEWS
     from landfuse.check import check as look
+    from landfuse.places import places
 
     pairs = [_view_and_core(part) for part in views.split(",")] if views else VIEWS
     with bar("reading") as tell:
-        report = look(scene, pairs, tell)
+        report = look(scene if scene.exists() else places().get(str(scene), scene), pairs, tell)
     if report.file is not None and report.modalities:
         settings = report.file.settings
         table = Table(
@@ -35,8 +36,9 @@ def check(
             table.add_column(title, justify="left" if title in ("modality", "type", "CRS", "units") else "right")
         for name, m in report.modalities.items():
             crs = [c if len(c) < 20 else "WKT" for c in m.crs]
+            pixel = settings.modalities[name].metres or m.pixel
             table.add_row(
-                name, str(m.bands), m.dtype, f"{m.pixel:.4g}", ", ".join(crs[:3]) + (" ..." if len(crs) > 3 else ""),
+                name, str(m.bands), m.dtype, f"{pixel:.4g}", ", ".join(crs[:3]) + (" ..." if len(crs) > 3 else ""),
                 str(m.warped), f"{m.missing / max(1, m.pixels):.1%}", f"{m.low:.4g}", f"{m.mean:.4g}", f"{m.high:.4g}",
                 escape(m.units),
             )  # fmt: skip
@@ -61,6 +63,8 @@ def check(
         for (view, core), share in report.leaks.items():
             table.add_row(str(view), str(core), f"[{'red' if share > 0 else 'green'}]{share:.1%}[/]")
         out.print(table)
+    if report.confirmed:
+        out.print(f"as published: {', '.join(report.confirmed)}")
     for fault in report.faults:
         err.print(f"[bold red]fault[/] {escape(str(fault))}", soft_wrap=True)
     if report.faults:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landfuse.cli.console import Quiet, ScenePath, bar, say
+from landfuse.cli.console import Quiet, ScenePath, say
+from landfuse.cli.mapping_progress import mapping_progress, tell_json
 
 if TYPE_CHECKING:
+    from landfuse.classifier import Classifier
+    from landfuse.errors import IncompleteError
     from landfuse.legend import Legend
+    from landfuse.predict import Runner
     from landfuse.scenes.scene import Scene
 
 
@@ -26,22 +35,71 @@ def predict(
         bool, typer.Option(help="Also write class probabilities, uint8 in steps of 1/250.")
     ] = False,
     confidence: Annotated[bool, typer.Option(help="Also write the margin between best and second class.")] = False,
+    entropy: Annotated[
+        bool, typer.Option(help="Also write the entropy of the probabilities, 0 (sure) to 1 (any class alike).")
+    ] = False,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Also write this layer that the model tells; may be given several times.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Map also without modalities that the model learnt to do without.")
+    ] = False,
+    mean_for: Annotated[
+        list[str] | None,
+        typer.Option(help="Let this modality's training mean stand in where it has no data, at your own risk."),
+    ] = None,
     picture: Annotated[bool, typer.Option(help="Also write a picture (.png) of each map.")] = False,
-    block: Annotated[int, typer.Option(min=1, help="Side of the blocks, px; bounds the memory.")] = 512,
+    memory: Annotated[
+        str,
+        typer.Option(help="What a process may take; chooses the blocks, at most 2,048 px. Large networks take more."),
+    ] = "2GiB",
+    block: Annotated[int | None, typer.Option(min=1, help="Side of the blocks, px, instead of --memory.")] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Windows per forward pass; by default about 65,000 px.")
     ] = None,
+    precision: Annotated[str, typer.Option(help="What the network computes in: float32 or bfloat16.")] = "float32",
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Delete the blocks of an unfinished run instead of going on from them.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Map by this many processes of this machine.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Map by the workers of this dask scheduler, e.g. tcp://host:8786.")
+    ] = None,
+    scheduler_file: Annotated[
+        Path | None, typer.Option(help="The same, by the file that `dask scheduler --scheduler-file` writes.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say blocks, memory, disk and time, by one timed block; write nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Tell in lines of JSON, for machines.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Map a scene: a georeferenced GeoTIFF with colours and class names, 255 where there is no data."""
-    from landfuse.classifier import load_bundle
-    from landfuse.errors import OutputError, SceneError
-    from landfuse.predict import predict as run_mapping
-    from landfuse.scenes.scene_file import read_scene_file
+    """Map a scene: a cloud-optimised GeoTIFF with colours and class names, 255 where there is no data.
 
+    Interrupted in whatever way, the same command goes on where it stopped. Exit code 3: some blocks cannot be read, and
+    the map lacks them.
+    """
+    from landfuse.classifier import load_bundle
+    from landfuse.errors import OutputError, SceneError, SettingsError, several
+    from landfuse.scenes.scene_file import read_scene_file
+    from landfuse.settings import byte_count
+
+    try:
+        bytes_allowed = byte_count(memory)
+    except ValueError as error:
+        raise SettingsError(f"--memory: {error}", "a size like 2GiB", "mend it") from None
+    if precision not in ("float32", "bfloat16"):
+        raise SettingsError(f"--precision is {precision}", "float32 or bfloat16", "choose one")
+    if sum(option is not None for option in (workers, scheduler, scheduler_file)) > 1:
+        raise SettingsError(
+            "several of --workers, --scheduler and --scheduler-file are given", "one at most", "choose one"
+        )
     classifier = load_bundle(bundle)
     file = read_scene_file(scene)
     scenes = file.scenes(only=list(classifier.notes))
+    classifier.fill_mean(*(mean_for or ()))
+    if allow_missing or mean_for:
+        scenes = [classifier.complete(one, only=None if allow_missing else mean_for) for one in scenes]
     unknown = sorted(set(tile or ()) - {s.name for s in scenes})
     if unknown:
         raise SceneError(
@@ -57,16 +115,132 @@ def predict(
             "a folder, which gets a map per tile",
             "name a folder by -o, or one tile by --tile",
         )
+    paths = {one.name: output if as_file else output / f"{one.name}.tif" for one in chosen}
+    options: dict[str, Any] = {
+        "probabilities": probabilities,
+        "confidence": confidence,
+        "entropy": entropy,
+        "layers": layer or (),
+        "block": block,
+        "memory": bytes_allowed,
+        "batch": batch,
+        "precision": precision,
+    }
+    if dry_run:
+        for one in chosen:
+            _tell_plan(classifier, one, paths[one.name], options, workers or 1, as_json)
+        return
+    with _runner(bundle, workers, scheduler, scheduler_file) as (run, at_once):
+        options |= {"restart": restart, "run": run}
+        incomplete = _map_tiles(classifier, chosen, paths, options, at_once, quiet=quiet, as_json=as_json)
     for one in chosen:
-        path = output if as_file else output / f"{one.name}.tif"
-        with bar(f"mapping {one.name}, px", quiet) as tell:
-            run_mapping(
-                classifier, one, path, probabilities=probabilities, confidence=confidence, block=block, batch=batch,
-                progress=tell,
-            )  # fmt: skip
-        say(f"map: {path}")
+        path = paths[one.name]
+        if as_json:
+            tell_json("map", tile=one.name, path=str(path), complete=one.name not in incomplete)
+        else:
+            say(f"map: {path}")
         if picture:
-            say(f"picture: {_picture(path, one, classifier.legend)}")
+            drawn = _picture(path, one, classifier.legend)
+            if not as_json:
+                say(f"picture: {drawn}")
+    if incomplete:
+        raise several(list(incomplete.values()))
+
+
+def _map_tiles(
+    classifier: Classifier,
+    tiles: Sequence[Scene],
+    paths: Mapping[str, Path],
+    options: Mapping[str, Any],
+    at_once: int,
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> dict[str, IncompleteError]:
+    """Maps tiles, several at once where a cluster does the work; gives those whose maps lack blocks."""
+    from landfuse.errors import IncompleteError
+    from landfuse.parts import PartFolder
+    from landfuse.predict import predict as run_mapping
+
+    incomplete: dict[str, IncompleteError] = {}
+    stop = threading.Event()
+
+    with mapping_progress(sum(one.grid.window.pixels for one in tiles), quiet=quiet, as_json=as_json) as tell:
+
+        def one_tile(one: Scene) -> None:
+            def progress(done: int, total: int) -> None:
+                if stop.is_set():
+                    raise KeyboardInterrupt
+                tell(one.name, done)
+
+            try:
+                run_mapping(classifier, one, paths[one.name], keep=len(tiles) > 1, progress=progress, **options)
+            except IncompleteError as error:
+                incomplete[one.name] = error
+                if as_json:
+                    for where, fault in error.faults.items():
+                        tell_json("fault", tile=one.name, block=where, found=fault.found)
+            tell(one.name, one.grid.window.pixels)
+
+        if at_once == 1:
+            for one in tiles:
+                one_tile(one)
+        else:
+            with ThreadPoolExecutor(at_once) as pool:
+                running = [pool.submit(one_tile, one) for one in tiles]
+                try:
+                    for tile in as_completed(running):
+                        tile.result()
+                except BaseException:
+                    stop.set()
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    if not incomplete and len(tiles) > 1:
+        for path in paths.values():  # until here they tell which tiles are finished
+            PartFolder(path).remove()
+    return incomplete
+
+
+@contextmanager
+def _runner(
+    bundle: Path, workers: int | None, scheduler: str | None, scheduler_file: Path | None
+) -> Iterator[tuple[Runner, int]]:
+    """Who maps blocks, and how many tiles they map at once."""
+    if workers is None and scheduler is None and scheduler_file is None:
+        from landfuse.predict import map_parts
+
+        yield map_parts, 1
+        return
+    from landfuse.cluster import cluster_runner
+
+    with cluster_runner(scheduler, scheduler_file=scheduler_file, workers=workers, bundle=bundle) as run:
+        yield run, 8
+
+
+def _tell_plan(
+    classifier: Classifier, scene: Scene, path: Path, options: Mapping[str, Any], workers: int, as_json: bool
+) -> None:
+    from landfuse.plan import in_bytes
+    from landfuse.predict import plan_map
+
+    plan = plan_map(classifier, scene, path, **options)
+    if as_json:
+        tell_json("plan", tile=scene.name, path=str(path), **asdict(plan))
+        return
+    say(f"{scene.name} -> {path}")
+    say(f"  size:    {plan.height:,} x {plan.width:,} px")
+    say(
+        f"  blocks:  {plan.blocks:,} of {plan.block:,} px; halos add {plan.halo_share:.0%} to what is read; "
+        f"{plan.windows:,} windows, {plan.recomputed_share:.0%} more where blocks are computed apart (on a cluster)"
+    )
+    say(f"  memory:  at most {in_bytes(plan.memory)} per process")
+    say(f"  disk:    about {in_bytes(plan.expected_disk)}, at most {in_bytes(plan.disk)}")
+    if plan.seconds is None:
+        say("  time:    not known: there is no data in the scene's middle")
+    else:
+        more = 1 + plan.recomputed_share if workers > 1 else 1
+        time = timedelta(seconds=round(plan.seconds * more / workers))
+        say(f"  time:    about {time} by {workers} process{'es' if workers > 1 else ''}, by one timed block")
 
 
 def _picture(path: Path, scene: Scene, legend: Legend) -> Path:

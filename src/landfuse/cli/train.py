@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from landfuse.cli.compare import print_comparison
 from landfuse.cli.console import Quiet, err, out, print_scores, say
 
 
@@ -16,9 +17,22 @@ def train(
     assignments: Annotated[
         list[str] | None, typer.Argument(help="Settings that win over the file, e.g. training.epochs=20 run=runs/a.")
     ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="A run per seed, e.g. 0..4 or 0,3,5; by default the recipe's training.seed.")
+    ] = None,
+    folds: Annotated[
+        str | None, typer.Option(help="A run per fold, e.g. 0..4; with --seeds, of each seed. By default the split's.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train what a recipe says and score it on the test split; the same command goes on after an interruption."""
+    """Train what a recipe says and score it on the test split; the same command goes on after an interruption.
+
+    With --seeds or --folds it trains a run of each, in folders such as runs/NAME/fold-0-seed-1, and compares them.
+    Runs that have ended are not repeated.
+    """
+    if seeds is not None or folds is not None:
+        _train_series(recipe, assignments or [], seeds, folds, quiet)
+        return
     from landfuse.recipe import read_recipe
     from landfuse.train import train as run_training
 
@@ -32,3 +46,18 @@ def train(
     if scores["leak_share"]:
         out.print(f"[red]{scores['leak_share']:.1%} of the test pixels have a training pixel in their view[/]")
     say(f"bundle: {run / 'bundle'}")
+
+
+def _train_series(recipe: Path, assignments: list[str], seeds: str | None, folds: str | None, quiet: bool) -> None:
+    """Trains a run per seed and fold, and prints their table."""
+    from landfuse.compare import compare
+    from landfuse.series import members, numbers, train_series
+
+    runs = members(
+        recipe,
+        assignments,
+        seeds=numbers(seeds, "--seeds") if seeds is not None else (),
+        folds=numbers(folds, "--folds") if folds is not None else (),
+    )
+    train_series(recipe, runs, quiet=quiet, tell=say)
+    print_comparison(compare([one.run for one in runs]), classes=True)

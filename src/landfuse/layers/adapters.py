@@ -45,9 +45,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from landfuse.errors import ModelError
 from landfuse.layers.exchange import Exchange, by_modality
+from landfuse.layers.linear import linear_each
 from landfuse.layers.lora import ExchangedLoraLinear, LoraLinear
 
 
@@ -75,10 +77,23 @@ class Bottlenecks(nn.Module):
         ):
             nn.init.uniform_(parameter, -(fan_in**-0.5), fan_in**-0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(M, T, D) -> (M, T, D)."""
-        hidden = F.gelu(torch.bmm(x, self.down) + self.down_bias)
-        return torch.bmm(hidden, self.up) + self.up_bias
+    def forward(self, x: Tensor, shares: Tensor | None = None) -> Tensor:
+        """(M, T, D) -> (M, T, D).
+
+        Args:
+            x: the tokens of every modality.
+            shares: (M, M), what each modality takes of every perceptron's outcome; if not given, its own.
+        """
+        hidden = linear_each(x, self.down, self.down_bias)
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            # Only the narrow layer is kept; the second half costs little to compute again.
+            y: Tensor = checkpoint(self._second, hidden, shares, use_reentrant=False, preserve_rng_state=False)
+            return y
+        return self._second(hidden, shares)
+
+    def _second(self, hidden: Tensor, shares: Tensor | None) -> Tensor:
+        y = linear_each(F.gelu(hidden), self.up, self.up_bias)
+        return y if shares is None else torch.matmul(shares, y.flatten(1)).view(y.shape)
 
 
 class AdaptedAttention(nn.Module):
@@ -110,9 +125,8 @@ class AdaptedMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(M * B, ..., D) -> (M * B, ..., D)."""
         y: Tensor = self.inner(x)
-        update: Tensor = self.adapters(by_modality(x, self.modalities))
-        if self.modalities > 1:
-            update = torch.matmul(self.exchange(), update.view(self.modalities, -1))
+        shares = self.exchange() if self.modalities > 1 else None
+        update: Tensor = self.adapters(by_modality(x, self.modalities), shares)
         return y + update.view(y.shape)
 
 

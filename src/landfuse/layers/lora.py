@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from landfuse.errors import ModelError
 from landfuse.layers.exchange import Exchange, by_modality
+from landfuse.layers.linear import linear
 
 
 class LoraLinear(nn.Module):
@@ -121,10 +122,9 @@ class PerModalityLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(M * B, ..., D) -> (M * B, ..., O)."""
-        y = torch.bmm(by_modality(x, len(self.weight)), self.weight.transpose(1, 2))
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype)
-        return y.view(*x.shape[:-1], -1)
+        modalities = by_modality(x, len(self.weight))
+        each = [linear(tokens, weight, self.bias) for tokens, weight in zip(modalities, self.weight, strict=True)]
+        return torch.stack(each).view(*x.shape[:-1], -1)
 
 
 def _with_update(inner: nn.Linear, update: Tensor) -> nn.Module:

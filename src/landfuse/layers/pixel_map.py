@@ -1,4 +1,4 @@
-"""Maps of single pixels, y = W x + b: standardise and PCA. Fitted on training pixels only."""
+"""Maps of single pixels, y = W x + b: standardise and PCA, fitted on training pixels only, or published statistics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,16 +24,29 @@ class PixelMapSettings(Settings):
     """How the bands of one modality become channels.
 
     Args:
-        kind: `standardise` (mean 0, standard deviation 1 per band), `pca`, or `none`.
+        kind: `standardise` (mean 0, standard deviation 1 per band), `given` (the same by published statistics), `pca`,
+            or `none`.
+        mean: of each band, for `given`; in the units of the modality, after its scale.
+        std: likewise.
         components: channels that PCA keeps.
         whiten: give each principal component a standard deviation of 1; else only the first has it.
         clip: limit values to +- this many standard deviations; null for no limit.
     """
 
-    kind: Literal["standardise", "pca", "none"] = "standardise"
+    kind: Literal["standardise", "given", "pca", "none"] = "standardise"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     components: int = Field(default=30, ge=1)
     whiten: bool = True
     clip: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _statistics_fit(self) -> PixelMapSettings:
+        if (self.kind == "given") != bool(self.mean and self.std):
+            raise ValueError("`kind: given` needs `mean` and `std`, a number per band each, and no other kind has them")
+        if len(self.mean) != len(self.std) or any(value <= 0 for value in self.std):
+            raise ValueError("`mean` and `std` must have the same length, and every `std` be above 0")
+        return self
 
 
 class PixelMap(nn.Module):
@@ -43,11 +56,16 @@ class PixelMap(nn.Module):
         weight: (C,) to scale each band, or (D, C) to mix them.
         bias: (C,) or (D,).
         clip: limit of |y|; infinity for none.
+
+    Attributes:
+        instead: what all channels of a pixel become where a band has no data, if a map can do without the modality:
+            NaN where the model puts a placeholder, 0 for the mean. None if the modality must be there.
     """
 
     weight: Tensor
     bias: Tensor
     clip: Tensor
+    instead: float | None = None
 
     def __init__(self, weight: Tensor, bias: Tensor, clip: float = float("inf")) -> None:
         super().__init__()
@@ -73,7 +91,7 @@ class PixelMap(nn.Module):
             pixels: (..., C) float32, NaN where there is no data.
 
         Returns:
-            (..., D) float32, 0 (the mean) where a band that goes into a channel had no data.
+            (..., D) float32, 0 (the mean) where a band that goes into a channel had no data; see `instead`.
         """
         if self.weight.dim() == 1:
             # Two roundings everywhere: a fused multiply-add rounds once, and not every code path is fused.
@@ -91,7 +109,10 @@ class PixelMap(nn.Module):
             mapped = mapped.reshape(*pixels.shape[:-1], self.channels)
         if torch.isfinite(self.clip):
             mapped = mapped.clamp(-self.clip, self.clip)
-        return torch.nan_to_num_(mapped, nan=0.0)
+        mapped = torch.nan_to_num_(mapped, nan=0.0)
+        if self.instead is None:
+            return mapped
+        return torch.where(torch.isfinite(pixels).all(dim=-1, keepdim=True), mapped, self.instead)
 
 
 @dataclass
@@ -136,6 +157,17 @@ class PixelStatistics:
         """
         if settings.kind == "none":
             return PixelMap(torch.ones(self.bands), torch.zeros(self.bands), settings.clip or float("inf"))
+        if settings.kind == "given":
+            if len(settings.mean) != self.bands:
+                raise ModelError(
+                    f"`pixel_maps.{modality}` gives {len(settings.mean)} means and deviations for {self.bands} bands",
+                    "one per band, in the order of the scene file's `bands`",
+                    f"mend pixel_maps.{modality}",
+                )
+            weight = 1 / torch.tensor(settings.std, dtype=torch.float64)
+            return PixelMap(
+                weight, -torch.tensor(settings.mean, dtype=torch.float64) * weight, settings.clip or float("inf")
+            )
         if self.count == 0:
             raise ModelError(
                 f"no training pixel has data in `{modality}`",

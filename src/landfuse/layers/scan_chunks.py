@@ -1,12 +1,13 @@
 """Sweeps of the selective scan in PyTorch operations: time as a grid of chunks by steps.
 
-Time is laid out as a grid of I chunks by J steps. All chunks advance together, one step at a time, from a zero
-state; a short loop then carries the state from chunk to chunk; a second sweep starts from the right states. So there
-are J steps of wide operations instead of L narrow ones. The decay over a chunk is exp(A times the sum of delta): only
-products of decays appear, never the exponential of a negated running sum, which overflows. The backward pass walks the
-same grid against time.
+What does not depend on the step before (delta, the decays, what enters, all sums for the gradients) is computed for a
+whole piece at once; only `h = decay h + entering` goes step by step, one operation per step. All chunks of a piece
+advance together: once from a zero state, then a short loop carries the state from chunk to chunk, then again from the
+right states. The decay over a chunk is exp(A times the sum of delta): only products of decays appear, never the
+exponential of a negated running sum, which overflows. The backward pass walks the same grid against time.
 
-In this module tensors are (B, I, J, G, D) and (B, I, J, G, N) views of the caller's memory: D channels in a group.
+In this module tensors are (B, I, J, G, D), I chunks of J steps and D channels in each of G groups, or planes of them,
+(N, B, I, J, G, D): views of the caller's memory, chunk by chunk or step by step.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_LOG2_E = math.log2(math.e)
+
 
 class Scratch:
-    """Named buffers, reused by all steps of one call: fresh large allocations cost page faults."""
+    """Named buffers, reused by all pieces of one call: fresh large allocations cost page faults."""
 
     def __init__(self, like: Tensor) -> None:
         self._buffers: dict[str, Tensor] = {}
@@ -39,196 +42,169 @@ class Grid:
     """The inputs of one sweep."""
 
     u: Tensor  # (B, I, J, G, D)
-    raw: Tensor  # (B, I, J, G, D), delta before bias and softplus
-    A: Tensor  # (G, N, D)
-    B: Tensor  # (B, I, J, G, N)
-    C: Tensor  # (B, I, J, G, N)
-    skip: Tensor | None  # (G, D)
-    bias: Tensor | None  # (G, D)
+    raw: Tensor  # (B, I, J, G, D), delta before softplus
+    A: Tensor  # (N, G, D)
+    B: Tensor  # (N, B, I, J, G, 1)
+    C: Tensor  # (N, B, I, J, G, 1)
     softplus: bool
     reverse: bool
+    scratch: Scratch
 
-    @property
-    def slab(self) -> tuple[int, int, int, int]:
-        """The shape of one step without states."""
-        return (*self.u.shape[:2], *self.u.shape[3:])
+    def new(self, name: str, *planes: int, steps: int = 0) -> Tensor:
+        """A buffer, (*planes, B, I, J + steps, G, D), whose memory is in the order of u's."""
+        batch, chunks, length, groups, width = self.u.shape
+        length += steps
+        if self.u.stride(1) >= self.u.stride(2):
+            return self.scratch(name, *planes, batch, chunks, length, groups, width)
+        return self.scratch(name, *planes, batch, length, chunks, groups, width).transpose(-4, -3)
 
-    @property
-    def state_slab(self) -> tuple[int, int, int, int, int]:
-        """The shape of one step's states, (B, I, G, N, D)."""
-        batch, chunks, groups, width = self.slab
-        return batch, chunks, groups, self.A.shape[1], width
-
-    def steps(self) -> list[int]:
-        """The places along J in the order of time."""
-        places = list(range(self.u.shape[2]))
-        return places[::-1] if self.reverse else places
-
-    def delta(self, step: int, out: Tensor, scratch: Scratch) -> Tensor:
-        """Delta of one step, into `out`."""
-        raw = self.raw[:, :, step]
-        if self.bias is not None:
-            raw = torch.add(raw, self.bias, out=scratch("raw", *self.slab))
+    def delta(self) -> Tensor:
+        """Delta, (B, I, J, G, D)."""
         if not self.softplus:
-            return out.copy_(raw)
-        # log1p(exp(.)) is 1.5 times faster than the library's softplus on a CPU; from 80 on softplus is the identity.
-        torch.clamp(raw, max=80.0, out=out).exp_().log1p_()
-        return torch.maximum(out, raw, out=out)
+            return self.raw
+        # log(1 + w) = log(v) + (w - (v - 1)) / v with v = 1 + w rounded; from 80 on softplus is the identity. On some
+        # machines exp is 4 times slower than exp2, and log1p 20 times slower than log.
+        w = torch.clamp(self.raw, max=80.0, out=self.new("delta")).mul_(_LOG2_E).exp2_()
+        v = torch.add(w, 1.0, out=self.new("input"))
+        log = torch.sub(v, 1.0, out=self.new("spare"))
+        w.sub_(log)
+        torch.log(v, out=log)
+        delta = torch.addcdiv(log, w, v, out=w)
+        return torch.maximum(delta, self.raw, out=delta)
 
-    def decay(self, delta: Tensor, scratch: Scratch) -> Tensor:
-        """exp(delta A), (B, I, G, N, D)."""
-        return torch.mul(delta.unsqueeze(3), self.A, out=scratch("decay", *self.state_slab)).exp_()
+    def decays(self, delta: Tensor) -> Tensor:
+        """exp(delta A), (N, B, I, J, G, D)."""
+        states = self.A.shape[0]
+        exponent = (self.A * _LOG2_E)[:, None, None, None]
+        return torch.mul(delta, exponent, out=self.new("decays", states)).exp2_()
 
-    def advance(self, step: int, delta: Tensor, before: Tensor, after: Tensor, scratch: Scratch) -> None:
-        """One step of the recurrence, from `before` into `after` (which may be the same)."""
-        decay = self.decay(delta, scratch)
-        entering = torch.mul(delta, self.u[:, :, step], out=scratch("entering", *self.slab))
-        entering = torch.mul(
-            entering.unsqueeze(3), self.B[:, :, step].unsqueeze(-1), out=scratch("states", *self.state_slab)
-        )
-        torch.addcmul(entering, decay, before, out=after)
+    def in_time(self, planes: Tensor) -> list[Tensor]:
+        """The steps of (N, B, I, J, G, D) in the order of time."""
+        steps = planes.unbind(3)
+        return list(reversed(steps) if self.reverse else steps)
 
-
-def _sum_states(weights: Tensor, states: Tensor, out: Tensor, add: bool) -> Tensor:
-    """Sum over N of weights (.., N) times states (.., N, D), into `out` (.., D) or added to it."""
-    if states.shape[-2] == 1:
-        squeezed = states.squeeze(-2)
-        return out.addcmul_(weights, squeezed) if add else torch.mul(weights, squeezed, out=out)
-    read = torch.matmul(weights.unsqueeze(-2), states).squeeze(-2)
-    return out.add_(read) if add else out.copy_(read)
-
-
-def _sum_channels(states: Tensor, values: Tensor, scratch: Scratch) -> Tensor:
-    """Sum over D of states (.., N, D) times values (.., D): (.., N)."""
-    if states.shape[-2] == 1:
-        product = torch.mul(states.squeeze(-2), values, out=scratch("sum", *values.shape))
-        return product.sum(-1, keepdim=True)
-    return torch.matmul(states, values.unsqueeze(-1)).squeeze(-1)
+    def over_chunks(self, delta: Tensor) -> Tensor:
+        """The decay over each chunk, less 1: (N, B, I, G, D)."""
+        return torch.expm1(delta.sum(2) * self.A[:, None, None])
 
 
 def _carry(ends: Tensor, decays: Tensor, entering: Tensor, against: bool) -> tuple[Tensor, Tensor]:
     """Carries a state over the chunks.
 
     Args:
-        ends: (B, I, G, N, D), what each chunk ends with when it starts from zero.
-        decays: same shape, what is left at its end of what it starts with, less 1 (that is, expm1 of the exponent).
-        entering: (B, G, N, D), the state before the first chunk.
+        ends: (N, B, I, G, D), what each chunk ends with when it starts from zero.
+        decays: same shape, what is left at its end of what it starts with, less 1.
+        entering: (N, B, G, D), the state before the first chunk.
         against: go from the last chunk to the first.
 
     Returns:
         The state that each chunk starts with, same shape as `ends`, and the state after the last.
     """
     starts, state = torch.empty_like(ends), entering
-    for i in reversed(range(ends.shape[1])) if against else range(ends.shape[1]):
-        starts[:, i] = state
-        state = state + torch.addcmul(ends[:, i], decays[:, i], state)
+    for i in reversed(range(ends.shape[2])) if against else range(ends.shape[2]):
+        starts[:, :, i] = state
+        state = state + torch.addcmul(ends[:, :, i], decays[:, :, i], state)
     return starts, state
 
 
-def sweep(grid: Grid, entering: Tensor, y: Tensor, add: bool, scratch: Scratch) -> tuple[Tensor, Tensor]:
-    """Writes y (B, I, J, G, D), or adds to it; returns the chunks' starting states and the state after the last."""
-    chunks, steps = grid.u.shape[1:3]
-    deltas = scratch("deltas", steps if chunks > 1 else 1, *grid.slab)
-    last = None
-    if chunks > 1:
-        ends = grid.u.new_zeros(grid.state_slab)
-        total = grid.u.new_zeros(grid.slab)
-        for step in grid.steps():
-            total += grid.delta(step, deltas[step], scratch)
-            grid.advance(step, deltas[step], ends, ends, scratch)
-        starts, last = _carry(ends, (total.unsqueeze(3) * grid.A).expm1_(), entering, grid.reverse)
+def _advance(state: Tensor, entering: list[Tensor], decays: list[Tensor]) -> Tensor:
+    """The state after the last step, in the memory of `state`."""
+    for value, decay in zip(entering, decays, strict=True):
+        torch.addcmul(value, decay, state, out=state)
+    return state
+
+
+def _fill(state: Tensor, entering: list[Tensor], decays: list[Tensor]) -> Tensor:
+    """Turns what enters at each step into the state after it; returns the last."""
+    for value, decay in zip(entering, decays, strict=True):
+        state = torch.addcmul(value, decay, state, out=value)
+    return state
+
+
+def sweep(grid: Grid, entering: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Adds to y (B, I, J, G, D); returns the chunks' starting states (N, B, I, G, D) and the state after the last.
+
+    Args:
+        grid: the inputs.
+        entering: (N, B, G, D), the state before the first step.
+        y: takes the result.
+    """
+    delta, states = grid.delta(), grid.new("states", grid.A.shape[0])
+    torch.mul(torch.mul(delta, grid.u, out=grid.new("input")), grid.B, out=states)
+    decays = grid.in_time(grid.decays(delta))
+    if grid.u.shape[1] > 1:
+        ends = _advance(torch.zeros_like(states[:, :, :, 0]), grid.in_time(states), decays)
+        starts, last = _carry(ends, grid.over_chunks(delta), entering, grid.reverse)
+        _fill(starts, grid.in_time(states), decays)
     else:
-        starts = entering.unsqueeze(1).clone()
-    state = starts.clone()
-    for step in grid.steps():
-        delta = deltas[step] if chunks > 1 else grid.delta(step, deltas[0], scratch)
-        grid.advance(step, delta, state, state, scratch)
-        out = _sum_states(grid.C[:, :, step], state, y[:, :, step], add)
-        if grid.skip is not None:
-            out.addcmul_(grid.u[:, :, step], grid.skip)
-    return starts, state[:, 0] if last is None else last
+        starts = entering.unsqueeze(2)
+        last = _fill(starts, grid.in_time(states), decays).squeeze(2).clone()
+    for state, C in zip(states, grid.C, strict=True):
+        y.addcmul_(state, C)
+    return starts, last
 
 
 @dataclass
 class Gradients:
-    """Where one backward sweep leaves its results: views like those of `Grid`; A, skip and bias are added to."""
+    """Where one backward sweep leaves its results: views like those of `Grid`."""
 
-    u: Tensor
-    raw: Tensor
-    A: Tensor  # (G, N, D)
-    B: Tensor
-    C: Tensor
-    skip: Tensor  # (G, D)
+    u: Tensor  # added to
+    raw: Tensor  # written; may be the memory of grid.raw
+    A: Tensor  # (N, G, D), added to
+    B: Tensor  # (N, B, I, J, G, 1), written
+    C: Tensor  # written
 
 
-def sweep_back(
-    grid: Grid, starts: Tensor, leaving: Tensor, dy: Tensor, out: Gradients, add: bool, scratch: Scratch
-) -> Tensor:
+def sweep_back(grid: Grid, starts: Tensor, leaving: Tensor, dy: Tensor, out: Gradients) -> Tensor:
     """The gradients of one sweep.
 
     Args:
         grid: the inputs.
-        starts: (B, I, G, N, D), the chunks' starting states, as `sweep` returned them.
-        leaving: (B, G, N, D), the adjoint of the state after the last step.
+        starts: (N, B, I, G, D), the chunks' starting states, as `sweep` returned them.
+        leaving: (N, B, G, D), the adjoint of the state after the last step.
         dy: (B, I, J, G, D), the adjoint of y.
         out: takes the gradients.
-        add: add to the gradient of u instead of writing it.
-        scratch: buffers.
 
     Returns:
-        The adjoint of the state before the first step, (B, G, N, D).
+        The adjoint of the state before the first step, (N, B, G, D).
     """
-    chunks, steps = grid.u.shape[1:3]
-    order = grid.steps()
-    deltas = scratch("deltas", steps, *grid.slab)
-    states = scratch("history", steps + 1, *grid.state_slab)
-    states[0].copy_(starts)
-    total = grid.u.new_zeros(grid.slab)
-    for number, step in enumerate(order):
-        total += grid.delta(step, deltas[step], scratch)
-        grid.advance(step, deltas[step], states[number], states[number + 1], scratch)
+    states, steps = grid.A.shape[0], grid.u.shape[2]
+    delta = grid.delta()
+    input = torch.mul(delta, grid.u, out=grid.new("input"))
+    planes = grid.decays(delta)
+    decays = grid.in_time(planes)
+    history = grid.new("history", states, steps=1)  # the state before the first step, and after each
+    before, after = history.narrow(3, int(grid.reverse), steps), history.narrow(3, int(not grid.reverse), steps)
+    grid.in_time(history)[0].copy_(starts)
+    torch.mul(input, grid.B, out=after)
+    _fill(starts, grid.in_time(after), decays)
 
-    first = None
-    if chunks > 1:
-        ends = grid.u.new_zeros(grid.state_slab)
-        for step in reversed(order):
-            ends.addcmul_(dy[:, :, step].unsqueeze(3), grid.C[:, :, step].unsqueeze(-1))
-            ends *= grid.decay(deltas[step], scratch)
-        adjoint, first = _carry(ends, (total.unsqueeze(3) * grid.A).expm1_(), leaving, not grid.reverse)
+    adjoint = torch.mul(dy, grid.C, out=grid.new("adjoint", states))  # of the state after each step, once filled
+    last, *others = reversed(grid.in_time(adjoint))
+    later = decays[:0:-1]
+    if grid.u.shape[1] > 1:
+        ends = _advance(last.clone(), others, later).mul_(decays[0])
+        returning, first = _carry(ends, grid.over_chunks(delta), leaving, not grid.reverse)
+        _fill(last.add_(returning), others, later)
     else:
-        adjoint = leaving.unsqueeze(1).clone()
+        first = (_fill(last.add_(leaving.unsqueeze(2)), others, later) * decays[0]).squeeze(2)
 
-    sum_A, sum_skip = grid.u.new_zeros(grid.state_slab), grid.u.new_zeros(grid.slab)
-    at_state, kept = scratch("at_state", *grid.state_slab), scratch("kept", *grid.state_slab)
-    dentering, ddelta = scratch("dentering", *grid.slab), scratch("ddelta", *grid.slab)
-    for number, step in reversed(list(enumerate(order))):
-        u, out_u, delta, dout = grid.u[:, :, step], out.u[:, :, step], deltas[step], dy[:, :, step]
-        B, C = grid.B[:, :, step], grid.C[:, :, step]
-        torch.addcmul(adjoint, dout.unsqueeze(3), C.unsqueeze(-1), out=at_state)
-        entering = torch.mul(delta, u, out=scratch("entering", *grid.slab))
-        out.C[:, :, step].copy_(_sum_channels(states[number + 1], dout, scratch))
-        out.B[:, :, step].copy_(_sum_channels(at_state, entering, scratch))
-        _sum_states(B, at_state, dentering, add=False)
-        torch.mul(grid.decay(delta, scratch), at_state, out=adjoint)
-        torch.mul(adjoint, states[number], out=kept)
-        sum_A.addcmul_(kept, delta.unsqueeze(3))
-        kept *= grid.A
-        torch.sum(kept, 3, out=ddelta)
-        ddelta.addcmul_(dentering, u)
-        if grid.softplus:
-            raw = grid.raw[:, :, step]
-            slope = scratch("slope", *grid.slab)
-            torch.sigmoid(raw if grid.bias is None else torch.add(raw, grid.bias, out=slope), out=slope)
-            torch.mul(ddelta, slope, out=out.raw[:, :, step])
-        else:
-            out.raw[:, :, step].copy_(ddelta)
-        if add:
-            out_u.addcmul_(dentering, delta)
-        else:
-            torch.mul(dentering, delta, out=out_u)
-        if grid.skip is not None:
-            out_u.addcmul_(dout, grid.skip)
-            sum_skip.addcmul_(dout, u)
-    out.A += sum_A.sum((0, 1))
-    out.skip += sum_skip.sum((0, 1))
-    return adjoint[:, 0] if first is None else first
+    product = grid.new("product", states)
+    out.C.copy_(torch.mul(after, dy, out=product).sum(-1, keepdim=True))
+    out.B.copy_(torch.mul(adjoint, input, out=product).sum(-1, keepdim=True))
+    dinput = torch.mul(adjoint[0], grid.B[0], out=grid.new("dinput"))
+    for one, B in zip(adjoint[1:], grid.B[1:], strict=True):
+        dinput.addcmul_(one, B)
+    # kept: the adjoint times what is left of the state before. Taking what entered from the state after it instead
+    # would cancel where the decay is strong.
+    kept = planes.mul_(adjoint).mul_(before)
+    out.A += torch.mul(kept, delta, out=product).sum((1, 2, 3))
+    out.u.addcmul_(dinput, delta)
+    ddelta = dinput.mul_(grid.u)
+    for one, A in zip(kept, grid.A, strict=True):
+        ddelta.addcmul_(one, A)
+    if grid.softplus:
+        torch.mul(ddelta, torch.sigmoid(grid.raw, out=input), out=out.raw)
+    else:
+        out.raw.copy_(ddelta)
+    return first

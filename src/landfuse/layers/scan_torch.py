@@ -16,41 +16,53 @@ from landfuse.layers.scan_chunks import Gradients, Grid, Scratch, sweep, sweep_b
 READS_HALF = False
 """Whether u, delta, B, C, x, factors and dy may come in half precision; if not, they are converted before."""
 
-# Elements that advance together. On a CPU the handful of tensors of this size must stay in a 2 MB cache; elsewhere wide
-# is fast, and the limit only bounds memory.
-_SLAB_CPU = 64 * 1024
-_SLAB_ELSEWHERE = 64 * 1024 * 1024
+# Elements of a piece: states of its steps. On a CPU the handful of tensors of this size should stay in the cache;
+# elsewhere wide is fast, and the limit only bounds memory.
+_PIECE_CPU = 1024 * 1024
+_PIECE_ELSEWHERE = 16 * 1024 * 1024
 # Rounding errors of the decay add up over the steps of a chunk, hardly over chunks.
 _MOST_STEPS = 128
+_WIDE_STEPS = 64
+_WIDE = 4096  # states that advance together without chunks, which would need two sweeps
 
 
-def _chunk_steps(length: int, width: int, device: torch.device) -> int:
+def _piece(device: torch.device) -> int:
+    return _PIECE_CPU if device.type == "cpu" else _PIECE_ELSEWHERE
+
+
+def _chunk_steps(length: int, width: int) -> int:
     """Steps per chunk, for a sequence of `length` and `width` states (B * channels * N) that advance together."""
-    if device.type == "cpu" and length <= _MOST_STEPS and _SLAB_CPU // max(1, width) <= 2:
-        return length  # wide enough without chunks, which would need two sweeps
+    if width >= _WIDE:
+        return min(_WIDE_STEPS, length)
     return min(_MOST_STEPS, max(1, round(math.sqrt(length))))
 
 
 def saved_tiles(batch: int, channels: int, length: int, states: int, device: torch.device) -> int:
     """How many states per channel the forward pass saves for the backward one."""
-    return -(-length // _chunk_steps(length, batch * channels * states, device))
+    return -(-length // _chunk_steps(length, batch * channels * states))
 
 
-def _pieces(batch: int, groups: int, width: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
-    """Cuts batch and groups into pieces whose slab of `width` elements per group and batch item stays within limits."""
-    limit = _SLAB_CPU if device.type == "cpu" else _SLAB_ELSEWHERE
-    groups_at_once = max(1, min(groups, limit // width))
-    batch_at_once = max(1, min(batch, limit // (width * groups))) if groups_at_once == groups else 1
-    for b in range(0, batch, batch_at_once):
-        for g in range(0, groups, groups_at_once):
-            yield slice(b, min(b + batch_at_once, batch)), slice(g, min(g + groups_at_once, groups))
+def _at_once(count: int, size: int, device: torch.device) -> int:
+    """How many of `count` items with `size` elements each fit into a piece, at least one."""
+    return max(1, min(count, _piece(device) // max(1, size)))
 
 
-def _segments(length: int, steps: int) -> list[tuple[int, int, int]]:
-    """(start, stop, chunks): the whole chunks, and what is left over as one short chunk."""
-    chunks = length // steps
-    left_over = [(chunks * steps, length, 1)] if chunks * steps < length else []
-    return [(0, chunks * steps, chunks), *left_over]
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _pieces(batch: int, groups: int, size: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """Cuts batch and groups, `size` elements in one chunk of each."""
+    groups_at_once = _at_once(groups, size, device)
+    batch_at_once = _at_once(batch, size * groups, device)
+    return ((b, g) for b in _slices(batch, batch_at_once) for g in _slices(groups, groups_at_once))
+
+
+def _segments(length: int, steps: int, chunks: int) -> list[tuple[int, int, int]]:
+    """(start, stop, chunks): whole chunks, at most `chunks` at once, and what is left over as one short chunk."""
+    whole = length // steps
+    segments = [(s.start * steps, s.stop * steps, s.stop - s.start) for s in _slices(whole, chunks)]
+    return segments + ([(whole * steps, length, 1)] if whole * steps < length else [])
 
 
 def _by_group(tensor: Tensor, groups: int) -> Tensor:
@@ -58,8 +70,46 @@ def _by_group(tensor: Tensor, groups: int) -> Tensor:
     return tensor.transpose(1, 2).contiguous().unflatten(2, (groups, -1))
 
 
-def _parameter(tensor: Tensor | None, groups: int) -> Tensor | None:
-    return None if tensor is None else tensor.unflatten(0, (groups, -1))
+def _planes(tensor: Tensor) -> Tensor:
+    """(B, ..., N) -> (N, B, ..., 1)."""
+    return tensor.movedim(-1, 0).unsqueeze(-1)
+
+
+class _Sequences:
+    """The inputs of a scan by group and piece."""
+
+    def __init__(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor | None, softplus: bool
+    ) -> None:
+        self.batch, channels, self.length = u.shape
+        self.groups, self.states = B.shape[1:3]
+        self.width = channels // self.groups
+        self.steps = _chunk_steps(self.length, self.batch * channels * self.states)
+        self.u, self.raw = _by_group(u, self.groups), _by_group(delta, self.groups)
+        self.A = A.unflatten(0, (self.groups, -1)).permute(2, 0, 1).contiguous()  # (N, G, D)
+        self.B, self.C = (t.permute(0, 3, 1, 2) for t in (B, C))  # (B, L, G, N)
+        self.bias = None if bias is None else bias.unflatten(0, (self.groups, -1))
+        self.softplus, self.scratch = softplus, Scratch(u)
+
+    def pieces(self) -> Iterator[tuple[slice, slice, list[tuple[int, int, int]]]]:
+        """Batch items, groups and segments of time."""
+        size, device = self.steps * self.width * self.states, self.u.device
+        for b, g in _pieces(self.batch, self.groups, size, device):
+            taken = size * (b.stop - b.start) * (g.stop - g.start)
+            yield b, g, _segments(self.length, self.steps, _at_once(self.length, taken, device))
+
+    def cut(self, b: slice, g: slice, segment: tuple[int, int, int]) -> tuple[Grid, Callable[[Tensor], Tensor]]:
+        """The grid of one piece and segment, and the function that cuts other (B, L, G, ..) tensors in the same way."""
+        start, stop, chunks = segment
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[b, start:stop, g].unflatten(1, (chunks, -1))
+
+        u, raw, B, C = cut(self.u), cut(self.raw), _planes(cut(self.B)), _planes(cut(self.C))
+        grid = Grid(u, raw, self.A[:, g], B, C, self.softplus, reverse=False, scratch=self.scratch)
+        if self.bias is not None:
+            grid.raw = torch.add(raw, self.bias[g], out=grid.new("raw"))
+        return grid, cut
 
 
 @torch.no_grad()
@@ -77,28 +127,23 @@ def forward(
     """The scan; shapes as in `selective_scan`.
 
     Returns:
-        y (B, G*D, L), the last state (B, G*D, N), and the states that `backward` wants, (B, chunks, G*D*N) or empty.
+        y (B, G*D, L), the last state (B, G*D, N), and the states that `backward` wants, (B, chunks, N*G*D) or empty.
     """
-    batch, channels, length = u.shape
-    groups, states = B.shape[1:3]
-    steps = _chunk_steps(length, batch * channels * states, u.device)
-    us, raws, Bs, Cs = _by_group(u, groups), _by_group(delta, groups), B.permute(0, 3, 1, 2), C.permute(0, 3, 1, 2)
-    As = A.unflatten(0, (groups, -1)).transpose(1, 2).contiguous()
-    skips, biases = _parameter(skip, groups), _parameter(bias, groups)
-    width = channels // groups
-    y, last = torch.empty_like(us), u.new_empty(batch, groups, states, width)
-    saved = u.new_empty((batch, -(-length // steps), groups, states, width) if save else (0,))
-    scratch = Scratch(u)
-    for b, g in _pieces(batch, groups, max(1, length // steps) * width * states, u.device):
-        state, chunk = u.new_zeros(b.stop - b.start, g.stop - g.start, states, width), 0
-        for start, stop, chunks in _segments(length, steps):
-            grid, cut = _cut(us, raws, As, Bs, Cs, skips, biases, softplus, b, g, (start, stop, chunks))
-            starts, state = sweep(grid, state, cut(y), add=False, scratch=scratch)
+    all_ = _Sequences(u, delta, A, B, C, bias, softplus)
+    batch, groups, states, width = all_.batch, all_.groups, all_.states, all_.width
+    y = torch.zeros_like(all_.u) if skip is None else all_.u * skip.unflatten(0, (groups, -1))
+    last = u.new_empty(states, batch, groups, width)
+    saved = u.new_empty((batch, -(-all_.length // all_.steps), states, groups, width) if save else (0,))
+    for b, g, segments in all_.pieces():
+        state, chunk = u.new_zeros(states, b.stop - b.start, g.stop - g.start, width), 0
+        for segment in segments:
+            grid, cut = all_.cut(b, g, segment)
+            starts, state = sweep(grid, state, cut(y))
             if save:
-                saved[b, chunk : chunk + chunks, g] = starts
-            chunk += chunks
-        last[b, g] = state
-    return y.flatten(2).transpose(1, 2), last.transpose(2, 3).flatten(1, 2), saved.flatten(2) if save else saved
+                saved[b, chunk : chunk + segment[2], :, g] = starts.movedim(0, 2)
+            chunk += segment[2]
+        last[:, b, g] = state
+    return y.flatten(2).transpose(1, 2), last.permute(1, 2, 3, 0).flatten(1, 2), saved.flatten(2) if save else saved
 
 
 @torch.no_grad()
@@ -116,63 +161,39 @@ def backward(
     softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta, A, B, C, skip and bias (the last two also where these are None)."""
-    batch, channels, length = u.shape
-    groups, states = B.shape[1:3]
-    width = channels // groups
-    steps = _chunk_steps(length, batch * channels * states, u.device)
-    us, raws, Bs, Cs = _by_group(u, groups), _by_group(delta, groups), B.permute(0, 3, 1, 2), C.permute(0, 3, 1, 2)
-    As = A.unflatten(0, (groups, -1)).transpose(1, 2).contiguous()
-    skips, biases, dys = _parameter(skip, groups), _parameter(bias, groups), _by_group(dy, groups)
-    dlasts = dlast.unflatten(1, (groups, -1)).transpose(2, 3)
-    starts = saved.view(batch, -1, groups, states, width)
-    du, draw = torch.empty_like(us), torch.empty_like(raws)
-    dB, dC = (t.new_empty(batch, length, groups, states) for t in (B, C))
-    dA, dskip = torch.zeros_like(As), u.new_zeros(groups, width)
-    scratch = Scratch(u)
-    for b, g in _pieces(batch, groups, max(1, length // steps) * width * states, u.device):
-        state, chunk = dlasts[b, g], starts.shape[1]
-        for start, stop, chunks in reversed(_segments(length, steps)):
-            grid, cut = _cut(us, raws, As, Bs, Cs, skips, biases, softplus, b, g, (start, stop, chunks))
-            out = Gradients(cut(du), cut(draw), dA[g], cut(dB), cut(dC), dskip[g])
-            state = sweep_back(grid, starts[b, chunk - chunks : chunk, g], state, cut(dys), out, False, scratch)
-            chunk -= chunks
+    all_ = _Sequences(u, delta, A, B, C, bias, softplus)
+    batch, groups, states, width = all_.batch, all_.groups, all_.states, all_.width
+    dys = _by_group(dy, groups)
+    dlasts = dlast.unflatten(1, (groups, -1)).permute(3, 0, 1, 2)
+    starts = saved.view(batch, -1, states, groups, width).movedim(2, 0)
+    du = torch.zeros_like(all_.u) if skip is None else dys * skip.unflatten(0, (groups, -1))
+    draw = torch.empty_like(all_.raw)
+    dB, dC = (t.new_empty(batch, all_.length, groups, states) for t in (B, C))
+    dA = torch.zeros_like(all_.A)
+    for b, g, segments in all_.pieces():
+        state, chunk = dlasts[:, b, g], starts.shape[2]
+        for segment in reversed(segments):
+            grid, cut = all_.cut(b, g, segment)
+            out = Gradients(cut(du), cut(draw), dA[:, g], _planes(cut(dB)), _planes(cut(dC)))
+            state = sweep_back(grid, starts[:, b, chunk - segment[2] : chunk, g], state, cut(dys), out)
+            chunk -= segment[2]
     return (
         du.flatten(2).transpose(1, 2),
         draw.flatten(2).transpose(1, 2),
-        dA.transpose(1, 2).flatten(0, 1),
+        dA.permute(1, 2, 0).flatten(0, 1),
         dB.permute(0, 2, 3, 1),
         dC.permute(0, 2, 3, 1),
-        dskip.flatten(),
+        _sum_of_product(dys.flatten(2), all_.u.flatten(2)),
         draw.sum((0, 1)).flatten(),
     )
 
 
-def _cut(
-    u: Tensor,
-    raw: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    skip: Tensor | None,
-    bias: Tensor | None,
-    softplus: bool,
-    b: slice,
-    g: slice,
-    segment: tuple[int, int, int],
-) -> tuple[Grid, Callable[[Tensor], Tensor]]:
-    """The grid of one piece and segment, and the function that cuts further (B, L, G, ..) tensors in the same way."""
-    start, stop, chunks = segment
-
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor[b, start:stop, g].unflatten(1, (chunks, -1))
-
-    at = None if skip is None else skip[g], None if bias is None else bias[g]
-    return Grid(cut(u), cut(raw), A[g], cut(B), cut(C), *at, softplus, reverse=False), cut
-
-
-def _walk(image: Tensor, direction: int) -> Tensor:
-    """(B, H, W, D) -> (B, I, J, 1, D): rows of pixels, or columns for the odd directions; no copy."""
-    return (image.transpose(1, 2) if direction % 2 else image).unsqueeze(3)
+def _sum_of_product(a: Tensor, b: Tensor) -> Tensor:
+    """Sum over all axes but the last; one batch item at a time, so that no second tensor of that size is made."""
+    total = a.new_zeros(a.shape[-1])
+    for one, other in zip(a, b, strict=True):
+        total += (one * other).flatten(0, -2).sum(0)
+    return total
 
 
 def image_saved(shape: Sequence[int], states: int) -> tuple[int, ...]:
@@ -181,26 +202,46 @@ def image_saved(shape: Sequence[int], states: int) -> tuple[int, ...]:
     return batch, 2 * (height + width), channels * states
 
 
-def _image_pieces(x: Tensor, states: int) -> Iterator[slice]:
-    batch, height, width, channels = x.shape
-    for b, _ in _pieces(batch, 1, max(height, width) * channels * states, x.device):
-        yield b
+class _Image:
+    """The inputs of a scan over an image, by direction and piece."""
 
+    def __init__(self, x: Tensor, factors: Tensor, A: Tensor, rank_weight: Tensor, bias: Tensor) -> None:
+        self.x, self.states, self.rank = x, A.shape[1], rank_weight.shape[1]
+        self.batch, *self.sides, self.channels = x.shape
+        self.factors = factors.unflatten(3, (4, -1))
+        self.A = A.view(4, 1, -1, self.states).permute(0, 3, 1, 2).contiguous()  # (4, N, 1, D)
+        self.weights, self.bias = rank_weight.view(4, -1, self.rank), bias.view(4, -1)
+        self.scratch = Scratch(x)
 
-def _image_grid(
-    x: Tensor, raw: Tensor, factors: Tensor, A: Tensor, skip: Tensor, bias: Tensor, direction: int
-) -> tuple[Grid, int]:
-    """The sweep of one direction over one piece; A (K, 1, N, D), factors (B, H, W, K, R + 2N). Also returns R."""
-    states = A.shape[2]
-    rank = factors.shape[-1] - 2 * states
-    _, B, C = (_walk(t, direction) for t in factors[:, :, :, direction].split([rank, states, states], dim=-1))
-    x, raw = _walk(x, direction), _walk(raw, direction)
-    return Grid(x, raw, A[direction], B, C, skip[direction], bias[direction], True, direction >= 2), rank
+    def pieces(self) -> Iterator[tuple[int, slice, list[slice]]]:
+        """Directions, batch items, and lines (rows, or columns for the odd directions) in the order of time."""
+        pixel, device = self.channels * self.states, self.x.device
+        for k in range(4):
+            lines, steps = self.sides if k % 2 == 0 else self.sides[::-1]
+            batch_at_once = _at_once(self.batch, lines * steps * pixel, device)
+            lines_at_once = _at_once(lines, batch_at_once * steps * pixel, device)
+            bands = list(_slices(lines, lines_at_once))
+            for b in _slices(self.batch, batch_at_once):
+                yield k, b, bands[::-1] if k >= 2 else bands
 
+    def cut(self, tensor: Tensor, k: int, b: slice, band: slice) -> Tensor:
+        """(B, H, W, ..) -> (B, I, J, ..): rows of pixels, or columns for the odd directions; no copy."""
+        return (tensor.transpose(1, 2) if k % 2 else tensor)[b, band]
 
-def _image_parameters(A: Tensor, skip: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A (4, 1, N, D), skip and bias (4, 1, D)."""
-    return A.view(4, 1, -1, A.shape[1]).transpose(2, 3).contiguous(), skip.view(4, 1, -1), bias.view(4, 1, -1)
+    def grid(self, k: int, b: slice, band: slice) -> tuple[Grid, Tensor, Tensor]:
+        """The sweep of one piece; also its low-rank factors (pixels, R) and the memory of its raw delta (pixels, D)."""
+        values = self.cut(self.factors[:, :, :, k], k, b, band)
+        # Pixels in the order of the image's memory, whichever way they are walked.
+        in_memory = values.transpose(1, 2) if k % 2 else values
+        low_rank = in_memory[..., : self.rank].reshape(-1, self.rank)
+        B, C = (_planes(t.unsqueeze(3)) for t in values[..., self.rank :].split(self.states, dim=-1))
+        u = self.cut(self.x, k, b, band).unsqueeze(3)
+        grid = Grid(u, u, self.A[k], B, C, True, k >= 2, self.scratch)
+        flat = self.scratch("raw", low_rank.shape[0], self.channels)
+        torch.addmm(self.bias[k], low_rank, self.weights[k].t(), out=flat)
+        raw = flat.view(*in_memory.shape[:3], 1, self.channels)
+        grid.raw = raw.transpose(1, 2) if k % 2 else raw
+        return grid, low_rank, flat
 
 
 @torch.no_grad()
@@ -210,25 +251,24 @@ def image_forward(
     """The scan of an image in four directions, summed; shapes as in `scan_image.image_scan`.
 
     Returns:
-        y (B, H, W, D), and the states that `image_backward` wants, (B, chunks, D*N) or empty.
+        y (B, H, W, D), and the states that `image_backward` wants, (B, chunks, N*D) or empty.
     """
-    batch, height, width, channels = x.shape
-    states, rank = A.shape[1], rank_weight.shape[1]
-    As, skips, biases = _image_parameters(A, skip, bias)
-    factors = factors.unflatten(3, (4, -1))
-    y = torch.empty_like(x)
-    saved = x.new_empty((batch, 2 * (height + width), 1, states, channels) if save else (0,))
-    scratch = Scratch(x)
-    for b in _image_pieces(x, states):
-        chunk = 0
-        for k in range(4):
-            raw = torch.matmul(factors[b, :, :, k, :rank], rank_weight.view(4, channels, rank)[k].t())
-            grid, _ = _image_grid(x[b], raw, factors[b], As, skips, biases, k)
-            starts, _ = sweep(grid, x.new_zeros(raw.shape[0], 1, states, channels), _walk(y[b], k), k > 0, scratch)
+    image = _Image(x, factors, A, rank_weight, bias)
+    y = x * skip.view(4, -1).sum(0)
+    saved = x.new_empty((x.shape[0], 2 * sum(image.sides), image.states, 1, image.channels) if save else (0,))
+    for k, b, bands in image.pieces():
+        state = x.new_zeros(image.states, b.stop - b.start, 1, image.channels)
+        for band in bands:
+            starts, state = sweep(image.grid(k, b, band)[0], state, image.cut(y, k, b, band).unsqueeze(3))
             if save:
-                saved[b, chunk : chunk + starts.shape[1]] = starts
-            chunk += starts.shape[1]
+                saved[b, _places(image, k, band)] = starts.movedim(0, 2)
     return y, saved.flatten(2) if save else saved
+
+
+def _places(image: _Image, k: int, band: slice) -> slice:
+    """Where the starting states of some lines are saved."""
+    first = (0, image.sides[0], sum(image.sides), sum(image.sides) + image.sides[0])[k]
+    return slice(first + band.start, first + band.stop)
 
 
 @torch.no_grad()
@@ -243,37 +283,30 @@ def image_backward(
     saved: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, factors, A, rank_weight, bias and skip."""
-    batch, _, _, channels = x.shape
-    states, rank = A.shape[1], rank_weight.shape[1]
-    As, skips, biases = _image_parameters(A, skip, bias)
-    weights = rank_weight.view(4, channels, rank)
-    factors = factors.unflatten(3, (4, -1))
-    saved = saved.view(batch, -1, 1, states, channels)
-    dx, dfactors = torch.empty_like(x), torch.empty_like(factors)
-    dA, dskip, dbias, dweights = (torch.zeros_like(t) for t in (As, skips, biases, weights))
-    scratch = Scratch(x)
-    for b in _image_pieces(x, states):
-        chunk = 0
-        for k in range(4):
-            low_rank = factors[b, :, :, k, :rank]
-            raw = torch.matmul(low_rank, weights[k].t())
-            draw = torch.empty_like(raw)
-            grid, _ = _image_grid(x[b], raw, factors[b], As, skips, biases, k)
-            dlow_rank, dB, dC = dfactors[b, :, :, k].split([rank, states, states], dim=-1)
-            out = Gradients(_walk(dx[b], k), _walk(draw, k), dA[k], _walk(dB, k), _walk(dC, k), dskip[k])
-            starts = saved[b, chunk : chunk + grid.u.shape[1]]
-            zero = x.new_zeros(raw.shape[0], 1, states, channels)
-            sweep_back(grid, starts, zero, _walk(dy[b], k), out, k > 0, scratch)
-            flat = draw.view(-1, channels)
-            dlow_rank.copy_(torch.matmul(draw, weights[k]))
-            dweights[k].addmm_(flat.t(), low_rank.reshape(-1, rank))
-            dbias[k] += flat.sum(0)
-            chunk += grid.u.shape[1]
+    image = _Image(x, factors, A, rank_weight, bias)
+    states, rank = image.states, image.rank
+    starts = saved.view(x.shape[0], -1, states, 1, image.channels).movedim(2, 0)
+    dx, dfactors = dy * skip.view(4, -1).sum(0), torch.empty_like(image.factors)
+    dA, dbias, dweights = (torch.zeros_like(t) for t in (image.A, image.bias, image.weights))
+    for k, b, bands in image.pieces():
+        state = x.new_zeros(states, b.stop - b.start, 1, image.channels)
+        for band in reversed(bands):
+            grid, low_rank, raw = image.grid(k, b, band)
+            values = image.cut(dfactors[:, :, :, k], k, b, band)
+            dB, dC = (_planes(t.unsqueeze(3)) for t in values[..., rank:].split(states, dim=-1))
+            dxs, dys = (image.cut(t, k, b, band).unsqueeze(3) for t in (dx, dy))
+            out = Gradients(dxs, grid.raw, dA[k], dB, dC)
+            state = sweep_back(grid, starts[:, b, _places(image, k, band)], state, dys, out)
+            in_memory = (values.transpose(1, 2) if k % 2 else values)[..., :rank]
+            in_memory.copy_(torch.mm(raw, image.weights[k]).view(in_memory.shape))
+            dweights[k].addmm_(raw.t(), low_rank)
+            dbias[k] += raw.sum(0)
+    dskip = _sum_of_product(dy, x)
     return (
         dx,
         dfactors.flatten(3),
-        dA.squeeze(1).transpose(1, 2).reshape(A.shape),
+        dA.permute(0, 2, 3, 1).reshape(A.shape),
         dweights.view_as(rank_weight),
-        dbias.view_as(bias),
-        dskip.view_as(skip),
+        dbias.flatten(),
+        dskip.repeat(4),
     )

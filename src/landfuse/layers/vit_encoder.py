@@ -1,15 +1,6 @@
 """A timm ViT that sees several modalities in one pass, stacked along the batch.
 
-SAM's attention adds relative positions to the logits: the query times a learned vector per vertical distance plus one
-per horizontal distance. Written out, that bias is as large as the attention matrix. Here it is folded into the product
-instead: with q' = [q / sqrt(d), q R_row, q R_col] and k' = [k, one-hot(row), one-hot(column)] the product q' k' is the
-same sum, so PyTorch's fused attention needs no mask and no matrix of all pairs is kept.
-
-Windows are cut from q, k and v instead of from their input, so the two projections run on the image's own tokens and
-not on the padding of the windows (at 256 px a third of the tokens that SAM's windows of 14 hold).
-
-Source: Kirillov et al. 2023, "Segment Anything", doi 10.1109/ICCV51070.2023.00371; relative positions: Li et al. 2022,
-"MViTv2", doi 10.1109/CVPR52688.2022.00476, equation 4.
+SAM's attention is replaced by `RelativeAttention`, which gives the same numbers; other ViTs stay as timm makes them.
 """
 
 from __future__ import annotations
@@ -23,92 +14,10 @@ import timm
 import torch
 from timm.models.vision_transformer_sam import Attention as SamAttention
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from landfuse.errors import ModelError
-
-
-class RelativeAttention(nn.Module):
-    """SAM's attention, in windows or global, without a materialised attention matrix.
-
-    Takes over the parameters of timm's module under the same names.
-
-    Args:
-        source: timm's attention with relative positions.
-        window: side of a window in tokens; 0 for global attention.
-    """
-
-    def __init__(self, source: SamAttention, window: int) -> None:
-        super().__init__()
-        self.qkv, self.proj = source.qkv, source.proj
-        self.q_norm, self.k_norm = source.q_norm, source.k_norm
-        self.rel_pos_h, self.rel_pos_w = source.rel_pos_h, source.rel_pos_w
-        self.heads: int = source.num_heads
-        self.window = window
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, D) -> (B, H, W, D)."""
-        qkv = self.qkv(x)
-        padding = None
-        H, W = x.shape[1:3]
-        if self.window and (H % self.window or W % self.window):
-            # SAM pads windows before the projection, so a padded token's q, k and v are what zeros project to.
-            padding = self.qkv(x.new_zeros(len(x), 1, 1, x.shape[-1]))
-        if torch.is_grad_enabled() and qkv.requires_grad:
-            # Only q, k and v of the image's own tokens are kept; the rest of the attention is computed again.
-            out = checkpoint(self._attend, qkv, padding, use_reentrant=False, preserve_rng_state=False)
-        else:
-            out = self._attend(qkv, padding)
-        projected: Tensor = self.proj(out)
-        return projected
-
-    def _attend(self, qkv: Tensor, padding: Tensor | None) -> Tensor:
-        B, H, W, _ = qkv.shape
-        side_h, side_w = (self.window, self.window) if self.window else (H, W)
-        if padding is not None:
-            filled = padding.expand(B, -(-H // side_h) * side_h, -(-W // side_w) * side_w, -1).clone()
-            filled[:, :H, :W] = qkv
-            qkv = filled
-        rows, columns = qkv.shape[1] // side_h, qkv.shape[2] // side_w
-        cut = qkv.view(B, rows, side_h, columns, side_w, 3, self.heads, -1)
-        # (3, B, rows, columns, heads, side_h, side_w, d), windows as the batch of the attention.
-        q, k, v = cut.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(1, 3).unbind(0)
-        out = relative_attention(self.q_norm(q), self.k_norm(k), v, self.rel_pos_h, self.rel_pos_w)
-        out = out.view(B, rows, columns, self.heads, side_h, side_w, -1).permute(0, 1, 4, 2, 5, 3, 6)
-        return out.reshape(B, rows * side_h, columns * side_w, -1)[:, :H, :W]
-
-
-def relative_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Scaled dot-product attention with decomposed relative positions.
-
-    Args:
-        q: (B, heads, H, W, d), also k and v.
-        k: keys.
-        v: values.
-        rows: (2 H - 1, d), one vector per vertical distance, from -(H - 1) on.
-        columns: (2 W - 1, d), per horizontal distance.
-
-    Returns:
-        (B, heads, H * W, d).
-    """
-    H, W, d = q.shape[-3:]
-    table_h = _per_pair(rows, H).to(q.dtype)  # (H, H, d): query row, key row
-    table_w = _per_pair(columns, W).to(q.dtype)
-    by_row = torch.matmul(q, table_h.transpose(1, 2))  # (B, heads, H, W, H)
-    by_column = torch.einsum("bnhwd,wkd->bnhwk", q, table_w)
-    place = torch.arange(H * W, device=q.device)
-    here = torch.cat((F.one_hot(place // W, H), F.one_hot(place % W, W)), dim=-1).to(q.dtype)  # (H * W, H + W)
-    query = torch.cat((q * d**-0.5, by_row.to(q.dtype), by_column.to(q.dtype)), dim=-1).flatten(2, 3)
-    key = torch.cat((k.flatten(2, 3), here.expand(*k.shape[:2], -1, -1)), dim=-1)
-    # The fused kernels ask that values be as wide as keys.
-    value = F.pad(v.flatten(2, 3), (0, H + W))
-    return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :d]
-
-
-def _per_pair(table: Tensor, side: int) -> Tensor:
-    place = torch.arange(side, device=table.device)
-    return table[place[:, None] - place[None, :] + side - 1]
+from landfuse.layers.linear import quicken
+from landfuse.layers.relative_attention import RelativeAttention
 
 
 class StackedEncoder(nn.Module):
@@ -215,4 +124,5 @@ def _build(architecture: str, side: int, options: dict[str, Any]) -> Any:
         if isinstance(attention, SamAttention) and attention.use_rel_pos:
             block.attn = RelativeAttention(attention, block.window_size)
             block.window_size = 0
+    quicken(vit.blocks)
     return vit

@@ -44,6 +44,12 @@ class FusionModel(nn.Module):
 
     Settings: ClassVar[type[settings.Settings]]
 
+    progress: float = 1.0
+    """Share of the training's steps that is done, 0..1; training sets it before each step, `loss` may ramp by it."""
+
+    layers: tuple[str, ...] = ()
+    """Names of what `map_layers` gives beside logits; may be set by instance."""
+
     def __init__(self, modalities: Mapping[str, Modality], classes: int, *, view: int, core: int) -> None:
         super().__init__()
         if not 1 <= core <= view or (view - core) % 2:
@@ -78,6 +84,17 @@ class FusionModel(nn.Module):
         """
         raise NotImplementedError
 
+    def map_layers(self, images: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a map can hold of every core pixel.
+
+        Args:
+            images: as in `forward`.
+
+        Returns:
+            Logits, as `forward` gives them, and (B, 1, core, core), 0..1, for each name in `layers`.
+        """
+        return self(images), {}
+
     def loss(self, images: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
         """The quantity to minimise, and its parts for the log.
 
@@ -111,15 +128,18 @@ class DirectFit(FusionModel):
         raise NotImplementedError
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy over the labelled pixels; 0, with zero gradients, where there are none.
 
     Args:
         logits: (B, K, H, W).
         target: (B, H, W) uint8, classes or `UNLABELLED`.
+        smoothing: share of each label that is spread over all classes.
     """
     labelled = target != UNLABELLED
-    total = F.cross_entropy(logits.float(), target.long(), ignore_index=UNLABELLED, reduction="sum")
+    total = F.cross_entropy(
+        logits.float(), target.long(), ignore_index=UNLABELLED, reduction="sum", label_smoothing=smoothing
+    )
     return total / labelled.sum().clamp(min=1).to(torch.float32)
 
 

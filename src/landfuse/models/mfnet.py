@@ -240,9 +240,14 @@ class MFNet(FusionModel):
         """
         folded, kept = merge_lora(self)
         if folded:
-            self.config = self.config.model_copy(update={"merged": True, "weights": "random"})
-            self._reference, self._stores_encoder = None, True
+            self.config = self.config.model_copy(update={"merged": True})
+            self.store_all()
         return folded, kept
+
+    def store_all(self) -> None:
+        """Lets a bundle hold the frozen encoder too, so that it needs no other file; `config` says so."""
+        self.config = self.config.model_copy(update={"weights": "random"})
+        self._reference, self._stores_encoder = None, True
 
 
 def _zoom(modalities: Mapping[str, Modality], config: MFNet.Settings) -> int:

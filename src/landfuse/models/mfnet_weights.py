@@ -5,6 +5,7 @@ Layouts that are read, from `.pth`/`.pt` or `.safetensors`:
 - Segment Anything's own checkpoints (`image_encoder.*`, e.g. sam_vit_b_01ec64.pth),
 - Segment Anything from Hugging Face transformers (`vision_encoder.*`),
 - Segment Anything 2's own checkpoints (`image_encoder.trunk.*`),
+- DINOv3's, Meta's own and those from Hugging Face transformers (see `mfnet_dinov3`),
 - timm's, of any ViT (no prefix),
 - checkpoints of MFNet's authors (`image_encoder.*` with `rel_h`), see `mfnet.from_authors`.
 
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.errors import MissingFileError, ModelError
+from landfuse.models import mfnet_dinov3
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +252,7 @@ def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
                     name = name.replace(old, new)
                 found[name] = value
         return found
-    return state
+    return mfnet_dinov3.converted(state) or state
 
 
 def fit(vit: nn.Module, state: dict[str, Tensor], reference: Reference | str) -> None:
@@ -335,4 +337,5 @@ def _described(state: dict[str, Tensor]) -> str:
 
 
 def _more_blocks(name: str, wanted: dict[str, Tensor]) -> bool:
-    return bool(re.match(r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc\d|norm\d)\.weight", name)) and name not in wanted
+    part = r"blocks\.\d+\.((attn\.(qkv|proj)|mlp\.fc\d|norm\d)\.weight|attn\.[qv]_bias)"
+    return bool(re.match(part, name)) and name not in wanted

@@ -1,4 +1,4 @@
-"""GeoTIFF and everything else that GDAL reads. Only this file and `geotiff_writer.py` import rasterio."""
+"""GeoTIFF and everything else that GDAL reads. The `*geotiff*.py` files alone import rasterio."""
 
 from __future__ import annotations
 
@@ -118,6 +118,7 @@ class GdalRaster:
         assumed_crs: the CRS to take where the file says none.
         onto: the grid to warp onto; None reads the file's own.
         resampling: how, if the grids differ.
+        placed: the grid to take where the file says nothing of its place and has this grid's size.
     """
 
     path: str
@@ -126,6 +127,7 @@ class GdalRaster:
     assumed_crs: str | None = None
     onto: Grid | None = None
     resampling: ResamplingName = "bilinear"
+    placed: Grid | None = None
     _open: _Reader = field(default_factory=_Reader, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -169,6 +171,9 @@ class GdalRaster:
     def own_grid(self) -> Grid:
         """The grid of the file itself."""
         grid: Grid = self._header["grid"]
+        home = self.placed
+        if home and not grid.georeferenced and (grid.height, grid.width) == (home.height, home.width):
+            return home
         return grid
 
     @property

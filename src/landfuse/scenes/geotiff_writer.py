@@ -1,4 +1,4 @@
-"""Writing GeoTIFFs, and burning polygons into a grid. Only this file and `geotiff.py` import rasterio."""
+"""Writing GeoTIFFs, and burning polygons into a grid."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class GeotiffWriter:
         if error is None:
             beside = self.path.with_name(self.path.name + ".aux.xml")
             if self.legend is not None:
-                _write_category_names(beside, self.legend)
+                write_category_names(beside, self.legend)
             else:
                 beside.unlink(missing_ok=True)  # what GDAL noted of a former file of this name
 
@@ -151,8 +151,11 @@ class GeotiffWriter:
                 written.read(band, window=last)
 
 
-def _write_category_names(path: Path, legend: Legend) -> None:
-    """GDAL keeps the names of categories in a file beside the raster, by place: unused codes get empty names."""
+def write_category_names(path: Path, legend: Legend) -> None:
+    """Writes the classes' names to where GDAL looks for them, `map.tif.aux.xml`.
+
+    GDAL keeps the names of categories in a file beside the raster, by place: unused codes get empty names.
+    """
     names = {c.code: c.name for c in legend}
     lines = "".join(f"<Category>{escape(names.get(code, ''))}</Category>" for code in range(max(names) + 1))
     text = f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{lines}</CategoryNames></PAMRasterBand></PAMDataset>\n'

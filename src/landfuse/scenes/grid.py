@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import pyproj
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 
 Transform = tuple[float, float, float, float, float, float]
 """(a, b, c, d, e, f): x = a * column + b * row + c, y = d * column + e * row + f, at the pixel's upper left corner."""
+
+CoreWeights = Literal["uniform", "smooth"]
+"""How much a window counts where cores overlap: alike everywhere, or less towards its border."""
 
 _SAME_CORNER = 0.01  # pixels; headers written by different programs differ by rounding, never by this much
 
@@ -166,3 +170,33 @@ def lattice(start: int, stop: int, size: int, core: int, stride: int) -> range:
     first = max(0, -(-(start - core + 1) // stride))
     last = min(last_core, (stop - 1) // stride)
     return range(first * stride, last * stride + 1, stride)
+
+
+def core_weights(core: int, kind: CoreWeights) -> NDArray[np.float32]:
+    """What the pixels of a core weigh along one axis: (core,) float32, above 0; a pixel weighs row times column.
+
+    `smooth` is sin² of the place between the core's two edges (Hann's window at pixel centres): 1 in the middle, and
+    so little at the edges that a map shows no seam there.
+
+    Args:
+        core: side of a core, px.
+        kind: `uniform` or `smooth`.
+    """
+    if kind == "uniform":
+        return np.ones(core, np.float32)
+    return np.square(np.sin(np.pi * (np.arange(core) + 0.5) / core)).astype(np.float32)
+
+
+def total_weight(start: int, stop: int, size: int, stride: int, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What all cores of the lattice together weigh along one axis at the pixels start..stop-1: (stop - start,) float32.
+
+    Args:
+        start: first pixel, and so are `stop`, `size` and `stride` as in `lattice`.
+        weights: (core,), as `core_weights` gives them.
+    """
+    core = len(weights)
+    total = np.zeros(stop - start, np.float32)
+    for first in lattice(start, stop, size, core, stride):
+        low, high = max(first, start), min(first + core, stop)
+        total[low - start : high - start] += weights[low - first : high - first]
+    return total

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from landfuse.errors import SceneError
 from landfuse.legend import Legend
 from landfuse.scenes.grid import Grid, Window, mirrored
+
+if TYPE_CHECKING:
+    from landfuse.pictures import Picture
 
 
 class Raster(Protocol):
@@ -106,6 +109,19 @@ class Scene:
                 f"the scene `{self.name}` has no labels", "`labels:` in the scene file", "add them, or use `predict`"
             )
         return self.read_labels()
+
+    def plot(
+        self, modalities: Sequence[str] | None = None, bands: Mapping[str, Sequence[int]] | None = None
+    ) -> Picture:
+        """The modalities as people know them and the labels, side by side, as a figure of matplotlib.
+
+        Args:
+            modalities: which; all by default.
+            bands: modality -> the bands to show, from 1: three for red, green and blue, or one for grey.
+        """
+        from landfuse.pictures import scene_figure
+
+        return scene_figure(self, modalities, bands)
 
     def __getstate__(self) -> dict[str, object]:
         state = dict(self.__dict__)

@@ -22,14 +22,17 @@ from landfuse.errors import (
     SettingsError,
     SplitError,
 )
-from landfuse.legend import LandClass, Legend, default_colour
-from landfuse.scenes.geotiff import GdalRaster, crs_name
+from landfuse.legend import UNLABELLED, LandClass, Legend, default_colour
+from landfuse.scenes.colour_labels import read_colours
+from landfuse.scenes.data_folder import in_data_folder
+from landfuse.scenes.geotiff import GdalRaster, ResamplingName, crs_name
 from landfuse.scenes.grid import Grid
 from landfuse.scenes.matfile import MatRaster, open_mat, read_variable
 from landfuse.scenes.polygons import Join, read_polygons
 from landfuse.scenes.scene import Raster, Scene, SceneModality
 from landfuse.scenes.scene_settings import ClassSettings, LabelSettings, ModalitySettings, SceneSettings
-from landfuse.scenes.split import Roles, SplitSettings, assign
+from landfuse.scenes.split import Roles, SplitSettings, TilesSplit, assign
+from landfuse.scenes.tile_lists import named_tiles
 from landfuse.scenes.values import Decoding
 from landfuse.settings import expand, parse, read_yaml
 
@@ -51,6 +54,7 @@ class SceneFile:
                     c.name,
                     c.code if c.code is not None else index + 1,
                     c.colour or default_colour(index),
+                    c.scored,
                 )
                 for index, c in enumerate(self.settings.legend)
             )
@@ -128,6 +132,8 @@ class SceneFile:
                 "`split:` in the scene file or the recipe",
                 "add e.g. `split: {kind: blocks, size: 64}`",
             )
+        if isinstance(chosen, TilesSplit) and chosen.lists:
+            chosen = named_tiles(chosen, self.tiles, self._resolve)
         return assign(scenes, chosen, self._read_mask)
 
     def _read_mask(self, scene: Scene, path: str, variable: str | None, axes: str) -> NDArray[np.generic]:
@@ -156,13 +162,15 @@ class SceneFile:
         return raster.read_codes()
 
     def _resolve(self, path: str, tile: str | None = None) -> Path | str:
-        expanded = expand(path if tile is None else path.replace("{tile}", tile))
+        if tile is not None:
+            path = path.replace("{tile}", tile).replace("{tile:02}", re.sub(r"\d+", lambda n: n[0].zfill(2), tile))
+        expanded = expand(path)
         if "://" in expanded or expanded.startswith("/vsi"):
             return expanded
         return self.root / expanded
 
-    def _raster(self, tile: str, m: ModalitySettings | LabelSettings, where: str, shape: tuple[int, int] | None) -> Any:
-        """A raster on its own grid."""
+    def _raster(self, tile: str, m: ModalitySettings | LabelSettings, where: str, home: Grid | None) -> Any:
+        """A raster on its own grid; `home` is where it is to lie, None for the reference."""
         path = str(self._resolve(m.path or "", tile))
         bands = m.bands if isinstance(m, ModalitySettings) else None
         decoding = m.decoding if isinstance(m, ModalitySettings) else Decoding()
@@ -173,15 +181,21 @@ class SceneFile:
                     "`variable` and `axes`, since axes are never guessed",
                     "add e.g. `variable: data` and `axes: HWC`",
                 )
+            shape = (home.height, home.width) if home else None
             return open_mat(path, m.variable, m.axes, decoding=decoding, bands=bands, expected=shape)
         assumed = crs_name(m.crs, where) if m.crs else None
-        raster = GdalRaster(path, decoding, bands, assumed, resampling=getattr(m, "resampling", "nearest"))
+        how: ResamplingName = m.resampling if isinstance(m, ModalitySettings) else "nearest"
+        placed = None if self.settings.georeferenced else home
+        raster = GdalRaster(path, decoding, bands, assumed, resampling=how, placed=placed)
         raster.check()
-        if isinstance(m, LabelSettings) and raster.bands > 1:
+        wanted = 3 if isinstance(m, LabelSettings) and m.colours else 1
+        if isinstance(m, LabelSettings) and raster.bands != wanted:
             raise SceneError(
-                f"the labels {path} have {raster.bands} bands",
-                "one band of codes",
-                "save that band as a file of its own",
+                f"the labels {path} have {raster.bands} band{'s' if raster.bands > 1 else ''}",
+                "three bands, red, green and blue" if m.colours else "one band of codes",
+                "leave out `labels: colours:`"
+                if m.colours
+                else "save that band as a file of its own; or say `colours: {}` under `labels` if it is a picture",
             )
         return raster
 
@@ -209,7 +223,7 @@ class SceneFile:
             m = settings.modalities[name]
             try:
                 fine = grid.zoomed(m.zoom)
-                own = self._raster(tile, m, f"{self.path}: `{name}`", (fine.height, fine.width))
+                own = self._raster(tile, m, f"{self.path}: `{name}`", fine)
                 modalities[name] = SceneModality(_placed(own, fine, name), m.zoom, m.units)
             except LandfuseError as error:
                 faults.append(error)
@@ -249,16 +263,19 @@ class SceneFile:
         if labels.polygons:
             paths, join = self._polygons(tile, labels)
             return partial(_burnt, paths, labels, join, grid, self.settings.legend, self.legend)
-        own = self._raster(tile, labels, f"{self.path}: `labels`", (grid.height, grid.width))
-        if not isinstance(own, MatRaster) and own.own_grid != grid:
-            raise GridError(
-                f"the labels {own.path} lie off the reference grid: {own.own_grid}",
-                f"the grid of `{self.settings.reference_name}`: {grid}; labels are never resampled",
-                "say `reference: labels` to bring the modalities to the labels instead"
-                if "{tile}" in str(labels.path) or "{tile}" not in self.settings.paths[0]
-                else "cut them into one raster per tile, and name these by `{tile}`",
-            )
-        return partial(_codes, _placed(own, grid, "labels"), labels, self.legend)
+        rasters = []
+        for one in labels.rasters:
+            own = self._raster(tile, one, f"{self.path}: `labels`", grid)
+            if not isinstance(own, MatRaster) and own.own_grid != grid:
+                raise GridError(
+                    f"the labels {own.path} lie off the reference grid: {own.own_grid}",
+                    f"the grid of `{self.settings.reference_name}`: {grid}; labels are never resampled",
+                    "say `reference: labels` to bring the modalities to the labels instead"
+                    if "{tile}" in str(labels.path) or "{tile}" not in self.settings.paths[0]
+                    else "cut them into one raster per tile, and name these by `{tile}`",
+                )
+            rasters.append(_placed(own, grid, "labels"))
+        return partial(_codes, rasters, labels, self.legend)
 
 
 def _natural(name: str) -> list[int | str]:
@@ -286,13 +303,31 @@ def _placed(raster: Any, grid: Grid, name: str) -> Any:
     return onto
 
 
-def _codes(raster: Raster, labels: LabelSettings, legend: Legend) -> NDArray[np.uint8]:
-    codes = (
-        read_variable(raster.path, raster.variable, labels.axes)
-        if isinstance(raster, MatRaster)
-        else raster.read_codes()  # type: ignore[attr-defined]
-    )
-    return legend.to_classes(codes, labels.ignored, labels.unlisted, where=raster.path)
+def _codes(rasters: Sequence[Raster], labels: LabelSettings, legend: Legend) -> NDArray[np.uint8]:
+    classes = [
+        read_colours(raster, legend, labels.colours.ignored, labels.colours.tolerance, labels.unlisted)
+        if labels.colours and isinstance(raster, GdalRaster)
+        else legend.to_classes(
+            read_variable(raster.path, raster.variable, labels.axes)
+            if isinstance(raster, MatRaster)
+            else raster.read_codes(),  # type: ignore[attr-defined]
+            labels.ignored,
+            labels.unlisted,
+            where=raster.path,
+        )
+        for raster in rasters
+    ]
+    merged = classes[0]
+    for raster, further in zip(rasters[1:], classes[1:], strict=True):
+        twice = int(((merged != UNLABELLED) & (further != UNLABELLED) & (merged != further)).sum())
+        if twice:
+            raise SceneError(
+                f"{twice} pixels have one class in {raster.path} and another in the label rasters before it",
+                "one class for each pixel",
+                "check `labels: also:`",
+            )
+        merged = np.where(merged != UNLABELLED, merged, further)
+    return merged
 
 
 def _burnt(
@@ -322,7 +357,7 @@ def read_scene_file(path: str | Path) -> SceneFile:
     path = Path(path)
     path = path / "scene.yaml" if path.is_dir() else path
     settings = parse(SceneSettings, read_yaml(path), str(path))
-    result = SceneFile(settings, path.parent / expand(settings.root), path)
+    result = SceneFile(settings, path.parent / expand(in_data_folder(settings.root)), path)
     if settings.legend:
         _ = result.legend
     return result

@@ -133,12 +133,14 @@ class TilesSplit(_Grouped):
         test_tiles: names of the tiles that test; instead of `test` and `folds`.
         validation_tiles: names of the tiles that validate; instead of `validation`.
         train_tiles: names of the tiles that train; by default all the others.
+        lists: role -> a text or CSV file whose first column names its tiles; instead of the three above.
     """
 
     kind: Literal["tiles"]
     test_tiles: tuple[str, ...] = ()
     validation_tiles: tuple[str, ...] = ()
     train_tiles: tuple[str, ...] = ()
+    lists: dict[Literal["train", "validation", "test"], str] = {}
 
     @pydantic.model_validator(mode="after")
     def _lists_fit(self) -> TilesSplit:
@@ -276,9 +278,7 @@ def _by_groups(
     for group in groups:
         numbered.append(group + offset)
         offset += int(group.max()) + 1
-    kinds = 1 + max(
-        (int(label[label != UNLABELLED].max()) for label in labels if (label != UNLABELLED).any()), default=0
-    )
+    kinds = 1 + max(int(label[label != UNLABELLED].max(initial=0)) for label in labels)
     counts = np.zeros((offset, kinds), dtype=np.int64)
     for group, label in zip(numbered, labels, strict=True):
         known = label != UNLABELLED

@@ -1,0 +1,61 @@
+"""The command `report`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from landfuse.cli.console import Quiet, bar, say
+from landfuse.errors import SettingsError
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page (.html); by default report.html in the run folder.")
+    ] = None,
+    maps: Annotated[
+        Path | None,
+        typer.Option(
+            help="The map (.tif), or the folder of the tiles' maps; by default `maps` in the run folder, where missing "
+            "ones are made."
+        ),
+    ] = None,
+    scene: Annotated[Path | None, typer.Option(help="The scene file, if it has moved since the training.")] = None,
+    bands: Annotated[
+        list[str] | None,
+        typer.Option(help="How to show a modality, e.g. s2=4,3,2 (red, green, blue) or hsi=30; may be repeated."),
+    ] = None,
+    block: Annotated[int, typer.Option(min=1, help="Side of the blocks of ground for the intervals, px.")] = 64,
+    quiet: Quiet = False,
+) -> None:
+    """Write a page that shows a run's map, how good it is, and where it came from: one file, without any network."""
+    from landfuse.report import report as write
+
+    with ExitStack() as shown:
+        telling: tuple[str, Callable[[int, int], None]] | None = None
+
+        def progress(what: str, done: int, total: int) -> None:
+            nonlocal telling
+            if telling is None or telling[0] != what:
+                shown.close()  # one bar at a time
+                telling = what, shown.enter_context(bar(what, quiet))
+            telling[1](done, total)
+
+        page = write(
+            run, output, maps=maps, scene=scene, bands=dict(map(_bands, bands or ())), block=block, progress=progress
+        )
+    say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+def _bands(text: str) -> tuple[str, list[int]]:
+    """`s2=4,3,2` as a name and numbers."""
+    name, _, numbers = text.partition("=")
+    try:
+        return name, [int(number) for number in numbers.split(",")]
+    except ValueError:
+        raise SettingsError(f"--bands {text}", "a modality and its bands, e.g. s2=4,3,2", "mend it") from None

@@ -1,0 +1,317 @@
+"""How a denoiser learns: crops of the scene without labels, one step after another, its modalities held in balance.
+
+Every step draws from generators seeded by its own number, so that a training which was interrupted ends in the weights
+of one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from landfuse.errors import ModelError
+from landfuse.layers.balance import (
+    BalanceSettings,
+    ModalityBalance,
+    Probe,
+    denoising_losses,
+    swap_scores,
+)
+from landfuse.layers.diffusion import STEPS, signal_share
+from landfuse.patchwork import Store
+from landfuse.settings import Settings
+from landfuse.trained_denoiser import TrainedDenoiser, constant
+
+_PROBE = 16
+"""Crops that a probe looks at."""
+
+
+class PretrainSettings(Settings):
+    """How a denoiser learns, before the model and without labels.
+
+    Args:
+        modalities: which it looks at; by default those of the recipe.
+        fit_on: `scene` learns from all pixels of the scene, test pixels too (never from a label: transductive use,
+            and told in the run's scores); `train` from crops around training pixels, in which validation and test
+            pixels are left out.
+        start_from: a run, or a denoiser's folder, from the working directory: its network and pixel maps are taken
+            over, and trained for `steps` more.
+        base: features of the network at full resolution; 64 is the published size, 24 to 32 suit a CPU.
+        steps: of the optimiser; 20,000 on a GPU, 1,000 to 3,000 on a CPU. By default 2,000, or 0 after `start_from`.
+        batch: crops per step; 64 on a GPU.
+        crop: side of a crop, px; smaller scenes have smaller crops.
+        rate: learning rate of AdamW; rises over the first 5% of the steps, and stays. 2e-4 suits long training.
+        weight_decay: of AdamW.
+        clip: limit of the gradient's norm.
+        average: the weights that are kept are an exponential mean over the steps, with this share of the past.
+        augment: flip and turn by quarters, alike in all modalities.
+        balance: how the modalities are held in balance.
+        precision: `auto` takes bfloat16 on GPUs and float32 elsewhere; or name one.
+        seed: of weights, crops, noise and what is hidden.
+    """
+
+    modalities: tuple[str, ...] | None = None
+    fit_on: Literal["scene", "train"] = "scene"
+    start_from: str | None = None
+    base: int = Field(default=32, ge=8, multiple_of=8)
+    steps: int | None = Field(default=None, ge=0)
+    batch: int = Field(default=12, ge=2)
+    crop: int = Field(default=32, ge=4, multiple_of=4)
+    rate: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    average: float = Field(default=0.999, ge=0, lt=1)
+    augment: bool = True
+    balance: BalanceSettings = BalanceSettings()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = Field(default=0, ge=0)
+
+    @property
+    def total(self) -> int:
+        """Steps of the optimiser."""
+        return self.steps if self.steps is not None else 0 if self.start_from else 2000
+
+
+class Crops:
+    """Random crops of mapped scenes.
+
+    Args:
+        store: the scenes, mapped by the denoiser's maps.
+        side: of a crop at most, px; a multiple of 4. Where all scenes are smaller, it is that of the largest.
+        over: per scene (H, W), true for the pixels that crops are laid over; None for crops of any place.
+        shown: per scene (H, W), true where a pixel may be shown; the others have no data. None for everywhere.
+
+    Raises:
+        ModelError: if crops have no pixel to be laid over.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        side: int,
+        over: Sequence[NDArray[np.bool_]] | None = None,
+        shown: Sequence[NDArray[np.bool_]] | None = None,
+    ) -> None:
+        self.store = store
+        sizes = [(scene.grid.height, scene.grid.width) for scene in store.scenes]
+        self.side = max(4, min(side, max(min(size) for size in sizes) // 4 * 4))
+        self._sizes = np.array(sizes, dtype=np.int64)
+        self._shown = None if shown is None else [mask.astype(np.uint8) for mask in shown]
+        self._places = None
+        if over is not None:
+            found = [np.argwhere(mask) for mask in over]
+            numbers = [np.full((len(pixels), 1), number) for number, pixels in enumerate(found)]
+            self._places = np.concatenate([np.hstack(pair) for pair in zip(numbers, found, strict=True)])
+            if not len(self._places):
+                raise ModelError(
+                    "no pixel may be shown to the denoiser", "training pixels", "set pretrain.fit_on=scene"
+                )
+
+    def draw(self, entropy: tuple[int, ...], count: int, augment: bool) -> dict[str, Tensor]:
+        """Draws crops: name -> (count, D + 1, side * zoom, side * zoom).
+
+        Args:
+            entropy: seeds the draw.
+            count: number of crops.
+            augment: flip and turn them.
+        """
+        rng = np.random.default_rng(entropy)
+        if self._places is None:
+            pixels = self._sizes.prod(axis=1)
+            scene = rng.choice(len(pixels), size=count, p=pixels / pixels.sum())
+            room = self._sizes[scene] - self.side
+            place = np.floor(rng.random((count, 2)) * (np.abs(room) + 1)).astype(np.int64) + np.minimum(room, 0)
+        else:
+            chosen = self._places[rng.integers(0, len(self._places), size=count)]
+            scene, place = chosen[:, 0], chosen[:, 1:] - rng.integers(0, self.side, size=(count, 2))
+            room = self._sizes[scene] - self.side
+            place = np.clip(place, np.minimum(room, 0), np.maximum(room, 0))
+        turns = torch.as_tensor(rng.integers(0, 8, size=count) if augment else np.zeros(count, np.int64))
+        table = torch.as_tensor(np.column_stack([scene, place]).astype(np.int64))
+        views: dict[str, Tensor] = {}
+        for members, number, patchwork in self.store.grouped(table):
+            rows, cols = table[members, 1], table[members, 2]
+            parts = patchwork.views(rows, cols, self.side, turns[members])
+            if self._shown is not None:
+                squares = patchwork.targets(self._shown[number], rows, cols, self.side, turns[members])
+                shown = (squares == 1).to(torch.float32)[:, None]  # mirrored pixels are not looked up, and not shown
+                zooms = patchwork.zooms
+                parts = {
+                    name: part * shown.repeat_interleave(zooms[name], 2).repeat_interleave(zooms[name], 3)
+                    for name, part in parts.items()
+                }
+            for name, part in parts.items():
+                if name not in views:
+                    views[name] = torch.empty((count, *part.shape[1:]), memory_format=torch.channels_last)
+                views[name][members] = part
+        return views
+
+
+class Denoising:
+    """The training of one denoiser.
+
+    Args:
+        denoiser: what learns; its network is the one that the steps change.
+        settings: how.
+        crops: what it learns from.
+        device: where.
+    """
+
+    def __init__(
+        self, denoiser: TrainedDenoiser, settings: PretrainSettings, crops: Crops, device: torch.device | str = "cpu"
+    ) -> None:
+        self.denoiser, self.settings, self.crops, self.device = denoiser, settings, crops, torch.device(device)
+        self.network = copy.deepcopy(denoiser.network).to(self.device).requires_grad_(True).train()
+        self.average = denoiser.network.to(self.device)
+        constants = constant(denoiser.maps)
+        self.balance = ModalityBalance(self.network.channels, settings.balance, constants)
+        self.share = signal_share().to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay
+        )
+        self.done = 0
+        named = {"float32": False, "bfloat16": True, "auto": self.device.type == "cuda"}
+        self._half = named[settings.precision]
+        self.variances = self._variances() if settings.balance.imputation else None
+
+    def _draw(self, purpose: int, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], Any]:
+        """Images, masks and noise of one step, and the generator that drew the noise."""
+        settings = self.settings
+        views = self.crops.draw((settings.seed, self.done, purpose), count, settings.augment)
+        images, missing = self.denoiser.images(views)
+        seed = np.random.SeedSequence((settings.seed, self.done, purpose, 1)).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(seed))
+        noise = {name: torch.randn(image.shape, generator=generator) for name, image in images.items()}
+        return *(self._there(values) for values in (images, missing, noise)), generator  # type: ignore[return-value]
+
+    def _there(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.device, memory_format=torch.channels_last) for name, value in values.items()}
+
+    def _variances(self) -> dict[str, float]:
+        images, _, _, _ = self._draw(2, 8 * _PROBE)
+        return {name: float(image.var()) for name, image in images.items()}
+
+    def probe(self) -> Probe:
+        """A batch to look at the network as it is now."""
+        images, missing, noise, _ = self._draw(1, _PROBE)
+        return Probe(self.network, images, missing, noise)
+
+    def step(self) -> dict[str, float]:
+        """One step of the optimiser: the loss, and its parts by modality.
+
+        Raises:
+            ModelError: if the loss or its gradient is no number; nothing is changed by this step.
+        """
+        settings, balance = self.settings, self.balance
+        if self.done % settings.balance.every == 0 and self.done and len(balance.balanced) > 1:
+            balance.update(balance.scores(self.probe()))
+            for network in (self.network, self.average):
+                network.gains.copy_((balance.log_gains - balance.log_gains.min()).exp())
+        images, missing, noise, generator = self._draw(0, settings.batch)
+        timestep = torch.randint(0, STEPS, (settings.batch,), generator=generator).to(self.device)
+        side = self.crops.side
+        hidden = self._there(balance.hidden(self.done, settings.batch, side, side, generator))
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.rate * min(1.0, (self.done + 1) / max(1, 0.05 * settings.total))
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+            parts = denoising_losses(
+                self.network,
+                images,
+                missing,
+                hidden,
+                noise,
+                timestep,
+                self.share,
+                self.variances,
+                settings.balance.even,
+            )
+        weights = balance.weights
+        loss = torch.stack([weights[name] * part for name, part in parts["denoise"].items()]).sum()
+        if "impute" in parts:
+            shares = torch.stack([weights[name] * part for name, part in parts["impute"].items()])
+            loss = loss + settings.balance.imputation * shares.sum()
+        told = {f"{kind}_{name}": float(part.detach()) for kind, by in parts.items() for name, part in by.items()}
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
+        bad = [name for name, value in told.items() if not math.isfinite(value)]
+        if bad or not math.isfinite(float(norm)):
+            raise ModelError(
+                f"{', '.join(bad) or 'the gradient'} of pre-training step {self.done} is no number "
+                f"({', '.join(f'{name} {value:.4g}' for name, value in told.items())})",
+                "finite losses",
+                "lower pretrain.rate, or set pretrain.precision=float32; the last good state is kept, and the same "
+                "command goes on from it",
+            )
+        self.optimizer.step()
+        self.done += 1
+        self._follow()
+        return {"loss": float(loss.detach()), **told}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Moves the mean weights; while there are few steps behind them, the mean is over those."""
+        share = min(self.settings.average, (1 + self.done) / (10 + self.done))
+        for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            mean.lerp_(now, 1 - share)
+
+    def measured(self) -> dict[str, float]:
+        """What is told of the balance now: D, r and w of each modality."""
+        found = swap_scores(self.probe())
+        shares, weights = self.balance.shares(self.done), self.balance.weights
+        return {
+            f"{letter}_{name}": values[name]
+            for letter, values in (("D", found), ("r", shares), ("w", weights))
+            for name in values
+        }
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, as tensors and plain values."""
+        return {
+            "done": self.done,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "balance": self.balance.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` gave."""
+        self.done = int(state["done"])
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.balance.load_state_dict(state["balance"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def finished(self) -> TrainedDenoiser:
+        """The denoiser with the mean weights."""
+        self.denoiser.network = self.average.cpu().eval().requires_grad_(False)
+        return self.denoiser
+
+
+def run_steps(
+    training: Denoising, steps: int, told: Callable[[int, dict[str, float]], None] = lambda step, row: None
+) -> None:
+    """Trains up to a number of steps.
+
+    Args:
+        training: what goes on.
+        steps: when it ends.
+        told: after every `balance.every` steps and at the end: steps done, and means of the losses since the last
+            time with the balance.
+    """
+    rows: list[dict[str, float]] = []
+    while training.done < steps:
+        rows.append(training.step())
+        if training.done % training.settings.balance.every == 0 or training.done == steps:
+            means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+            told(training.done, {**means, **training.measured()})
+            rows = []

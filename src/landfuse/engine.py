@@ -1,0 +1,385 @@
+"""The mapping engine: any blocks of a scene, each from its own pixels and halo.
+
+A block computes every window of the scene's lattice whose core touches it and averages their logits in the lattice's
+order, whatever the block. What a pixel gets therefore does not depend on the block it lies in (P1), and what is held
+does not depend on the scene (P2). Reading the next block and computing this one overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from landfuse.calibration import probabilities_of
+from landfuse.classifier import Classifier
+from landfuse.errors import SceneError, SettingsError
+from landfuse.legend import UNLABELLED
+from landfuse.patchwork import Patchwork, read_patchwork
+from landfuse.scenes.geotiff_writer import TILE
+from landfuse.scenes.grid import Window, blocks, core_weights, lattice, total_weight
+from landfuse.scenes.scene import Scene
+
+Precision = Literal["float32", "bfloat16"]
+"""What the network computes in; pixel maps and averages are float32 in any case."""
+
+CARRIED = 128 * 2**20
+"""Bytes of logits that are kept for the blocks below; those for the block to the right are kept in any case."""
+
+_LANES = 64
+"""Element-wise kernels take this many numbers at once and round what is left otherwise: batches leave nothing."""
+
+
+@dataclass(frozen=True)
+class BlockMap:
+    """The map of one block.
+
+    Args:
+        window: of the scene.
+        classes: (height, width) uint8, `UNLABELLED` where a modality has no data or the pixel was not wanted.
+        logits: (K, height, width) float32; only meaningful where there is a class.
+        temperature: of the classifier: logits are divided by it on their way to probabilities.
+        layers: name -> (height, width) float32, 0..1, what else the model tells and was asked for.
+    """
+
+    window: Window
+    classes: NDArray[np.uint8]
+    logits: Tensor
+    temperature: float = 1.0
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float32]:
+        """(K, height, width) float32, summing to 1 over the classes."""
+        return self.shares(slice(None))
+
+    def shares(self, rows: slice) -> NDArray[np.float32]:
+        """The probabilities of some rows: (K, rows, width) float32."""
+        return np.moveaxis(probabilities_of(self.logits[:, rows].movedim(0, -1).numpy(), self.temperature), -1, 0)
+
+
+def batch_size(view: int, views: int) -> int:
+    """Windows per forward pass: about 65,000 pixels of views, at most 8,192, and not many more than there are views."""
+    most = min(65_536 // view**2, 8_192)
+    if most < _LANES:
+        return max(1, min(most, views))
+    return min(most // _LANES * _LANES, -(-views // _LANES) * _LANES)
+
+
+class Carry:
+    """Logits of windows that blocks still to come touch too, so that one process computes each window once.
+
+    A window's logits are the same bits wherever they are computed, so that what is carried changes no map. Blocks have
+    to come in row order.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[int, int], tuple[Window, Tensor]] = {}
+        self.nbytes = 0
+
+    def reach(self, window: Window) -> None:
+        """Drops what touches neither this block nor a later one."""
+        for key, (kept, logits) in list(self.held.items()):
+            below = kept.row + kept.height > window.row + window.height
+            beside = kept.row + kept.height > window.row and kept.col + kept.width > window.col
+            if not below and not beside:
+                del self.held[key]
+                self.nbytes -= logits.nbytes
+
+    def offer(self, core: Window, logits: Tensor, block: Window) -> None:
+        """Keeps what later blocks need of a core's logits, (K, core, core), that this block computed."""
+        right, bottom = block.col + block.width, block.row + block.height
+        beside, below = core.col + core.width > right, core.row + core.height > bottom
+        if not (beside or below) or (below and not beside and self.nbytes > CARRIED):
+            return
+        row = core.row if beside else max(core.row, bottom)
+        col = core.col if below else max(core.col, right)
+        kept = Window(row, col, core.row + core.height - row, core.col + core.width - col)
+        part = logits[:, *kept.within(core)].clone()
+        self.held[core.row, core.col] = kept, part
+        self.nbytes += part.nbytes
+
+
+class Engine:
+    """A classifier made ready to map one scene. Several threads may use it at once.
+
+    Attributes:
+        source: the scene as it was given.
+        scene: with the features that the classifier appends.
+
+    Args:
+        classifier: what maps; it is put into evaluation mode.
+        scene: checked against the classifier.
+        batch: windows per forward pass; by default as many as make about 65,000 pixels.
+        device: where to compute; by default a GPU if there is one.
+        precision: what the network computes in.
+        layers: names of what the model is to tell beside logits.
+
+    Raises:
+        FaultsError: if the scene is not of the kind that the classifier was trained on.
+        SettingsError: if the model has no such layer.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        scene: Scene,
+        *,
+        batch: int | None = None,
+        device: torch.device | str | None = None,
+        precision: Precision = "float32",
+        layers: Sequence[str] = (),
+    ) -> None:
+        classifier.check(scene)
+        self.source = scene
+        self.scene = classifier.prepare(scene)
+        unknown = sorted(set(layers) - set(classifier.model.layers))
+        if unknown:
+            raise SettingsError(
+                f"the model `{classifier.spec.name}` has no layer {', '.join(unknown)}",
+                ", ".join(classifier.model.layers) or "none, for this model",
+                "ask for another, or none",
+            )
+        self.layers = tuple(layers)
+        self.classifier = classifier.eval()
+        self.model, self.stride, self.precision = classifier.model, classifier.stride, precision
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.maps = {name: pixel_map.to("cpu") for name, pixel_map in classifier.maps.items()}
+        self.model.to(self.device)
+        grid = self.scene.grid
+        self.windows = len(self._starts(0, grid.height, grid.height)) * len(self._starts(0, grid.width, grid.width))
+        self.batch = batch or batch_size(self.model.view, self.windows)
+        self._along = core_weights(self.model.core, classifier.weights)
+        self._weight = torch.from_numpy(np.outer(self._along, self._along))
+
+    def _starts(self, start: int, stop: int, size: int) -> range:
+        return lattice(start, stop, size, self.model.core, self.stride)
+
+    def starts(self, window: Window) -> tuple[range, range]:
+        """First rows and first columns of the cores that touch a block."""
+        grid = self.scene.grid
+        return (
+            self._starts(window.row, window.row + window.height, grid.height),
+            self._starts(window.col, window.col + window.width, grid.width),
+        )
+
+    def reach(self, window: Window) -> Window:
+        """All that the windows of a block look at; it may reach beyond the scene."""
+        rows, cols = self.starts(window)
+        core = self.model.core
+        cores = Window(rows[0], cols[0], rows[-1] - rows[0] + core, cols[-1] - cols[0] + core)
+        return cores.padded(self.model.halo)
+
+    def read(self, window: Window) -> Patchwork:
+        """Reads a block with all that its windows look at."""
+        return read_patchwork(self.scene, self.reach(window), self.maps)
+
+    @torch.inference_mode()
+    def compute(
+        self,
+        patchwork: Patchwork,
+        window: Window,
+        *,
+        wanted: NDArray[np.bool_] | None = None,
+        carry: Carry | None = None,
+        tell: Callable[[int], None] = lambda pixels: None,
+    ) -> BlockMap:
+        """Maps a block.
+
+        Args:
+            patchwork: as `read` gave it.
+            window: the block.
+            wanted: (H, W) of the scene, true where the map is needed.
+            carry: logits of earlier blocks, where one process computes several in row order.
+            tell: told how many more pixels are done.
+        """
+        core = self.model.core
+        needed = patchwork.valid[window.within(patchwork.window)].copy()
+        if wanted is not None:
+            needed &= wanted[window.within(self.scene.grid.window)]
+        places = self._places(needed, window)
+        summed = torch.zeros((self.model.classes + len(self.layers), window.height, window.width))
+        meter = _Meter(window.pixels, len(places), tell)
+        if core == 1:
+            for part, logits in self._computed(patchwork, places):
+                index = (part[:, 0] - window.row) * window.width + part[:, 1] - window.col
+                summed.view(len(summed), -1)[:, index] = logits[:, :, 0, 0].T
+                meter.add(len(part))
+        else:
+            self._blend(summed, patchwork, places, window, carry, meter)
+            grid = self.scene.grid
+            rows = total_weight(window.row, window.row + window.height, grid.height, self.stride, self._along)
+            cols = total_weight(window.col, window.col + window.width, grid.width, self.stride, self._along)
+            summed /= torch.from_numpy(np.outer(rows, cols))
+        logits, told = summed.split([self.model.classes, len(self.layers)])
+        classes = logits.argmax(dim=0).to(torch.uint8).numpy()
+        classes[~needed] = UNLABELLED
+        meter.end()
+        layers = dict(zip(self.layers, told, strict=True))
+        return BlockMap(window, classes, logits, self.classifier.temperature, layers)
+
+    def _blend(
+        self,
+        summed: Tensor,
+        patchwork: Patchwork,
+        places: Tensor,
+        window: Window,
+        carry: Carry | None,
+        meter: _Meter,
+    ) -> None:
+        """Adds the weighted logits of all cores where they touch the block, in the lattice's order."""
+        core = self.model.core
+        if carry is not None:
+            carry.reach(window)
+        held = {} if carry is None else dict(carry.held)
+        missing = [place for place in places.tolist() if tuple(place) not in held]
+        computed = self._computed(patchwork, torch.tensor(missing).reshape(-1, 2))
+        fresh = (logits for _, batch in computed for logits in batch)
+        for row, col in places.tolist():
+            whole = Window(row, col, core, core)
+            if (row, col) in held:
+                kept, logits = held[row, col]
+            else:
+                kept, logits = whole, next(fresh)
+                if carry is not None:
+                    carry.offer(whole, logits, window)
+            inside = kept.intersection(window)
+            # Two roundings: a fused multiply-add rounds once, and not every code path is fused.
+            summed[:, *inside.within(window)] += logits[:, *inside.within(kept)] * self._weight[inside.within(whole)]
+            meter.add(1)
+
+    def _computed(self, patchwork: Patchwork, places: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Places, (B, 2), and their logits with the layers behind them, (B, K + layers, core, core), by batches."""
+        halo, size = self.model.halo, self.batch
+        for start in range(0, len(places), size):
+            part = places[start : start + size]
+            # Every pass has the same shape: kernels differ in their last bits between batch sizes (P1).
+            full = part if len(part) == size else torch.cat([part, part[-1:].expand(size - len(part), 2)])
+            images = patchwork.views(full[:, 0] - halo, full[:, 1] - halo, self.model.view)
+            images = {name: image.to(self.device) for name, image in images.items()}
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                if self.layers:
+                    logits, told = self.model.map_layers(images)
+                    logits = torch.cat([logits, *(told[name].to(logits.dtype) for name in self.layers)], dim=1)
+                else:
+                    logits = self.model(images)
+            yield part, logits.float().cpu()[: len(part)]
+
+    def blocks(
+        self,
+        windows: Sequence[Window],
+        *,
+        wanted: NDArray[np.bool_] | None = None,
+        on_fault: Callable[[Window, SceneError], None] | None = None,
+        tell: Callable[[int], None] = lambda pixels: None,
+    ) -> Iterator[BlockMap]:
+        """Maps blocks, in row order, and reads the next while it computes; the rest as in `map_blocks`."""
+        carry = Carry()
+        with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+            ahead: Future[Patchwork] | None = None
+            for number, window in enumerate(windows):
+                reading = ahead or reader.submit(self.read, window)
+                patchwork: Patchwork | None = None
+                try:
+                    patchwork = reading.result()
+                except SceneError as error:
+                    if on_fault is None:
+                        raise
+                    on_fault(window, error)
+                    tell(window.pixels)
+                del reading  # it holds the patchwork
+                ahead = reader.submit(self.read, windows[number + 1]) if number + 1 < len(windows) else None
+                if patchwork is not None:
+                    yield self.compute(patchwork, window, wanted=wanted, carry=carry, tell=tell)
+
+    def _places(self, needed: NDArray[np.bool_], window: Window) -> Tensor:
+        """First core pixels, (windows, 2), of the lattice windows whose core holds a needed pixel of this block."""
+        rows, cols = (torch.tensor(starts) for starts in self.starts(window))
+        # A summed-area table tells for all cores at once whether they hold a needed pixel.
+        table = torch.zeros((window.height + 1, window.width + 1), dtype=torch.int64)
+        table[1:, 1:] = torch.from_numpy(needed).long().cumsum(0).cumsum(1)
+        core = self.model.core
+        top, bottom = ((rows + offset - window.row).clamp(0, window.height) for offset in (0, core))
+        left, right = ((cols + offset - window.col).clamp(0, window.width) for offset in (0, core))
+        held = table[bottom][:, right] - table[top][:, right] - table[bottom][:, left] + table[top][:, left]
+        row, col = torch.nonzero(held, as_tuple=True)
+        return torch.stack([rows[row], cols[col]], dim=1)
+
+
+class _Meter:
+    """Tells of a block's pixels as its windows are done; all of them by its end."""
+
+    def __init__(self, pixels: int, windows: int, tell: Callable[[int], None]) -> None:
+        self.pixels, self.windows, self.tell = pixels, windows, tell
+        self.done = self.told = 0
+
+    def add(self, windows: int) -> None:
+        self.done += windows
+        pixels = self.pixels * self.done // self.windows
+        if pixels > self.told:
+            self.tell(pixels - self.told)
+            self.told = pixels
+
+    def end(self) -> None:
+        if self.pixels > self.told:
+            self.tell(self.pixels - self.told)
+
+
+def map_blocks(
+    classifier: Classifier,
+    scene: Scene,
+    *,
+    block: int = TILE,
+    windows: Sequence[Window] | None = None,
+    batch: int | None = None,
+    wanted: NDArray[np.bool_] | None = None,
+    device: torch.device | str | None = None,
+    precision: Precision = "float32",
+    layers: Sequence[str] = (),
+    on_fault: Callable[[Window, SceneError], None] | None = None,
+    tell: Callable[[int], None] = lambda pixels: None,
+) -> Iterator[BlockMap]:
+    """Maps a scene block by block, in row order.
+
+    Args:
+        classifier: what maps; it is put into evaluation mode.
+        scene: checked against the classifier.
+        block: side of a block, px.
+        windows: blocks of the scene, in row order, instead of all.
+        batch: windows per forward pass; by default as many as make about 65,000 pixels.
+        wanted: (H, W), true where the map is needed; windows and blocks without such a pixel are skipped.
+        device: where to compute; by default a GPU if there is one.
+        precision: what the network computes in.
+        layers: names of what the model is to tell beside logits.
+        on_fault: told of a block that cannot be read; the others go on. By default its error is raised.
+        tell: told how many more pixels are done.
+
+    Raises:
+        FaultsError: if the scene is not of the kind that the classifier was trained on.
+        SceneError: if a block cannot be read.
+    """
+    if block < 1:
+        raise SettingsError(f"the block is {block} px", "at least 1", "set another")
+    engine = Engine(classifier, scene, batch=batch, device=device, precision=precision, layers=layers)
+    grid = engine.scene.grid
+    todo = [
+        window
+        for window in (blocks(grid.height, grid.width, block) if windows is None else windows)
+        if wanted is None or wanted[window.within(grid.window)].any()
+    ]
+    yield from engine.blocks(todo, wanted=wanted, on_fault=on_fault, tell=tell)
+
+
+def map_array(classifier: Classifier, scene: Scene, **options: object) -> NDArray[np.uint8]:
+    """Maps a scene into an array, (H, W) uint8 classes; options as in `map_blocks`."""
+    result = np.full((scene.grid.height, scene.grid.width), UNLABELLED, dtype=np.uint8)
+    for part in map_blocks(classifier, scene, **options):  # type: ignore[arg-type]
+        result[part.window.within(scene.grid.window)] = part.classes
+    return result

@@ -1,0 +1,339 @@
+"""BDGF: diffusion features guide a CNN, a Mamba and a transformer side by side, and the three teach each other.
+
+Source: Liu et al. 2025, "Balanced Diffusion-Guided Fusion for Multimodal Remote Sensing Classification", arXiv
+2509.23310. Neither its equations nor its code could be had. What is known of the paper: a multimodal diffusion model,
+balanced by masking modalities, whose features guide three branches (a CNN by feature fusion, a Mamba by group channel
+attention, a transformer by cross-attention) that learn from each other's probabilities and features.
+
+    guides       g_1, g_2, g_3 = mix over timesteps(diffusion_1), ..(diffusion_2), ..(diffusion_3)
+    per branch   tokens = stem(images);  three times: tokens = guided by g_s(mixed(tokens))
+                 CNN: two 3x3 convolutions | Mamba: scans along a spiral, from both ends | transformer: attention
+                 z = read([whole view; pixel of the core]),  logits = head(z)
+    final        logits = MLP([z of all branches]);  the map averages the probabilities of all heads
+    loss         cross-entropy of all heads + ramp * (KL to the other branches + 1 - cosine of the features)
+
+The features come as modalities named `diffusion_1`, `diffusion_2`, `diffusion_3` (decoder levels, fine to deep), the
+channels of a timestep side by side. Without them the network runs unguided; a stage whose level is missing is too.
+
+Differs from the paper, and why:
+- All shapes, the operators' forms and the losses' forms are our own choice, since the paper's could not be had; the
+  pairing of operators and branches, and what is aligned, are the paper's.
+- Any number of modalities from one; narrow ones enter by a 3x3 convolution, wide ones pixel by pixel and then by one
+  3x3 convolution per channel, which is smaller. Finer ones are averaged to the grid after that.
+- The guides are normalised over the channels of each pixel, not over the patch: a pixel's guide is then the same in
+  every patch that holds it.
+- With a `core` of several pixels the read-out and the heads work on each of its pixels, and a training pixel may lie
+  anywhere in it: one pass then maps core * core pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+import pydantic
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landfuse import settings
+from landfuse.errors import ModelError
+from landfuse.layers import guidance, mutual
+from landfuse.legend import UNLABELLED
+from landfuse.models.base import FusionModel, Modality, cross_entropy
+from landfuse.models.bdgf_branches import KINDS, Branch, Size
+
+STAGES = 3
+
+_LEVEL = re.compile(r"diffusion_(\d+)")
+
+Operator = Literal["fusion", "group_attention", "cross_attention"]
+
+PROBABILITIES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "weighted": mutual.distil,
+    "dml": mutual.distil_evenly,
+    "entropy": mutual.align_entropy,
+}
+FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "cosine": mutual.align_direction,
+    "relational": mutual.align_relations,
+}
+
+
+class MutualSettings(settings.Settings):
+    """How branches learn from each other.
+
+    Args:
+        probabilities: `weighted` learns from the others' mean probabilities, the more from the surer ones; `dml` from
+            their even mean; `entropy` makes the branches equally sure.
+        probability_weight: weight of that part; 0 for none.
+        temperature: softens the probabilities in it.
+        features: `cosine` aligns the features of each pixel; `relational` the cosines among the batch's pixels.
+        feature_weight: weight of that part; 0 for none.
+        ramp: share of the training over which both rise from 0.
+    """
+
+    probabilities: Literal["weighted", "dml", "entropy"] = "weighted"
+    probability_weight: float = pydantic.Field(default=0.5, ge=0)
+    temperature: float = pydantic.Field(default=2.0, gt=0)
+    features: Literal["cosine", "relational"] = "cosine"
+    feature_weight: float = pydantic.Field(default=0.1, ge=0)
+    ramp: float = pydantic.Field(default=0.2, ge=0, le=1)
+
+
+class OperatorSettings(settings.Settings):
+    """How each kind of branch is guided.
+
+    Args:
+        cnn: `fusion`, `group_attention` or `cross_attention`.
+        mamba: likewise.
+        transformer: likewise.
+    """
+
+    cnn: Operator = "fusion"
+    mamba: Operator = "group_attention"
+    transformer: Operator = "cross_attention"
+
+
+class BdgfSettings(settings.Settings):
+    """Settings of BDGF.
+
+    Args:
+        view: side of the patch, px.
+        core: side of the centred square that is labelled, px; 1 classifies single pixels, 5 maps 25 at once.
+        width: D, channels of the branches; a multiple of `heads` and `groups`.
+        embedding: features that each branch reads out.
+        branches: which, each `cnn`, `mamba` or `transformer`; a kind may come several times.
+        guidance: `full` guides every branch by level 1, 2, 3 in its first, second, third stage; `one_level_each` guides
+            the first branch by level 1 in all stages, the second by level 2, and so on; `raw` puts the modalities
+            themselves in the features' place, a control of nearly as many parameters; `none` ignores the features.
+        operators: how each kind of branch is guided.
+        timesteps: of the diffusion features.
+        states: N of the scans.
+        heads: of the attention.
+        groups: of the group channel attention.
+        ensemble: average the probabilities of the final head and of the branches' heads; else the final head alone.
+        label_smoothing: share of each label that is spread over all classes.
+        mutual: how branches learn from each other.
+    """
+
+    view: int = pydantic.Field(default=11, ge=1)
+    core: int = pydantic.Field(default=1, ge=1)
+    width: int = pydantic.Field(default=64, ge=4)
+    embedding: int = pydantic.Field(default=128, ge=1)
+    branches: tuple[Literal["cnn", "mamba", "transformer"], ...] = ("cnn", "mamba", "transformer")
+    guidance: Literal["full", "one_level_each", "raw", "none"] = "full"
+    operators: OperatorSettings = OperatorSettings()
+    timesteps: int = pydantic.Field(default=3, ge=1)
+    states: int = pydantic.Field(default=16, ge=1, le=64)
+    heads: int = pydantic.Field(default=4, ge=1)
+    groups: int = pydantic.Field(default=8, ge=1)
+    ensemble: bool = True
+    label_smoothing: float = pydantic.Field(default=0.05, ge=0, lt=1)
+    mutual: MutualSettings = MutualSettings()
+
+    @pydantic.model_validator(mode="after")
+    def _width_divides(self) -> BdgfSettings:
+        if not self.branches:
+            raise ValueError("name at least one branch: cnn, mamba, transformer")
+        operators = {getattr(self.operators, kind) for kind in self.branches if self.guidance != "none"}
+        for name, parts, used in (
+            ("heads", self.heads, "transformer" in self.branches or "cross_attention" in operators),
+            ("groups", self.groups, "group_attention" in operators),
+        ):
+            if used and self.width % parts:
+                raise ValueError(f"`width` is {self.width}, which the {parts} `{name}` do not divide")
+        return self
+
+
+class Scores(NamedTuple):
+    """What the network makes of a batch; P = core * core.
+
+    Args:
+        features: of the branches, (J, B, P, Z).
+        branches: logits of their heads, (J, B, P, K).
+        final: logits of the final head, (B, P, K).
+    """
+
+    features: Tensor
+    branches: Tensor
+    final: Tensor
+
+
+class Bdgf(FusionModel):
+    """The guided network; `pretrain:` and `features:` of a recipe make its diffusion features.
+
+    Args:
+        modalities: name -> channels and zoom; `diffusion_1` to `diffusion_3` are guides, all others are looked at.
+        classes: K.
+        config: see `BdgfSettings`.
+
+    Raises:
+        ModelError: if there are only diffusion features, or their channels do not divide by the timesteps.
+    """
+
+    Settings = BdgfSettings
+
+    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: BdgfSettings) -> None:
+        super().__init__(modalities, classes, view=config.view, core=config.core)
+        self.config = config
+        levels, seen = _levels(modalities, config.timesteps), _seen(modalities)
+        size = Size(config.view, config.core, config.width, config.embedding, config.states, config.heads)
+        chosen = _chosen(config, sorted(levels))
+        if config.guidance == "raw":
+            stacked = sum(m.channels for m in seen.values())
+            self.guides = nn.ModuleDict(
+                {str(number): guidance.TimestepMix(1, stacked, config.width) for number in range(1, STAGES + 1)}
+            )
+        else:
+            used = sorted({level for row in chosen for level in row if level is not None})
+            self.guides = nn.ModuleDict(
+                {str(k): guidance.TimestepMix(config.timesteps, levels[k], config.width) for k in used}
+            )
+        self.chosen, self.seen = chosen, seen
+        self.names = _numbered(config.branches)
+        self.branches = nn.ModuleDict()
+        for name, kind, row in zip(self.names, config.branches, chosen, strict=True):
+            operators = [None if level is None else _operator(kind, config) for level in row]
+            self.branches[name] = Branch(KINDS[kind], seen, operators, size)
+        self.heads = nn.ModuleDict({name: nn.Linear(config.embedding, classes) for name in self.names})
+        self.final = nn.Sequential(
+            nn.Linear(len(self.names) * config.embedding, config.embedding),
+            nn.GELU(),
+            nn.Linear(config.embedding, classes),
+        )
+        if len(self.names) > 1:
+            self.layers = ("disagreement",)
+
+    def forward(self, images: dict[str, Tensor]) -> Tensor:
+        """Logits, (B, K, core, core); see `FusionModel.forward`."""
+        return self._logits(self.scores(images))
+
+    def map_layers(self, images: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits, and how far the branches disagree; see `FusionModel.map_layers`."""
+        scores = self.scores(images)
+        if len(self.names) == 1:
+            return self._logits(scores), {}
+        apart = mutual.disagreement(F.log_softmax(scores.branches.float(), dim=-1))
+        return self._logits(scores), {"disagreement": self._on_core(apart[..., None])}
+
+    def loss(self, images: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of every head, and at their weights, ramped up, what branches learn from each other."""
+        scores, config = self.scores(images), self.config.mutual
+        smoothing = self.config.label_smoothing
+        parts = {"final": cross_entropy(self._on_core(scores.final), target, smoothing)}
+        for name, logits in zip(self.names, scores.branches, strict=True):
+            parts[name] = cross_entropy(self._on_core(logits), target, smoothing)
+        total = torch.stack(list(parts.values())).sum()
+        ramp = min(1.0, self.progress / config.ramp) if config.ramp else 1.0
+        if len(self.names) > 1:
+            labelled = target.flatten(1) != UNLABELLED  # (B, P)
+            for weight, name, measure in (
+                (config.probability_weight, "probabilities", self._probabilities),
+                (config.feature_weight, "features", self._features),
+            ):
+                if weight:
+                    parts[name] = measure(scores, labelled)
+                    total = total + ramp * weight * parts[name]
+        return {"loss": total, **parts}
+
+    def scores(self, images: Mapping[str, Tensor]) -> Scores:
+        """The features and logits of every branch, and the final logits."""
+        guides = self._guides(images)
+        features = torch.stack(
+            [
+                branch(images, [None if level is None else guides[level] for level in row])
+                for branch, row in zip(self.branches.values(), self.chosen, strict=True)
+            ]
+        )
+        logits = torch.stack([head(z) for head, z in zip(self.heads.values(), features, strict=True)])
+        return Scores(features, logits, self.final(torch.cat(list(features), dim=-1)))
+
+    def _guides(self, images: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        if self.config.guidance != "raw":
+            return {int(k): _per_pixel(guide, images[f"diffusion_{k}"]) for k, guide in self.guides.items()}
+        stacked = torch.cat(
+            [F.avg_pool2d(images[n], m.zoom) if m.zoom > 1 else images[n] for n, m in self.seen.items()], dim=1
+        )
+        return {int(number): _per_pixel(guide, stacked) for number, guide in self.guides.items()}
+
+    def _logits(self, scores: Scores) -> Tensor:
+        if not self.config.ensemble:
+            return self._on_core(scores.final)
+        heads = torch.cat([scores.branches, scores.final[None]]).float()
+        return self._on_core(F.log_softmax(heads, dim=-1).logsumexp(dim=0) - torch.tensor(float(len(heads))).log())
+
+    def _on_core(self, values: Tensor) -> Tensor:
+        """(B, P, K) -> (B, K, core, core)."""
+        return values.transpose(1, 2).unflatten(2, (self.core, self.core))
+
+    def _probabilities(self, scores: Scores, labelled: Tensor) -> Tensor:
+        measure = PROBABILITIES[self.config.mutual.probabilities]
+        return measure(scores.branches[:, labelled].float(), self.config.mutual.temperature)
+
+    def _features(self, scores: Scores, labelled: Tensor) -> Tensor:
+        return FEATURES[self.config.mutual.features](scores.features[:, labelled].float())
+
+
+def _per_pixel(guide: nn.Module, image: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, D, H, W)."""
+    guided: Tensor = guide(image.permute(0, 2, 3, 1))
+    return guided.permute(0, 3, 1, 2)
+
+
+def _seen(modalities: Mapping[str, Modality]) -> dict[str, Modality]:
+    """The modalities that are no diffusion features."""
+    seen = {name: modality for name, modality in modalities.items() if not _LEVEL.fullmatch(name)}
+    if not seen:
+        raise ModelError(
+            f"`bdgf` got only diffusion features: {', '.join(modalities)}",
+            "at least one modality that they were computed from",
+            "add it to `modalities:`",
+        )
+    return seen
+
+
+def _levels(modalities: Mapping[str, Modality], timesteps: int) -> dict[int, int]:
+    """Level -> channels at each timestep, of the diffusion features."""
+    levels = {}
+    for name, modality in modalities.items():
+        match = _LEVEL.fullmatch(name)
+        if match is None:
+            continue
+        if modality.channels % timesteps or modality.zoom != 1:
+            raise ModelError(
+                f"`{name}` has {modality.channels} channels at zoom {modality.zoom}",
+                f"features at {timesteps} timesteps, side by side, at zoom 1",
+                "set `timesteps` of the model to the number of timesteps in `features:`",
+            )
+        levels[int(match.group(1))] = modality.channels // timesteps
+    return levels
+
+
+def _chosen(config: BdgfSettings, levels: list[int]) -> list[list[int | None]]:
+    """For every branch, the level that guides each stage; None where it is not guided."""
+    stages = range(1, STAGES + 1)
+    if config.guidance == "none" or (not levels and config.guidance != "raw"):
+        return [[None] * STAGES for _ in config.branches]
+    if config.guidance == "one_level_each":
+        return [[levels[i % len(levels)]] * STAGES for i in range(len(config.branches))]
+    return [[s if s in levels or config.guidance == "raw" else None for s in stages] for _ in config.branches]
+
+
+def _operator(kind: str, config: BdgfSettings) -> nn.Module:
+    name = getattr(config.operators, kind)
+    if name == "fusion":
+        return guidance.FeatureFusion(config.width)
+    if name == "group_attention":
+        return guidance.GroupChannelAttention(config.width, config.groups)
+    return guidance.CrossAttention(config.width, config.heads)
+
+
+def _numbered(kinds: tuple[str, ...]) -> list[str]:
+    """Names of the branches: cnn, mamba, ...; cnn_2 where a kind comes again."""
+    names: list[str] = []
+    for i, kind in enumerate(kinds):
+        before = kinds[:i].count(kind)
+        names.append(f"{kind}_{before + 1}" if before else kind)
+    return names

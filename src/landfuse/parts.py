@@ -1,0 +1,178 @@
+"""The part folder: blocks of a map that is not finished, each in a file of its own, so that mapping can go on.
+
+`map.tif.parts/` lies beside `map.tif`. A block is done if its file is there, since files are whole or absent; nothing
+else is noted down. `settings.json` says, in hashes and words, what the blocks were made of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from landfuse.classifier import Classifier
+from landfuse.errors import OutputError
+from landfuse.files import unwritable, write_text
+from landfuse.scenes.grid import Window
+from landfuse.scenes.scene import Raster, Scene
+
+FORMAT = 1
+"""Version of the folder's layout; blocks of another one are not gone on with."""
+
+_NOTES = "settings.json"
+_FINISHED = "finished"
+
+
+def hash_of(classifier: Classifier) -> str:
+    """SHA-256 of all that a bundle of the classifier holds."""
+    description, tensors = classifier.packed()
+    found = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def fingerprint(classifier: Classifier, scene: Scene) -> dict[str, str]:
+    """What a map is made of: its name -> a hash or a word; the same for the same map.
+
+    Rasters are known by their settings, path, size and time of change, a classifier by its weights.
+    """
+    missing = {name: str(pixel_map.instead) for name, pixel_map in classifier.maps.items()}
+    found = {
+        "the model": hash_of(classifier),
+        "the version": f"landfuse {version('landfuse')}, torch {torch.__version__}",
+        "the grid": str(scene.grid),
+        "what stands in for missing modalities": ", ".join(f"{n} {m}" for n, m in missing.items() if m != "None")
+        or "-",
+    }
+    for name, modality in scene.modalities.items():
+        told = f"{modality.zoom} {modality.units} {_told(modality.raster)}"
+        found[f"the modality `{name}`"] = hashlib.sha256(told.encode()).hexdigest()
+    return found
+
+
+def _told(raster: Raster) -> str:
+    told = f"{raster.path} {raster.bands} {raster.dtype}"
+    if dataclasses.is_dataclass(type(raster)):
+        told += f" {raster!r}"
+    file = Path(raster.path)
+    if file.is_file():
+        stat = file.stat()
+        told += f" {stat.st_size} {stat.st_mtime_ns}"
+    return told
+
+
+class PartFolder:
+    """The part folder of one map.
+
+    Args:
+        output: the map.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.path = output.with_name(output.name + ".parts")
+
+    @property
+    def scratch(self) -> Path:
+        """A folder within, for what is not yet whole; made anew by `claim`."""
+        return self.path / "assembly"
+
+    def part(self, window: Window) -> Path:
+        """The file of a block."""
+        return self.path / f"{window.row:08d}-{window.col:08d}.tif"
+
+    def noted(self) -> dict[str, str] | None:
+        """What its blocks were made of; None where there is no such folder, or nothing in it."""
+        try:
+            notes = json.loads((self.path / _NOTES).read_text(encoding="utf-8"))
+            if notes.pop("format") == FORMAT and all(isinstance(value, str) for value in notes.values()):
+                return dict(notes)
+        except (FileNotFoundError, NotADirectoryError):
+            if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+                return None
+        except (OSError, ValueError, KeyError, AttributeError):
+            pass
+        raise OutputError(
+            f"{self.path} is there, but holds no blocks of a map of this version",
+            f"room for the blocks of {self.output.name} until it is finished",
+            f"move {self.path.name} away, or choose another output",
+        )
+
+    def claim(self, settings: Mapping[str, str]) -> None:
+        """Makes the folder, or goes on with one of the very same settings.
+
+        Args:
+            settings: what the blocks are made of.
+
+        Raises:
+            OutputError: if it cannot be made, or holds blocks of another map.
+        """
+        noted = self.noted()
+        if noted is not None and noted != dict(settings):
+            names = dict.fromkeys([*settings, *noted])
+            differing = [name for name in names if settings.get(name) != noted.get(name)]
+            raise OutputError(
+                f"{self.path} holds blocks of another map: other is "
+                + ", ".join(_change(name, noted.get(name), settings.get(name)) for name in differing),
+                "the model, scene and options that those blocks were made with, to go on with them",
+                "give the former command again, or start anew by --restart, which deletes those blocks",
+            )
+        try:
+            if self.output.is_dir():
+                raise IsADirectoryError("it is a folder")
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            if noted is None:
+                text = json.dumps({"format": FORMAT, **settings}, indent=2, ensure_ascii=False) + "\n"
+                write_text(self.path / _NOTES, text)
+        except OutputError:
+            self.drop_if_empty()
+            raise
+        except OSError as error:
+            self.drop_if_empty()
+            raise unwritable(self.output, error) from None
+
+    def drop_if_empty(self) -> None:
+        """Removes the folder if no block is in it yet."""
+        if self.path.is_dir() and not any(self.path.glob("*.tif")):
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the map is made, and the folder only says so."""
+        return (self.path / _FINISHED).exists()
+
+    def finish(self) -> None:
+        """Notes that the map is made, and removes the blocks."""
+        write_text(self.path / _FINISHED, "")
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        for part in self.path.glob("*.tif"):
+            part.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Removes the folder with all its blocks, if it is one of ours.
+
+        Raises:
+            OutputError: if it is not, or cannot be removed.
+        """
+        if not self.path.exists():
+            return
+        self.noted()
+        try:
+            shutil.rmtree(self.path)
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+
+
+def _change(name: str, before: str | None, now: str | None) -> str:
+    if before is None or now is None or max(len(before), len(now)) == 64:
+        return name
+    return f"{name} ({before}, now {now})"

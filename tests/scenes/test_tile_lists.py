@@ -1,0 +1,43 @@
+"""Splits by tile whose names stand in files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from landfuse.errors import SplitError
+from landfuse.scenes.split import TilesSplit
+from landfuse.scenes.tile_lists import named_tiles
+
+TILES = ["a_1", "a_1_2", "a_12", "b.1", "c"]
+
+
+def read(folder: Path, text: str, role: str = "test") -> tuple[str, ...]:
+    (folder / "list.txt").write_text(text)
+    split = TilesSplit(kind="tiles", lists={"test": "list.txt", role: "list.txt"})  # type: ignore[dict-item]
+    named = named_tiles(split, TILES, lambda path: folder / path)
+    assert named.lists == {}
+    tiles: tuple[str, ...] = getattr(named, f"{role}_tiles")
+    return tiles
+
+
+@pytest.mark.parametrize(
+    ("entry", "tile"),
+    [
+        ("a_1", "a_1"), ("a_1_S1.tif", "a_1"), ("a_1_2_S1.tif", "a_1_2"), ("a_1_2.tif", "a_1_2"), ("a_12.tif", "a_12"),
+        ("some/folder/b.1.tif", "b.1"), ("c_S2.tif,c_labels.tif", "c"), (" c ,x", "c"),
+    ],
+)  # fmt: skip
+def test_an_entry_means_the_longest_tile_that_it_begins_with(entry: str, tile: str, tmp_path: Path) -> None:
+    assert read(tmp_path, f"{entry}\n\n{entry}\n") == (tile,)
+    assert read(tmp_path, entry, "train") == (tile,)
+
+
+def test_what_is_no_tile_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SplitError, match=r"names 'a_3\.tif', which is no tile"):
+        read(tmp_path, "a_1\na_3.tif\n")
+    with pytest.raises(SplitError, match="names no tile"):
+        read(tmp_path, "\n")
+    with pytest.raises(SplitError, match="none for `test`"):
+        named_tiles(TilesSplit(kind="tiles", lists={"train": "x"}), TILES, Path)

@@ -1,0 +1,64 @@
+"""Colours as others see them, against numbers of the colorspacious library, and pairs that are known to be confused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from landfuse.palette import TOO_CLOSE, VISIONS, close_pairs, distances, lab, seen
+from landfuse.report_layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS
+
+ORANGE, SKY, GREEN, BLUE = (230, 159, 0), (86, 180, 233), (0, 158, 115), (26, 91, 171)
+
+
+def test_cielab_is_that_of_another_library() -> None:
+    # colorspacious 1.1.2, cspace_convert(..., "sRGB255", "CIELab")
+    known = [[70.6062, 16.483, 74.6829], [69.8261, -12.0171, -34.7744], [57.7421, -45.7406, 12.7545]]
+    known.append([38.9704, 10.4819, -48.4331])
+    found = lab(seen([ORANGE, SKY, GREEN, BLUE], "full colour vision"))
+    np.testing.assert_allclose(found, known, atol=0.03)  # its white point has five digits
+    np.testing.assert_allclose(lab([0.0, 0.0, 0.0]), 0, atol=1e-9)
+    np.testing.assert_allclose(lab([1.0, 1.0, 1.0]), [100, 0, 0], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("vision", "known"),
+    [
+        # colorspacious 1.1.2, "sRGB1+CVD" with severity 100; sRGB that lies within 0..1
+        ("protanopia", [[0.60773, 0.70167, 0.92359], [0.6053, 0.5711, 0.44159], [0.18373, 0.38686, 0.68241]]),
+        ("deuteranopia", [[0.52836, 0.64345, 0.91032], [0.54218, 0.52515, 0.4623], [0.01285, 0.33637, 0.66439]]),
+    ],
+)
+def test_what_others_see_is_that_of_another_library(vision: str, known: list[list[float]]) -> None:
+    linear = seen([SKY, GREEN, BLUE], vision)
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    np.testing.assert_allclose(srgb, known, atol=1e-4)
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_grey_stays_grey_for_everyone(vision: str) -> None:
+    np.testing.assert_allclose(seen([[128, 128, 128]], vision), seen([[128, 128, 128]], VISIONS[0]), atol=2e-6)
+
+
+def test_red_and_green_of_one_lightness_are_found_close_and_named_by_the_vision() -> None:
+    red, green, blue = (196, 90, 40), (120, 120, 30), (20, 40, 200)
+    found = close_pairs([red, blue, green])
+    assert [(pair.first, pair.second) for pair in found] == [(0, 2)]
+    assert found[0].vision in ("protanopia", "deuteranopia")
+    assert found[0].distance == pytest.approx(distances([red, green], found[0].vision)[0, 1])
+    assert distances([red, green], VISIONS[0])[0, 1] > 3 * found[0].distance
+
+
+def test_equal_colours_are_close_in_every_vision_and_far_ones_in_none() -> None:
+    assert close_pairs([BLUE, BLUE])[0].distance == 0
+    assert close_pairs([(0, 0, 0), (255, 255, 255)]) == []
+    assert close_pairs([BLUE]) == close_pairs([]) == []
+
+
+def test_the_report_s_own_colours_do_not_rest_on_hue_alone() -> None:
+    assert close_pairs(RIGHT_WRONG, 60) == []
+    assert close_pairs(list(ROLE_COLOURS.values()), 30) == []
+    for vision in VISIONS:
+        lightness = lab(seen(CONFIDENCE, vision))[:, 0]
+        assert (np.diff(lightness) > 0).all(), f"confidence does not grow lighter with {vision}"
+    assert abs(np.diff(lab(seen(RIGHT_WRONG, VISIONS[0]))[:, 0]))[0] > 3 * TOO_CLOSE
