@@ -131,6 +131,7 @@ def test_a_scene_that_is_only_mapped_needs_no_labels(landfuse: Run, place: Path,
     assert told.code == 0, told.err
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == [
         "chequers.png",
+        "chequers.qml",
         "chequers.tif",
         "chequers.tif.aux.xml",
     ]
@@ -342,7 +343,10 @@ def test_an_incomplete_map_of_several_ends_with_exit_code_3(
     last = [e for e in events(told.out) if e["event"] == "progress"][-1]
     assert (last["pixels"], last["of"], last["seconds_left"]) == (2 * 96 * 96, 2 * 96 * 96, 0)
     assert last["megapixels_per_second"] >= 0
-    assert sorted(p.name for p in out.iterdir()) == ["t1.tif", "t1.tif.aux.xml", "t2.tif", "t2.tif.aux.xml"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "index.gpkg", "mosaic.qml", "mosaic.vrt",
+        "t1.qml", "t1.tif", "t1.tif.aux.xml", "t2.qml", "t2.tif", "t2.tif.aux.xml",
+    ]  # fmt: skip
     with rasterio.open(out / "t1.tif") as one, rasterio.open(out / "t2.tif") as two:
         np.testing.assert_array_equal(one.read(), two.read())
         assert "landfuse_incomplete" not in two.tags()
@@ -370,7 +374,7 @@ def test_blocks_of_an_unfinished_map_and_restart(
     assert "the block (48 px, now 32 px)" in told.err
     told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "32", "--restart")
     assert told.code == 0, told.err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.tif", "m.tif.aux.xml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.qml", "m.tif", "m.tif.aux.xml"]
 
 
 def test_options_that_do_not_go_together(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ class PretrainSettings(Settings):
         steps: of the optimiser; 20,000 on a GPU, 1,000 to 3,000 on a CPU. By default 2,000, or 0 after `start_from`.
         batch: crops per step; 64 on a GPU.
         crop: side of a crop, px; smaller scenes have smaller crops.
-        rate: learning rate of AdamW; rises over the first 5% of the steps, and stays. 2e-4 suits long training.
+        rate: learning rate of AdamW; rises over the first 5% of the steps, then falls as a cosine. 2e-4 suits long
+            training.
         weight_decay: of AdamW.
         clip: limit of the gradient's norm.
         average: the weights that are kept are an exponential mean over the steps, with this share of the past.
@@ -178,6 +179,7 @@ class Denoising:
             self.network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay
         )
         self.done = 0
+        self._scored: tuple[int, dict[str, float]] = (-1, {})
         named = {"float32": False, "bfloat16": True, "auto": self.device.type == "cuda"}
         self._half = named[settings.precision]
         self.variances = self._variances() if settings.balance.imputation else None
@@ -204,6 +206,12 @@ class Denoising:
         images, missing, noise, _ = self._draw(1, _PROBE)
         return Probe(self.network, images, missing, noise)
 
+    def _swapped(self) -> dict[str, float]:
+        """The swap scores after the steps that are done; they are asked for twice."""
+        if self._scored[0] != self.done:
+            self._scored = (self.done, swap_scores(self.probe()))
+        return self._scored[1]
+
     def step(self) -> dict[str, float]:
         """One step of the optimiser: the loss, and its parts by modality.
 
@@ -212,15 +220,14 @@ class Denoising:
         """
         settings, balance = self.settings, self.balance
         if self.done % settings.balance.every == 0 and self.done and len(balance.balanced) > 1:
-            balance.update(balance.scores(self.probe()))
-            for network in (self.network, self.average):
-                network.gains.copy_((balance.log_gains - balance.log_gains.min()).exp())
+            balance.update(self._swapped() if balance.scores is swap_scores else balance.scores(self.probe()))
+            self.network.gains.copy_(balance.log_gains.exp())
         images, missing, noise, generator = self._draw(0, settings.batch)
         timestep = torch.randint(0, STEPS, (settings.batch,), generator=generator).to(self.device)
         side = self.crops.side
         hidden = self._there(balance.hidden(self.done, settings.batch, side, side, generator))
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.rate * min(1.0, (self.done + 1) / max(1, 0.05 * settings.total))
+            group["lr"] = settings.rate * self._pace()
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
             parts = denoising_losses(
@@ -256,17 +263,25 @@ class Denoising:
         self._follow()
         return {"loss": float(loss.detach()), **told}
 
+    def _pace(self) -> float:
+        """Share of the rate at this step: it rises over the first 5% of the steps, then falls as a cosine to 0."""
+        total = max(1, self.settings.total)
+        rising = min(1.0, (self.done + 1) / (0.05 * total))
+        return rising * 0.5 * (1 + math.cos(math.pi * min(1.0, self.done / total)))
+
     @torch.no_grad()
     def _follow(self) -> None:
         """Moves the mean weights; while there are few steps behind them, the mean is over those."""
         share = min(self.settings.average, (1 + self.done) / (10 + self.done))
         for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
             mean.lerp_(now, 1 - share)
+        self.average.gains.lerp_(self.network.gains, 1 - share)
 
     def measured(self) -> dict[str, float]:
         """What is told of the balance now: D, r and w of each modality."""
-        found = swap_scores(self.probe())
-        shares, weights = self.balance.shares(self.done), self.balance.weights
+        found = self._swapped()
+        shares = self.balance.turned_down if self.balance.soft else self.balance.shares(self.done)
+        weights = self.balance.weights
         return {
             f"{letter}_{name}": values[name]
             for letter, values in (("D", found), ("r", shares), ("w", weights))

@@ -123,7 +123,7 @@ def rate_share(step: int, settings: TrainingSettings, steps: int) -> float:
         return settings.factor ** sum(step * settings.length >= milestone * steps for milestone in settings.milestones)
     done = min(1.0, (step - warm) / max(1, steps - warm))
     if settings.schedule == "polynomial":
-        return (1 - done) ** settings.power  # type: ignore[no-any-return]
+        return (1 - done) ** settings.power
     return 0.5 * (1 + math.cos(math.pi * done)) if settings.schedule == "cosine" else 1.0
 
 

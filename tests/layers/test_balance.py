@@ -69,7 +69,9 @@ def test_hidden_shares_are_those_asked_for_and_never_all(hide: str) -> None:
 
 def test_kinds_of_hiding() -> None:
     def shares(kind: str, step: int = 500, **more: object) -> list[float]:
-        balance = ModalityBalance(CHANNELS, BalanceSettings.model_validate({"kind": kind, "warmup": 200, **more}))
+        balance = ModalityBalance(
+            CHANNELS, BalanceSettings.model_validate({"kind": kind, "warmup": 200, "hide": "whole", **more})
+        )
         balance.update({"h": 0.5, "l": 0.05})
         return list(balance.shares(step).values())
 
@@ -85,10 +87,10 @@ def test_kinds_of_hiding() -> None:
 
 def test_shares_at_balance_are_those_at_rest() -> None:
     for rest in (0.5, 0.1):
-        balance = ModalityBalance(CHANNELS, BalanceSettings(warmup=0, rest=rest))
+        balance = ModalityBalance(CHANNELS, BalanceSettings(hide="whole", warmup=0, rest=rest))
         balance.update({"h": 0.2, "l": 0.2})
         assert list(balance.shares(1).values()) == pytest.approx([0.6 * rest] * 2)
-    balance = ModalityBalance(CHANNELS, BalanceSettings(warmup=0, rest=0.1))
+    balance = ModalityBalance(CHANNELS, BalanceSettings(hide="whole", warmup=0, rest=0.1))
     balance.update({"h": 2e3, "l": 2e-6})
     assert balance.shares(1)["h"] == pytest.approx(0.6, rel=1e-3)
     assert balance.shares(1)["l"] < 0.01
@@ -99,6 +101,34 @@ def test_levels_are_smoothed_logarithms() -> None:
     balance.update({"h": 1.0, "l": 0.1})
     balance.update({"h": 0.1, "l": 0.1})
     assert balance.levels.tolist() == pytest.approx([0.2 * math.log(0.1), math.log(0.1)], abs=1e-4)
+
+
+def test_soft_hides_nothing_and_turns_the_strong_down_until_all_count_alike() -> None:
+    balance = ModalityBalance({**CHANNELS, "still": 2}, BalanceSettings(gain_rate=0.2), ("still",))
+    balance.update({"h": math.e, "l": 1 / math.e, "still": 0.0})
+    assert balance.log_gains.tolist() == pytest.approx([-0.2, 0.2, 0], abs=1e-5)
+    assert balance.turned_down["h"] == pytest.approx(1 - math.exp(-0.4), rel=1e-4)
+    assert balance.turned_down["l"] == 0
+    assert set(balance.shares(999).values()) == {0.0}
+    assert not any(mask.any() for mask in balance.hidden(999, 4, 8, 8, torch.Generator()).values())
+    for _ in range(99):
+        balance.update({"h": math.e, "l": 1 / math.e})
+    assert balance.log_gains.tolist() == pytest.approx([-4, 4, 0])
+
+
+def test_gains_multiply_the_stems() -> None:
+    network = Denoiser(CHANNELS, 8)
+    network.gains.copy_(torch.tensor([0.5, 2.0]))
+    seen = probe(network)
+    own = seen.levels(seen.images, 100)
+    other = Denoiser(CHANNELS, 8)
+    other.load_state_dict(network.state_dict())
+    other.gains.fill_(1)
+    for name, gain in zip(CHANNELS, (0.5, 2.0), strict=True):
+        for value in other.stems[name].parameters():
+            value.data *= gain
+    same = Probe(other, seen.images, seen.missing, seen.noise).levels(seen.images, 100)
+    torch.testing.assert_close(own, same)
 
 
 def test_weights_begin_at_gamma_and_follow_within_a_factor_of_eight() -> None:
@@ -116,14 +146,14 @@ def test_weights_begin_at_gamma_and_follow_within_a_factor_of_eight() -> None:
 
 @pytest.mark.parametrize("constant", [("l",), ("h", "l")])
 def test_a_constant_modality_is_left_out(constant: tuple[str, ...]) -> None:
-    balance = ModalityBalance(CHANNELS, BalanceSettings(warmup=0), constant)
+    balance = ModalityBalance(CHANNELS, BalanceSettings(hide="whole", warmup=0), constant)
     balance.update({"h": 1.0, "l": 0.0})
     assert balance.shares(10) == {"h": 0, "l": 0}
     assert all(not mask.any() for mask in balance.hidden(10, 9, 8, 8, torch.Generator()).values())
 
 
 def test_its_state_is_in_its_buffers() -> None:
-    one, other = (ModalityBalance(CHANNELS, BalanceSettings(weight_rate=0.1, warmup=0)) for _ in range(2))
+    one, other = (ModalityBalance(CHANNELS, BalanceSettings(hide="whole", weight_rate=0.1, warmup=0)) for _ in range(2))
     one.update({"h": 0.4, "l": 0.1})
     other.load_state_dict(one.state_dict())
     assert other.shares(5) == one.shares(5)

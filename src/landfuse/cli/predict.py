@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from landfuse.cli.beside_maps import BesideMaps
 from landfuse.cli.console import Quiet, ScenePath, say
 from landfuse.cli.mapping_progress import mapping_progress, tell_json
 
@@ -49,6 +50,23 @@ def predict(
         typer.Option(help="Let this modality's training mean stand in where it has no data, at your own risk."),
     ] = None,
     picture: Annotated[bool, typer.Option(help="Also write a picture (.png) of each map.")] = False,
+    polygons: Annotated[
+        bool, typer.Option("--polygons", help="Also write polygons (GeoPackage) with their class and hectares.")
+    ] = False,
+    minimum_area: Annotated[
+        float | None,
+        typer.Option(
+            help="Merge polygons below this into the largest beside them: square metres (square units of the map where "
+            "its CRS is not in metres)."
+        ),
+    ] = None,
+    stac: Annotated[
+        bool, typer.Option("--stac", help="Also write a STAC item (.stac.json), which tells place, classes and model.")
+    ] = False,
+    taken: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="When the scene was taken, for --stac; by default when it is mapped."),
+    ] = None,
     memory: Annotated[
         str,
         typer.Option(help="What a process may take; chooses the blocks, at most 2,048 px. Large networks take more."),
@@ -74,13 +92,17 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Tell in lines of JSON, for machines.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Map a scene: a cloud-optimised GeoTIFF with colours and class names, 255 where there is no data.
+    """Map a scene: a cloud-optimised GeoTIFF with colours, class names and a QGIS style, 255 where there is no data.
+
+    Of several tiles, mosaic.vrt shows all maps as one, and index.gpkg tells where they lie.
 
     Interrupted in whatever way, the same command goes on where it stopped. Exit code 3: some blocks cannot be read, and
     the map lacks them.
     """
     from landfuse.classifier import load_bundle
     from landfuse.errors import OutputError, SceneError, SettingsError, several
+    from landfuse.parts import PartFolder
+    from landfuse.products import Wanted
     from landfuse.scenes.scene_file import read_scene_file
     from landfuse.settings import byte_count
 
@@ -108,6 +130,8 @@ def predict(
     for one in scenes:
         classifier.check(one)
     chosen = [one for one in scenes if not tile or one.name in tile]
+    extras = BesideMaps(polygons, minimum_area, stac, taken, as_json, quiet)
+    extras.check(chosen)
     as_file = output.suffix.lower() in (".tif", ".tiff")
     if as_file and len(chosen) > 1:
         raise OutputError(
@@ -131,7 +155,7 @@ def predict(
             _tell_plan(classifier, one, paths[one.name], options, workers or 1, as_json)
         return
     with _runner(bundle, workers, scheduler, scheduler_file) as (run, at_once):
-        options |= {"restart": restart, "run": run}
+        options |= {"restart": restart, "run": run, "keep": len(chosen) > 1 or extras.takes_time}
         incomplete = _map_tiles(classifier, chosen, paths, options, at_once, quiet=quiet, as_json=as_json)
     for one in chosen:
         path = paths[one.name]
@@ -143,8 +167,17 @@ def predict(
             drawn = _picture(path, one, classifier.legend)
             if not as_json:
                 say(f"picture: {drawn}")
+    wanted = Wanted(probabilities, confidence, entropy, tuple(layer or ()))
+    faults = extras.write(chosen, paths, classifier, bundle, wanted, incomplete)
+    if not as_file and len(scenes) > 1:
+        extras.write_overview(scenes, output, classifier.legend)
     if incomplete:
         raise several(list(incomplete.values()))
+    if options["keep"]:
+        for path in paths.values():  # until here they tell which tiles are finished
+            PartFolder(path).remove()
+    if faults:
+        raise several(faults)
 
 
 def _map_tiles(
@@ -159,7 +192,6 @@ def _map_tiles(
 ) -> dict[str, IncompleteError]:
     """Maps tiles, several at once where a cluster does the work; gives those whose maps lack blocks."""
     from landfuse.errors import IncompleteError
-    from landfuse.parts import PartFolder
     from landfuse.predict import predict as run_mapping
 
     incomplete: dict[str, IncompleteError] = {}
@@ -174,7 +206,7 @@ def _map_tiles(
                 tell(one.name, done)
 
             try:
-                run_mapping(classifier, one, paths[one.name], keep=len(tiles) > 1, progress=progress, **options)
+                run_mapping(classifier, one, paths[one.name], progress=progress, **options)
             except IncompleteError as error:
                 incomplete[one.name] = error
                 if as_json:
@@ -195,9 +227,6 @@ def _map_tiles(
                     stop.set()
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
-    if not incomplete and len(tiles) > 1:
-        for path in paths.values():  # until here they tell which tiles are finished
-            PartFolder(path).remove()
     return incomplete
 
 

@@ -40,8 +40,8 @@ class BalanceSettings(Settings):
             modalities alike.
         weight_rate: how fast the loss weights follow the score, per probe; 0 leaves them as gamma sets them.
         imputation: weight of the loss that has hidden pixels guessed; 0 for none.
-        hide: the `whole` modality of a sample, or `cells` of it; or `soft`: all is shown, but the features of the stem
-            of the dominant modality are turned down, and those of the others up.
+        hide: `soft` shows all, but turns the features of the dominant modality's stem down and those of the others up,
+            until all count alike; `whole` hides a modality in a share of the samples, `cells` in squares of them.
         gain_rate: how fast `soft` gains follow the score, per probe.
         cell: side of a cell, px.
         most: the share of samples that a modality is hidden in lies between 0 and this.
@@ -56,7 +56,7 @@ class BalanceSettings(Settings):
     gamma: float = Field(default=0.5, ge=0, le=1)
     weight_rate: float = Field(default=0.0, ge=0, le=1)
     imputation: float = Field(default=0.0, ge=0)
-    hide: Literal["whole", "cells", "soft"] = "whole"
+    hide: Literal["soft", "whole", "cells"] = "soft"
     gain_rate: float = Field(default=0.2, ge=0, le=2)
     cell: int = Field(default=8, ge=1)
     most: float = Field(default=0.6, gt=0, le=1 - SHOWN)
@@ -64,7 +64,7 @@ class BalanceSettings(Settings):
     even: bool = False
     kappa: float = 2.0
     warmup: int = Field(default=200, ge=0)
-    every: int = Field(default=50, ge=1)
+    every: int = Field(default=20, ge=1)
 
 
 class Probe:
@@ -218,6 +218,17 @@ class ModalityBalance(nn.Module):
         """What the loss of each modality counts; they sum to 1."""
         return dict(zip(self.names, self.log_weights.softmax(dim=0).tolist(), strict=True))
 
+    @property
+    def soft(self) -> bool:
+        """Whether gains follow the score."""
+        return self.settings.hide == "soft" and self.settings.kind not in ("none", "fixed")
+
+    @property
+    def turned_down(self) -> dict[str, float]:
+        """How far `soft` turns each modality down against the one that is shown in full: 0 not at all, 1 wholly."""
+        gains = self.log_gains - self.log_gains.max()
+        return dict(zip(self.names, (1 - gains.exp()).tolist(), strict=True))
+
     def shares(self, step: int) -> dict[str, float]:
         """In which share of the samples each modality is hidden at a step."""
         settings, count = self.settings, len(self.balanced)
@@ -243,7 +254,7 @@ class ModalityBalance(nn.Module):
         self.probes += 1
         for level, name in zip(self.levels - self.levels.mean(), self.balanced, strict=True):
             place = self.names.index(name)
-            if self.settings.hide == "soft":
+            if self.soft:
                 self.log_gains[place] = (self.log_gains[place] - self.settings.gain_rate * level).clamp(-4, 4)
             moved = self.log_weights[place] - self.settings.weight_rate * level
             limit = math.log(8) / 2  # two weights move apart by a factor of 8 at most
