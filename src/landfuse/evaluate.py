@@ -129,7 +129,7 @@ def evaluate(
     """
     file = read_scene_file(scene_file)
     chosen = role_of(file, role, split)
-    confusion = Confusion(len(file.legend))
+    confusion = Confusion.of(file.legend)
     for truth, (mapped,) in scored_tiles((maps,), file, chosen, split):
         confusion.update(truth, mapped)
     if not confusion.matrix.sum() and not confusion.unmapped:

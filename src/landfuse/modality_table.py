@@ -200,7 +200,7 @@ def _score(
     tell: Callable[[int], None],
 ) -> Confusion:
     """Scores the model without one modality; with nothing withheld, also takes unmapped pixels out of the truths."""
-    confusion = Confusion(len(classifier.legend))
+    confusion = Confusion.of(classifier.legend)
     before = {name: pixel_map.instead for name, pixel_map in classifier.maps.items()}
     if withheld is not None:
         classifier.maps[withheld].instead = math.nan if how == "placeholder" else 0.0

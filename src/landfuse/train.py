@@ -170,7 +170,7 @@ def score_role(
         batch: windows per forward pass.
         watch: is given the logits, (N, K), and the truth, (N,), of the pixels that are scored, part by part.
     """
-    confusion = Confusion(len(base.legend))
+    confusion = Confusion.of(base.legend)
     for scene, roles, target in zip(base.scenes, base.roles, base.targets(role), strict=True):
         for part in map_blocks(classifier, scene, wanted=roles == role, batch=batch):
             truth = target[part.window.within(scene.grid.window)]
