@@ -171,7 +171,7 @@ def test_only_what_may_be_shown_is_shown() -> None:
 # ---- steps -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hide", ["soft", "whole"])
+@pytest.mark.parametrize("hide", ["swap", "whole"])
 def test_an_interrupted_training_ends_in_the_same_weights(tmp_path: Path, hide: str) -> None:
     balance = {"every": 2, "warmup": 2, "imputation": 0.5, "weight_rate": 0.1, "hide": hide}
     scene = noisy_scene()

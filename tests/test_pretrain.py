@@ -183,8 +183,11 @@ def test_a_denoiser_trained_alike_is_used_again(
     assert not seen
     assert "was trained alike on the same scenes" in caplog.text
     assert load_denoiser(tmp_path / "runs" / "second").digest == first.digest
+    for run in ("ablation/full/fold-0", "ablation/cnn/fold-0"):
+        assert pretrained(read(run=run, pretrain={**PRETRAIN, "seed": 2})).digest != first.digest
+    assert len(seen) == 4, "a variant of an ablation takes the denoiser of another variant"
     assert pretrained(read(run="third", pretrain={**PRETRAIN, "seed": 1})).digest != first.digest
-    assert len(seen) == 4
+    assert len(seen) == 8
 
 
 def test_start_from_goes_on_from_another_runs_denoiser(read: Read, tmp_path: Path) -> None:

@@ -221,7 +221,6 @@ class Denoising:
         settings, balance = self.settings, self.balance
         if self.done % settings.balance.every == 0 and self.done and len(balance.balanced) > 1:
             balance.update(self._swapped() if balance.scores is swap_scores else balance.scores(self.probe()))
-            self.network.gains.copy_(balance.log_gains.exp())
         images, missing, noise, generator = self._draw(0, settings.batch)
         timestep = torch.randint(0, STEPS, (settings.batch,), generator=generator).to(self.device)
         side = self.crops.side
@@ -247,6 +246,10 @@ class Denoising:
             shares = torch.stack([weights[name] * part for name, part in parts["impute"].items()])
             loss = loss + settings.balance.imputation * shares.sum()
         told = {f"{kind}_{name}": float(part.detach()) for kind, by in parts.items() for name, part in by.items()}
+        if balance.swaps(self.done):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+                uneven = balance.unevenness(self.network, images, missing, noise, self.share, generator)
+            loss = loss + settings.balance.evenness * loss.detach() * uneven
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         bad = [name for name, value in told.items() if not math.isfinite(value)]
@@ -259,6 +262,7 @@ class Denoising:
                 "command goes on from it",
             )
         self.optimizer.step()
+        balance.saw(parts["denoise"])
         self.done += 1
         self._follow()
         return {"loss": float(loss.detach()), **told}
@@ -275,12 +279,11 @@ class Denoising:
         share = min(self.settings.average, (1 + self.done) / (10 + self.done))
         for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
             mean.lerp_(now, 1 - share)
-        self.average.gains.lerp_(self.network.gains, 1 - share)
 
     def measured(self) -> dict[str, float]:
         """What is told of the balance now: D, r and w of each modality."""
         found = self._swapped()
-        shares = self.balance.turned_down if self.balance.soft else self.balance.shares(self.done)
+        shares = self.balance.shares(self.done)
         weights = self.balance.weights
         return {
             f"{letter}_{name}": values[name]

@@ -43,7 +43,8 @@ def pretrain(
     Args:
         settings: how it learns.
         base: the scenes, and every pixel's role; labels are not looked at.
-        run: the run folder; the folders beside it are searched for a denoiser of the same settings and scenes.
+        run: the run folder; the folders beside it, and those beside its parent (an ablation's variants), are searched for
+            a denoiser of the same settings and scenes.
         memory: scenes up to this many bytes are held in memory.
         progress: show a progress bar.
 
@@ -107,8 +108,9 @@ def _key(settings: PretrainSettings, base: Ground, names: Sequence[str], start: 
 
 
 def _known(run: Path, key: str) -> TrainedDenoiser | None:
-    """A denoiser of this key, in this run or in one beside it."""
-    for folder in (run / "denoiser", *sorted(run.parent.glob("*/denoiser"))):
+    """A denoiser of this key, in this run, in one beside it, or in one of another series of the same ablation."""
+    beside = [*sorted(run.parent.glob("*/denoiser")), *sorted(run.parent.parent.glob("*/*/denoiser"))]
+    for folder in (run / "denoiser", *beside):
         try:
             facts = json.loads((folder / "denoiser.json").read_text(encoding="utf-8"))["facts"]
             if facts.get("key") != key:

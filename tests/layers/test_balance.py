@@ -15,6 +15,7 @@ from landfuse.layers.balance import (
     BalanceSettings,
     ModalityBalance,
     Probe,
+    answers,
     denoising_losses,
     gap_scores,
     gradient_scores,
@@ -103,32 +104,60 @@ def test_levels_are_smoothed_logarithms() -> None:
     assert balance.levels.tolist() == pytest.approx([0.2 * math.log(0.1), math.log(0.1)], abs=1e-4)
 
 
-def test_soft_hides_nothing_and_turns_the_strong_down_until_all_count_alike() -> None:
-    balance = ModalityBalance({**CHANNELS, "still": 2}, BalanceSettings(gain_rate=0.2), ("still",))
-    balance.update({"h": math.e, "l": 1 / math.e, "still": 0.0})
-    assert balance.log_gains.tolist() == pytest.approx([-0.2, 0.2, 0], abs=1e-5)
-    assert balance.turned_down["h"] == pytest.approx(1 - math.exp(-0.4), rel=1e-4)
-    assert balance.turned_down["l"] == 0
+def test_swapping_hides_nothing_and_goes_on_in_every_fourth_step_after_the_warmup() -> None:
+    balance = ModalityBalance(CHANNELS, BalanceSettings(warmup=8))
+    balance.update({"h": math.e, "l": 1 / math.e})
     assert set(balance.shares(999).values()) == {0.0}
     assert not any(mask.any() for mask in balance.hidden(999, 4, 8, 8, torch.Generator()).values())
-    for _ in range(99):
-        balance.update({"h": math.e, "l": 1 / math.e})
-    assert balance.log_gains.tolist() == pytest.approx([-4, 4, 0])
+    assert [step for step in range(20) if balance.swaps(step)] == [8, 12, 16]
+    for off in ({"kind": "none"}, {"hide": "whole"}, {"evenness": 0}):
+        assert not ModalityBalance(CHANNELS, BalanceSettings.model_validate({"warmup": 0, **off})).swaps(8)
+    assert not ModalityBalance(CHANNELS, BalanceSettings(warmup=0), ("l",)).swaps(8)
+    with pytest.raises(ValueError, match="set `hide` to whole or cells"):
+        BalanceSettings(kind="opm")
 
 
-def test_gains_multiply_the_stems() -> None:
-    network = Denoiser(CHANNELS, 8)
-    network.gains.copy_(torch.tensor([0.5, 2.0]))
+def test_unevenness_is_the_variance_of_the_log_scores_and_its_gradient_evens_them() -> None:
+    torch.manual_seed(0)
+    network, balance = Denoiser(CHANNELS, 8), ModalityBalance(CHANNELS, BalanceSettings())
+    network.join.weight.data[:, 4:] *= 0.2
     seen = probe(network)
-    own = seen.levels(seen.images, 100)
-    other = Denoiser(CHANNELS, 8)
-    other.load_state_dict(network.state_dict())
-    other.gains.fill_(1)
-    for name, gain in zip(CHANNELS, (0.5, 2.0), strict=True):
-        for value in other.stems[name].parameters():
-            value.data *= gain
-    same = Probe(other, seen.images, seen.missing, seen.noise).levels(seen.images, 100)
-    torch.testing.assert_close(own, same)
+
+    def uneven() -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        return balance.unevenness(network, seen.images, seen.missing, seen.noise, seen.share, generator)
+
+    timestep = torch.randint(0, 500, (8,), generator=torch.Generator().manual_seed(1))
+    scores = answers(network, seen.images, seen.missing, seen.noise, timestep, seen.share)
+    apart = float((scores["h"] + 1e-6).log().detach() - (scores["l"] + 1e-6).log().detach())
+    before = uneven().detach()
+    assert float(before) == pytest.approx((apart / 2) ** 2, rel=1e-4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        uneven().backward()
+        optimizer.step()
+    assert float(uneven().detach()) < 0.8 * float(before)
+
+
+def test_losses_count_by_their_progress_within_a_factor_of_eight() -> None:
+    def ratio(small: float, **more: object) -> float:
+        balance = ModalityBalance({**CHANNELS, "still": 1}, BalanceSettings.model_validate(more), ("still",))
+        plain = balance.weights
+        balance.saw({"h": torch.tensor(0.4), "l": torch.tensor(small), "still": torch.tensor(0.0)})
+        weights = balance.weights
+        assert sum(weights.values()) == pytest.approx(1)
+        return (weights["l"] / weights["h"]) / (plain["l"] / plain["h"])
+
+    assert ratio(0.1) == pytest.approx(2)
+    assert ratio(0.1, progress=1) == pytest.approx(4)
+    assert ratio(0.1, progress=0) == pytest.approx(1)
+    assert ratio(0.1, kind="none") == pytest.approx(1)
+    assert ratio(1e-9) == pytest.approx(8)
+    balance = ModalityBalance(CHANNELS, BalanceSettings())
+    balance.saw({"h": torch.tensor(0.4), "l": torch.tensor(0.2)})
+    balance.saw({"h": torch.tensor(0.4), "l": torch.tensor(0.1)})
+    assert balance.losses.tolist() == pytest.approx([0.4, 0.98 * 0.2 + 0.02 * 0.1])
 
 
 def test_weights_begin_at_gamma_and_follow_within_a_factor_of_eight() -> None:
@@ -155,6 +184,7 @@ def test_a_constant_modality_is_left_out(constant: tuple[str, ...]) -> None:
 def test_its_state_is_in_its_buffers() -> None:
     one, other = (ModalityBalance(CHANNELS, BalanceSettings(hide="whole", weight_rate=0.1, warmup=0)) for _ in range(2))
     one.update({"h": 0.4, "l": 0.1})
+    one.saw({"h": torch.tensor(0.4), "l": torch.tensor(0.1)})
     other.load_state_dict(one.state_dict())
     assert other.shares(5) == one.shares(5)
     assert other.weights == one.weights

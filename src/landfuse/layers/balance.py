@@ -3,7 +3,10 @@
 Source: sections D.3 and A.3 of our specification of Liu et al. 2025, "Balanced Diffusion-Guided Fusion for Multimodal
 Remote Sensing Classification", arXiv 2509.23310 (the paper names adaptive modality masking; the formulas are ours).
 `opm` follows the rule of Wei et al. 2024, "On-the-fly Modulation for Balanced Multimodal Learning", arXiv 2410.11582,
-with the label-free score in the place of its class probabilities.
+with the label-free score in the place of its class probabilities. That losses count by their relative progress follows
+Kendall et al. 2018, "Multi-Task Learning Using Uncertainty to Weigh Losses", arXiv 1705.07115. Swapping a modality
+instead of hiding it, and making the features answer evenly, is ours: where whole modalities are hidden, a long training
+leaves the features less even than it finds them (docs/results.md).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from landfuse.layers.denoiser import Denoiser
@@ -24,8 +27,15 @@ SHOWN = 0.3
 """Share of the samples in which nothing is hidden, at least."""
 
 _SMOOTHING = 0.8
+
+_FARTHEST = math.log(8) / 2
+"""Two loss weights move apart by a factor of 8 at most."""
+
 _PROBED = (100, 300)
 """Timesteps at which a denoiser is probed: where an image's parts are told apart, and where its layout is."""
+
+_SWAP_EVERY, _SWAP_BELOW = 4, 500
+"""Modalities are swapped in every fourth step, at timesteps below 500: above, features hold little of an image."""
 
 
 class BalanceSettings(Settings):
@@ -38,11 +48,15 @@ class BalanceSettings(Settings):
             the rule of OPM; `fixed`: all alike; `none`: never.
         gamma: the loss of a modality counts by (its channels) ^ gamma: 1 is a plain mean over all channels, 0 counts
             modalities alike.
-        weight_rate: how fast the loss weights follow the score, per probe; 0 leaves them as gamma sets them.
+        progress: the loss of a modality also counts by (its running mean) ^ -progress: at 1 relative progress counts
+            alike, however small the loss; 0 leaves that out. Not with `none`.
+        weight_rate: how fast the loss weights follow the score, per probe; 0 leaves them as they are.
         imputation: weight of the loss that has hidden pixels guessed; 0 for none.
-        hide: `soft` shows all, but turns the features of the dominant modality's stem down and those of the others up,
-            until all count alike; `whole` hides a modality in a share of the samples, `cells` in squares of them.
-        gain_rate: how fast `soft` gains follow the score, per probe.
+        hide: `swap`, with `adaptive`: in every fourth step each modality in turn is swapped for that of another crop,
+            and the loss grows by how unevenly the decoder's features answer; `whole` hides a modality in a share of the
+            samples, `cells` in squares of them.
+        evenness: weight of that part of `swap`: to the loss comes evenness * loss * the variance over the modalities of
+            ln D.
         cell: side of a cell, px.
         most: the share of samples that a modality is hidden in lies between 0 and this.
         rest: where between 0 and `most` the shares lie when the modalities are in balance.
@@ -54,10 +68,11 @@ class BalanceSettings(Settings):
 
     kind: Literal["adaptive", "gap", "grad", "opm", "fixed", "none"] = "adaptive"
     gamma: float = Field(default=0.5, ge=0, le=1)
+    progress: float = Field(default=0.5, ge=0, le=1)
     weight_rate: float = Field(default=0.0, ge=0, le=1)
     imputation: float = Field(default=0.0, ge=0)
-    hide: Literal["soft", "whole", "cells"] = "soft"
-    gain_rate: float = Field(default=0.2, ge=0, le=2)
+    hide: Literal["swap", "whole", "cells"] = "swap"
+    evenness: float = Field(default=0.1, ge=0)
     cell: int = Field(default=8, ge=1)
     most: float = Field(default=0.6, gt=0, le=1 - SHOWN)
     rest: float = Field(default=0.5, gt=0, lt=1)
@@ -65,6 +80,12 @@ class BalanceSettings(Settings):
     kappa: float = 2.0
     warmup: int = Field(default=200, ge=0)
     every: int = Field(default=20, ge=1)
+
+    @model_validator(mode="after")
+    def _swap_is_adaptive(self) -> BalanceSettings:
+        if self.hide == "swap" and self.kind not in ("adaptive", "none"):
+            raise ValueError(f"`kind: {self.kind}` says how often a modality is hidden: set `hide` to whole or cells")
+        return self
 
 
 class Probe:
@@ -87,20 +108,13 @@ class Probe:
         self.network, self.images, self.missing, self.noise = network, dict(images), dict(missing), dict(noise)
         first = next(iter(self.images.values()))
         self.size, self.device = len(first), first.device
-        self._share = signal_share().to(self.device)
-
-    def noisy(self, images: Mapping[str, Tensor], timestep: int) -> dict[str, Tensor]:
-        """Images with the probe's noise."""
-        share = self._share[timestep].expand(self.size)
-        return {name: add_noise(image, self.noise[name], share) for name, image in images.items()}
-
-    def levels(self, images: Mapping[str, Tensor], timestep: int) -> tuple[Tensor, ...]:
-        """The decoder's features of images with the probe's noise."""
-        return self.network.levels(self.noisy(images, timestep), self.missing, self._times(timestep))
+        self.share = signal_share().to(self.device)
 
     def errors(self, timestep: int) -> dict[str, Tensor]:
         """name -> mean squared error of the noise where there is data, a scalar with gradients."""
-        guess = self.network(self.noisy(self.images, timestep), self.missing, self._times(timestep)).noise
+        times = self.times(timestep)
+        noisy = {name: add_noise(image, self.noise[name], self.share[times]) for name, image in self.images.items()}
+        guess = self.network(noisy, self.missing, times).noise
         return {
             name: ((guess[name].float() - self.noise[name]).square() * (1 - self.missing[name])).mean()
             / (1 - self.missing[name]).mean().clamp(min=1e-6)
@@ -110,31 +124,59 @@ class Probe:
     def bounds(self, timestep: int) -> dict[str, float]:
         """name -> the least error for independent Gaussian pixels of each channel's variance."""
         return {
-            name: float(wiener_bound(self._share[timestep], image.float().var(dim=(0, 2, 3))).mean())
+            name: float(wiener_bound(self.share[timestep], image.float().var(dim=(0, 2, 3))).mean())
             for name, image in self.images.items()
         }
 
-    def _times(self, timestep: int) -> Tensor:
+    def times(self, timestep: int) -> Tensor:
+        """The probe's timesteps, (B,), where all are one."""
         return torch.full((self.size,), timestep, device=self.device)
+
+
+def answers(
+    network: Denoiser,
+    images: Mapping[str, Tensor],
+    missing: Mapping[str, Tensor],
+    noise: Mapping[str, Tensor],
+    timestep: Tensor,
+    share: Tensor,
+) -> dict[str, Tensor]:
+    """How far the features depend on each modality: 0 not at all, 1 as much as on everything; with gradients.
+
+    D_m = mean over levels of |F(x) - F(x with m of another crop)|^2 / (2 Var F), with the noise left in its place.
+
+    Args:
+        network: the denoiser.
+        images: name -> (B, C, H, W).
+        missing: name -> (B, 1, H, W), 1 where there is no data.
+        noise: name -> (B, C, H, W), standard normal.
+        timestep: (B,).
+        share: the schedule, (T,).
+    """
+
+    def levels(shown: Mapping[str, Tensor]) -> list[Tensor]:
+        noisy = {name: add_noise(image, noise[name], share[timestep]) for name, image in shown.items()}
+        return [level.float() for level in network.levels(noisy, missing, timestep)]
+
+    own = levels(images)
+    spread = [2 * level.var(dim=(0, 2, 3)).sum().clamp(min=1e-12) for level in own]
+    found = {}
+    for name, image in images.items():
+        swapped = levels({**images, name: image.roll(1, dims=0)})
+        changes = [(a - b).square().mean(dim=(0, 2, 3)).sum() / s for a, b, s in zip(own, swapped, spread, strict=True)]
+        found[name] = torch.stack(changes).mean()
+    return found
 
 
 @torch.no_grad()
 def swap_scores(probe: Probe) -> dict[str, float]:
-    """How far the features depend on each modality: 0 not at all, 1 as much as on everything.
-
-    D_m = mean over levels of |F(x) - F(x with m of another crop)|^2 / (2 Var F), with the noise left in its place.
-    """
+    """D of each modality, see `answers`, over the probed timesteps."""
     scores = dict.fromkeys(probe.images, 0.0)
     for timestep in _PROBED:
-        own = [level.float() for level in probe.levels(probe.images, timestep)]
-        spread = [2 * level.var(dim=(0, 2, 3)).sum().clamp(min=1e-12) for level in own]
-        for name, image in probe.images.items():
-            swapped = probe.levels({**probe.images, name: image.roll(1, dims=0)}, timestep)
-            changes = [
-                float((a - b.float()).square().mean(dim=(0, 2, 3)).sum() / s)
-                for a, b, s in zip(own, swapped, spread, strict=True)
-            ]
-            scores[name] += sum(changes) / len(changes) / len(_PROBED)
+        times = probe.times(timestep)
+        found = answers(probe.network, probe.images, probe.missing, probe.noise, times, probe.share)
+        for name, score in found.items():
+            scores[name] += float(score) / len(_PROBED)
     return scores
 
 
@@ -193,7 +235,7 @@ class ModalityBalance(nn.Module):
 
     levels: Tensor
     log_weights: Tensor
-    log_gains: Tensor
+    losses: Tensor
     _first: Tensor
     probes: Tensor
 
@@ -205,7 +247,7 @@ class ModalityBalance(nn.Module):
         self.register_buffer("levels", torch.zeros(len(self.balanced)))
         self.register_buffer("log_weights", torch.tensor([math.log(s / sum(size)) for s in size]))
         self.register_buffer("_first", self.log_weights.clone(), persistent=False)
-        self.register_buffer("log_gains", torch.zeros(len(self.names)))
+        self.register_buffer("losses", torch.zeros(len(self.names)))
         self.register_buffer("probes", torch.tensor(0))
 
     @property
@@ -216,23 +258,38 @@ class ModalityBalance(nn.Module):
     @property
     def weights(self) -> dict[str, float]:
         """What the loss of each modality counts; they sum to 1."""
-        return dict(zip(self.names, self.log_weights.softmax(dim=0).tolist(), strict=True))
+        logits = self.log_weights.clone()
+        places = [self.names.index(name) for name in self.balanced]
+        if self.settings.kind != "none" and places and bool(self.losses[places].all()):
+            losses = self.losses[places].log()
+            logits[places] += (self.settings.progress * (losses.mean() - losses)).clamp(-_FARTHEST, _FARTHEST)
+        return dict(zip(self.names, logits.softmax(dim=0).tolist(), strict=True))
 
-    @property
-    def soft(self) -> bool:
-        """Whether gains follow the score."""
-        return self.settings.hide == "soft" and self.settings.kind not in ("none", "fixed")
+    def swaps(self, step: int) -> bool:
+        """Whether modalities are swapped in a step."""
+        settings = self.settings
+        asked = settings.hide == "swap" and settings.kind != "none" and settings.evenness > 0
+        return asked and len(self.balanced) > 1 and step >= settings.warmup and step % _SWAP_EVERY == 0
 
-    @property
-    def turned_down(self) -> dict[str, float]:
-        """How far `soft` turns each modality down against the one that is shown in full: 0 not at all, 1 wholly."""
-        gains = self.log_gains - self.log_gains.max()
-        return dict(zip(self.names, (1 - gains.exp()).tolist(), strict=True))
+    def unevenness(
+        self,
+        network: Denoiser,
+        images: Mapping[str, Tensor],
+        missing: Mapping[str, Tensor],
+        noise: Mapping[str, Tensor],
+        share: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The variance of ln D over the modalities, a scalar with gradients; arguments as in `answers`."""
+        size = len(next(iter(images.values())))
+        timestep = torch.randint(0, _SWAP_BELOW, (size,), generator=generator).to(share.device)
+        found = answers(network, images, missing, noise, timestep, share)
+        return torch.stack([(found[name] + 1e-6).log() for name in self.balanced]).var(correction=0)
 
     def shares(self, step: int) -> dict[str, float]:
         """In which share of the samples each modality is hidden at a step."""
         settings, count = self.settings, len(self.balanced)
-        if settings.kind == "none" or settings.hide == "soft" or count < 2:
+        if settings.kind == "none" or settings.hide == "swap" or count < 2:
             values = torch.zeros(count)
         elif settings.kind == "fixed" or step < settings.warmup or not int(self.probes):
             values = torch.full((count,), settings.most / 2)
@@ -245,6 +302,11 @@ class ModalityBalance(nn.Module):
         found = dict(zip(self.balanced, values.tolist(), strict=True))
         return {name: found.get(name, 0.0) for name in self.names}
 
+    def saw(self, losses: Mapping[str, Tensor]) -> None:
+        """Takes in the losses of a step."""
+        now = torch.stack([losses[name].detach().float() for name in self.names])
+        self.losses.copy_(now if not bool(self.losses.any()) else 0.98 * self.losses + 0.02 * now)
+
     def update(self, scores: Mapping[str, float]) -> None:
         """Takes in the scores of a probe, and lets the weights follow where they may."""
         if len(self.balanced) < 2:
@@ -254,11 +316,8 @@ class ModalityBalance(nn.Module):
         self.probes += 1
         for level, name in zip(self.levels - self.levels.mean(), self.balanced, strict=True):
             place = self.names.index(name)
-            if self.soft:
-                self.log_gains[place] = (self.log_gains[place] - self.settings.gain_rate * level).clamp(-4, 4)
             moved = self.log_weights[place] - self.settings.weight_rate * level
-            limit = math.log(8) / 2  # two weights move apart by a factor of 8 at most
-            self.log_weights[place] = moved.clamp(self._first[place] - limit, self._first[place] + limit)
+            self.log_weights[place] = moved.clamp(self._first[place] - _FARTHEST, self._first[place] + _FARTHEST)
 
     def hidden(self, step: int, batch: int, height: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draws what is hidden: name -> (batch, 1, height, width), 1 where it is; never all modalities at a place."""

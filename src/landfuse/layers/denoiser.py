@@ -47,9 +47,6 @@ class Denoiser(nn.Module):
     Args:
         channels: name -> C.
         base: features at full resolution; twice as many at 1/2 and 1/4. A multiple of 8.
-
-    Attributes:
-        gains: (M,), by which the stems' features are multiplied; what balances modalities may set them.
     """
 
     REACH = 56
@@ -59,7 +56,6 @@ class Denoiser(nn.Module):
     """Height and width must be multiples of this."""
 
     share: Tensor
-    gains: Tensor
 
     def __init__(self, channels: Mapping[str, int], base: int = 64) -> None:
         super().__init__()
@@ -79,7 +75,6 @@ class Denoiser(nn.Module):
         self.up = nn.ModuleList([nn.Conv2d(deep, base, 3, padding=1), nn.Conv2d(deep, deep, 3, padding=1)])
         self.norm = _PixelNorm(base)
         self.register_buffer("share", signal_share(), persistent=False)
-        self.register_buffer("gains", torch.ones(len(self.channels)))
         self.noise_heads = nn.ModuleDict({name: nn.Conv2d(base, c, 3, padding=1) for name, c in self.channels.items()})
         self.image_heads = nn.ModuleDict({name: nn.Conv2d(base, c, 3, padding=1) for name, c in self.channels.items()})
 
@@ -117,10 +112,10 @@ class Denoiser(nn.Module):
         share = self.share[timestep].view(-1, 1, 1, 1)
         scale = (share * DEVIATION**2 + 1 - share).rsqrt()
         stems = []
-        for gain, (name, stem) in zip(self.gains, self.stems.items(), strict=True):
+        for name, stem in self.stems.items():
             mask, token = hidden[name], self.tokens[name].view(1, -1, 1, 1)
             shown = noisy[name] * scale * (1 - mask) + token * mask
-            stems.append(gain * stem(torch.cat([shown, mask], dim=1)))
+            stems.append(stem(torch.cat([shown, mask], dim=1)))
         x = self.join(torch.cat(stems, dim=1))
         time = self.time(_waves(timestep, self.base))
         fine = self.encoder[0](x, time)
