@@ -53,10 +53,7 @@ BERLIN = (
     (54511, 268219, 19067, 58906, 17095, 13025, 24526, 6502),
 )
 MUUFL_5_PERCENT = (1162, 214, 344, 91, 334, 23, 112, 312, 69, 9, 13)
-MUUFL = (  # of the training and test labels that circulate; only their sum matters here
-    (1184, 216, 345, 91, 335, 23, 113, 313, 86, 58, 15),
-    (22062, 4054, 6537, 1735, 6352, 443, 2120, 5927, 1299, 125, 254),
-)
+MUUFL_ALL = (23246, 4270, 6882, 1826, 6687, 466, 2233, 6240, 1385, 183, 269)
 WHU = {
     "longkou": ("LongKou", (550, 400, 270), 204_542, "LKtrain100", "LKtest100"),
     "hanchuan": ("HanChuan", (1217, 303, 274), 257_530, "Train100", "Test100"),
@@ -77,10 +74,7 @@ MODALITIES: dict[str, dict[str, Mat]] = {
         "Trento-b4afc449ce5d6936ddc04fe267d86f9f35536afd/Italy_hsi.mat": Mat("data", (166, 600, 63), "float32"),
         "Trento-b4afc449ce5d6936ddc04fe267d86f9f35536afd/Italy_lidar.mat": Mat("data", (166, 600, 2), "float32"),
     },
-    "muufl": {
-        "HSI.mat": Mat("HSI", (325, 220, 64), "float32"),
-        "LiDAR.mat": Mat("LiDAR", (325, 220, 2), "float32"),
-    },
+    "muufl": {},  # one struct that holds all
     "augsburg": {
         "data_HS_LR.mat": Mat("data_HS_LR", (332, 485, 180), "uint16"),
         "data_SAR_HR.mat": Mat("data_SAR_HR", (332, 485, 4), "float64"),
@@ -99,7 +93,7 @@ MODALITIES: dict[str, dict[str, Mat]] = {
         for key, (name, shape, *_) in WHU.items()
     },
 }
-WHOLE = {"trento", "trento_public", "muufl", "lcz_hk"}  # small enough for all bands
+WHOLE = {"trento", "trento_public", "lcz_hk"}  # small enough for all bands
 
 
 def read_yaml(place: str) -> dict[str, Any]:
@@ -143,9 +137,7 @@ def labels(place: str, root: Path) -> None:
         folder = root / "Trento-b4afc449ce5d6936ddc04fe267d86f9f35536afd"
         write_mat(folder / "allgrd.mat", "mask_test", spread((166, 600), TRENTO_ALL))
     elif place == "muufl":
-        pair = two_rasters((325, 220), *MUUFL)
-        write_mat(root / "muufl_tr.mat", "training_map", pair[0].astype(np.float64))
-        write_mat(root / "muufl_ts.mat", "testing_map", pair[1].astype(np.float64))
+        muufl(root / "muufl_gulfport_campus_1_hsi_220_label.mat")
     elif place.startswith("whu_hi"):
         name, shape, _, *variables = WHU[place.removeprefix("whu_hi_")]
         counts = read_yaml(place)["counts"]
@@ -157,6 +149,26 @@ def labels(place: str, root: Path) -> None:
         shape = next(iter(MODALITIES[place].values())).shape[:2]
         for name, array in zip(("TrainImage", "TestImage"), two_rasters(shape, *counts), strict=True):
             write_mat(root / f"{name}.mat", name, array)
+
+
+def muufl(path: Path) -> None:
+    """The struct of MUUFL's own file, but for `info` and the fields of targets and coordinates."""
+    rng = np.random.default_rng(0)
+    flights = np.empty((1, 2), object)
+    for number in range(2):
+        z = rng.uniform(0, 40, (325, 220, 2))
+        flights[0, number] = {"x": np.zeros((325, 220)), "y": np.zeros((325, 220)), "z": z, "info": "from the air"}
+    codes = spread((325, 220), MUUFL_ALL).astype(np.float64)
+    codes[codes == 0] = -1
+    materials = np.array([[name] for name in (c["name"] for c in read_yaml("muufl")["legend"])], object)
+    hsi = {
+        "info": {"samples": 220.0, "lines": 325.0, "bands": 64.0},
+        "Data": rng.random((325, 220, 64)),
+        "Lidar": flights,
+        "sceneLabels": {"Materials_Type": materials, "labels": codes},
+        "RGB": np.zeros((325, 220, 3), np.uint8),
+    }
+    scipy.io.savemat(path, {"hsi": hsi})
 
 
 def make(place: str, folder: Path) -> Path:
@@ -194,7 +206,7 @@ def test_the_scene_files_hold_the_published_counts() -> None:
         assert (counts(place)["train"], counts(place)["test"]) == tuple(map(list, pair)), place
     assert counts("muufl")["train"] == list(MUUFL_5_PERCENT)
     assert sum(counts("muufl")["labelled"]) == 53_687
-    assert counts("muufl")["labelled"] == np.sum(MUUFL, axis=0).tolist()
+    assert counts("muufl")["labelled"] == list(MUUFL_ALL)
     assert counts("trento_public")["labelled"] == list(TRENTO_ALL) == np.sum(TRENTO, axis=0).tolist()
     assert sum(counts("houston2018")["labelled"]) == 2_018_910
     for key, (_, shape, total, *_) in WHU.items():

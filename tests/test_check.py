@@ -76,6 +76,22 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
     signal.signal(signal.SIGTERM, handler)
 
 
+def test_close_colours_are_told_in_words_and_are_no_fault(tmp_path: Path, run: Callable[..., Any]) -> None:
+    text = write_scene(tmp_path)
+    for kind, colour in zip(text["legend"], ("#C45A28", "#0000C8", "#78781E"), strict=True):
+        kind["colour"] = colour
+    path = save(tmp_path, text)
+    (pair,) = check(path).close_colours
+    assert (pair.first, pair.second) == (0, 2)
+    code, out, _ = run("check", str(path), "--views", "1")
+    assert code == 0
+    assert f"class 1 and class 3 ({pair.distance:.1f} with {pair.vision})" in out
+    for kind in text["legend"]:
+        del kind["colour"]
+    assert check(save(tmp_path, text)).close_colours == []
+    assert "hard to tell apart" not in run("check", str(path), "--views", "1")[1]
+
+
 # What it finds ------------------------------------------------------------------------------------------------------
 
 

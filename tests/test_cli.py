@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import json
+import multiprocessing
+import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +22,7 @@ import rasterio
 import yaml
 
 from landfuse import cli
+from landfuse.parts import PartFolder
 from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.grid import Grid
 
@@ -375,6 +381,94 @@ def test_blocks_of_an_unfinished_map_and_restart(
     told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "32", "--restart")
     assert told.code == 0, told.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.qml", "m.tif", "m.tif.aux.xml"]
+
+
+forked = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else None
+
+
+def hold(output: Path, told: Any) -> None:
+    with PartFolder(output).held():
+        told.put("held")
+        time.sleep(100)
+
+
+@pytest.mark.skipif(forked is None, reason="no fork here")
+def test_a_second_command_for_the_same_map_is_refused_unless_the_first_is_dead(
+    landfuse: Run, place: Path, trained: Path, tmp_path: Path
+) -> None:
+    words = ("predict", trained, place, "-o", tmp_path / "m.tif")
+    assert forked is not None
+    told = forked.Queue()
+    first = forked.Process(target=hold, args=(tmp_path / "m.tif", told))
+    first.start()
+    try:
+        told.get(timeout=100)
+        for restart in ([], ["--restart"]):
+            refused = landfuse(*words, *restart)
+            assert refused.code == 2
+            assert re.search(
+                rf"m\.tif\.parts is in use: process {first.pid} on (.|\n)*one command at a time(.|\n)*wait until",
+                refused.err,
+            )
+        assert [p.name for p in tmp_path.rglob("*")] == ["m.tif.parts", "lock"]
+        assert landfuse(*words, "--dry-run").code == 0
+    finally:
+        first.kill()
+        first.join()
+    assert [p.name for p in tmp_path.rglob("*")] == ["m.tif.parts", "lock"], "the dead cannot tidy up"
+    assert landfuse(*words).code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.qml", "m.tif", "m.tif.aux.xml"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_place_that_became_read_only_is_told_before_anything_is_mapped(
+    begun: bool, landfuse: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is mounted read-only: permissions do not keep root from writing, so the system's answer is
+    put in its mouth."""
+    from landfuse.engine import Engine
+
+    (tmp_path / "m.tif").write_bytes(b"the map of yesterday")
+    if begun:
+        folder = PartFolder(tmp_path / "m.tif")
+        with folder.held():
+            folder.claim({"the model": "some"})
+    mkdir, open_file = os.mkdir, io.open
+
+    def refuse(path: Any) -> None:
+        if Path(path).is_relative_to(tmp_path):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    def no_folder(path: Any, *rest: Any, **options: Any) -> None:
+        if not Path(path).exists():
+            refuse(path)
+        mkdir(path, *rest, **options)
+
+    def no_writing(path: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if set(mode) & set("wax+"):
+            refuse(path)
+        return open_file(path, mode, *rest, **options)
+
+    monkeypatch.setattr(os, "mkdir", no_folder)
+    monkeypatch.setattr(io, "open", no_writing)  # that of pathlib
+    monkeypatch.setattr(Engine, "read", lambda *_: pytest.fail("mapped"))
+    before = sorted(tmp_path.rglob("*"))
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--polygons")
+    assert told.code == 2
+    assert re.search(r"m\.tif cannot be written: .*Read-only file system(.|\n)*choose another place", told.err)
+    assert (sorted(tmp_path.rglob("*")), (tmp_path / "m.tif").read_bytes()) == (before, b"the map of yesterday")
+
+
+@pytest.mark.parametrize("folder", ["/proc", "/sys", "/dev/null"])
+def test_a_place_of_this_machine_that_cannot_be_written_to(
+    folder: str, landfuse: Run, place: Path, trained: Path
+) -> None:
+    if not Path(folder).exists():
+        pytest.skip(f"there is no {folder} here")
+    told = landfuse("predict", trained, place, "-o", f"{folder}/landfuse-m.tif")
+    assert told.code == 2
+    assert re.search(r"landfuse-m\.tif cannot be written: (.|\n)*choose another place", told.err)
+    assert not Path(folder, "landfuse-m.tif.parts").exists()
 
 
 def test_options_that_do_not_go_together(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:

@@ -106,6 +106,26 @@ def test_many_tiles_get_a_mosaic_and_an_index(landfuse: Run, tiles: Path, traine
     assert all((tmp_path / "maps" / path).is_file() for path in index["path"])
 
 
+def test_an_address_gets_the_files_of_a_folder(
+    landfuse: Run, tiles: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LANDFUSE_DATA", str(tmp_path / "data"))
+    address = f"file://{tmp_path}/there/maps"
+    told = landfuse("predict", trained, tiles, "-o", address)
+    assert told.exit_code == 0, told.output
+    assert told.stdout.endswith(f"put at: {address}\n")
+    assert landfuse("predict", trained, tiles, "-o", tmp_path / "here").exit_code == 0
+    there = {path.name: path for path in (tmp_path / "there" / "maps").iterdir()}
+    assert sorted(there) == sorted(path.name for path in (tmp_path / "here").iterdir())
+    for name, path in there.items():
+        if not name.endswith(".gpkg"):
+            assert path.read_bytes() == (tmp_path / "here" / name).read_bytes()
+    with rasterio.open(there["mosaic.vrt"]) as one, rasterio.open(tmp_path / "here" / "mosaic.vrt") as other:
+        np.testing.assert_array_equal(one.read(1), other.read(1))
+    refused = landfuse("predict", trained, tiles, "-o", address, "--stac")
+    assert isinstance(refused.exception, SettingsError)
+
+
 def test_what_cannot_be_written_is_refused_before_mapping(
     landfuse: Run, place: Path, trained: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 import rasterio
 import torch
 
+from landfuse import cluster as module
 from landfuse.classifier import Classifier, ModelSpec, note
 from landfuse.cluster import cluster_runner, local_cluster
 from landfuse.errors import ClusterError, IncompleteError, MissingExtraError, OutputError
@@ -84,6 +85,31 @@ def test_the_same_bytes_though_a_worker_is_killed(cluster: distributed.LocalClus
         os.kill(victim, 0)
 
 
+def test_workers_that_do_not_see_the_output_hand_their_blocks_to_the_client(
+    cluster: distributed.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = scene_on_disk(tmp_path)
+    classifier = classifier_of(scene)
+    classifier.save(tmp_path / "bundle")
+    predict(classifier, scene, tmp_path / "one" / "map.tif", entropy=True)
+    order = module._order
+    elsewhere = tmp_path / "a disk of another machine" / "map.tif"
+    monkeypatch.setattr(module, "_order", lambda job, bundle: replace(order(job, bundle), output=elsewhere))
+    path, seen = tmp_path / "two" / "map.tif", set()
+
+    def look(done: int, total: int) -> None:
+        seen.update(part.name for part in path.with_name("map.tif.parts").glob("*.tif"))
+        if done == total:
+            assert len(seen) == 28
+
+    with cluster_runner(cluster.scheduler_address, bundle=tmp_path / "bundle") as run:
+        predict(classifier, scene, path, block=40, entropy=True, run=run, progress=look)
+    for name in ("map.tif", "map_entropy.tif"):
+        assert path.with_name(name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert not elsewhere.parent.exists()
+    assert not path.with_name("map.tif.parts").exists()
+
+
 def test_faults_and_interruptions_are_as_in_one_process(cluster: distributed.LocalCluster, tmp_path: Path) -> None:
     scene = scene_on_disk(tmp_path)
     classifier = classifier_of(scene)
@@ -116,8 +142,6 @@ def test_a_worker_that_cannot_write_ends_it(
 
     def away(*_: Any, **__: Any) -> None:
         raise OutputError("x.tif cannot be written: No space left on device", "room", "free some")
-
-    from landfuse import cluster as module
 
     monkeypatch.setattr(module, "_map_block", away)
     with cluster_runner(cluster.scheduler_address) as run, pytest.raises(OutputError, match="No space left"):

@@ -64,7 +64,7 @@ def made(tmp_path: Path) -> Made:
         bundle = {
             "landfuse": "0.1.0",
             "legend": [
-                {"name": name, "code": code, "colour": "#000000"}
+                {"name": name, "code": code, "colour": "#000000", "scored": name not in changes.get("unscored", ())}
                 for code, name in enumerate(changes.get("names", NAMES))
             ],
             "modalities": {name: {} for name in changes.get("modalities", ("a", "b"))},
@@ -197,6 +197,7 @@ def test_what_must_not_be_compared_is_refused(made: Made, tmp_path: Path) -> Non
     first = made("first")
     cases: list[tuple[type[LandfuseError], str, dict[str, Any]]] = [
         (SettingsError, r"has the classes oak \(0\), grass \(1\)", {"names": ["oak", "grass"]}),
+        (SettingsError, r"leave out grass(.|\n)*leaves out: none", {"unscored": ["grass"]}),
         (SceneError, r"is of the scene .*elsewhere", {"scene": str(tmp_path / "elsewhere.yaml")}),
         (SplitError, r"of different splits: no roles of pixels in common", {"tested": 2, "epochs": 9}),
         (SettingsError, r"first and .*twin are of one recipe, split and seed", {}),

@@ -13,7 +13,7 @@ FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 FLOORS = [
     {"errors"},
-    {"legend", "settings", "files", "palette", "places"},
+    {"legend", "settings", "files", "locks", "palette", "places"},
     {"scenes", "layers"},
     {"models", "scores", "accuracy", "intervals", "class_map", "reference_sample", "pictures", "calibration"},
     {"patchwork", "placeholder", "modality_dropout"},
@@ -25,6 +25,7 @@ FLOORS = [
         "predict",
         "cluster",
         "map_files",
+        "destination",
         "stac",
         "task",
         "evaluate",
@@ -67,6 +68,7 @@ ONLY_IN = {
     "sklearn": {"models/forest.py"},
     "segmentation_models_pytorch": {"models/stacked.py"},
     "distributed": {"cluster.py"},
+    "fsspec": {"destination.py"},
     "PIL": {"report_images.py"},
     "jinja2": {"report.py"},
     "pooch": {"fetch.py", "scenes/data_folder.py"},

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score, f1_score
 
@@ -64,6 +65,29 @@ def test_scores_of_many_matrices_are_those_of_confusion() -> None:
         scores = confusion.scores()
         np.testing.assert_allclose(row, [scores[name] for name in SCORES], rtol=1e-12)
         np.testing.assert_allclose(classes, confusion.f1, rtol=1e-12)
+
+
+def test_a_class_that_is_not_scored_stays_out_of_the_means_of_every_draw() -> None:
+    scored = np.array([True, False, True, True])
+    truth, prediction = some_map(5)
+    confusions = block_confusions(truth, prediction, 16, 4)
+    values, _ = scores_of(confusions, scored)
+    for matrix, row in zip(confusions, values, strict=True):
+        scores = Confusion(4, matrix, scored=scored).scores()
+        np.testing.assert_allclose(row, [scores[name] for name in SCORES], rtol=1e-12)
+    # The map is perfect but for the class that is not scored: the means then do not vary, OA does.
+    perfect = np.zeros((12, 4, 4), np.int64)
+    perfect[:, [0, 2, 3], [0, 2, 3]] = 5
+    perfect[:, 1, 1] = np.arange(12)
+    worse = perfect.copy()
+    worse[:, 1, 1], worse[:, 1, 2] = 0, np.arange(12)
+    found = block_intervals(worse, 200, scored=scored).scores
+    assert (found["AA"].value, found["AA"].low, found["AA"].high) == (1, 1, 1)
+    assert found["OA"].low < found["OA"].value < found["OA"].high
+    difference = difference_intervals(perfect, worse, 200, scored=scored).scores
+    assert (difference["AA"].low, difference["AA"].high) == (0, 0)
+    assert difference["mIoU"].value > 0, "pixels of that class are errors of the other one"
+    assert difference_intervals(perfect, worse, 200).scores["AA"].value == pytest.approx(0.25)
 
 
 def test_scores_are_those_of_scikit_learn() -> None:
@@ -219,6 +243,25 @@ def test_two_maps_are_compared_on_the_pixels_of_both(place: Path, maps: tuple[Pa
     back = compare_maps(*maps[::-1], place / "scene.yaml", role="all", block=8, replicates=200)
     assert back.differences.scores["mIoU"].value == pytest.approx(-found.differences.scores["mIoU"].value)
     assert json.loads(found.to_json())["McNemar"]["only_first"] == test.only_first
+
+
+def test_maps_are_scored_without_the_classes_that_are_not_scored(
+    place: Path, maps: tuple[Path, Path], tmp_path: Path
+) -> None:
+    text = yaml.safe_load((place / "scene.yaml").read_text()) | {"root": str(place)}
+    text["legend"][1]["scored"] = False
+    (tmp_path / "scene.yaml").write_text(yaml.safe_dump(text))
+    scores = evaluate(maps[0], tmp_path, role="all").confusion.scores()
+    found = score_intervals(maps[0], tmp_path, role="all", block=8, replicates=50).intervals.scores
+    assert {name: one.value for name, one in found.items()} == pytest.approx({name: scores[name] for name in found})
+    assert (
+        found["mIoU"].value
+        != score_intervals(maps[0], place, role="all", block=8, replicates=50).intervals.scores["mIoU"].value
+    ), "the class made a difference"
+    both = compare_maps(maps[0], maps[0], tmp_path, role="all", block=8, replicates=50)
+    assert both.first == pytest.approx({name: scores[name] for name in found})
+    other = compare_maps(*maps, tmp_path, role="all", block=8, replicates=50)
+    assert other.differences.scores["mF1"].value == pytest.approx(other.first["mF1"] - other.second["mF1"])
 
 
 def test_intervals_of_impossible_blocks_are_refused(place: Path, maps: tuple[Path, Path]) -> None:

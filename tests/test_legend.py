@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,26 @@ def test_legends_that_are_wrong() -> None:
         Legend((one, LandClass("a", 2, "#000000")))
     with pytest.raises(SettingsError, match="uses the code 1 more than once"):
         Legend((one, LandClass("b", 1, "#000000")))
+
+
+def test_codes_are_turned_piece_by_piece_as_if_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    legend = Legend((LandClass("a", 7, "#000000"), LandClass("b", 3, "#000000")))
+    rng = np.random.default_rng(0)
+    codes = rng.choice([3, 7, 9, 255], (13, 11))
+    expected = np.select([codes == 7, codes == 3], [0, 1], UNLABELLED)
+    wrong = codes.copy()
+    wrong[0, 3], wrong[12, 1] = 200, 100
+    tracemalloc.start()
+    legend.to_classes(np.full((2048, 2048), 7, np.uint8))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 14 * 2048**2, "at once it took 27 bytes a pixel"
+    monkeypatch.setattr("landfuse.legend._CHUNK", 10)
+    for kind in (np.int64, np.uint8, np.float32):
+        np.testing.assert_array_equal(legend.to_classes(codes.astype(kind), ignored=[9]), expected)
+        with pytest.raises(SceneError, match=r"hold the codes 100, 200, which"):
+            legend.to_classes(wrong.astype(kind), ignored=[9])
+    assert legend.to_classes(np.zeros((0, 4), np.uint8)).shape == (0, 4)
 
 
 def test_default_colours_differ_and_are_valid() -> None:

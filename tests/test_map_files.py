@@ -145,6 +145,22 @@ def test_a_mosaic_shows_all_maps_of_one_lattice(tmp_path: Path) -> None:
         assert file.colormap(1)[3][:3] == (0, 255, 0)
 
 
+def test_no_data_of_a_later_tile_leaves_the_classes_of_an_earlier_one(tmp_path: Path) -> None:
+    grids = {"a": TURNED, "b": shifted(TURNED, 40, 25), "same": TURNED}
+    maps = {name: (grid, tmp_path / f"{name}.tif") for name, grid in grids.items()}
+    codes = {name: noise(number) for number, name in enumerate(grids)}
+    codes["b"][5:30, 10:35] = UNLABELLED
+    codes["same"][:, 50:] = UNLABELLED
+    expected = np.full((85, 120), UNLABELLED, np.uint8)
+    for name, (row, col) in {"a": (0, 0), "b": (25, 40), "same": (0, 0)}.items():
+        write_raster(maps[name][1], grids[name], codes[name], legend=LEGEND)
+        for i, j in np.argwhere(codes[name] != UNLABELLED):
+            expected[row + i, col + j] = codes[name][i, j]
+    [place] = write_mosaics(tmp_path, maps, LEGEND)
+    with rasterio.open(place) as file:
+        np.testing.assert_array_equal(file.read(1), expected)
+
+
 def test_a_mosaic_for_each_crs_and_lattice(tmp_path: Path) -> None:
     grids = {
         "a": TURNED,

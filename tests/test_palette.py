@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from landfuse.legend import default_colour, rgb
 from landfuse.palette import TOO_CLOSE, VISIONS, close_pairs, distances, lab, seen
 from landfuse.report_layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS
 
@@ -53,6 +54,14 @@ def test_equal_colours_are_close_in_every_vision_and_far_ones_in_none() -> None:
     assert close_pairs([BLUE, BLUE])[0].distance == 0
     assert close_pairs([(0, 0, 0), (255, 255, 255)]) == []
     assert close_pairs([BLUE]) == close_pairs([]) == []
+
+
+def test_the_default_colours_of_classes_can_be_told_apart_in_every_vision() -> None:
+    colours = [rgb(default_colour(index)) for index in range(18)]
+    assert close_pairs(colours[:12], 16) == []
+    assert close_pairs(colours, 15) == []
+    white = [pair for pair in close_pairs([*colours, (255, 255, 255)], 19) if pair.second == 18]
+    assert white == [], "unlabelled pixels are white on paper"
 
 
 def test_the_report_s_own_colours_do_not_rest_on_hue_alone() -> None:

@@ -784,6 +784,8 @@ def test_a_signal_leaves_whole_blocks_to_go_on_from(tmp_path: Path, sent: signal
     process.start()
     while told.get(timeout=60) < 250 * 120:
         pass
+    with pytest.raises(OutputError, match=rf"is in use: process {process.pid} on .* is mapping map\.tif"):
+        map_means(250, tmp_path / "map.tif", 64)
     os.kill(process.pid or 0, sent)
     process.join(timeout=30)
     assert process.exitcode not in (0, None)

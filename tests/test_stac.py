@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,6 +81,62 @@ def test_the_fields_that_the_specification_demands(item: dict, classifier: Class
         (1, "wood / scrub", "0000FF"),
     ]
     assert [c["name"] for c in of_map] == ["wood_scrub", "wood_scrub_1"]
+
+
+def test_the_schema_of_the_specification_accepts_it(item: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the core, which pystac brings; those of the extensions it would have to fetch."""
+    pystac = pytest.importorskip("pystac")
+    validation = pytest.importorskip("pystac.validation.stac_validator")
+
+    def fetched() -> None:
+        raise AssertionError("asks the network")
+
+    monkeypatch.setattr(pystac.StacIO, "default", fetched)
+
+    def accepts(one: dict) -> bool:
+        judge = validation.JsonSchemaSTACValidator()
+        try:
+            return bool(judge.validate_core(one, pystac.STACObjectType.ITEM, one["stac_version"]))
+        except pystac.STACValidationError:
+            return False
+
+    assert accepts(item)
+    for broken in (
+        {name: value for name, value in item.items() if name != "bbox"},
+        item | {"properties": item["properties"] | {"datetime": "yesterday"}},
+        item | {"assets": {"map": {"title": "no address"}}},
+    ):
+        assert not accepts(broken)
+    again = pystac.Item.from_dict(item)
+    assert again.assets["map"].media_type == pystac.MediaType.COG
+    assert again.bbox == item["bbox"]
+
+
+def test_what_the_extensions_demand(item: dict) -> None:
+    """Read off the schemas of their versions, which are not to be had without a network."""
+    addresses = [f"https://stac-extensions.github.io/{name}/schema.json" for name in (
+        "mlm/v1.4.0", "projection/v2.0.0", "raster/v2.0.0", "classification/v2.0.0", "file/v2.1.0",
+    )]  # fmt: skip
+    assert item["stac_extensions"] == addresses
+    told, assets = item["properties"], item["assets"]
+    assert not {"mlm:artifact_type", "mlm:compile_method", "mlm:entrypoint"} & told.keys(), "of assets only"
+    for one in told["mlm:input"]:
+        assert {"name", "bands", "input"} <= one.keys()
+        assert "bands" in one["input"]["dim_order"]
+    for one in told["mlm:output"]:
+        assert {"name", "tasks", "result"} <= one.keys()
+    of_models = [name for name, asset in assets.items() if "mlm:model" in asset["roles"]]
+    assert of_models == ["model"]
+    assert assets["model"]["mlm:artifact_type"]
+    assert "proj:code" in told
+    assert len(told["proj:transform"]) == 9
+    for name, asset in assets.items():
+        for one in asset.get("classification:classes", ()):
+            assert isinstance(one["value"], int)
+            assert re.fullmatch(r"[0-9A-Za-z_-]+", one["name"])
+            assert re.fullmatch(r"[0-9A-F]{6}", one["color_hint"])
+        assert re.fullmatch(r"[a-f0-9]+", asset["file:checksum"]), name
+        assert isinstance(asset["file:size"], int)
 
 
 def test_the_geometry_is_the_rasters_in_degrees(item: dict) -> None:

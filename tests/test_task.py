@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -57,9 +59,34 @@ def test_the_model_knows_how_far_the_training_is_also_after_an_interruption(
     assert told == [0, 1 / 8, 2 / 8, 3 / 8, -1, 4 / 8, 5 / 8, 6 / 8, 7 / 8]
 
 
+def test_a_class_that_is_not_scored_does_not_choose_the_epoch(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def validated(self: Task, batch: Any, index: int) -> None:
+        """The first three classes are known a little better in the first epoch, the fourth only in the second."""
+        hits = torch.tensor([90, 90, 90, 0] if self.current_epoch == 0 else [80, 80, 80, 10])
+        wrong = torch.tensor([100, 100, 100, 10]) - hits
+        self.confusion.copy_(torch.diag(hits) + torch.roll(torch.diag(wrong), 1, dims=1))
+
+    monkeypatch.setattr(Task, "validation_step", validated)
+    text = yaml.safe_load((place / "scene.yaml").read_text())
+    text["root"] = str(place)
+    for scored, epoch in ((True, 1), (False, 0)):
+        text["legend"][3]["scored"] = scored
+        (tmp_path / "scene.yaml").write_text(yaml.safe_dump(text))
+        for score in ("mF1", "AA", "mIoU"):
+            run = tmp_path / f"{scored}-{score}"
+            changes = [f"scene={tmp_path / 'scene.yaml'}", f"training.choose_by={score}", f"run={run}"]
+            train(recipe(place, tmp_path), *changes, progress=False)
+            assert json.loads((run / "scores.json").read_text())["epoch"] == epoch, (scored, score)
+    rows = read_history(tmp_path / "False-AA" / "metrics.csv")
+    assert [row["val_AA"] for row in rows] == pytest.approx([0.9, 0.8])
+
+
 def rates(settings: TrainingSettings, steps: int) -> list[float]:
     """The learning rate of every step, as training sets it."""
-    task = Task(TwoBranch({"a": Modality(channels=2)}, 2, TwoBranch.Settings(view=3)), settings, steps)
+    model = TwoBranch({"a": Modality(channels=2)}, 2, TwoBranch.Settings(view=3))
+    task = Task(model, settings, steps, np.array([True, True]))
     made = task.configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
     found = []

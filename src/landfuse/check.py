@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from landfuse.errors import FaultsError, LandfuseError, SceneError
 from landfuse.legend import UNLABELLED
+from landfuse.palette import ClosePair, close_pairs
 from landfuse.scenes.grid import Grid, blocks
 from landfuse.scenes.leaks import leak_share
 from landfuse.scenes.scene import Scene
@@ -97,6 +98,11 @@ class Report:
     leaks: dict[tuple[int, int], float] = field(default_factory=dict)
     confirmed: list[str] = field(default_factory=list)
     faults: list[LandfuseError] = field(default_factory=list)
+
+    @property
+    def close_colours(self) -> list[ClosePair]:
+        """Pairs of classes whose colours are hard to tell apart, with full colour vision or without."""
+        return close_pairs([c.rgb for c in self.file.legend]) if self.file is not None and self.counts else []
 
 
 def check(

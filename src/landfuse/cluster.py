@@ -1,8 +1,8 @@
 """Mapping by several processes or machines: blocks are tasks of dask.distributed.
 
-Workers open bundle and scene themselves, once each, and write their part files into the part folder. So every machine
-has to see the bundle, the rasters and the output under the same paths. A worker that dies loses the blocks that it had
-begun; the scheduler gives them to others.
+Workers open bundle and scene themselves, once each, so that every machine has to see the bundle and the rasters under
+the same paths. They write their part files into the part folder; where they do not see it, they hand them to the
+client, which does. A worker that dies loses the blocks that it had begun; the scheduler gives them to others.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from multiprocessing import forkserver
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from landfuse.classifier import Classifier, load_bundle
 from landfuse.engine import Engine, Precision
 from landfuse.errors import ClusterError, LandfuseError, MissingExtraError, SceneError
+from landfuse.files import whole_file
 from landfuse.parts import PartFolder, hash_of
 from landfuse.predict import Job, Runner
 from landfuse.products import Wanted
@@ -42,6 +44,7 @@ class _Order:
     """What a worker has to know of a job: small enough to travel."""
 
     output: Path
+    notes: dict[str, str] | None
     bundle: Path
     made_by: str
     scene: Scene
@@ -52,13 +55,13 @@ class _Order:
     landfuse: str
 
 
-_jobs: OrderedDict[bytes, Job] = OrderedDict()
+_jobs: OrderedDict[bytes, tuple[Job, bool]] = OrderedDict()
 _classifiers: dict[tuple[str, tuple[str, ...]], Classifier] = {}
 _lock = threading.Lock()
 
 
-def _job(order: bytes) -> Job:
-    """The job of an order, opened once in each worker."""
+def _job(order: bytes) -> tuple[Job, bool]:
+    """The job of an order, opened once in each worker, and whether the worker sees its part folder."""
     with _lock:
         if order not in _jobs:
             told: _Order = pickle.loads(order)
@@ -68,17 +71,12 @@ def _job(order: bytes) -> Job:
                     "the same version everywhere",
                     "install the same on all machines",
                 )
-            folder = PartFolder(told.output)
-            if not folder.path.is_dir():
-                raise ClusterError(
-                    f"a worker does not see {folder.path}",
-                    "a file system that client and workers share, under the same path",
-                    "name an output there by -o",
-                )
             engine = Engine(
                 _classifier(told), told.scene, batch=told.batch, precision=told.precision, layers=told.wanted.model
             )
-            _jobs[order] = Job(engine, told.wanted, folder, told.made_by)
+            folder = PartFolder(told.output)
+            sees = folder.path.is_dir() and folder.noted() == told.notes  # the name alone may be that of another's
+            _jobs[order] = Job(engine, told.wanted, folder, told.made_by), sees
             while len(_jobs) > _KEPT:
                 _jobs.popitem(last=False)
         _jobs.move_to_end(order)
@@ -99,15 +97,21 @@ def _classifier(order: _Order) -> Classifier:
     return _classifiers[key]
 
 
-def _map_block(order: bytes, window: Window) -> tuple[str, str, str] | None:
-    """Runs on a worker: writes a part; gives the error's words if the block cannot be read."""
-    job = _job(order)
+def _map_block(order: bytes, window: Window) -> tuple[str, str, str] | bytes | None:
+    """Runs on a worker: writes a part, or gives its file; or the error's words if the block cannot be read."""
+    job, sees = _job(order)
     try:
         patchwork = job.engine.read(window)
     except SceneError as error:
         return error.found, error.expected, error.do
-    job.write(job.engine.compute(patchwork, window))
-    return None
+    part = job.engine.compute(patchwork, window)
+    if sees:
+        job.write(part)
+        return None
+    with TemporaryDirectory(prefix="landfuse-") as here:
+        away = replace(job, folder=PartFolder(Path(here) / "map.tif"))
+        away.write(part)
+        return away.folder.part(window).read_bytes()
 
 
 @contextmanager
@@ -216,21 +220,15 @@ def _client(
         yield stack.enter_context(client)
 
 
-def _run(
-    distributed: Any,
-    client: Any,
-    job: Job,
-    windows: Sequence[Window],
-    tell: Callable[[int], None],
-    bundle: str | Path | None,
-) -> dict[Window, SceneError]:
+def _order(job: Job, bundle: str | Path | None) -> _Order:
     engine = job.engine
     output = job.folder.output.resolve()
     place = PartFolder(output).path / "bundle" if bundle is None else Path(bundle).resolve()
     if bundle is None:
         engine.classifier.save(place)
-    order = _Order(
+    return _Order(
         output,
+        job.folder.noted(),
         place,
         job.made_by,
         replace(engine.source, read_labels=None),  # labels may hold much, and mapping needs none
@@ -240,8 +238,18 @@ def _run(
         tuple(name for name in engine.classifier.needed if engine.maps[name].instead == 0.0),
         version("landfuse"),
     )
+
+
+def _run(
+    distributed: Any,
+    client: Any,
+    job: Job,
+    windows: Sequence[Window],
+    tell: Callable[[int], None],
+    bundle: str | Path | None,
+) -> dict[Window, SceneError]:
     # A task, not scattered data: if the worker that holds it dies, it is simply made again.
-    shared = client.submit(bytes, pickle.dumps(order), pure=False)
+    shared = client.submit(bytes, pickle.dumps(_order(job, bundle)), pure=False)
     faults: dict[Window, SceneError] = {}
     waiting = iter(windows)
     futures: dict[Any, Window] = {}
@@ -258,10 +266,13 @@ def _run(
     done = distributed.as_completed(begun, loop=client.loop)
     try:
         for future in done:
-            fault = future.result()
+            given = future.result()
             window = futures.pop(future)
-            if fault is not None:
-                faults[window] = SceneError(*fault)
+            if isinstance(given, bytes):
+                with whole_file(job.folder.part(window)) as partial:
+                    partial.write_bytes(given)
+            elif given is not None:
+                faults[window] = SceneError(*given)
             tell(window.pixels)
             following = submit()
             if following is not None:

@@ -232,6 +232,12 @@ def _refuse_different(runs: Sequence[RunRecord]) -> None:
                 f"those of {first.path}: {_classes(first)}",
                 "compare runs of one legend",
             )
+        if run.unscored != first.unscored:
+            raise SettingsError(
+                f"the means of {run.path} leave out {', '.join(run.unscored) or 'no class'}",
+                f"those that {first.path} leaves out: {', '.join(first.unscored) or 'none'}",
+                "compare runs with the same `scored` in the legend; train one of them again",
+            )
         if not _same_scene(str(run.recipe["scene"]), str(first.recipe["scene"])):
             raise SceneError(
                 f"{run.path} is of the scene {run.recipe['scene']}",

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from landfuse.errors import ModelError
+from landfuse.legend import Legend
 from landfuse.models.base import FusionModel
 from landfuse.recipe import Recipe, TrainingSettings
 from landfuse.samples import Draws, Sample, Samples, SampleSettings, loader
@@ -63,7 +64,13 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def fit(
-    recipe: Recipe, run: Path, model: FusionModel, training: Samples, validation: Samples | None, progress: bool
+    recipe: Recipe,
+    run: Path,
+    model: FusionModel,
+    legend: Legend,
+    training: Samples,
+    validation: Samples | None,
+    progress: bool,
 ) -> tuple[Trainer, dict[str, Any]]:
     """Trains a model by gradient and leaves the best epoch's weights in it, or goes on where it was interrupted.
 
@@ -71,6 +78,7 @@ def fit(
         recipe: its `training` and `samples`.
         run: folder; gets `metrics.csv`, `tensorboard/` and, until the run ends, `checkpoints/`.
         model: what learns.
+        legend: its classes; those that are not scored have no say in which epoch is best.
         training: what it learns from.
         validation: what chooses the epoch; None for the last one.
         progress: show progress bars.
@@ -85,7 +93,7 @@ def fit(
     data = _Data(training, validation, recipe.samples, settings.seed)
     per_epoch = len(Draws(training, recipe.samples, train=True))
     steps = settings.steps(per_epoch)
-    task = Task(model, settings, steps)
+    task = Task(model, settings, steps, legend.scored)
     folder = run / "checkpoints"
     last = ModelCheckpoint(folder, "last", save_top_k=1, every_n_epochs=1, enable_version_counter=False)
     callbacks: list[Any] = [History(run / "metrics.csv")]

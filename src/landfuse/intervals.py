@@ -97,20 +97,25 @@ def block_confusions(
     Returns:
         (B, K, K), rows truth, columns prediction; only of the B blocks that hold scored pixels.
     """
-    row, col = np.nonzero((truth != UNLABELLED) & (prediction != UNLABELLED))
-    block = (row // side) * (-(-truth.shape[1] // side)) + col // side
-    there, block = np.unique(block, return_inverse=True)
-    pair = truth[row, col].astype(np.int64) * classes + prediction[row, col]
     size = classes * classes
-    counts = np.bincount(block.reshape(-1) * size + pair, minlength=there.size * size)
-    return counts.reshape(there.size, classes, classes)
+    counts = [np.zeros((0, size), np.int64)]
+    for top in range(0, truth.shape[0], side):  # the places of a whole map's pixels would take 40 bytes each
+        t, p = truth[top : top + side], prediction[top : top + side]
+        row, col = np.nonzero((t != UNLABELLED) & (p != UNLABELLED))
+        pair = t[row, col].astype(np.int64) * classes + p[row, col]
+        there, block = np.unique(col // side, return_inverse=True)
+        counts.append(np.bincount(block * size + pair, minlength=there.size * size).reshape(-1, size))
+    return np.concatenate(counts).reshape(-1, classes, classes)
 
 
-def scores_of(matrices: NDArray[np.number]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def scores_of(
+    matrices: NDArray[np.number], scored: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The scores of many confusion matrices at once, by the rules of `Confusion`.
 
     Args:
         matrices: (R, K, K), rows truth, columns prediction.
+        scored: (K,), which classes enter the means (`Legend.scored`); all if left out.
 
     Returns:
         (R, 5) in the order of `SCORES`, and (R, K) F1; NaN where a score is not defined.
@@ -125,30 +130,38 @@ def scores_of(matrices: NDArray[np.number]) -> tuple[NDArray[np.float64], NDArra
         right = hits.sum(axis=1)
         by_chance = (truth * mapped).sum(axis=1)
         kappa = (n * right - by_chance) / (n * n - by_chance)
-        present = truth > 0
+        present = truth > 0 if scored is None else (truth > 0) & scored
         count = present.sum(axis=1)
         aa, mf1, miou = (np.where(present, of_class, 0.0).sum(axis=1) / count for of_class in (recall, f1, iou))
         result = np.stack([right / n, aa, kappa, mf1, miou], axis=1)
     return np.where(np.isfinite(result), result, np.nan), f1
 
 
-def block_intervals(confusions: NDArray[np.int64], replicates: int = 2000, seed: int = 0) -> BlockIntervals:
+def block_intervals(
+    confusions: NDArray[np.int64], replicates: int = 2000, seed: int = 0, scored: NDArray[np.bool_] | None = None
+) -> BlockIntervals:
     """Scores of a map with 95% intervals: blocks are drawn with replacement, ends are percentiles.
 
     Args:
         confusions: (B, K, K) of the blocks.
         replicates: how often.
         seed: of the drawing.
+        scored: see `scores_of`.
 
     Raises:
         SplitError: if there are fewer than two blocks.
     """
-    (values, f1), (drawn, drawn_f1) = scores_of(confusions.sum(axis=0)[None]), _resample([confusions], replicates, seed)
+    values, f1 = scores_of(confusions.sum(axis=0)[None], scored)
+    drawn, drawn_f1 = _resample([confusions], replicates, seed, scored)
     return _intervals(values[0], drawn[0], f1[0], drawn_f1[0], len(confusions), replicates)
 
 
 def difference_intervals(
-    first: NDArray[np.int64], second: NDArray[np.int64], replicates: int = 2000, seed: int = 0
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    replicates: int = 2000,
+    seed: int = 0,
+    scored: NDArray[np.bool_] | None = None,
 ) -> BlockIntervals:
     """Scores of the first map less those of the second, with 95% intervals: both are scored on the same draws.
 
@@ -157,6 +170,7 @@ def difference_intervals(
         second: (B, K, K) of the same blocks.
         replicates: how often.
         seed: of the drawing.
+        scored: see `scores_of`.
 
     Raises:
         SplitError: if there are fewer than two blocks.
@@ -164,15 +178,15 @@ def difference_intervals(
     """
     if first.shape != second.shape or (first.sum(axis=2) != second.sum(axis=2)).any():
         raise ValueError("the two maps have to be scored on the same pixels of the same blocks")
-    (a, a_f1), (b, b_f1) = (scores_of(one.sum(axis=0)[None]) for one in (first, second))
-    drawn, drawn_f1 = _resample([first, second], replicates, seed)
+    (a, a_f1), (b, b_f1) = (scores_of(one.sum(axis=0)[None], scored) for one in (first, second))
+    drawn, drawn_f1 = _resample([first, second], replicates, seed, scored)
     return _intervals(
         (a - b)[0], drawn[0] - drawn[1], (a_f1 - b_f1)[0], drawn_f1[0] - drawn_f1[1], len(first), replicates
     )
 
 
 def _resample(
-    maps: Sequence[NDArray[np.int64]], replicates: int, seed: int
+    maps: Sequence[NDArray[np.int64]], replicates: int, seed: int, scored: NDArray[np.bool_] | None
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
     """Scores of every map on the same draws of blocks: for each map (R, 5), and (R, K) F1."""
     B, K = maps[0].shape[:2]
@@ -191,7 +205,7 @@ def _resample(
         # The counts are whole numbers below 2^53, so that the sums are the same in any order.
         times = rng.multinomial(B, np.full(B, 1 / B), size=min(step, replicates - start)).astype(np.float64)
         for one, into, into_f1 in zip(flat, scores, f1, strict=True):
-            values, classes = scores_of((times @ one).reshape(-1, K, K))
+            values, classes = scores_of((times @ one).reshape(-1, K, K), scored)
             into.append(values)
             into_f1.append(classes)
     return [np.concatenate(parts) for parts in scores], [np.concatenate(parts) for parts in f1]

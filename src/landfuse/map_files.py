@@ -110,7 +110,7 @@ def write_mosaics(folder: Path, maps: Mapping[str, tuple[Grid, Path]], legend: L
 
     Args:
         folder: where they go.
-        maps: tile -> its grid and its map.
+        maps: tile -> its grid and its map. Where tiles overlap, the last one that has a class there counts.
         legend: of the maps.
 
     Returns:
@@ -132,18 +132,18 @@ def write_mosaics(folder: Path, maps: Mapping[str, tuple[Grid, Path]], legend: L
     made: list[Path] = []
     for group in groups:
         first = group[0][0]
-        pieces = {}
+        pieces = []
         for grid, path in group:
             row, col = _offset(first, grid) or (0, 0)
-            pieces[Window(row, col, grid.height, grid.width)] = path
-        top, left = min(w.row for w in pieces), min(w.col for w in pieces)
-        height = max(w.row + w.height for w in pieces) - top
-        width = max(w.col + w.width for w in pieces) - left
+            pieces.append((Window(row, col, grid.height, grid.width), path))
+        top, left = min(w.row for w, _ in pieces), min(w.col for w, _ in pieces)
+        height = max(w.row + w.height for w, _ in pieces) - top
+        width = max(w.col + w.width for w, _ in pieces) - left
         whole = first.part(Window(top, left, height, width))
-        placed = {Window(w.row - top, w.col - left, w.height, w.width): path for w, path in pieces.items()}
+        placed = [(Window(w.row - top, w.col - left, w.height, w.width), path) for w, path in pieces]
         name = "mosaic" if len(groups) == 1 else _free_name(f"mosaic_{_short(first.crs)}", [p.stem for p in made])
         made.append(folder / f"{name}.vrt")
-        write_mosaic(made[-1], Mosaic(whole, ["class"], legend), placed)
+        write_mosaic(made[-1], Mosaic(whole, ["class"], legend), placed, overlapping=True)
         write_style(made[-1], legend)
     return made
 

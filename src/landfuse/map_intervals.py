@@ -116,7 +116,8 @@ def score_intervals(
     chosen = role_of(file, role, split)
     K = len(file.legend)
     parts = [block_confusions(truth, one, block, K) for truth, (one,) in scored_tiles((maps,), file, chosen, split)]
-    return MapIntervals(block_intervals(_joined(parts, chosen), replicates, seed), file.legend, chosen, block)
+    intervals = block_intervals(_joined(parts, chosen), replicates, seed, file.legend.scored)
+    return MapIntervals(intervals, file.legend, chosen, block)
 
 
 def compare_maps(
@@ -161,8 +162,9 @@ def compare_maps(
         for into, one in zip(parts, (a, b), strict=True):
             into.append(block_confusions(common, one, block, K))
     of_first, of_second = (_joined(one, chosen) for one in parts)
-    values = [scores_of(one.sum(axis=0)[None])[0][0] for one in (of_first, of_second)]
-    differences = difference_intervals(of_first, of_second, replicates, seed)
+    scored = file.legend.scored
+    values = [scores_of(one.sum(axis=0)[None], scored)[0][0] for one in (of_first, of_second)]
+    differences = difference_intervals(of_first, of_second, replicates, seed, scored)
     scores = [dict(zip(differences.scores, one.tolist(), strict=True)) for one in values]
     test = mcnemar(only_first, only_second)
     return MapComparison(scores[0], scores[1], differences, test, file.legend, chosen, block, left_out)

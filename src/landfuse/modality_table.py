@@ -177,7 +177,7 @@ def _trained_without(record: RunRecord, paths: Iterable[str | Path]) -> tuple[li
         other
         for other in found
         if set(other.modalities) < set(record.modalities)
-        and (other.key, other.legend) == (record.key, record.legend)
+        and (other.key, other.legend, other.unscored) == (record.key, record.legend, record.unscored)
         and other.recipe["model"]["name"] == record.recipe["model"]["name"]
     ]
     if paths and not fits:

@@ -1,7 +1,8 @@
 """The part folder: blocks of a map that is not finished, each in a file of its own, so that mapping can go on.
 
 `map.tif.parts/` lies beside `map.tif`. A block is done if its file is there, since files are whole or absent; nothing
-else is noted down. `settings.json` says, in hashes and words, what the blocks were made of.
+else is noted down. `settings.json` says, in hashes and words, what the blocks were made of; `lock` keeps a second
+command away while one is at work.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import torch
 from landfuse.classifier import Classifier
 from landfuse.errors import OutputError
 from landfuse.files import unwritable, write_text
+from landfuse.locks import sole_use
 from landfuse.scenes.grid import Window
 from landfuse.scenes.scene import Raster, Scene
 
@@ -27,6 +30,7 @@ FORMAT = 1
 
 _NOTES = "settings.json"
 _FINISHED = "finished"
+_LOCK = "lock"
 
 
 def hash_of(classifier: Classifier) -> str:
@@ -96,7 +100,7 @@ class PartFolder:
             if notes.pop("format") == FORMAT and all(isinstance(value, str) for value in notes.values()):
                 return dict(notes)
         except (FileNotFoundError, NotADirectoryError):
-            if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            if not self.path.exists() or (self.path.is_dir() and not self._inside()):
                 return None
         except (OSError, ValueError, KeyError, AttributeError):
             pass
@@ -106,14 +110,44 @@ class PartFolder:
             f"move {self.path.name} away, or choose another output",
         )
 
+    def _inside(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path.name != _LOCK]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps others from the folder, which is made if it has to be, and goes if nothing is in it at the end.
+
+        Raises:
+            OutputError: if another process uses it, or it cannot be made.
+        """
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.callback(self._leave)
+                stack.enter_context(sole_use(self.path / _LOCK))
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"{self.path} is in use: {error} is mapping {self.output.name} at this moment",
+                    "one command at a time for one map",
+                    "wait until it has ended, or end it: this command then goes on from its blocks",
+                ) from None
+            except OSError as error:
+                self.noted()
+                raise unwritable(self.output, error) from None
+            yield
+
+    def _leave(self) -> None:
+        with suppress(OSError):  # something is in it
+            self.path.rmdir()
+
     def claim(self, settings: Mapping[str, str]) -> None:
-        """Makes the folder, or goes on with one of the very same settings.
+        """Notes what the folder is for, or goes on with one of the very same settings. It has to be `held`.
 
         Args:
             settings: what the blocks are made of.
 
         Raises:
-            OutputError: if it cannot be made, or holds blocks of another map.
+            OutputError: if it cannot be written to, or holds blocks of another map.
         """
         noted = self.noted()
         if noted is not None and noted != dict(settings):
@@ -129,7 +163,6 @@ class PartFolder:
             if self.output.is_dir():
                 raise IsADirectoryError("it is a folder")
             shutil.rmtree(self.scratch, ignore_errors=True)
-            self.path.mkdir(parents=True, exist_ok=True)
             if noted is None:
                 text = json.dumps({"format": FORMAT, **settings}, indent=2, ensure_ascii=False) + "\n"
                 write_text(self.path / _NOTES, text)
@@ -141,9 +174,10 @@ class PartFolder:
             raise unwritable(self.output, error) from None
 
     def drop_if_empty(self) -> None:
-        """Removes the folder if no block is in it yet."""
-        if self.path.is_dir() and not any(self.path.glob("*.tif")):
-            shutil.rmtree(self.path, ignore_errors=True)
+        """Empties the folder if no block is in it yet."""
+        if not any(self.path.glob("*.tif")):
+            with suppress(OSError):
+                self._empty()
 
     @property
     def finished(self) -> bool:
@@ -157,19 +191,31 @@ class PartFolder:
         for part in self.path.glob("*.tif"):
             part.unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """Removes the folder with all its blocks, if it is one of ours.
+    def clear(self) -> None:
+        """Removes what is in the folder, if it is one of ours.
 
         Raises:
-            OutputError: if it is not, or cannot be removed.
+            OutputError: if it is not, or its files cannot be removed.
         """
-        if not self.path.exists():
-            return
         self.noted()
         try:
-            shutil.rmtree(self.path)
+            self._empty()
         except OSError as error:
             raise unwritable(self.path, error) from None
+
+    def _empty(self) -> None:
+        # The notes last: what is left of an interruption here is then still known to be ours.
+        for path in sorted(self._inside(), key=lambda path: path.name == _NOTES):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def remove(self) -> None:
+        """Removes the folder, if there is one; as `clear`, for who does not hold it."""
+        if self.path.exists():
+            with self.held():
+                self.clear()
 
 
 def _change(name: str, before: str | None, now: str | None) -> str:

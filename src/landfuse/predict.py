@@ -126,7 +126,8 @@ def predict(
 
     Raises:
         FaultsError: if the scene does not fit the classifier.
-        OutputError: if a file cannot be written, or the part folder holds blocks of another map.
+        OutputError: if a file cannot be written, the part folder holds blocks of another map, or another process is
+            writing this map.
         SettingsError: if an option does not fit.
         IncompleteError: if some blocks cannot be read; the map is there without them.
     """
@@ -135,30 +136,28 @@ def predict(
     wanted = Wanted(probabilities, confidence, entropy, tuple(layers))
     engine = Engine(classifier, scene, batch=batch, device=device, precision=precision, layers=wanted.model)
     files = wanted.layers(classifier.legend)
-    if restart:
-        folder.remove()
-    settings = fingerprint(classifier, scene)
-    side = _block(engine, files, folder, block, memory)
-    settings |= {
-        "the block": f"{side} px",
-        "the batch": f"{engine.batch} windows",
-        "the precision": precision,
-        "the device": engine.device.type,
-        "the layers": ", ".join(layer.name or "classes" for layer in files),
-    }
-    folder.claim(settings)
-    if folder.finished and all(beside(path, layer.name).exists() for layer in files):
+    with folder.held():
+        if restart:
+            folder.clear()
+        settings = fingerprint(classifier, scene)
+        side = _block(engine, files, folder, block, memory)
+        settings |= {
+            "the block": f"{side} px",
+            "the batch": f"{engine.batch} windows",
+            "the precision": precision,
+            "the device": engine.device.type,
+            "the layers": ", ".join(layer.name or "classes" for layer in files),
+        }
+        folder.claim(settings)
+        if not (folder.finished and all(beside(path, layer.name).exists() for layer in files)):
+            try:
+                _map(Job(engine, wanted, folder, settings["the model"]), path, side, run, progress)
+            except BaseException:
+                folder.drop_if_empty()
+                raise
+            folder.finish()
         if not keep:
-            folder.remove()
-        return path
-    try:
-        _map(Job(engine, wanted, folder, settings["the model"]), path, side, run, progress)
-    except BaseException:
-        folder.drop_if_empty()
-        raise
-    folder.finish()
-    if not keep:
-        folder.remove()
+            folder.clear()
     return path
 
 

@@ -43,8 +43,8 @@ def pretrain(
     Args:
         settings: how it learns.
         base: the scenes, and every pixel's role; labels are not looked at.
-        run: the run folder; the folders beside it, and those beside its parent (an ablation's variants), are searched for
-            a denoiser of the same settings and scenes.
+        run: the run folder; the folders beside it, and those in the folders beside its parent (an ablation's variants),
+            are searched for a denoiser of the same settings and scenes.
         memory: scenes up to this many bytes are held in memory.
         progress: show a progress bar.
 

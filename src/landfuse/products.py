@@ -163,7 +163,7 @@ def assemble(
         )
         name = layer.name or "class"
         source, whole = scratch / f"{name}.vrt", scratch / f"{name}.tif"
-        write_mosaic(source, mosaic, parts, first)
+        write_mosaic(source, mosaic, parts.items(), first)
         write_cloud_geotiff(whole, source, "mode" if codes else "average")
         made.append((whole, beside(path, layer.name)))
         first += len(layer.bands)

@@ -97,7 +97,7 @@ def report(
     shown_by = _from_zero(bands or {}, scenes[0])
     roles = read_roles(read, scenes)
     paths = find_maps(read, scenes, maps, progress)
-    tally = Tally(len(read.legend), block)
+    tally = Tally(read.legend, block)
     tiles = _tiles(read, scenes, roles, paths, tally, shown_by, progress)
     text = _page(read, scenes, roles, tally, tiles, left_out, maps)
     write_text(page, text)
@@ -228,6 +228,7 @@ def _page(
         "matrix": _matrix(scores, legend),
         "classes": _class_rows(scores, legend),
         "of_class": OF_CLASS,
+        "unscored": [c.name for c in legend if not c.scored],
         "charts": training_charts(run.history, run.scores.get("epoch")),
         "reliability": reliability_chart(calibration),
         "temperature": calibration.get("temperature") if calibration.get("fitted_on") else None,

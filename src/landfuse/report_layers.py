@@ -82,25 +82,22 @@ def tile_layers(
         bands: modality -> the bands to show, from 0; for those not named, as people know them.
     """
     step = thinning(scene.grid.height, scene.grid.width, side)
+    mapped, labels, roles = (thinned_classes(values, step) for values in (mapped, scene.labels, roles))
     colours = unlike([c.rgb for c in legend])
     names = tuple(legend.names)
-    truth = np.where(roles == TEST, scene.labels, UNLABELLED).astype(np.uint8)
-    scored = (truth != UNLABELLED) & (mapped != UNLABELLED)
-    verdict = np.where(scored, mapped != truth, UNLABELLED).astype(np.uint8)
+    scored = (roles == TEST) & (labels != UNLABELLED) & (mapped != UNLABELLED)
+    verdict = np.where(scored, mapped != labels, UNLABELLED).astype(np.uint8)
     places = np.where(roles > 0, roles - 1, UNLABELLED).astype(np.uint8)
     every = "" if step == 1 else f"; every {_ordinal(step)} pixel of every {_ordinal(step)} row"
 
-    def coded(values: NDArray[np.uint8], of: Sequence[Colour]) -> Coded:
-        return Coded(thinned_classes(values, step), tuple(of))
-
     layers = [
-        Layer("map", "Map", f"the class of each pixel{every}", coded(mapped, colours), names, classes=True),
-        Layer("labels", "Labels", f"all labels, of every role{every}", coded(scene.labels, colours), names, True, True),
+        Layer("map", "Map", f"the class of each pixel{every}", Coded(mapped, colours), names, classes=True),
+        Layer("labels", "Labels", f"all labels, of every role{every}", Coded(labels, colours), names, True, True),
         Layer(
             "errors",
             "Errors",
             f"the map against the test labels{every}",
-            coded(verdict, RIGHT_WRONG),
+            Coded(verdict, RIGHT_WRONG),
             ("right", "wrong"),
             sparse=True,
         ),
@@ -113,7 +110,7 @@ def tile_layers(
             "split",
             "Split",
             f"what each labelled pixel was for{every}",
-            coded(places, list(ROLE_COLOURS.values())),
+            Coded(places, tuple(ROLE_COLOURS.values())),
             tuple(ROLES),
             sparse=True,
         )

@@ -50,16 +50,16 @@ class Tally:
     """Gathers what the tiles say.
 
     Args:
-        classes: K.
+        legend: the K classes.
         block: side of the blocks of ground, px.
     """
 
-    def __init__(self, classes: int, block: int) -> None:
-        self.block = block
-        self.confusion = Confusion(classes)
-        self.mapped = np.zeros(classes, np.int64)
+    def __init__(self, legend: Legend, block: int) -> None:
+        self.legend, self.block = legend, block
+        self.confusion = Confusion.of(legend)
+        self.mapped = np.zeros(len(legend), np.int64)
         self.unmapped = 0
-        self.square_metres: NDArray[np.float64] | None = np.zeros(classes)
+        self.square_metres: NDArray[np.float64] | None = np.zeros(len(legend))
         self._blocks: list[NDArray[np.int64]] = []
 
     def add(
@@ -76,14 +76,16 @@ class Tally:
             Its overall accuracy (NaN where nothing is scored), its scored pixels, and those labelled but not mapped.
         """
         K = self.confusion.classes
-        counts = np.bincount(mapped.reshape(-1), minlength=256)
+        counts = np.zeros(256, np.int64)
+        for row in mapped:  # of the whole map it would take 8 bytes a pixel
+            counts += np.bincount(row, minlength=256)
         self.mapped += counts[:K]
         self.unmapped += int(counts[UNLABELLED])
         if pixel_area is None or self.square_metres is None:
             self.square_metres = None
         else:
             self.square_metres += counts[:K] * pixel_area
-        own = Confusion(K)
+        own = Confusion.of(self.legend)
         own.update(truth, mapped)
         self.confusion += own
         self._blocks.append(block_confusions(truth, mapped, self.block, K))
@@ -94,7 +96,7 @@ class Tally:
         blocks = np.concatenate(self._blocks) if self._blocks else np.zeros((0, *self.confusion.matrix.shape), np.int64)
         values = dict(zip(OF_CLASS, _of_class(blocks.sum(axis=0)[None])[:, 0], strict=True))
         try:
-            intervals = block_intervals(blocks, _REPLICATES)
+            intervals = block_intervals(blocks, _REPLICATES, scored=self.legend.scored)
         except SplitError:  # all in one block
             alone = {
                 name: tuple(Interval(float(value), math.nan, math.nan) for value in row) for name, row in values.items()
@@ -157,9 +159,9 @@ def findings(scores: MapScores, legend: Legend, leak_share: float | None) -> lis
         f"To call every pixel {legend.names[commonest]}, the commonest class, would be right at "
         f"{share * 100:.0f} of 100."
     )
-    present = [k for k in range(len(legend)) if confusion.support[k]]
+    present = [k for k in range(len(legend)) if confusion.support[k] and legend[k].scored]
     f1 = confusion.f1
-    best, worst = max(present, key=lambda k: f1[k]), min(present, key=lambda k: f1[k])
+    best, worst = (extreme(present, key=lambda k: f1[k], default=0) for extreme in (max, min))
     if best != worst:
         said.append(
             f"It knows {legend.names[best]} best (F1 {f1[best]:.2f}) and {legend.names[worst]} least "
@@ -208,6 +210,11 @@ def warnings(scores: MapScores, told: Mapping[str, Any]) -> list[str]:
         said.append(
             f"The run wrote OA {written[0]:.4f} on {written[1]:,} pixels when it ended, this map has {own['OA']:.4f} "
             f"on {own['pixels']:,}: the map, the labels or the machine are not those of the run."
+        )
+    elif told.get("mIoU") is not None and abs(own["mIoU"] - told["mIoU"]) > 5e-5:
+        said.append(
+            f"The run wrote mIoU {told['mIoU']:.4f} when it ended, this map has {own['mIoU']:.4f}: other classes enter "
+            "the means (`scored` in the scene file) than then."
         )
     return said
 

@@ -28,6 +28,7 @@ class RunRecord:
         recipe: the recipe with all defaults, those of its model too.
         scores: what `scores.json` holds.
         legend: (name, code) of every class.
+        unscored: names of the classes that do not enter the means.
         modalities: in the order of the model.
         split: digest of every tile's roles; runs with the same one were trained and tested on the same pixels.
         version: of landfuse that made it.
@@ -37,6 +38,7 @@ class RunRecord:
     recipe: Mapping[str, Any]
     scores: Mapping[str, Any]
     legend: tuple[tuple[str, int], ...]
+    unscored: tuple[str, ...]
     modalities: tuple[str, ...]
     split: str
     version: str
@@ -110,6 +112,7 @@ def read_run(path: str | Path) -> RunRecord:
             _with_defaults(recipe),
             scores,
             tuple((c["name"], int(c["code"])) for c in bundle["legend"]),
+            tuple(c["name"] for c in bundle["legend"] if not c.get("scored", True)),
             tuple(bundle["modalities"]),
             split_digest(path / "split"),
             bundle["landfuse"],

@@ -1,7 +1,7 @@
 """A map as an item of a SpatioTemporal Asset Catalog (STAC): where it lies, what its codes mean, which model made it.
 
 Source:
-    STAC 1.1.0, https://stacspec.org, with its extensions Machine Learning Model (mlm) 1.3.0, projection 2.0.0,
+    STAC 1.1.0, https://stacspec.org, with its extensions Machine Learning Model (mlm) 1.4.0, projection 2.0.0,
     raster 2.0.0, classification 2.0.0 and file 2.1.0, https://stac-extensions.github.io.
 """
 
@@ -28,7 +28,7 @@ from landfuse.products import PROBABILITY_STEPS, Wanted, beside
 from landfuse.scenes.grid import Grid
 from landfuse.scenes.vector_map import footprint
 
-_EXTENSIONS = ("mlm/v1.3.0", "projection/v2.0.0", "raster/v2.0.0", "classification/v2.0.0", "file/v2.1.0")
+_EXTENSIONS = ("mlm/v1.4.0", "projection/v2.0.0", "raster/v2.0.0", "classification/v2.0.0", "file/v2.1.0")
 
 _GEOTIFF = "image/tiff; application=geotiff; profile=cloud-optimized"
 
@@ -115,7 +115,7 @@ def model_fields(classifier: Classifier) -> dict[str, Any]:
                 "bands": [f"{name}_{band + 1}" for band in range(known.bands)],
                 "input": {
                     "shape": [-1, known.bands, side, side],
-                    "dim_order": ["batch", "channel", *axes],
+                    "dim_order": ["batch", "bands", *axes],
                     "data_type": "float32",
                 },
                 "description": f"in {known.units or 'the units of the file'}; the bundle standardises it",
@@ -206,6 +206,8 @@ def _assets(
     for name, (place, title, kind, roles) in extra.items():
         if place.exists():
             assets[name] = {**_file(place, home), "title": title, "type": kind, "roles": roles}
+    if "model" in assets:
+        assets["model"]["mlm:artifact_type"] = "safetensors.torch.save_file"
     return assets
 
 

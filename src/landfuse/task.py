@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -31,13 +32,14 @@ class Task(LightningModule):
         model: what learns.
         settings: how.
         steps: optimiser steps of the whole training.
+        scored: (K,), which classes enter the means that choose the epoch (`Legend.scored`).
     """
 
     confusion: Tensor  # (K, K) int64, truth by prediction, of this rank
 
-    def __init__(self, model: FusionModel, settings: TrainingSettings, steps: int) -> None:
+    def __init__(self, model: FusionModel, settings: TrainingSettings, steps: int, scored: NDArray[np.bool_]) -> None:
         super().__init__()
-        self.model, self.settings, self.steps = model, settings, steps
+        self.model, self.settings, self.steps, self.scored = model, settings, steps, scored
         self.register_buffer(
             "confusion", torch.zeros((model.classes, model.classes), dtype=torch.int64), persistent=False
         )
@@ -84,7 +86,8 @@ class Task(LightningModule):
         counts = self.trainer.strategy.reduce(self.confusion, reduce_op="sum")
         if not isinstance(counts, Tensor):
             raise TypeError(f"the strategy reduced counts to {type(counts).__name__}")
-        scores = Confusion(self.model.classes, counts.cpu().numpy().astype(np.int64)).scores()
+        matrix = counts.cpu().numpy().astype(np.int64)
+        scores = Confusion(self.model.classes, matrix, scored=self.scored).scores()
         for name in ("OA", "AA", "kappa", "mF1", "mIoU"):
             value = scores[name]
             self.log(f"val_{name}", 0.0 if math.isnan(value) else value, prog_bar=name == self.settings.choose_by)

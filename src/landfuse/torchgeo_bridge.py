@@ -14,7 +14,7 @@ Source: Stewart et al. 2022, TorchGeo, doi 10.1145/3557915.3560953.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -187,7 +187,7 @@ def write_scene(
     }
     if labelled:
         text["labels"] = {"path": "labels/{tile}.tif"}
-        text["legend"] = [{"name": c.name, "code": c.code, "colour": c.colour} for c in legend]
+        text["legend"] = [asdict(c) for c in legend]
         text["split"] = dict(split or {"kind": "tiles", "test": 0.3, "validation": 0.2})
     write_text(folder / "scene.yaml", yaml.safe_dump(text, sort_keys=False, allow_unicode=True))
     return folder / "scene.yaml"

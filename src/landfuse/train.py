@@ -110,7 +110,7 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Classifier:
         batches = loader(training, Draws(training, whole, train=True, seed=recipe.training.seed))
         model.fit(((batch.images, batch.target) for batch in batches), recipe.training.seed)
     else:
-        trainer, facts = fit(recipe, run, model, training, validation, progress)
+        trainer, facts = fit(recipe, run, model, base.legend, training, validation, progress)
         if trainer.global_rank:
             return classifier.eval()
     facts["training_seconds"] = round(time.perf_counter() - start, 3)

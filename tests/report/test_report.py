@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -262,12 +263,16 @@ def test_calibration_curves_and_modalities_are_told_where_the_run_has_them(run: 
         report(copy)
 
 
+def legend_of(count: int, unscored: int | None = None) -> Legend:
+    return Legend(tuple(LandClass("abcd"[k], k + 1, f"#{k}00000", k != unscored) for k in range(count)))
+
+
 def test_scores_of_classes_come_with_the_intervals_of_the_same_draws() -> None:
     rng = np.random.default_rng(1)
     truth = rng.integers(0, 3, (60, 60)).astype(np.uint8)
     mapped = np.where(rng.random((60, 60)) < 0.6, truth, rng.integers(0, 3, (60, 60))).astype(np.uint8)
     truth[:5] = UNLABELLED
-    tally = Tally(4, 10)
+    tally = Tally(legend_of(4), 10)
     tally.add(truth[:, :30], mapped[:, :30], None)
     tally.add(truth[:, 30:], mapped[:, 30:], None)
     found = tally.scores()
@@ -290,7 +295,7 @@ def test_scores_of_classes_come_with_the_intervals_of_the_same_draws() -> None:
     low, high = np.percentile(recalls, (2.5, 97.5))
     assert (found.of_class["recall"][1].low, found.of_class["recall"][1].high) == pytest.approx((low, high))
     assert scores_of(blocks.sum(axis=0)[None])[0][0, 0] == found.overall["OA"].value
-    alone = Tally(4, 100)
+    alone = Tally(legend_of(4), 100)
     alone.add(truth, mapped, 4.0)
     assert np.isnan(alone.scores().overall["OA"].low)
     assert alone.scores().overall["OA"].value == found.overall["OA"].value
@@ -299,9 +304,21 @@ def test_scores_of_classes_come_with_the_intervals_of_the_same_draws() -> None:
     assert tally.square_metres is None
 
 
+def test_counting_a_large_map_takes_few_bytes_a_pixel() -> None:
+    rng = np.random.default_rng(3)
+    truth, mapped = (rng.integers(0, 3, (1024, 2048)).astype(np.uint8) for _ in range(2))
+    tally = Tally(legend_of(3), 64)
+    tracemalloc.start()
+    tally.add(truth, mapped, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert tally.confusion.pixels == tally.mapped.sum() == truth.size
+    assert peak < 24 * truth.size, "at once it took 65 bytes a pixel"
+
+
 def test_what_the_scores_say_in_sentences() -> None:
-    legend = Legend((LandClass("a", 1, "#000000"), LandClass("b", 2, "#111111")))
-    tally = Tally(2, 4)
+    legend = legend_of(2)
+    tally = Tally(legend, 4)
     truth = np.zeros((4, 8), np.uint8)
     truth[:, 6:] = 1
     mapped = np.zeros((4, 8), np.uint8)
@@ -312,7 +329,33 @@ def test_what_the_scores_say_in_sentences() -> None:
     assert "call every pixel a, the commonest class, would be right at 75 of 100" in said
     assert "b mapped as a, 7 pixels, 88% of all b" in said
     assert "25.0% of the test pixels were labelled from a view" in said
-    assert "No test label" in findings(Tally(2, 4).scores(), legend, None)[0]
+    assert "No test label" in findings(Tally(legend, 4).scores(), legend, None)[0]
+
+
+def test_a_class_that_is_not_scored_is_told_and_stays_out_of_the_means(run: Path, page: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    truth = rng.integers(0, 3, (40, 40)).astype(np.uint8)
+    mapped = np.where((truth != 1) & (rng.random(truth.shape) < 0.9), truth, 0).astype(np.uint8)
+    for block in (10, 100):  # 100: one block, without intervals
+        tally = Tally(legend_of(3, unscored=1), block)
+        tally.add(truth[:, :20], mapped[:, :20], None)
+        tally.add(truth[:, 20:], mapped[:, 20:], None)
+        found = tally.scores()
+        assert found.overall["AA"].value == pytest.approx((found.confusion.recall[0] + found.confusion.recall[2]) / 2)
+        assert found.overall["mIoU"].value == pytest.approx((found.confusion.iou[0] + found.confusion.iou[2]) / 2)
+        assert "least (F1 0.00)" not in " ".join(findings(found, tally.legend, None))
+    text = yaml.safe_load((run.parent / "scene.yaml").read_text())
+    text["root"] = str(run.parent)
+    text["legend"][2]["scored"] = False
+    (tmp_path / "scene.yaml").write_text(yaml.safe_dump(text))
+    said = html.unescape(report(run, tmp_path / "x.html", scene=tmp_path / "scene.yaml").read_text())
+    whole = evaluate(run / "maps", tmp_path / "scene.yaml", split=run / "split").confusion.scores()
+    for name, title in (("AA", "average accuracy"), ("mIoU", "mean IoU")):
+        assert f"<dt>{title}</dt><dd>{whole[name]:.3f}</dd>" in said
+    assert "Not in the means (AA, mean F1, mean IoU): trees;" in said
+    assert "other classes enter the means" in said
+    assert "Not in the means" not in page
+    assert "other classes enter the means" not in page
 
 
 def test_pictures_fit_their_room_and_keep_their_colours() -> None:

@@ -39,7 +39,9 @@ def test_what_lies_in_pieces_is_read_as_one(grid: Grid, apart: bool, tmp_path: P
     del pieces[gone]
     values[:, *gone.within(grid.window)] = 255
     source = (tmp_path if apart else tmp_path / "pieces") / "x.vrt"
-    write_mosaic(source, Mosaic(grid, ["a", "b & c"], scale=1 / 250, tags={"who": "me & <you>"}), pieces, first_band=2)
+    write_mosaic(
+        source, Mosaic(grid, ["a", "b & c"], scale=1 / 250, tags={"who": "me & <you>"}), pieces.items(), first_band=2
+    )
     write_cloud_geotiff(tmp_path / "x.tif", source, "average")
     assert cog_validate(tmp_path / "x.tif", strict=True) == (True, [], [])
     with rasterio.open(tmp_path / "x.tif") as file:
@@ -64,7 +66,7 @@ def test_what_lies_in_pieces_is_read_as_one(grid: Grid, apart: bool, tmp_path: P
 def test_classes_keep_their_colours_and_coarser_pixels_are_the_most_frequent(tmp_path: Path) -> None:
     codes = np.where(np.random.default_rng(0).random((1, 700, 1200)) < 0.8, 1, 3).astype(np.uint8)
     codes[0, :, 600:] = 255
-    write_mosaic(tmp_path / "x.vrt", Mosaic(TURNED, ["class"], LEGEND), pieces_of(codes, tmp_path, 350, TURNED))
+    write_mosaic(tmp_path / "x.vrt", Mosaic(TURNED, ["class"], LEGEND), pieces_of(codes, tmp_path, 350, TURNED).items())
     write_cloud_geotiff(tmp_path / "x.tif", tmp_path / "x.vrt", "mode")
     with rasterio.open(tmp_path / "x.tif") as file:
         np.testing.assert_array_equal(file.read(), codes)
@@ -82,7 +84,7 @@ def test_classes_keep_their_colours_and_coarser_pixels_are_the_most_frequent(tmp
 def test_a_small_raster_needs_no_overviews(tmp_path: Path) -> None:
     grid = Grid(5, 7, TURNED.transform, TURNED.crs)
     codes = np.ones((1, 5, 7), np.uint8)
-    write_mosaic(tmp_path / "x.vrt", Mosaic(grid, ["class"], LEGEND), pieces_of(codes, tmp_path, 3, grid))
+    write_mosaic(tmp_path / "x.vrt", Mosaic(grid, ["class"], LEGEND), pieces_of(codes, tmp_path, 3, grid).items())
     write_cloud_geotiff(tmp_path / "x.tif", tmp_path / "x.vrt", "mode")
     assert cog_validate(tmp_path / "x.tif", strict=True) == (True, [], [])
     with rasterio.open(tmp_path / "x.tif") as file:
@@ -93,8 +95,8 @@ def test_a_small_raster_needs_no_overviews(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_or_read(tmp_path: Path) -> None:
     mosaic = Mosaic(NOWHERE, ["class"])
     with pytest.raises(OutputError, match="cannot be written"):
-        write_mosaic(Path("/dev/null/x.vrt"), mosaic, {})
-    write_mosaic(tmp_path / "x.vrt", mosaic, {NOWHERE.window: tmp_path / "gone.tif"})
+        write_mosaic(Path("/dev/null/x.vrt"), mosaic, [])
+    write_mosaic(tmp_path / "x.vrt", mosaic, [(NOWHERE.window, tmp_path / "gone.tif")])
     with pytest.raises(OutputError, match=r"x\.tif cannot be written"):
         write_cloud_geotiff(tmp_path / "x.tif", tmp_path / "x.vrt", "mode")
     assert [p.name for p in tmp_path.iterdir()] == ["x.vrt"]

@@ -176,6 +176,116 @@ def test_logical_and_sparse(tmp_path: Path) -> None:
     np.testing.assert_array_equal(raster.read(Window(2, 3, 4, 5))[0], mask[2:6, 3:8])
 
 
+# ---- within structs and cells, as MATLAB names it
+
+
+def nested_5(path: Path) -> None:
+    """As scipy writes them: structs are records of arrays, cells arrays of objects."""
+    flights = np.empty((1, 2), object)
+    for number in range(2):
+        flights[0, number] = {"x": np.arange(2.0), "z": by_axes(CHW, "HWC")[..., number : number + 2] / 2, "info": "m"}
+    boxes = np.empty((2, 2), object)
+    for row, col in np.ndindex(2, 2):
+        boxes[row, col] = np.full((2, 3), 10.0 * row + col)
+    tiles = np.zeros((1, 3), [("codes", object)])
+    for number in range(3):
+        tiles[0, number]["codes"] = np.full((H, W), number, np.uint8)
+    whole = np.round(CHW[0] / 1000).astype(float)  # version 5 may hold them in a byte each; they are doubles
+    hsi = {"Data": by_axes(CHW, "HWC"), "Lidar": flights, "labels": {"codes": whole, "valid": CHW[0] > 0}, "id": "a"}
+    scipy.io.savemat(path, {"hsi": hsi, "boxes": boxes, "tiles": tiles}, do_compression=True)
+
+
+def nested_73(path: Path) -> None:
+    """As MATLAB lays them out: structs are groups, cells hold references, arrays of structs do in each field."""
+
+    def put(group: h5py.Group, name: str, array: NDArray[Any]) -> h5py.Dataset:
+        item = group.create_dataset(name, data=array.T.astype(np.uint8) if array.dtype == bool else array.T)
+        item.attrs["MATLAB_class"] = np.bytes_(CLASSES[array.dtype.str[1:]])
+        return item
+
+    def struct(group: h5py.Group, name: str) -> h5py.Group:
+        made = group.create_group(name)
+        made.attrs["MATLAB_class"] = np.bytes_("struct")
+        return made
+
+    with h5py.File(path, "w", userblock_size=512) as file:
+        hsi, held = struct(file, "hsi"), file.create_group("#refs#")
+        put(hsi, "Data", by_axes(CHW, "HWC"))
+        references = np.empty((2, 1), h5py.ref_dtype)
+        for number in range(2):
+            flight = struct(held, f"flight{number}")
+            put(flight, "x", np.arange(2.0))
+            put(flight, "z", by_axes(CHW, "HWC")[..., number : number + 2] / 2)
+            references[number, 0] = flight.ref
+        hsi.create_dataset("Lidar", data=references).attrs["MATLAB_class"] = np.bytes_("cell")
+        labels = struct(hsi, "labels")
+        put(labels, "codes", np.round(CHW[0] / 1000).astype(float))
+        put(labels, "valid", CHW[0] > 0)
+        boxes = np.empty((2, 2), h5py.ref_dtype)
+        for row, col in np.ndindex(2, 2):
+            boxes[col, row] = put(held, f"box{row}{col}", np.full((2, 3), 10.0 * row + col)).ref
+        file.create_dataset("boxes", data=boxes).attrs["MATLAB_class"] = np.bytes_("cell")
+        tiles = np.empty((3, 1), h5py.ref_dtype)
+        for number in range(3):
+            tiles[number, 0] = put(held, f"tile{number}", np.full((H, W), number, np.uint8)).ref
+        struct(file, "tiles").create_dataset("codes", data=tiles)
+    with path.open("r+b") as raw:
+        raw.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(116) + bytes(8) + b"\x00\x02IM")
+
+
+@pytest.fixture(params=[nested_5, nested_73], ids=["v5", "v7.3"])
+def nested(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    request.param(tmp_path / "x.mat")
+    return tmp_path / "x.mat"
+
+
+def test_what_lies_in_structs_and_cells_is_read_by_its_name(nested: Path) -> None:
+    window = Window(3, 2, 4, 6)
+    for name, expected, dtype in (
+        ("hsi.Data", CHW, "int16"),
+        ("hsi.Lidar{1}.z", CHW[:2] / 2, "float64"),
+        ("hsi.Lidar{2}.z", CHW[1:3] / 2, "float64"),
+        ("hsi.Lidar(2).z", CHW[1:3] / 2, "float64"),
+    ):
+        raster = open_mat(nested, name, "HWC", expected=(H, W))
+        assert (raster.bands, raster.dtype) == (len(expected), dtype)
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(raster)).read(window), expected[:, 3:7, 2:8])
+    np.testing.assert_array_equal(read_variable(nested, "hsi.labels.codes", "HW"), np.round(CHW[0] / 1000))
+    assert open_mat(nested, "hsi.labels.codes", "HW").dtype == "float64"
+    mask = read_variable(nested, "hsi.labels.valid")
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, CHW[0] > 0)
+    assert open_mat(nested, "hsi.labels.valid", "HW").dtype == "uint8"
+    for number, value in enumerate((0, 10, 1, 11), 1):
+        np.testing.assert_array_equal(read_variable(nested, f"boxes{{{number}}}"), np.full((2, 3), value))
+    for number in (1, 2, 3):
+        np.testing.assert_array_equal(read_variable(nested, f"tiles({number}).codes"), np.full((H, W), number - 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "expected"),
+    [
+        ("hsi", "`hsi` of .* is of the class struct", "hsi.Data, hsi.Lidar, hsi.labels"),
+        ("boxes", "`boxes` of .* is of the class cell", "`boxes{1}` to `boxes{4}`"),
+        ("hsi.labels", "`hsi.labels` of .* is of the class struct", "hsi.labels.codes, hsi.labels.valid"),
+        ("hsi.Lidar", "`hsi.Lidar` of .* is of the class cell", "`hsi.Lidar{1}` to `hsi.Lidar{2}`"),
+        ("hsi.data", "`hsi` of .* has no field `data`", "hsi.Data"),
+        ("hsi.Data.x", "`hsi.Data` of .* has no field `x`", "`hsi.Data`"),
+        ("hsi.Lidar.z", "`hsi.Lidar` of .* has no field `z`", "`hsi.Lidar{1}` to"),
+        ("hsi.Lidar{0}.z", "has 2 elements, and number 0 is asked for", "counted from 1"),
+        ("hsi.Lidar{3}.z", "has 2 elements, and number 3 is asked for", "counted from 1"),
+        ("hsi.Data{1}", "`hsi.Data` of .* is neither a cell nor an array of structs", "hsi.Data"),
+        ("tiles.codes", "`tiles` of .* is an array of 3 structs", "`tiles{1}` to `tiles{3}`"),
+        ("his.Data", "holds no variable `his.Data`", "hsi"),
+        ("hsi..Data", r"holds no variable `hsi\.\.Data`", "hsi"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_told(nested: Path, name: str, message: str, expected: str) -> None:
+    with pytest.raises(SceneError, match=message) as caught:
+        read_variable(nested, name)
+    assert expected in caught.value.expected.replace(", hsi.id", "")
+
+
 # ---- bad input
 
 

@@ -9,8 +9,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from landfuse.cli.console import ScenePath, bar, err, out
+from landfuse.cli.console import ScenePath, bar, err, out, say
 from landfuse.errors import SettingsError
+
+_MOST_PAIRS = 5  # of close colours; a legend of many classes has dozens
 
 
 def check(
@@ -22,6 +24,7 @@ def check(
     """Look at a scene: its modalities, its classes per role, what leaks, and every fault at once."""
     from landfuse.check import VIEWS
     from landfuse.check import check as look
+    from landfuse.palette import TOO_CLOSE
     from landfuse.places import places
 
     pairs = [_view_and_core(part) for part in views.split(",")] if views else VIEWS
@@ -55,6 +58,15 @@ def check(
         table.add_section()
         table.add_row("", "all", *(f"{int(count.sum()):,}" for count in report.counts.values()))
         out.print(table)
+        close = report.close_colours
+        if close:
+            names = report.file.legend.names
+            told = [f"{names[p.first]} and {names[p.second]} ({p.distance:.1f} with {p.vision})" for p in close]
+            more = f", and {len(told) - _MOST_PAIRS} more pairs" if len(told) > _MOST_PAIRS else ""
+            say(
+                f"note: colours hard to tell apart, nearer than {TOO_CLOSE:g} in CIELAB: "
+                f"{', '.join(told[:_MOST_PAIRS])}{more}. Other ones can be named by `colour` in the legend"
+            )
     if report.leaks:
         table = Table(title="leak report: test pixels labelled from a view that holds a training or validation pixel")
         table.add_column("view, px", justify="right")

@@ -29,7 +29,13 @@ def predict(
     bundle: Annotated[Path, typer.Argument(help="The bundle, or the run folder that holds it.")],
     scene: ScenePath,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The map (.tif), or a folder where the scene has several tiles.")
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The map (.tif), or a folder where the scene has several tiles; or an address (s3://bucket/map.tif), "
+            "where it is put at the end.",
+        ),
     ],
     tile: Annotated[list[str] | None, typer.Option(help="Map only this tile; may be given several times.")] = None,
     probabilities: Annotated[
@@ -100,6 +106,7 @@ def predict(
     the map lacks them.
     """
     from landfuse.classifier import load_bundle
+    from landfuse.destination import Destination
     from landfuse.errors import OutputError, SceneError, SettingsError, several
     from landfuse.parts import PartFolder
     from landfuse.products import Wanted
@@ -132,14 +139,22 @@ def predict(
     chosen = [one for one in scenes if not tile or one.name in tile]
     extras = BesideMaps(polygons, minimum_area, stac, taken, as_json, quiet)
     extras.check(chosen)
-    as_file = output.suffix.lower() in (".tif", ".tiff")
+    destination = Destination(output)
+    if stac and destination.address is not None:
+        raise SettingsError(
+            f"--stac is given, and {output} is an address",
+            "a path: the item tells where the bundle lies from there",
+            "map without --stac, or into a folder",
+        )
+    place = destination.local
+    as_file = place.suffix.lower() in (".tif", ".tiff")
     if as_file and len(chosen) > 1:
         raise OutputError(
             f"{len(chosen)} tiles are to be mapped into the one file {output}",
             "a folder, which gets a map per tile",
             "name a folder by -o, or one tile by --tile",
         )
-    paths = {one.name: output if as_file else output / f"{one.name}.tif" for one in chosen}
+    paths = {one.name: place if as_file else place / f"{one.name}.tif" for one in chosen}
     options: dict[str, Any] = {
         "probabilities": probabilities,
         "confidence": confidence,
@@ -154,28 +169,34 @@ def predict(
         for one in chosen:
             _tell_plan(classifier, one, paths[one.name], options, workers or 1, as_json)
         return
-    with _runner(bundle, workers, scheduler, scheduler_file) as (run, at_once):
-        options |= {"restart": restart, "run": run, "keep": len(chosen) > 1 or extras.takes_time}
-        incomplete = _map_tiles(classifier, chosen, paths, options, at_once, quiet=quiet, as_json=as_json)
-    for one in chosen:
-        path = paths[one.name]
+    with destination.delivery():
+        with _runner(bundle, workers, scheduler, scheduler_file) as (run, at_once):
+            options |= {"restart": restart, "run": run, "keep": len(chosen) > 1 or extras.takes_time}
+            incomplete = _map_tiles(classifier, chosen, paths, options, at_once, quiet=quiet, as_json=as_json)
+        for one in chosen:
+            path = paths[one.name]
+            if as_json:
+                tell_json("map", tile=one.name, path=str(path), complete=one.name not in incomplete)
+            else:
+                say(f"map: {path}")
+            if picture:
+                drawn = _picture(path, one, classifier.legend)
+                if not as_json:
+                    say(f"picture: {drawn}")
+        wanted = Wanted(probabilities, confidence, entropy, tuple(layer or ()))
+        faults = extras.write(chosen, paths, classifier, bundle, wanted, incomplete)
+        if not as_file and len(scenes) > 1:
+            extras.write_overview(scenes, place, classifier.legend)
+        if incomplete:
+            raise several(list(incomplete.values()))
+        if options["keep"]:
+            for path in paths.values():  # until here they tell which tiles are finished
+                PartFolder(path).remove()
+    if destination.address is not None:
         if as_json:
-            tell_json("map", tile=one.name, path=str(path), complete=one.name not in incomplete)
+            tell_json("put", address=destination.address)
         else:
-            say(f"map: {path}")
-        if picture:
-            drawn = _picture(path, one, classifier.legend)
-            if not as_json:
-                say(f"picture: {drawn}")
-    wanted = Wanted(probabilities, confidence, entropy, tuple(layer or ()))
-    faults = extras.write(chosen, paths, classifier, bundle, wanted, incomplete)
-    if not as_file and len(scenes) > 1:
-        extras.write_overview(scenes, output, classifier.legend)
-    if incomplete:
-        raise several(list(incomplete.values()))
-    if options["keep"]:
-        for path in paths.values():  # until here they tell which tiles are finished
-            PartFolder(path).remove()
+            say(f"put at: {destination.address}")
     if faults:
         raise several(faults)
 

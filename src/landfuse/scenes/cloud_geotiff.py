@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -41,14 +41,23 @@ class Mosaic:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-def write_mosaic(path: Path, mosaic: Mosaic, pieces: Mapping[Window, Path], first_band: int = 1) -> None:
+def write_mosaic(
+    path: Path,
+    mosaic: Mosaic,
+    pieces: Collection[tuple[Window, Path]],
+    first_band: int = 1,
+    *,
+    overlapping: bool = False,
+) -> None:
     """Writes a mosaic as a VRT, which holds no pixels.
 
     Args:
         path: of the VRT.
         mosaic: what it says of itself.
-        pieces: window of the mosaic -> the file that covers just that.
+        pieces: windows of the mosaic, and the file that covers just that. Where several have data, the last one counts.
         first_band: of the pieces' bands, the one that is the mosaic's first.
+        overlapping: what a piece has no data for is left to those before it. Needless, and slower to read, where no two
+            pieces overlap.
 
     Raises:
         OutputError: if it cannot be written.
@@ -76,8 +85,8 @@ def write_mosaic(path: Path, mosaic: Mosaic, pieces: Mapping[Window, Path], firs
             for code in range(256):
                 rgb = zip(("c1", "c2", "c3"), map(str, colours.get(code, (0, 0, 0))), strict=True)
                 ElementTree.SubElement(table, "Entry", dict(rgb), c4=str(255 if code != mosaic.nodata else 0))
-        for window, piece in pieces.items():
-            source = ElementTree.SubElement(band, "SimpleSource")
+        for window, piece in pieces:
+            source = ElementTree.SubElement(band, "ComplexSource" if overlapping else "SimpleSource")
             relative = piece.is_relative_to(path.parent)
             name_of = piece.relative_to(path.parent).as_posix() if relative else str(piece.resolve())
             ElementTree.SubElement(source, "SourceFilename", relativeToVRT=str(int(relative))).text = name_of
@@ -90,6 +99,8 @@ def write_mosaic(path: Path, mosaic: Mosaic, pieces: Mapping[Window, Path], firs
             )  # fmt: skip
             ElementTree.SubElement(source, "SrcRect", size, xOff="0", yOff="0")
             ElementTree.SubElement(source, "DstRect", size, xOff=str(window.col), yOff=str(window.row))
+            if overlapping:
+                ElementTree.SubElement(source, "NODATA").text = str(mosaic.nodata)
     write_text(path, ElementTree.tostring(root, encoding="unicode"))
 
 

@@ -350,7 +350,8 @@ class GdalRaster:
         if self._decoding.nodata is not None:
             missing |= np.isnan(codes) if self.declares_nan else codes == self._decoding.nodata
         if missing.any():
-            wide = codes if codes.dtype.kind == "f" else codes.astype(np.int64)  # int8 cannot hold 255
+            holds = codes.dtype.kind == "f" or np.iinfo(codes.dtype).max >= UNLABELLED
+            wide = codes if holds else codes.astype(np.int64)  # int8 cannot hold 255
             codes = np.where(missing, UNLABELLED, wide)
         return codes
 

@@ -2,7 +2,7 @@
 
 Version 7.3 is HDF5: a window is read without the rest, and the axes lie in reverse order in the file. Older versions
 can only be read whole; what was read is kept, in each process up to `CACHE_BYTES`. Axes are always named as MATLAB
-shows them, for both versions.
+shows them, for both versions, and so is what lies in structs and cells: `hsi.Lidar{1}.z`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from scipy.io.matlab import MatReadError
 
 from landfuse.errors import GridError, LandfuseError, MissingFileError, SceneError
 from landfuse.scenes.grid import Grid, Window
+from landfuse.scenes.mat_fields import NewNode, OldNode, follow, inside, parts_of
 from landfuse.scenes.values import Decoding
 
 CACHE_BYTES = 4 * 1024**3
@@ -59,7 +60,7 @@ class MatRaster:
 
     Args:
         path: the file.
-        variable: its name.
+        variable: its name, with that of what lies in it.
         axes: of the variable, `H`, `W` and possibly `C`.
         decoding: from its numbers to values.
         band_numbers: of the bands in use, from 1.
@@ -120,8 +121,8 @@ class MatRaster:
         }
         part = tuple(ranges[axis] for axis in self.axes)
         if self._hdf5:
-            with _telling(self.path), h5py.File(self.path, "r") as file:
-                numbers = file[self.variable][part[::-1]].transpose()
+            with _node(self.path, self.variable) as node:
+                numbers = node.item[part[::-1]].transpose()
         else:
             numbers = _load(self.path, self.variable)[part]
         if "C" not in self.axes:
@@ -142,11 +143,11 @@ def open_mat(
     bands: Sequence[int] | None = None,
     expected: tuple[int, int] | None = None,
 ) -> MatRaster:
-    """Opens one variable of a .mat file; reads its header only.
+    """Opens one variable of a .mat file; reads its header only, but for what lies in structs of older versions.
 
     Args:
         path: the file, of version 4, 5, 6, 7 or 7.3.
-        variable: its name, as `whos` in MATLAB lists it.
+        variable: its name, as `whos` in MATLAB lists it, or of what lies in it: `hsi.Data`, `hsi.Lidar{1}.z`.
         axes: one letter for each of its dimensions, in the order in which MATLAB shows them: `HWC`, `CHW`, `HW`, ...
         decoding: from its numbers to values; unchanged by default.
         bands: numbers of the bands to use, from 1; all by default.
@@ -221,8 +222,8 @@ def read_variable(path: str | Path, variable: str, axes: str | None = None) -> N
             "name the variable that holds one code for each pixel, and its axes HW or WH",
         )
     if hdf5:
-        with _telling(path), h5py.File(path, "r") as file:
-            array: NDArray[Any] = file[variable][()].transpose()
+        with _node(path, variable) as node:
+            array: NDArray[Any] = node.item[()].transpose()
     else:
         array = _load(path, variable)
     return array if axes is None else _ordered(array, axes, "HW")
@@ -284,21 +285,46 @@ def _header(path: str, variable: str) -> tuple[bool, _Header]:
     with _telling(path):
         hdf5 = h5py.is_hdf5(path)
         found = _hdf5_headers(path) if hdf5 else _old_headers(path)
+        if variable not in found and (top := parts_of(variable)[0]) in found and top != variable:
+            if hdf5:
+                with _node(path, variable) as node:
+                    found = {variable: _hdf5_header(node.item)}
+            else:
+                array = _load(path, variable)
+                found = {variable: _Header(array.shape, array.dtype.name, array.dtype.name)}
     if variable not in found:
         listed = ", ".join(f"{name} ({_shown(h.shape)} {h.kind})" for name, h in found.items())
         raise SceneError(
             f"{path} holds no variable `{variable}`", f"one of: {listed or 'nothing; it is empty'}", "mend `variable`"
         )
     header = found[variable]
+    if header.kind in ("cell", "struct"):
+        with _node(path, variable) as node:
+            raise _not_numeric(path, variable, header.kind, inside(node, variable))
     if not header.dtype:
-        raise SceneError(
-            f"`{variable}` of {path} is of the class {header.kind}",
-            "an array of real numbers",
-            "in MATLAB, save the array that it holds as a variable of its own"
-            if header.kind in ("cell", "struct", "object")
-            else "in MATLAB, save it as `double`, `single` or an integer class (`full` if sparse, `abs` if complex)",
-        )
+        raise _not_numeric(path, variable, header.kind)
     return hdf5, header
+
+
+def _not_numeric(path: str, variable: str, kind: str, held: str = "") -> SceneError:
+    do = "in MATLAB, save it as `double`, `single` or an integer class (`full` if sparse, `abs` if complex)"
+    found = f"`{variable}` of {path} is of the class {kind}"
+    return SceneError(found, held or "an array of real numbers", "name what it holds as `variable`" if held else do)
+
+
+@contextmanager
+def _node(path: str, variable: str) -> Iterator[Any]:
+    """What a name leads to: a `Node`."""
+    with _telling(path):
+        top, steps = parts_of(variable)
+        if not h5py.is_hdf5(path):
+            # Within structs, numbers come in MATLAB's classes; elsewhere `whosmat` tells these, and less is held.
+            whole = scipy.io.loadmat(path, variable_names=[top], mat_dtype=bool(steps))
+            yield follow(OldNode(whole[top]), variable, path)
+            return
+        with h5py.File(path, "r") as file:
+            plain = variable in file  # whatever it is called
+            yield NewNode(file, file[variable]) if plain else follow(NewNode(file, file[top]), variable, path)
 
 
 def _old_headers(path: str) -> dict[str, _Header]:
@@ -361,13 +387,13 @@ def _load(path: str, variable: str) -> NDArray[Any]:
 
 
 def _read_old(path: str, variable: str) -> NDArray[Any]:
-    value = scipy.io.loadmat(path, variable_names=[variable])[variable]
-    array: NDArray[Any] = value.toarray() if scipy.sparse.issparse(value) else value
+    with _node(path, variable) as node:
+        array: NDArray[Any] = node.value.toarray() if scipy.sparse.issparse(node.value) else node.value
+        if node.size:
+            raise _not_numeric(path, variable, "struct" if node.fields else "cell", inside(node, variable))
     if array.dtype.kind not in "iufb":
-        raise SceneError(
-            f"`{variable}` of {path} holds {'complex numbers' if array.dtype.kind == 'c' else array.dtype}",
-            "real numbers",
-            "in MATLAB, save its `abs` or its `real` part",
-        )
+        kind = {"c": "complex", "U": "char"}.get(array.dtype.kind, str(array.dtype))
+        raise _not_numeric(path, variable, kind)
+    array = array.view(np.uint8) if array.dtype == bool else array  # logical
     array.flags.writeable = False
     return array

@@ -19,7 +19,7 @@ from landfuse.scenes.hillshade import hillshade, slopes
 from landfuse.scenes.matfile import MatRaster
 from landfuse.scenes.scene import Raster, Scene, SceneModality
 
-_BLOCK = 1024
+_BLOCK = 512
 """Side of the blocks that are read, about; px."""
 
 _STEEP = 0.7

@@ -47,7 +47,7 @@ STRIPE_PERIOD = 128
 """Pixels from one gap between flight lines to the next."""
 
 _NAMES = ("water", "bare soil", "grassland", "crop", "shrub", "trees", "road", "building")
-_COLOURS = ("#0072B2", "#CC9966", "#B8D96B", "#F0E442", "#7A9A01", "#117733", "#999999", "#D55E00")
+_COLOURS = ("#0072B2", "#CC9966", "#B8D96B", "#F0E442", "#7A9A01", "#117733", "#A6A6A6", "#BB2211")
 
 _LOW = np.array([0.0, 0.0, 0.05, 1.2, 1.2, 5.0, 0.0, 5.0], np.float32)  # m, by class
 _HIGH = np.array([0.0, 0.0, 0.15, 2.6, 2.6, 12.0, 0.0, 12.0], np.float32)

@@ -213,7 +213,7 @@ def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader)
 
 def _written(scene: Scene, split: RolesSplit, read_mask: MaskReader) -> Roles:
     roles = read_mask(scene, split.path, None, "HW")
-    known = np.isin(roles, [UNUSED, *ROLES.values(), UNLABELLED])
+    known = np.logical_or.reduce([roles == value for value in (UNUSED, *ROLES.values(), UNLABELLED)])
     if not known.all():
         raise SplitError(
             f"the written split of `{scene.name}` holds the number {roles[~known][0]}",
