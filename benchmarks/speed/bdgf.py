@@ -16,6 +16,7 @@ peak of resident memory above what the model itself takes.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as landfuse sets it where it is imported first
+
 import torch
 from numpy.typing import NDArray
 from torch import Tensor

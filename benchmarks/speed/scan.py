@@ -17,11 +17,14 @@ stays in the cache. Times of a machine with other work are noisy: look at the ra
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as landfuse sets it where it is imported first
 
 import torch
 from torch import Tensor
