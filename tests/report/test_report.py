@@ -28,8 +28,8 @@ from landfuse.intervals import block_confusions, scores_of
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.map_intervals import score_intervals
 from landfuse.report import LARGEST, report
-from landfuse.report_images import Coded, Photograph, data_uris, unlike
-from landfuse.report_scores import Tally, findings
+from landfuse.report.images import Coded, Photograph, data_uris, unlike
+from landfuse.report.scores import Tally, findings
 from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.scene_file import open_scenes
 from landfuse.scenes.split import TEST
@@ -204,7 +204,7 @@ def test_another_map_than_the_run_s_is_told(run: Path, page: str, tmp_path: Path
 
 
 def test_at_most_so_many_tiles_and_bytes(run: Path, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["landfuse.report"]  # `landfuse.report` is the function
+    module = sys.modules["landfuse.report.page"]  # `landfuse.report` is the function
     for name, value in (("MOST_TILES", 2), ("_ROOM", 9_000), ("_COARSEST", 8)):
         monkeypatch.setattr(module, name, value)
     text = report(run, tmp_path / "small.html").read_text()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.predict import beside
-from landfuse.report_images import Coded, Colour, Photograph, Picture, unlike
+from landfuse.report.images import Coded, Colour, Photograph, Picture, unlike
 from landfuse.scenes.geotiff import GdalRaster
 from landfuse.scenes.overview import overview, thinned, thinned_classes, thinning
 from landfuse.scenes.scene import Scene, SceneModality

@@ -25,8 +25,8 @@ from landfuse.intervals import Interval
 from landfuse.land_cover_map import open_map
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.palette import TOO_CLOSE, close_pairs
-from landfuse.report_charts import HEIGHT, WIDTH, reliability_chart, training_charts
-from landfuse.report_facts import (
+from landfuse.report.charts import HEIGHT, WIDTH, reliability_chart, training_charts
+from landfuse.report.facts import (
     commands,
     cost,
     data_rows,
@@ -36,10 +36,10 @@ from landfuse.report_facts import (
     split_words,
     versions,
 )
-from landfuse.report_images import data_uris
-from landfuse.report_layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS, Layer, tile_layers
-from landfuse.report_run import Progress, Run, find_maps, open_tiles, read_roles, read_run
-from landfuse.report_scores import OF_CLASS, MapScores, Tally, area_rows, findings, warnings
+from landfuse.report.images import data_uris
+from landfuse.report.layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS, Layer, tile_layers
+from landfuse.report.run import Progress, Run, find_maps, open_tiles, read_roles, read_run
+from landfuse.report.scores import OF_CLASS, MapScores, Tally, area_rows, findings, warnings
 from landfuse.scenes.grid import Grid
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.split import TEST, Roles
@@ -199,7 +199,7 @@ def _page(
     leak = run.scores.get("leak_share")
     tiling = run.bundle.get("tiling", {})
     calibration = run.scores.get("calibration") or {}
-    template = files("landfuse") / "report_template"
+    template = files("landfuse.report") / "template"
     script = (template / "report.js").read_text(encoding="utf-8")
     settings = run.file.settings
     context = {
@@ -251,7 +251,7 @@ def _page(
         "version": version("landfuse"),
     }
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("landfuse", "report_template"),
+        loader=jinja2.PackageLoader("landfuse.report", "template"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -13,7 +13,7 @@ import yaml
 from landfuse.errors import SettingsError
 from landfuse.intervals import SCORES
 from landfuse.legend import Legend
-from landfuse.report_run import Run
+from landfuse.report.run import Run
 from landfuse.scenes.geotiff import GdalRaster
 from landfuse.scenes.scene import Raster, Scene
 from landfuse.scenes.split import Roles, counts_per_class
