@@ -280,11 +280,12 @@ def report(path: Path) -> None:
                 )
             if lines:
                 m = [statistics.mean(column) for column in zip(*lines, strict=True)]
+                d = [statistics.stdev(column) if len(lines) > 1 else 0.0 for column in zip(*lines, strict=True)]
                 m[5] = max(m[3], m[4])  # of the means: the mean of the maxima would count the seeds' noise
                 print(
-                    f"{setting} | {len(lines)} | {m[0]:.3f} / {m[1]:.3f} | {m[2]:.2f} | {m[3]:+.1%} / {m[4]:+.1%} | "
-                    f"{m[5]:+.1%} | {m[6]:+.1%} | {m[7]:.3f} / {m[8]:.3f} | {m[9]:.3f} / {m[10]:.3f} | "
-                    f"{m[11]:.3f} | {m[12]:.3f}"
+                    f"{setting} | {len(lines)} | {m[0]:.3f} / {m[1]:.3f} | {m[2]:.2f} ± {d[2]:.2f} | "
+                    f"{m[3]:+.1%} / {m[4]:+.1%} | {m[5]:+.1%} | {m[6]:+.1%} ± {100 * d[6]:.1f} | "
+                    f"{m[7]:.3f} / {m[8]:.3f} | {m[9]:.3f} / {m[10]:.3f} | {m[11]:.3f} | {m[12]:.3f}"
                 )
 
 
