@@ -13,6 +13,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from landfuse.layers.linear import Linear
 from landfuse.layers.scan_image import DIRECTIONS, project_and_scan
 
 
@@ -40,7 +41,7 @@ class SS2D(nn.Module):
         super().__init__()
         inner = int(expansion * width)
         rank = rank or math.ceil(width / 16)
-        self.enter = nn.Linear(width, inner, bias=False)
+        self.enter = Linear(width, inner, bias=False)
         self.smooth = (
             nn.Conv2d(inner, inner, kernel, padding=kernel // 2, groups=inner, bias=kernel_bias)
             if kernel > 1
@@ -53,7 +54,7 @@ class SS2D(nn.Module):
         self.log_A = nn.Parameter(torch.empty(DIRECTIONS * inner, states))
         self.D = nn.Parameter(torch.ones(DIRECTIONS * inner))
         self.norm = nn.LayerNorm(inner)
-        self.leave = nn.Linear(inner, width, bias=False)
+        self.leave = Linear(inner, width, bias=False)
         self.reset()
 
     def reset(self) -> None:
@@ -97,7 +98,7 @@ class VSSBlock(nn.Module):
         self.mix = SS2D(width, states, expansion)
         self.norm2 = nn.LayerNorm(width)
         hidden = int(mlp_ratio * width)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.mlp = nn.Sequential(Linear(width, hidden), nn.GELU(), Linear(hidden, width))
         self.drop = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, image: Tensor) -> Tensor:
