@@ -94,7 +94,7 @@ class Scene:
         inside = Window(int(rows.min()), int(cols.min()), int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1)
         values = part.raster.read(inside)
         if inside == fine:
-            return values
+            return np.ascontiguousarray(values)
         return np.ascontiguousarray(values[:, rows - inside.row][:, :, cols - inside.col])
 
     @cached_property
