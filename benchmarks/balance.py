@@ -34,7 +34,7 @@ import torch
 
 from landfuse.denoising import Crops, Denoising, PretrainSettings, run_steps
 from landfuse.layers.balance import Probe, swap_scores
-from landfuse.layers.diffusion import add_noise, remove_noise, signal_share
+from landfuse.layers.diffusion import add_noise, remove_noise
 from landfuse.legend import UNLABELLED
 from landfuse.patchwork import Store
 from landfuse.scenes.scene import Scene
@@ -86,13 +86,11 @@ def classes_of(name: str, labels: np.ndarray) -> np.ndarray:
 def errors(denoiser: TrainedDenoiser, crops: Crops, seed: int) -> dict[str, dict[str, float]]:
     """NMSE by modality and timestep, on crops and noise that are the same for every denoiser."""
     images, missing = denoiser.images(crops.draw((seed, 99), 64, False))
-    generator = torch.Generator().manual_seed(seed)
-    share, found = signal_share(), {name: {} for name in images}
+    share, found = denoiser.network.share, {name: {} for name in images}
     noise = {
         name: torch.randn(image.shape, generator=torch.Generator().manual_seed(seed + image.shape[1]))
         for name, image in images.items()
     }
-    del generator
     for t in TIMES:
         times = torch.full((64,), t)
         noisy = {name: add_noise(image, noise[name], share[times]) for name, image in images.items()}
@@ -112,7 +110,7 @@ def features(denoiser: TrainedDenoiser, views: dict[str, torch.Tensor], seed: in
     if hide:
         missing[hide] = torch.ones_like(missing[hide])
     generator = torch.Generator().manual_seed(seed)
-    share, found = signal_share(), []
+    share, found = denoiser.network.share, []
     noise = {name: torch.randn(image.shape[1:], generator=generator) for name, image in images.items()}
     for t in FEATURE_TIMES:
         times = torch.full((len(next(iter(images.values()))),), t)

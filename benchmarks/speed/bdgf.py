@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader, Dataset
 from landfuse.classifier import Classifier, ModelSpec, note
 from landfuse.engine import Engine
 from landfuse.features import FeatureSettings, with_features
-from landfuse.layers.diffusion import add_noise, signal_share
+from landfuse.layers.diffusion import add_noise
 from landfuse.layers.pixel_map import PixelMapSettings
 from landfuse.models.base import Modality
 from landfuse.models.bdgf import Bdgf
@@ -110,7 +110,7 @@ def by_loop(made: Classifier, scene: Scene, window: Window) -> NDArray[np.uint8]
 def by_patch(made: Classifier, scene: Scene, denoiser: TrainedDenoiser, window: Window) -> None:
     """Maps a window with features that are computed for each pixel anew."""
     view, half = made.model.view, CROP // 2
-    share = signal_share()
+    share = denoiser.network.share
     padded = window.padded(half)
     mapped = {name: own(torch.from_numpy(scene.read(name, padded)).flatten(1).T) for name, own in denoiser.maps.items()}
     tables = {name: t.T.reshape(1, -1, padded.height, padded.width) for name, t in mapped.items()}

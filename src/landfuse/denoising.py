@@ -25,7 +25,7 @@ from landfuse.layers.balance import (
     denoising_losses,
     swap_scores,
 )
-from landfuse.layers.diffusion import STEPS, signal_share
+from landfuse.layers.diffusion import STEPS
 from landfuse.patchwork import Store
 from landfuse.settings import Settings
 from landfuse.trained_denoiser import TrainedDenoiser, constant
@@ -174,7 +174,6 @@ class Denoising:
         self.average = denoiser.network.to(self.device)
         constants = constant(denoiser.maps)
         self.balance = ModalityBalance(self.network.channels, settings.balance, constants)
-        self.share = signal_share().to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay
         )
@@ -236,7 +235,6 @@ class Denoising:
                 hidden,
                 noise,
                 timestep,
-                self.share,
                 self.variances,
                 settings.balance.even,
             )
@@ -248,7 +246,7 @@ class Denoising:
         told = {f"{kind}_{name}": float(part.detach()) for kind, by in parts.items() for name, part in by.items()}
         if balance.swaps(self.done):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
-                uneven = balance.unevenness(self.network, images, missing, noise, self.share, generator)
+                uneven = balance.unevenness(Probe(self.network, images, missing, noise), generator)
             loss = loss + settings.balance.evenness * loss.detach() * uneven
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)

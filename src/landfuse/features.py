@@ -30,7 +30,7 @@ from landfuse.errors import OutputError
 from landfuse.feature_raster import FeatureRaster, close_files
 from landfuse.files import unwritable
 from landfuse.layers.denoiser import Denoiser
-from landfuse.layers.diffusion import STEPS, add_noise, signal_share
+from landfuse.layers.diffusion import STEPS, add_noise
 from landfuse.layers.pixel_map import PixelMap
 from landfuse.patchwork import read_patchwork
 from landfuse.scenes.grid import Grid, Window
@@ -342,12 +342,11 @@ def _tile_features(
     noise = place_noise(settings.seed, denoiser, window)
     nothing = torch.stack(list(missing.values())).amin(dim=0)[0, 0, halo : halo + tile.height, halo : halo + tile.width]
     device = next(network.parameters()).device
-    share = signal_share()
+    share, dark = network.share.cpu(), {name: mask.to(device) for name, mask in missing.items()}
     for timestep in settings.timesteps:
         noisy = {
             name: add_noise(image, noise[name], share[timestep][None]).to(device) for name, image in images.items()
         }
-        dark = {name: mask.to(device) for name, mask in missing.items()}
         levels = network.levels(noisy, dark, torch.tensor([timestep], device=device))
         cut = [_cut(levels[level - 1], halo // FACTORS[level]).cpu() for level in settings.levels]
         if 1 in settings.levels:  # features of nothing would pass for data

@@ -109,8 +109,7 @@ def _key(settings: PretrainSettings, base: Ground, names: Sequence[str], start: 
 
 def _known(run: Path, key: str) -> TrainedDenoiser | None:
     """A denoiser of this key, in this run, in one beside it, or in one of another series of the same ablation."""
-    beside = [*sorted(run.parent.glob("*/denoiser")), *sorted(run.parent.parent.glob("*/*/denoiser"))]
-    for folder in (run / "denoiser", *beside):
+    for folder in (run / "denoiser", *sorted(run.absolute().parent.parent.glob("*/*/denoiser"))):
         try:
             facts = json.loads((folder / "denoiser.json").read_text(encoding="utf-8"))["facts"]
             if facts.get("key") != key:

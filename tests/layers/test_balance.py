@@ -24,7 +24,6 @@ from landfuse.layers.balance import (
     swap_scores,
 )
 from landfuse.layers.denoiser import DEVIATION, Denoiser
-from landfuse.layers.diffusion import signal_share
 
 CHANNELS = {"h": 12, "l": 1}
 levels = st.floats(-12, 3)
@@ -125,10 +124,10 @@ def test_unevenness_is_the_variance_of_the_log_scores_and_its_gradient_evens_the
 
     def uneven() -> Tensor:
         generator = torch.Generator().manual_seed(1)
-        return balance.unevenness(network, seen.images, seen.missing, seen.noise, seen.share, generator)
+        return balance.unevenness(seen, generator)
 
     timestep = torch.randint(0, 500, (8,), generator=torch.Generator().manual_seed(1))
-    scores = answers(network, seen.images, seen.missing, seen.noise, timestep, seen.share)
+    scores = answers(seen, timestep)
     apart = float((scores["h"] + 1e-6).log().detach() - (scores["l"] + 1e-6).log().detach())
     before = uneven().detach()
     assert float(before) == pytest.approx((apart / 2) ** 2, rel=1e-4)
@@ -245,11 +244,11 @@ def test_the_gradient_score_is_that_of_autograd_by_hand() -> None:
 
 def parts(hidden: dict[str, Tensor], missing: dict[str, Tensor], even: bool = False) -> dict[str, dict[str, float]]:
     torch.manual_seed(3)
-    network, share = Denoiser(CHANNELS, 8), signal_share()
+    network = Denoiser(CHANNELS, 8)
     images = {n: torch.randn(4, c, 8, 8) for n, c in CHANNELS.items()}
     noise = {n: torch.randn(4, c, 8, 8) for n, c in CHANNELS.items()}
     found = denoising_losses(
-        network, images, missing, hidden, noise, torch.tensor([5, 100, 300, 800]), share, {"h": 1.0, "l": 4.0}, even
+        network, images, missing, hidden, noise, torch.tensor([5, 100, 300, 800]), {"h": 1.0, "l": 4.0}, even
     )
     return {kind: {name: float(value.detach()) for name, value in by.items()} for kind, by in found.items()}
 

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from landfuse.layers.denoiser import Denoiser
-from landfuse.layers.diffusion import add_noise, signal_share, wiener_bound
+from landfuse.layers.diffusion import add_noise, wiener_bound
 from landfuse.settings import Settings
 
 SHOWN = 0.3
@@ -108,13 +108,16 @@ class Probe:
         self.network, self.images, self.missing, self.noise = network, dict(images), dict(missing), dict(noise)
         first = next(iter(self.images.values()))
         self.size, self.device = len(first), first.device
-        self.share = signal_share().to(self.device)
+
+    def noisy(self, images: Mapping[str, Tensor], timestep: Tensor) -> dict[str, Tensor]:
+        """Images with the probe's noise, as much as at (B,) timesteps."""
+        share = self.network.share[timestep]
+        return {name: add_noise(image, self.noise[name], share) for name, image in images.items()}
 
     def errors(self, timestep: int) -> dict[str, Tensor]:
         """name -> mean squared error of the noise where there is data, a scalar with gradients."""
         times = self.times(timestep)
-        noisy = {name: add_noise(image, self.noise[name], self.share[times]) for name, image in self.images.items()}
-        guess = self.network(noisy, self.missing, times).noise
+        guess = self.network(self.noisy(self.images, times), self.missing, times).noise
         return {
             name: ((guess[name].float() - self.noise[name]).square() * (1 - self.missing[name])).mean()
             / (1 - self.missing[name]).mean().clamp(min=1e-6)
@@ -124,7 +127,7 @@ class Probe:
     def bounds(self, timestep: int) -> dict[str, float]:
         """name -> the least error for independent Gaussian pixels of each channel's variance."""
         return {
-            name: float(wiener_bound(self.share[timestep], image.float().var(dim=(0, 2, 3))).mean())
+            name: float(wiener_bound(self.network.share[timestep], image.float().var(dim=(0, 2, 3))).mean())
             for name, image in self.images.items()
         }
 
@@ -133,36 +136,25 @@ class Probe:
         return torch.full((self.size,), timestep, device=self.device)
 
 
-def answers(
-    network: Denoiser,
-    images: Mapping[str, Tensor],
-    missing: Mapping[str, Tensor],
-    noise: Mapping[str, Tensor],
-    timestep: Tensor,
-    share: Tensor,
-) -> dict[str, Tensor]:
+def answers(probe: Probe, timestep: Tensor) -> dict[str, Tensor]:
     """How far the features depend on each modality: 0 not at all, 1 as much as on everything; with gradients.
 
     D_m = mean over levels of |F(x) - F(x with m of another crop)|^2 / (2 Var F), with the noise left in its place.
 
     Args:
-        network: the denoiser.
-        images: name -> (B, C, H, W).
-        missing: name -> (B, 1, H, W), 1 where there is no data.
-        noise: name -> (B, C, H, W), standard normal.
+        probe: what is swapped in, crop by crop.
         timestep: (B,).
-        share: the schedule, (T,).
     """
 
-    def levels(shown: Mapping[str, Tensor]) -> list[Tensor]:
-        noisy = {name: add_noise(image, noise[name], share[timestep]) for name, image in shown.items()}
-        return [level.float() for level in network.levels(noisy, missing, timestep)]
+    def levels(images: Mapping[str, Tensor]) -> list[Tensor]:
+        found = probe.network.levels(probe.noisy(images, timestep), probe.missing, timestep)
+        return [level.float() for level in found]
 
-    own = levels(images)
+    own = levels(probe.images)
     spread = [2 * level.var(dim=(0, 2, 3)).sum().clamp(min=1e-12) for level in own]
     found = {}
-    for name, image in images.items():
-        swapped = levels({**images, name: image.roll(1, dims=0)})
+    for name, image in probe.images.items():
+        swapped = levels({**probe.images, name: image.roll(1, dims=0)})
         changes = [(a - b).square().mean(dim=(0, 2, 3)).sum() / s for a, b, s in zip(own, swapped, spread, strict=True)]
         found[name] = torch.stack(changes).mean()
     return found
@@ -173,9 +165,7 @@ def swap_scores(probe: Probe) -> dict[str, float]:
     """D of each modality, see `answers`, over the probed timesteps."""
     scores = dict.fromkeys(probe.images, 0.0)
     for timestep in _PROBED:
-        times = probe.times(timestep)
-        found = answers(probe.network, probe.images, probe.missing, probe.noise, times, probe.share)
-        for name, score in found.items():
+        for name, score in answers(probe, probe.times(timestep)).items():
             scores[name] += float(score) / len(_PROBED)
     return scores
 
@@ -271,19 +261,10 @@ class ModalityBalance(nn.Module):
         asked = settings.hide == "swap" and settings.kind != "none" and settings.evenness > 0
         return asked and len(self.balanced) > 1 and step >= settings.warmup and step % _SWAP_EVERY == 0
 
-    def unevenness(
-        self,
-        network: Denoiser,
-        images: Mapping[str, Tensor],
-        missing: Mapping[str, Tensor],
-        noise: Mapping[str, Tensor],
-        share: Tensor,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """The variance of ln D over the modalities, a scalar with gradients; arguments as in `answers`."""
-        size = len(next(iter(images.values())))
-        timestep = torch.randint(0, _SWAP_BELOW, (size,), generator=generator).to(share.device)
-        found = answers(network, images, missing, noise, timestep, share)
+    def unevenness(self, probe: Probe, generator: torch.Generator) -> Tensor:
+        """The variance of ln D over the modalities at random timesteps, a scalar with gradients."""
+        timestep = torch.randint(0, _SWAP_BELOW, (probe.size,), generator=generator).to(probe.device)
+        found = answers(probe, timestep)
         return torch.stack([(found[name] + 1e-6).log() for name in self.balanced]).var(correction=0)
 
     def shares(self, step: int) -> dict[str, float]:
@@ -348,7 +329,6 @@ def denoising_losses(
     hidden: Mapping[str, Tensor],
     noise: Mapping[str, Tensor],
     timestep: Tensor,
-    share: Tensor,
     variances: Mapping[str, float] | None = None,
     even: bool = False,
 ) -> dict[str, dict[str, Tensor]]:
@@ -363,14 +343,13 @@ def denoising_losses(
         hidden: name -> (B, 1, H, W), 1 where it is hidden.
         noise: name -> (B, C, H, W), standard normal.
         timestep: (B,).
-        share: the schedule, (T,).
         variances: name -> variance of its pixels; None leaves the guess of hidden images out.
         even: take the means over the pixels that are shown.
 
     Returns:
         `denoise` and, if asked for, `impute`: name -> scalar.
     """
-    noisy = {name: add_noise(image, noise[name], share[timestep]) for name, image in images.items()}
+    noisy = {name: add_noise(image, noise[name], network.share[timestep]) for name, image in images.items()}
     dark = {name: torch.maximum(missing[name], hidden[name]) for name in images}
     told = network(noisy, dark, timestep, images=variances is not None)
 

@@ -121,7 +121,7 @@ class MatRaster:
         }
         part = tuple(ranges[axis] for axis in self.axes)
         if self._hdf5:
-            with _node(self.path, self.variable) as node:
+            with _hdf5_node(self.path, self.variable) as node:
                 numbers = node.item[part[::-1]].transpose()
         else:
             numbers = _load(self.path, self.variable)[part]
@@ -222,7 +222,7 @@ def read_variable(path: str | Path, variable: str, axes: str | None = None) -> N
             "name the variable that holds one code for each pixel, and its axes HW or WH",
         )
     if hdf5:
-        with _node(path, variable) as node:
+        with _hdf5_node(path, variable) as node:
             array: NDArray[Any] = node.item[()].transpose()
     else:
         array = _load(path, variable)
@@ -287,7 +287,7 @@ def _header(path: str, variable: str) -> tuple[bool, _Header]:
         found = _hdf5_headers(path) if hdf5 else _old_headers(path)
         if variable not in found and (top := parts_of(variable)[0]) in found and top != variable:
             if hdf5:
-                with _node(path, variable) as node:
+                with _hdf5_node(path, variable) as node:
                     found = {variable: _hdf5_header(node.item)}
             else:
                 array = _load(path, variable)
@@ -299,8 +299,12 @@ def _header(path: str, variable: str) -> tuple[bool, _Header]:
         )
     header = found[variable]
     if header.kind in ("cell", "struct"):
-        with _node(path, variable) as node:
-            raise _not_numeric(path, variable, header.kind, inside(node, variable))
+        if hdf5:
+            with _hdf5_node(path, variable) as node:
+                held = inside(node, variable)
+        else:
+            held = inside(_old_node(path, variable), variable)
+        raise _not_numeric(path, variable, header.kind, held)
     if not header.dtype:
         raise _not_numeric(path, variable, header.kind)
     return hdf5, header
@@ -313,18 +317,22 @@ def _not_numeric(path: str, variable: str, kind: str, held: str = "") -> SceneEr
 
 
 @contextmanager
-def _node(path: str, variable: str) -> Iterator[Any]:
-    """What a name leads to: a `Node`."""
+def _hdf5_node(path: str, variable: str) -> Iterator[Any]:
+    """What a name leads to in a file of version 7.3: a `NewNode`."""
+    with _telling(path), h5py.File(path, "r") as file:
+        if variable in file:  # whatever it is called
+            yield NewNode(file, file[variable])
+        else:
+            yield follow(NewNode(file, file[parts_of(variable)[0]]), variable, path)
+
+
+def _old_node(path: str, variable: str) -> Any:
+    """What a name leads to in a file of an older version: an `OldNode`."""
     with _telling(path):
         top, steps = parts_of(variable)
-        if not h5py.is_hdf5(path):
-            # Within structs, numbers come in MATLAB's classes; elsewhere `whosmat` tells these, and less is held.
-            whole = scipy.io.loadmat(path, variable_names=[top], mat_dtype=bool(steps))
-            yield follow(OldNode(whole[top]), variable, path)
-            return
-        with h5py.File(path, "r") as file:
-            plain = variable in file  # whatever it is called
-            yield NewNode(file, file[variable]) if plain else follow(NewNode(file, file[top]), variable, path)
+        # Within structs, numbers come in MATLAB's classes; elsewhere `whosmat` tells these, and less is held.
+        whole = scipy.io.loadmat(path, variable_names=[top], mat_dtype=bool(steps))
+        return follow(OldNode(whole[top]), variable, path)
 
 
 def _old_headers(path: str) -> dict[str, _Header]:
@@ -387,10 +395,10 @@ def _load(path: str, variable: str) -> NDArray[Any]:
 
 
 def _read_old(path: str, variable: str) -> NDArray[Any]:
-    with _node(path, variable) as node:
-        array: NDArray[Any] = node.value.toarray() if scipy.sparse.issparse(node.value) else node.value
-        if node.size:
-            raise _not_numeric(path, variable, "struct" if node.fields else "cell", inside(node, variable))
+    node = _old_node(path, variable)
+    array: NDArray[Any] = node.value.toarray() if scipy.sparse.issparse(node.value) else node.value
+    if node.size:
+        raise _not_numeric(path, variable, "struct" if node.fields else "cell", inside(node, variable))
     if array.dtype.kind not in "iufb":
         kind = {"c": "complex", "U": "char"}.get(array.dtype.kind, str(array.dtype))
         raise _not_numeric(path, variable, kind)

@@ -93,9 +93,9 @@ class Scene:
         cols = mirrored(np.arange(fine.col, fine.col + fine.width), self.grid.width * part.zoom)
         inside = Window(int(rows.min()), int(cols.min()), int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1)
         values = part.raster.read(inside)
-        if inside == fine:
-            return np.ascontiguousarray(values)
-        return np.ascontiguousarray(values[:, rows - inside.row][:, :, cols - inside.col])
+        if inside != fine:
+            values = values[:, rows - inside.row][:, :, cols - inside.col]
+        return np.ascontiguousarray(values)
 
     @cached_property
     def labels(self) -> NDArray[np.uint8]:
