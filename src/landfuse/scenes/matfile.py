@@ -14,7 +14,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class MatRaster:
             with _hdf5_node(self.path, self.variable) as node:
                 numbers = node.item[part[::-1]].transpose()
         else:
-            numbers = _load(self.path, self.variable)[part]
+            numbers = _cache.get(self.path, self.variable)[part]
         if "C" not in self.axes:
             return np.ascontiguousarray(_ordered(numbers, self.axes, "HW"))[None]
         numbers = _ordered(numbers, self.axes, "CHW")
@@ -225,7 +225,7 @@ def read_variable(path: str | Path, variable: str, axes: str | None = None) -> N
         with _hdf5_node(path, variable) as node:
             array: NDArray[Any] = node.item[()].transpose()
     else:
-        array = _load(path, variable)
+        array = _cache.get(path, variable)
     return array if axes is None else _ordered(array, axes, "HW")
 
 
@@ -290,7 +290,7 @@ def _header(path: str, variable: str) -> tuple[bool, _Header]:
                 with _hdf5_node(path, variable) as node:
                     found = {variable: _hdf5_header(node.item)}
             else:
-                array = _load(path, variable)
+                array = _cache.get(path, variable)
                 found = {variable: _Header(array.shape, array.dtype.name, array.dtype.name)}
     if variable not in found:
         listed = ", ".join(f"{name} ({_shown(h.shape)} {h.kind})" for name, h in found.items())
@@ -299,11 +299,8 @@ def _header(path: str, variable: str) -> tuple[bool, _Header]:
         )
     header = found[variable]
     if header.kind in ("cell", "struct"):
-        if hdf5:
-            with _hdf5_node(path, variable) as node:
-                held = inside(node, variable)
-        else:
-            held = inside(_old_node(path, variable), variable)
+        with _hdf5_node(path, variable) if hdf5 else nullcontext(_old_node(path, variable)) as node:
+            held = inside(node, variable)
         raise _not_numeric(path, variable, header.kind, held)
     if not header.dtype:
         raise _not_numeric(path, variable, header.kind)
@@ -369,9 +366,9 @@ class _Cache:
         self._arrays: OrderedDict[tuple[str, int, int, str], NDArray[Any]] = OrderedDict()
 
     def get(self, path: str, variable: str) -> NDArray[Any]:
-        status = Path(path).stat()
-        key = (path, status.st_mtime_ns, status.st_size, variable)
-        with self._lock:  # held while reading, so that threads that want one variable read it once
+        with _telling(path), self._lock:  # held while reading, so that threads that want one variable read it once
+            status = Path(path).stat()
+            key = (path, status.st_mtime_ns, status.st_size, variable)
             if key not in self._arrays:
                 self._arrays[key] = _read_old(path, variable)
             self._arrays.move_to_end(key)
@@ -387,11 +384,6 @@ class _Cache:
 _cache = _Cache()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_cache.renew_lock)
-
-
-def _load(path: str, variable: str) -> NDArray[Any]:
-    with _telling(path):
-        return _cache.get(path, variable)
 
 
 def _read_old(path: str, variable: str) -> NDArray[Any]:
