@@ -1,9 +1,13 @@
-"""Where the tests find real data, golden tensors, and a small scene on disk."""
+"""Where the tests find real data, golden tensors, a small scene on disk, and the command."""
 
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 # The networks of the tests are so small that threads cost more than they give; before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,7 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner, Result
 
+from landfuse import cli
 from landfuse.legend import UNLABELLED
 from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.simulate import simulate_flat
@@ -49,3 +55,50 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "scene.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
     return folder
+
+
+class Told(NamedTuple):
+    """What a command ends with."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def landfuse(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Told]]:
+    """Runs the command as a shell would, on a wide screen."""
+    on_term = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: object) -> Told:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["landfuse", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return Told(int(ended.value.code or 0), out, err)
+
+    yield run
+    signal.signal(signal.SIGTERM, on_term)
+
+
+@pytest.fixture
+def invoke() -> Callable[..., Result]:
+    """Runs the command, and gives what it raises instead of telling it."""
+
+    def run(*words: object) -> Result:
+        return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small forest."""
+    from landfuse.train import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "forest.yaml").write_text(yaml.safe_dump({"scene": str(place / "scene.yaml"), "model": "forest"}))
+    train(folder / "forest.yaml", f"run={folder / 'run'}", "model={name: forest, trees: 5}", progress=False)
+    return folder / "run"

@@ -7,9 +7,7 @@ the scene file that is checked then says so, and nothing else in it is changed.
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +19,6 @@ import yaml
 from numpy.typing import NDArray
 
 from landfuse.check import check
-from landfuse.cli import main
 from landfuse.places import recipes
 from landfuse.recipe import read_recipe
 from landfuse.scenes.geotiff_writer import write_raster
@@ -360,24 +357,7 @@ def test_sen1floods11_is_split_by_its_lists(tmp_path: Path) -> None:
 # What is wrong is told class by class ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Any]]:
-    """The command line as it is called: exit code, what it prints, and what it prints as errors."""
-    handler = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["landfuse", *words])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capfd.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    yield call
-    signal.signal(signal.SIGTERM, handler)
-
-
-def test_a_wrong_count_is_told_class_by_class(tmp_path: Path, run: Callable[..., Any]) -> None:
+def test_a_wrong_count_is_told_class_by_class(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     scene = make("trento", tmp_path)
     train_labels, test_labels = two_rasters((166, 600), *TRENTO)
     train_labels[tuple(np.argwhere(train_labels == 3)[0])] = 0
@@ -385,7 +365,7 @@ def test_a_wrong_count_is_told_class_by_class(tmp_path: Path, run: Callable[...,
     test_labels[rows[:5], cols[:5]] = 6
     write_mat(tmp_path / "TRLabel.mat", "TRLabel", train_labels)
     write_mat(tmp_path / "TSLabel.mat", "TSLabel", test_labels)
-    code, out, err = run("check", str(scene))
+    code, out, err = landfuse("check", str(scene))
     assert code == 2
     assert "the pixels of `train` are not the published ones in 1 of 6 classes: Ground 104 instead of 105" in err
     assert "`test` are not the published ones in 2 of 6 classes: Apple trees 3,900 instead of 3,905" in err

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import yaml
 from numpy.typing import NDArray
 
 from landfuse.check import VIEWS, check
-from landfuse.cli import main
 from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.grid import Grid, Window
 from landfuse.scenes.leaks import leak_share
@@ -59,37 +57,20 @@ def save(folder: Path, text: dict[str, Any]) -> Path:
     return folder / "scene.yaml"
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Any]]:
-    """The command line as it is called: exit code, what it prints, and what it prints as errors."""
-    handler = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["landfuse", *words])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capfd.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    yield call
-    signal.signal(signal.SIGTERM, handler)
-
-
-def test_close_colours_are_told_in_words_and_are_no_fault(tmp_path: Path, run: Callable[..., Any]) -> None:
+def test_close_colours_are_told_in_words_and_are_no_fault(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     text = write_scene(tmp_path)
     for kind, colour in zip(text["legend"], ("#C45A28", "#0000C8", "#78781E"), strict=True):
         kind["colour"] = colour
     path = save(tmp_path, text)
     (pair,) = check(path).close_colours
     assert (pair.first, pair.second) == (0, 2)
-    code, out, _ = run("check", str(path), "--views", "1")
+    code, out, _ = landfuse("check", str(path), "--views", "1")
     assert code == 0
     assert f"class 1 and class 3 ({pair.distance:.1f} with {pair.vision})" in out
     for kind in text["legend"]:
         del kind["colour"]
     assert check(save(tmp_path, text)).close_colours == []
-    assert "hard to tell apart" not in run("check", str(path), "--views", "1")[1]
+    assert "hard to tell apart" not in landfuse("check", str(path), "--views", "1")[1]
 
 
 # What it finds ------------------------------------------------------------------------------------------------------
@@ -238,11 +219,11 @@ FAULTS: dict[str, tuple[Edit, list[str]]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_one_message_and_exit_code_2(fault: str, tmp_path: Path, run: Callable[..., Any]) -> None:
+def test_each_fault_is_one_message_and_exit_code_2(fault: str, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     text = write_scene(tmp_path)
     edit, parts = FAULTS[fault]
     edit(tmp_path, text)
-    code, _, err = run("check", str(save(tmp_path, text)))
+    code, _, err = landfuse("check", str(save(tmp_path, text)))
     assert code == 2
     assert "Traceback" not in err
     if fault != "empty scene file":
@@ -251,7 +232,7 @@ def test_each_fault_is_one_message_and_exit_code_2(fault: str, tmp_path: Path, r
         assert part in err
 
 
-def test_all_faults_in_one_go(tmp_path: Path, run: Callable[..., Any]) -> None:
+def test_all_faults_in_one_go(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     text = write_scene(tmp_path)
     with_nan(tmp_path, text)  # in the reference
     (tmp_path / "dem.tif").unlink()
@@ -271,7 +252,7 @@ def test_all_faults_in_one_go(tmp_path: Path, run: Callable[..., Any]) -> None:
     for part in expected:
         assert sum(part in line for line in told) == 1
     text["legend"] = text["legend"][:2]
-    code, out, err = run("check", str(save(tmp_path, text)))
+    code, out, err = landfuse("check", str(save(tmp_path, text)))
     assert code == 2
     assert err.count("fault ") == 6
     assert "hold the code 3, which the legend lacks" in err
@@ -295,21 +276,21 @@ def test_faults_of_several_tiles_in_one_go(tmp_path: Path) -> None:
     assert report.tiles == 3
 
 
-def test_wrong_settings_are_told_one_by_one(tmp_path: Path, run: Callable[..., Any]) -> None:
+def test_wrong_settings_are_told_one_by_one(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     text = write_scene(tmp_path)
     text["modalities"]["s2"] |= {"zoom": 0, "unit": "m"}
     text["lables"] = {}
-    code, _, err = run("check", str(save(tmp_path, text)))
+    code, _, err = landfuse("check", str(save(tmp_path, text)))
     assert code == 2
     assert err.count("fault ") == 3
     for part in ("`modalities.s2.zoom` is 0", "unknown key `modalities.s2.unit`", "did you mean `labels`?"):
         assert part in err
 
 
-def test_tables(tmp_path: Path, run: Callable[..., Any]) -> None:
+def test_tables(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     text = write_scene(tmp_path)
     text["legend"][0]["name"] = "[bare] soil"
-    code, out, err = run("check", str(save(tmp_path, text)), "--views", "3,9/3")
+    code, out, err = landfuse("check", str(save(tmp_path, text)), "--views", "3,9/3")
     assert (code, err) == (0, "")
     for part in ("s2", "float32", UTM, "[reflectance]", "[bare] soil", "validation", "leak report", "no fault found"):
         assert part in out
@@ -319,15 +300,15 @@ def test_tables(tmp_path: Path, run: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("views", ["x", "9/", "0", "3/5", "9;7"])
-def test_views_that_are_none(views: str, tmp_path: Path, run: Callable[..., Any]) -> None:
-    code, _, err = run("check", str(save(tmp_path, write_scene(tmp_path))), "--views", views)
+def test_views_that_are_none(views: str, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    code, _, err = landfuse("check", str(save(tmp_path, write_scene(tmp_path))), "--views", views)
     assert code == 2
     assert "--views" in err
     assert "Traceback" not in err
 
 
-def test_no_scene(tmp_path: Path, run: Callable[..., Any]) -> None:
-    code, _, err = run("check", str(tmp_path / "nowhere"))
+def test_no_scene(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    code, _, err = landfuse("check", str(tmp_path / "nowhere"))
     assert code == 2
     assert "there is no file" in err
 

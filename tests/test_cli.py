@@ -9,12 +9,11 @@ import json
 import multiprocessing
 import os
 import re
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,42 +25,7 @@ from landfuse.parts import PartFolder
 from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.grid import Grid
 
-
-class Told(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Told]
-
-
-@pytest.fixture
-def landfuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Runs the command as a shell would."""
-    on_term = signal.getsignal(signal.SIGTERM)
-
-    def run(*words: object) -> Told:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["landfuse", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return Told(int(ended.value.code or 0), out, err)
-
-    yield run
-    signal.signal(signal.SIGTERM, on_term)
-
-
-@pytest.fixture(scope="module")
-def trained(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a small forest."""
-    from landfuse.train import train
-
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "forest.yaml").write_text(yaml.safe_dump({"scene": str(place / "scene.yaml"), "model": "forest"}))
-    train(folder / "forest.yaml", f"run={folder / 'run'}", "model={name: forest, trees: 5}", progress=False)
-    return folder / "run"
+Run = Callable[..., Any]
 
 
 def scene_like(place: Path, folder: Path, **changes: Any) -> Path:

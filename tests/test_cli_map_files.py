@@ -12,33 +12,14 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from landfuse.cli import app
 from landfuse.engine import Engine
 from landfuse.errors import GridError, LandfuseError, SceneError, SettingsError
 from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.grid import Grid
-from landfuse.train import train
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def landfuse() -> Run:
-    def run(*words: object) -> Result:
-        return CliRunner().invoke(app, [str(word) for word in words])
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def trained(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a small forest."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "forest.yaml").write_text(yaml.safe_dump({"scene": str(place / "scene.yaml"), "model": "forest"}))
-    train(folder / "forest.yaml", f"run={folder / 'run'}", "model={name: forest, trees: 5}", progress=False)
-    return folder / "run"
 
 
 @pytest.fixture
@@ -62,10 +43,10 @@ def events(told: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in told.stdout.splitlines()]
 
 
-def test_a_map_with_polygons_and_an_item(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_map_with_polygons_and_an_item(invoke: Run, place: Path, trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.tif"
     words = ["--polygons", "--minimum-area", "2000", "--stac", "--taken", "2023-06-01", "--entropy"]
-    told = landfuse("predict", trained, place, "-o", path, *words)
+    told = invoke("predict", trained, place, "-o", path, *words)
     assert told.exit_code == 0, told.output
     assert f"polygons: {tmp_path / 'm_polygons.gpkg'}\nstac: {tmp_path / 'm.stac.json'}\n" in told.stdout
     names = ["m.qml", "m.stac.json", "m.tif", "m.tif.aux.xml", "m_entropy.tif", "m_polygons.gpkg"]
@@ -83,10 +64,10 @@ def test_a_map_with_polygons_and_an_item(landfuse: Run, place: Path, trained: Pa
     assert (tmp_path / item["assets"]["model"]["href"]).is_file()
 
 
-def test_many_tiles_get_a_mosaic_and_an_index(landfuse: Run, tiles: Path, trained: Path, tmp_path: Path) -> None:
-    told = landfuse("predict", trained, tiles, "-o", tmp_path / "maps", "--tile", "t1")
+def test_many_tiles_get_a_mosaic_and_an_index(invoke: Run, tiles: Path, trained: Path, tmp_path: Path) -> None:
+    told = invoke("predict", trained, tiles, "-o", tmp_path / "maps", "--tile", "t1")
     assert told.exit_code == 0, told.output
-    told = landfuse(
+    told = invoke(
         "predict", trained, tiles, "-o", tmp_path / "maps", "--polygons", "--json", "--tile", "t2", "--tile", "t3"
     )
     assert told.exit_code == 0, told.output
@@ -107,14 +88,14 @@ def test_many_tiles_get_a_mosaic_and_an_index(landfuse: Run, tiles: Path, traine
 
 
 def test_an_address_gets_the_files_of_a_folder(
-    landfuse: Run, tiles: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    invoke: Run, tiles: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LANDFUSE_DATA", str(tmp_path / "data"))
     address = f"file://{tmp_path}/there/maps"
-    told = landfuse("predict", trained, tiles, "-o", address)
+    told = invoke("predict", trained, tiles, "-o", address)
     assert told.exit_code == 0, told.output
     assert told.stdout.endswith(f"put at: {address}\n")
-    assert landfuse("predict", trained, tiles, "-o", tmp_path / "here").exit_code == 0
+    assert invoke("predict", trained, tiles, "-o", tmp_path / "here").exit_code == 0
     there = {path.name: path for path in (tmp_path / "there" / "maps").iterdir()}
     assert sorted(there) == sorted(path.name for path in (tmp_path / "here").iterdir())
     for name, path in there.items():
@@ -122,12 +103,12 @@ def test_an_address_gets_the_files_of_a_folder(
             assert path.read_bytes() == (tmp_path / "here" / name).read_bytes()
     with rasterio.open(there["mosaic.vrt"]) as one, rasterio.open(tmp_path / "here" / "mosaic.vrt") as other:
         np.testing.assert_array_equal(one.read(1), other.read(1))
-    refused = landfuse("predict", trained, tiles, "-o", address, "--stac")
+    refused = invoke("predict", trained, tiles, "-o", address, "--stac")
     assert isinstance(refused.exception, SettingsError)
 
 
 def test_what_cannot_be_written_is_refused_before_mapping(
-    landfuse: Run, place: Path, trained: Path, tmp_path: Path
+    invoke: Run, place: Path, trained: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "nowhere"
     for name in ("a", "b"):
@@ -146,30 +127,30 @@ def test_what_cannot_be_written_is_refused_before_mapping(
         (folder, ["--stac"], GridError, "the map has no CRS"),
     ]
     for scene, words, kind, message in cases:
-        told = landfuse("predict", trained, scene, "-o", tmp_path / "maps" / "m.tif", *words)
+        told = invoke("predict", trained, scene, "-o", tmp_path / "maps" / "m.tif", *words)
         assert isinstance(told.exception, kind), told.output
         assert message in str(told.exception)
     assert not (tmp_path / "maps").exists()
 
 
-def test_a_map_without_any_class_has_no_polygons(landfuse: Run, tiles: Path, trained: Path, tmp_path: Path) -> None:
-    told = landfuse("predict", trained, tiles, "--tile", "t3", "-o", tmp_path / "maps" / "m.tif", "--polygons")
+def test_a_map_without_any_class_has_no_polygons(invoke: Run, tiles: Path, trained: Path, tmp_path: Path) -> None:
+    told = invoke("predict", trained, tiles, "--tile", "t3", "-o", tmp_path / "maps" / "m.tif", "--polygons")
     assert isinstance(told.exception, SceneError)
     assert "nothing is mapped" in str(told.exception)
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["m.qml", "m.tif", "m.tif.aux.xml"]
 
 
 def test_interrupted_at_the_polygons_the_same_command_does_not_map_again(
-    landfuse: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    invoke: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("landfuse.map_files.write_patches", interrupted)
     command = ["predict", trained, place, "-o", tmp_path / "m.tif", "--polygons"]
-    assert landfuse(*command).exit_code == 130
+    assert invoke(*command).exit_code == 130
     monkeypatch.undo()
     monkeypatch.setattr(Engine, "read", interrupted)
-    told = landfuse(*command)
+    told = invoke(*command)
     assert told.exit_code == 0, told.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.qml", "m.tif", "m.tif.aux.xml", "m_polygons.gpkg"]

@@ -10,21 +10,12 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from landfuse.cli import app
 from landfuse.errors import FaultsError, SettingsError
 from landfuse.train import train
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def landfuse() -> Run:
-    def run(*words: object) -> Result:
-        return CliRunner().invoke(app, [str(word) for word in words])
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +38,16 @@ def trained(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_scene_without_a_modality_is_mapped_if_it_is_asked_for(trained: Path, tmp_path: Path, landfuse: Run) -> None:
+def test_a_scene_without_a_modality_is_mapped_if_it_is_asked_for(trained: Path, tmp_path: Path, invoke: Run) -> None:
     words = ("predict", trained / "run", trained / "only_a.yaml", "-o")
-    refused = landfuse(*words, tmp_path / "refused.tif")
+    refused = invoke(*words, tmp_path / "refused.tif")
     assert isinstance(refused.exception, FaultsError)
     assert "no modality `b`" in str(refused.exception)
     assert "--allow-missing" in str(refused.exception)
     assert not (tmp_path / "refused.tif").exists()
     codes = {}
     for name, option in {"learnt": ["--allow-missing"], "mean": ["--mean-for", "b"]}.items():
-        told = landfuse(*words, tmp_path / f"{name}.tif", *option)
+        told = invoke(*words, tmp_path / f"{name}.tif", *option)
         assert told.exit_code == 0, told.exception
         with rasterio.open(tmp_path / f"{name}.tif") as file:
             codes[name] = file.read(1)
@@ -64,12 +55,12 @@ def test_a_scene_without_a_modality_is_mapped_if_it_is_asked_for(trained: Path, 
     assert (codes["learnt"] != codes["mean"]).any()
     with rasterio.open(tmp_path / "learnt.tif") as file:
         assert np.isin(file.read(1), [0, 1, 2, 3, 4, 255]).all()
-    unknown = landfuse(*words, tmp_path / "x.tif", "--mean-for", "c")
+    unknown = invoke(*words, tmp_path / "x.tif", "--mean-for", "c")
     assert isinstance(unknown.exception, SettingsError)
 
 
-def test_modalities_prints_and_writes_the_table(trained: Path, landfuse: Run) -> None:
-    told = landfuse("modalities", trained / "run")
+def test_modalities_prints_and_writes_the_table(trained: Path, invoke: Run) -> None:
+    told = invoke("modalities", trained / "run")
     assert told.exit_code == 0, told.exception
     assert "a, and the placeholder of b" in told.output
     assert "b, and the mean of a" in told.output

@@ -6,8 +6,6 @@ import errno
 import hashlib
 import io
 import json
-import signal
-import sys
 import tarfile
 import threading
 import zipfile
@@ -21,7 +19,6 @@ import pytest
 import yaml
 
 from landfuse import fetch as module
-from landfuse.cli import main
 from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneError, SettingsError
 from landfuse.fetch import NOTE, fetch
 from landfuse.places import place_folder, places
@@ -328,71 +325,56 @@ def test_a_folder_that_cannot_be_made_is_told(server: Server, tmp_path: Path, mo
 # The command --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Any]]:
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["landfuse", *words])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capfd.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    yield call
-    signal.signal(signal.SIGTERM, handler)
-
-
 def test_the_command_shows_licence_and_citation_before_it_fetches(
-    server: Server, root: Path, tmp_path: Path, run: Callable[..., Any]
+    server: Server, root: Path, tmp_path: Path, landfuse: Callable[..., Any]
 ) -> None:
     path = scene(tmp_path, wanted(server))
-    code, out, _ = run("fetch", str(path.parent))
+    code, out, _ = landfuse("fetch", str(path.parent))
     assert code == 0
     order = [out.index(word) for word in ("Far away [1]", "CC-BY-4.0", "Somebody 2024", "fetched:  a.bin", "complete.")]
     assert order == sorted(order)
-    code, out, _ = run("fetch", str(path))
+    code, out, _ = landfuse("fetch", str(path))
     assert code == 0
     assert "there:    a.bin" in out
     server.close()
     (root / "a.bin").unlink()
-    code, out, err = run("fetch", str(path))
+    code, out, err = landfuse("fetch", str(path))
     assert code == 2
     assert "CC-BY-4.0" in out
     assert "cannot be downloaded" in err
 
 
 def test_what_a_person_has_to_get_is_told_until_it_is_there(
-    root: Path, tmp_path: Path, run: Callable[..., Any]
+    root: Path, tmp_path: Path, landfuse: Callable[..., Any]
 ) -> None:
     path = scene(tmp_path, manual="a.bin from the [owner]")
-    code, out, err = run("fetch", str(path))
+    code, out, err = landfuse("fetch", str(path))
     assert code == 3
     assert f"folder:   {root}" in out
     assert "a.bin from the [owner]" in err
     assert "not there yet: a.bin" in err
     root.mkdir(parents=True)
     (root / "a.bin").write_bytes(b"1")
-    code, out, err = run("fetch", str(path))
+    code, out, err = landfuse("fetch", str(path))
     assert code == 0
     assert "complete" in out
     assert "owner" not in err
 
 
-def test_places_are_listed_and_found(run: Callable[..., Any]) -> None:
-    code, out, _ = run("fetch")
+def test_places_are_listed_and_found(landfuse: Callable[..., Any]) -> None:
+    code, out, _ = landfuse("fetch")
     assert code == 0
     assert "houston2013" in out
     assert place_folder("trento") == places()["trento"]
     with pytest.raises(SettingsError, match=r"did you mean trento\?"):
         place_folder("trentino")
-    code, _, err = run("fetch", "trentino")
+    code, _, err = landfuse("fetch", "trentino")
     assert code == 2
     assert "did you mean trento" in err
 
 
-def test_a_place_is_checked_by_name(root: Path, run: Callable[..., Any]) -> None:
-    code, _, err = run("check", "trento")
+def test_a_place_is_checked_by_name(root: Path, landfuse: Callable[..., Any]) -> None:
+    code, _, err = landfuse("check", "trento")
     assert code == 2
     assert f"{root.parent / 'trento' / 'HSI.mat'}" in err
 
