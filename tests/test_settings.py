@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 import pydantic
 import pytest
+import yaml
 
 from landfuse.errors import FaultsError, MissingFileError, SettingsError
-from landfuse.settings import Settings, byte_count, expand, override, parse, read_yaml
+from landfuse.settings import Settings, byte_count, expand, override, parse, read_kind, read_yaml
 
 
 class Leaf(Settings):
@@ -216,3 +217,44 @@ def test_byte_count(text: str | int, count: int) -> None:
 def test_byte_counts_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match="is no size; write one like"):
         byte_count(text)
+
+
+SCENE = {"name": "hill", "modalities": {"sar": {"path": "sar.tif"}}}
+RECIPE = {"scene": "hill.yaml", "model": "forest", "modalities": ["sar"]}
+ABLATION = {"base": "recipe.yaml", "variants": {"full": {}}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "do"),
+    [
+        ("a scene file", RECIPE, "landfuse check {folder}/hill.yaml"),
+        ("a recipe", SCENE, "landfuse check"),
+        ("a recipe", ABLATION, "landfuse ablation"),
+        ("an ablation", RECIPE, "landfuse train"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_by_its_kind(
+    tmp_path: Path, kind: str, given: dict[str, object], do: str
+) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(yaml.safe_dump(given))
+    with pytest.raises(SettingsError) as told:
+        read_kind(kind, path)
+    assert told.value.expected == kind
+    assert do.format(folder=tmp_path) in told.value.do
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("a scene file", SCENE),
+        ("a recipe", RECIPE),
+        ("an ablation", ABLATION),
+        ("a recipe", {"scene": "hill.yaml"}),  # what is missing is told by `parse`
+        ("a recipe", SCENE | RECIPE),
+    ],
+)
+def test_other_files_are_read_as_they_are(tmp_path: Path, kind: str, given: dict[str, object]) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(yaml.safe_dump(given))
+    assert read_kind(kind, path) == given

@@ -25,7 +25,7 @@ import pydantic
 from landfuse.compare import Comparison, compare
 from landfuse.errors import SettingsError
 from landfuse.series import Member, members, numbers, train_series
-from landfuse.settings import Settings, parse, read_yaml
+from landfuse.settings import Settings, parse, read_kind
 
 
 class AblationSettings(Settings):
@@ -63,7 +63,7 @@ def read_ablation(path: str | Path) -> AblationSettings:
     Raises:
         SettingsError: naming every key that is unknown, missing or wrong.
     """
-    return parse(AblationSettings, read_yaml(path), str(path))
+    return parse(AblationSettings, read_kind("an ablation", path), str(path))
 
 
 def ablation_members(

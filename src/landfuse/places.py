@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 
 from landfuse.errors import SettingsError
-from landfuse.settings import read_yaml
+from landfuse.settings import kind_of, read_yaml
 
 _HERE = Path(__file__).resolve().parent
 FOLDERS = (_HERE / "benchmarks", _HERE.parents[1] / "benchmarks")
@@ -47,4 +47,4 @@ def place_folder(place: str | Path) -> Path:
 def recipes(folder: Path) -> dict[str, Path]:
     """The recipes in a place's folder by name: its YAML files that name a scene and a model."""
     found = {path.stem: path for path in sorted(folder.glob("*.yaml")) if path.stem != "scene"}
-    return {name: path for name, path in found.items() if {"scene", "model"} <= set(read_yaml(path))}
+    return {name: path for name, path in found.items() if kind_of(read_yaml(path)) == "a recipe"}

@@ -18,7 +18,7 @@ from landfuse.samples import SampleSettings
 from landfuse.scenes.grid import CoreWeights
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.split import SplitSettings
-from landfuse.settings import Settings, override, parse, read_yaml
+from landfuse.settings import Settings, override, parse, read_kind
 
 
 class TrainingSettings(Settings):
@@ -235,7 +235,7 @@ def read_recipe(path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
         SettingsError: naming every key that is unknown, missing or wrong.
     """
     path = Path(path)
-    values = override(read_yaml(path), assignments)
+    values = override(read_kind("a recipe", path), assignments)
     recipe = parse(Recipe, values, str(path))
     scene = Path(recipe.scene)
     scene = (path.parent / scene).resolve()

@@ -47,6 +47,34 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+KINDS = {
+    "a scene file": ({"name", "modalities"}, "`landfuse check` takes it, and recipes name it as `scene`"),
+    "a recipe": ({"scene", "model"}, "`landfuse train` takes it; a look at its scene is `landfuse check {scene}`"),
+    "an ablation": ({"base", "variants"}, "`landfuse ablation` takes it; its recipe is {base}"),
+}
+"""What files of settings there are: the keys that tell one from the others, and what takes it."""
+
+
+def kind_of(values: Mapping[str, Any]) -> str | None:
+    """Which of `KINDS` the values of a file are; None if they are none or could be several."""
+    fitting = [kind for kind, (keys, _) in KINDS.items() if keys <= values.keys()]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def read_kind(kind: str, path: str | Path) -> dict[str, Any]:
+    """`read_yaml` of a file that is to be one of `KINDS`.
+
+    Raises:
+        SettingsError: if it is of another kind, too.
+    """
+    values = read_yaml(path)
+    found = kind_of(values)
+    if found is not None and found != kind:
+        near = {key: Path(path).parent / str(values[key]) for key in ("scene", "base") if key in values}
+        raise SettingsError(f"{path} is {found}", kind, KINDS[found][1].format(**near))
+    return values
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Reads one YAML file whose top level is a mapping.
 

@@ -34,7 +34,7 @@ from landfuse.scenes.scene_settings import ClassSettings, LabelSettings, Modalit
 from landfuse.scenes.split import Roles, SplitSettings, TilesSplit, assign
 from landfuse.scenes.tile_lists import named_tiles
 from landfuse.scenes.values import Decoding
-from landfuse.settings import expand, parse, read_yaml
+from landfuse.settings import expand, parse, read_kind
 
 
 @dataclass(frozen=True)
@@ -356,7 +356,7 @@ def read_scene_file(path: str | Path) -> SceneFile:
     """
     path = Path(path)
     path = path / "scene.yaml" if path.is_dir() else path
-    settings = parse(SceneSettings, read_yaml(path), str(path))
+    settings = parse(SceneSettings, read_kind("a scene file", path), str(path))
     result = SceneFile(settings, path.parent / expand(in_data_folder(settings.root)), path)
     if settings.legend:
         _ = result.legend
