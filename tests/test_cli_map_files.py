@@ -103,8 +103,21 @@ def test_an_address_gets_the_files_of_a_folder(
             assert path.read_bytes() == (tmp_path / "here" / name).read_bytes()
     with rasterio.open(there["mosaic.vrt"]) as one, rasterio.open(tmp_path / "here" / "mosaic.vrt") as other:
         np.testing.assert_array_equal(one.read(1), other.read(1))
-    refused = invoke("predict", trained, tiles, "-o", address, "--stac")
-    assert isinstance(refused.exception, SettingsError)
+
+
+@pytest.mark.parametrize(("output", "item"), [("maps", "maps/t1.stac.json"), ("t1.tif", "t1.stac.json")])
+def test_an_item_at_an_address_names_a_bundle_there(
+    invoke: Run, tiles: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, item: str
+) -> None:
+    monkeypatch.setenv("LANDFUSE_DATA", str(tmp_path / "data"))
+    told = invoke("predict", trained, tiles, "-o", f"file://{tmp_path}/there/{output}", "--stac", "--tile", "t1")
+    assert told.exit_code == 0, told.output
+    place = tmp_path / "there" / item
+    assets = json.loads(place.read_text())["assets"]
+    weights = place.parent / assets["model"]["href"]
+    assert weights.is_relative_to(place.parent)
+    assert weights.read_bytes() == (trained / "bundle" / "model.safetensors").read_bytes()
+    assert all((place.parent / asset["href"]).is_file() for asset in assets.values())
 
 
 def test_what_cannot_be_written_is_refused_before_mapping(

@@ -798,3 +798,12 @@ def test_a_signal_leaves_whole_blocks_to_go_on_from(tmp_path: Path, sent: signal
     map_means(250, tmp_path / "whole" / "map.tif", 128)
     assert (tmp_path / "map.tif").read_bytes() == (tmp_path / "whole" / "map.tif").read_bytes()
     assert not (tmp_path / "map.tif.parts").exists()
+
+
+def test_the_class_of_a_pixel_is_the_first_of_its_largest_logits() -> None:
+    logits = torch.from_numpy(np.random.default_rng(0).integers(-2, 3, (5, 40, 30)).astype(np.float32))
+    logits[:, 0, 0] = -torch.inf
+    found = engine.best_of(logits)
+    assert found.dtype == torch.uint8
+    np.testing.assert_array_equal(found, logits.numpy().argmax(axis=0))
+    assert not engine.best_of(logits[:1]).any()

@@ -180,6 +180,30 @@ def test_reading_a_window_is_reading_its_pixels() -> None:
     assert patchwork.valid.all()
 
 
+@pytest.mark.parametrize("side", [20, 40])  # small squares are looked up pixel by pixel, large ones copied by rows
+def test_large_squares_are_those_of_their_pixels(side: int) -> None:
+    scene = scene_of(70, 64, {"a": 1, "b": 2})
+    patchwork = read_patchwork(scene, Window(-3, -4, 76, 72), plain_maps(scene))
+    places = [(-3, -4), (0, 0), (11, 7), (33, 28)]
+    rows, cols = (torch.tensor(values) for values in zip(*places, strict=True))
+    images = patchwork.views(rows, cols, side)
+    for name in ("a", "b"):
+        assert images[name].is_contiguous(memory_format=torch.channels_last)
+        for number, (row, col) in enumerate(places):
+            np.testing.assert_array_equal(images[name][number], plain_view(scene, name, row, col, side))
+
+
+def test_pixels_are_mapped_alike_whatever_strip_they_lie_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = scene_of(90, 80, {"a": 1})
+    bands = scene.modalities["a"].raster.bands
+    mixed = PixelMap(torch.linspace(-1, 1, 2 * bands).reshape(2, bands), torch.tensor([0.5, -2.0]))
+    whole = mixed(torch.from_numpy(scene.read("a", scene.grid.window)).flatten(1).T)
+    monkeypatch.setattr("landfuse.patchwork._STRIP", 1)
+    table = read_patchwork(scene, scene.grid.window, {"a": mixed}).tables["a"]
+    assert table.is_contiguous()
+    assert torch.equal(table, whole), "7,200 pixels, in strips of 4,096"
+
+
 def all_batches(samples: Samples, given: SampleSettings, epoch: int = 0, **options: Any) -> list[Any]:
     draws = Draws(samples, given, **{"train": True, **options})
     draws.set_epoch(epoch)

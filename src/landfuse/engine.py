@@ -73,6 +73,19 @@ def batch_size(view: int, views: int) -> int:
     return min(most // _LANES * _LANES, -(-views // _LANES) * _LANES)
 
 
+def best_of(logits: Tensor) -> Tensor:
+    """The class of the largest logit, the first of equal ones: (K, height, width) -> (height, width) uint8.
+
+    What `argmax` gives over the first axis, for which it has no quick kernel.
+    """
+    best = logits[0].clone()
+    classes = torch.zeros(best.shape, dtype=torch.uint8)
+    for number in range(1, len(logits)):
+        classes.masked_fill_(logits[number] > best, number)
+        torch.maximum(best, logits[number], out=best)
+    return classes
+
+
 class Carry:
     """Logits of windows that blocks still to come touch too, so that one process computes each window once.
 
@@ -219,7 +232,7 @@ class Engine:
             cols = total_weight(window.col, window.col + window.width, grid.width, self.stride, self._along)
             summed /= torch.from_numpy(np.outer(rows, cols))
         logits, told = summed.split([self.model.classes, len(self.layers)])
-        classes = logits.argmax(dim=0).to(torch.uint8).numpy()
+        classes = best_of(logits).numpy()
         classes[~needed] = UNLABELLED
         meter.end()
         layers = dict(zip(self.layers, told, strict=True))
@@ -303,8 +316,10 @@ class Engine:
         """First core pixels, (windows, 2), of the lattice windows whose core holds a needed pixel of this block."""
         rows, cols = (torch.tensor(starts) for starts in self.starts(window))
         # A summed-area table tells for all cores at once whether they hold a needed pixel.
-        table = torch.zeros((window.height + 1, window.width + 1), dtype=torch.int64)
-        table[1:, 1:] = torch.from_numpy(needed).long().cumsum(0).cumsum(1)
+        sums = np.zeros((window.height + 1, window.width + 1), dtype=np.int32)
+        np.cumsum(needed, axis=0, out=sums[1:, 1:])
+        np.cumsum(sums, axis=1, out=sums)
+        table = torch.from_numpy(sums)
         core = self.model.core
         top, bottom = ((rows + offset - window.row).clamp(0, window.height) for offset in (0, core))
         left, right = ((cols + offset - window.col).clamp(0, window.width) for offset in (0, core))

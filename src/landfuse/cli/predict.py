@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -140,12 +141,6 @@ def predict(
     extras = BesideMaps(polygons, minimum_area, stac, taken, as_json, quiet)
     extras.check(chosen)
     destination = Destination(output)
-    if stac and destination.address is not None:
-        raise SettingsError(
-            f"--stac is given, and {output} is an address",
-            "a path: the item tells where the bundle lies from there",
-            "map without --stac, or into a folder",
-        )
     place = destination.local
     as_file = place.suffix.lower() in (".tif", ".tiff")
     if as_file and len(chosen) > 1:
@@ -184,6 +179,8 @@ def predict(
                 if not as_json:
                     say(f"picture: {drawn}")
         wanted = Wanted(probabilities, confidence, entropy, tuple(layer or ()))
+        if stac and destination.address is not None:
+            bundle = _put_beside(bundle, place.with_name(f"{place.stem}_bundle") if as_file else place / "bundle")
         faults = extras.write(chosen, paths, classifier, bundle, wanted, incomplete)
         if not as_file and len(scenes) > 1:
             extras.write_overview(scenes, place, classifier.legend)
@@ -199,6 +196,12 @@ def predict(
             say(f"put at: {destination.address}")
     if faults:
         raise several(faults)
+
+
+def _put_beside(bundle: Path, folder: Path) -> Path:
+    """Copies a bundle to where maps go that leave this machine, so that their items can tell where it lies."""
+    inside = bundle / "bundle"
+    return Path(shutil.copytree(inside if inside.is_dir() else bundle, folder, dirs_exist_ok=True))
 
 
 def _map_tiles(

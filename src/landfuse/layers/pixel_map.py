@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from landfuse.errors import ModelError
 from landfuse.settings import Settings
 
-_CHUNK = 4096
+CHUNK = 4096
 """Pixels per matrix product. A product of fixed shape gives a pixel the same bits whatever block it came in (P1)."""
 
 _LANES = 16
@@ -101,11 +101,11 @@ class PixelMap(nn.Module):
             mapped = flat.new_empty((len(flat), self.channels))
             weight = F.pad(self.weight, (0, 0, 0, -self.channels % _LANES)).T.contiguous()
             bias = F.pad(self.bias, (0, -self.channels % _LANES))
-            chunk = flat.new_zeros((_CHUNK, self.bands))
-            for start in range(0, len(flat), _CHUNK):
-                part = flat[start : start + _CHUNK]
+            chunk = flat.new_zeros((CHUNK, self.bands))
+            for start in range(0, len(flat), CHUNK):
+                part = flat[start : start + CHUNK]
                 chunk[: len(part)] = part
-                mapped[start : start + _CHUNK] = torch.addmm(bias, chunk, weight)[: len(part), : self.channels]
+                mapped[start : start + CHUNK] = torch.addmm(bias, chunk, weight)[: len(part), : self.channels]
             mapped = mapped.reshape(*pixels.shape[:-1], self.channels)
         if torch.isfinite(self.clip):
             mapped = mapped.clamp(-self.clip, self.clip)
