@@ -181,10 +181,11 @@ def test_reading_a_window_is_reading_its_pixels() -> None:
 
 
 @pytest.mark.parametrize("side", [20, 40])  # small squares are looked up pixel by pixel, large ones copied by rows
-def test_large_squares_are_those_of_their_pixels(side: int) -> None:
+@pytest.mark.parametrize("last", [(30, 24), (31, 24), (30, 25)])  # the square of 40 px ends with the window, or beyond
+def test_large_squares_are_those_of_their_pixels(side: int, last: tuple[int, int]) -> None:
     scene = scene_of(70, 64, {"a": 1, "b": 2})
-    patchwork = read_patchwork(scene, Window(-3, -4, 76, 72), plain_maps(scene))
-    places = [(-3, -4), (0, 0), (11, 7), (33, 28)]
+    patchwork = read_patchwork(scene, scene.grid.window, plain_maps(scene))
+    places = [(0, 0), (11, 7), last]
     rows, cols = (torch.tensor(values) for values in zip(*places, strict=True))
     images = patchwork.views(rows, cols, side)
     for name in ("a", "b"):
