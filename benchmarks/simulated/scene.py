@@ -3,7 +3,7 @@
     python benchmarks/simulated/scene.py [--side 256] [--seed 0]
 
 `simulate` draws it. Grassland and crop are one class here, and so are shrub and trees: of what is left, only road and
-building share their spectra and need the height. The files lie in runs/simulated.
+building share their spectra and need the height. The files lie where `landfuse fetch` puts data.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from landfuse.scenes.data_folder import data_folder
 from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.simulate import simulate
 
@@ -23,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=256, help="of the scene, px")
     parser.add_argument("--seed", type=int, default=0, help="of the scene")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "runs" / "simulated")
+    parser.add_argument("--out", type=Path, default=data_folder() / "simulated")
     options = parser.parse_args()
     scene = simulate(options.side, options.side, options.seed)
     for name in ("hsi", "height"):
