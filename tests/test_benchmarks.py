@@ -7,6 +7,8 @@ the scene file that is checked then says so, and nothing else in it is changed.
 
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +25,8 @@ from landfuse.places import recipes
 from landfuse.recipe import read_recipe
 from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.grid import Grid
-from landfuse.scenes.scene_file import read_scene_file
+from landfuse.scenes.scene_file import open_scene, read_scene_file
+from landfuse.scenes.simulate import simulate
 from landfuse.train import train
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -230,6 +233,20 @@ def test_a_place_says_where_it_is_from_and_its_recipes_are_accepted(
     for path in recipes(BENCHMARKS / place).values():
         recipe = read_recipe(path)
         recipe.read_scene()
+
+
+def test_the_simulated_place_is_made_by_its_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LANDFUSE_DATA", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["scene.py", "--side", "160"])
+    runpy.run_path(str(BENCHMARKS / "simulated" / "scene.py"), run_name="__main__")
+    report = check(BENCHMARKS / "simulated" / "scene.yaml", [(7, 1)])
+    assert report.faults == []
+    assert report.modalities["hsi"].bands == 48
+    assert report.leaks == {(7, 1): 0}
+    scene = open_scene(BENCHMARKS / "simulated" / "scene.yaml")
+    truth = simulate(160, 160, 0)
+    names = [scene.legend.names[code] for code in np.unique(scene.labels[truth.labels == 2])]
+    assert names == ["herbs"], "grassland"
 
 
 # The readers ----------------------------------------------------------------------------------------------------------
