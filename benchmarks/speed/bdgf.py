@@ -9,8 +9,9 @@ Mapping, of a simulated scene of 30 + 2 bands with random weights, pixels per se
   field's repositories. Once for a network of single pixels, once for one with a core of 5 px, of which the loop
   reads the central pixel and the engine all 25.
 
-A training step (64 patches, guided): time of float32 and bfloat16, the share of the scan, and, in a process each, the
-peak of resident memory above what the model itself takes.
+A step of classification (64 patches, guided) and one of pre-training (12 crops of 32 px; the mean of four, one of which
+swaps modalities): time of float32 and bfloat16, the share of the scan, and, in a process each, the peak of resident
+memory above what there was before.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 
 from landfuse.classifier import Classifier, ModelSpec, note
+from landfuse.denoising import Crops, Denoising, PretrainSettings
 from landfuse.engine import Engine
 from landfuse.features import FeatureSettings, with_features
 from landfuse.layers.diffusion import add_noise
 from landfuse.layers.pixel_map import PixelMapSettings
 from landfuse.models.base import Modality
 from landfuse.models.bdgf import Bdgf
-from landfuse.patchwork import fit_pixel_maps
+from landfuse.patchwork import Store, fit_pixel_maps
 from landfuse.scenes.grid import Window
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.simulate import simulate_flat
@@ -191,14 +193,15 @@ def mapping(options: argparse.Namespace) -> None:
             print(f"{quick} against {slow}, the features' own time included: {each[slow] / each[quick]:.1f} x")
 
 
-def step_of(options: argparse.Namespace) -> tuple[Bdgf, Callable[[str], None]]:
-    """The guided network, and one training step of it."""
+def classification(options: argparse.Namespace) -> Callable[[str], None]:
+    """One training step of the guided network."""
     torch.manual_seed(0)
     widths = (options.base, 2 * options.base, 2 * options.base)
     modalities = {name: Modality(bands) for name, bands in BANDS.items()}
     modalities |= {f"diffusion_{i}": Modality(len(TIMESTEPS) * w) for i, w in enumerate(widths, start=1)}
     config = Bdgf.Settings(width=options.width, embedding=2 * options.width, heads=options.width // 16)
     model = Bdgf(modalities, CLASSES, config)
+    print(f"parameters of the network: {sum(p.numel() for p in model.parameters()):,}", file=sys.stderr)
     model.to(options.device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-4)
     images = {
@@ -213,50 +216,77 @@ def step_of(options: argparse.Namespace) -> tuple[Bdgf, Callable[[str], None]]:
             loss = model.loss(images, target)["loss"]
         loss.backward()
         optimiser.step()
-        if options.device == "cuda":
-            torch.cuda.synchronize()
 
-    return model, step
+    return step
 
 
-def training(options: argparse.Namespace) -> None:
-    """Prints time, share of the scan, and memory of a training step."""
-    model, step = step_of(options)
-    print(f"parameters of the network: {sum(p.numel() for p in model.parameters()):,}")
-    clock = time.perf_counter if options.device == "cuda" else time.process_time
+def pretraining(options: argparse.Namespace) -> Callable[[str], None]:
+    """Four steps of the denoiser."""
+    scene = simulate_flat(options.side, options.side, BANDS, seed=0)
+    maps = own_maps([scene], [np.ones((options.side, options.side), dtype=bool)], list(BANDS))
+    settings = PretrainSettings(base=options.base, balance={"warmup": 0})
+    crops = Crops(Store([scene], maps, 64, 1 << 40), settings.crop)
+    denoiser = TrainedDenoiser.untrained(maps, dict.fromkeys(BANDS, 1), options.base)
+    print(f"parameters of the denoiser: {sum(p.numel() for p in denoiser.network.parameters()):,}", file=sys.stderr)
+    made: dict[str, Denoising] = {}
+
+    def steps(precision: str) -> None:
+        if precision not in made:
+            told = settings.model_copy(update={"precision": precision})
+            made[precision] = Denoising(denoiser, told, crops, options.device)
+        for _ in range(PARTS["pretraining"]):
+            made[precision].step()
+
+    return steps
+
+
+PARTS = {"classification": 1, "pretraining": 4}
+"""Steps that each call takes."""
+
+MAKERS = {"classification": classification, "pretraining": pretraining}
+
+
+def training(what: str, options: argparse.Namespace) -> None:
+    """Prints time, share of the scan, and memory of a step."""
+    step = MAKERS[what](options)
+    on_gpu = options.device == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
     times: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for turn in range(options.repeats + 1):
         for precision, values in times.items():
             start = clock()
             step(precision)
+            if on_gpu:
+                torch.cuda.synchronize()
             if turn:  # the first round warms up
-                values.append(clock() - start)
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if options.device == "cuda" else [])]
+                values.append((clock() - start) / PARTS[what])
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     for precision, values in times.items():
         with profile(activities=activities) as profiled:
             step(precision)
         events = profiled.key_averages()
-        on_gpu = options.device == "cuda"
         own = [(e.key, e.self_device_time_total if on_gpu else e.self_cpu_time_total) for e in events]
         inside = ("scan", "_forward_kernel", "_backward_kernel") if on_gpu else ("selective_scan",)
         share = sum(t for key, t in own if any(word in key for word in inside)) / sum(t for _, t in own)
-        command = [sys.executable, __file__, "--one", precision, "--width", str(options.width)]
+        command = [sys.executable, __file__, "--one", what, precision, "--width", str(options.width)]
         command += ["--base", str(options.base), "--device", options.device]
         peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        print(f"{precision:9s} {1e3 * statistics.median(values):6.0f} ms per step, scan {share:.0%}, peak {peak}")
+        print(
+            f"{what}, {precision:9s} {1e3 * statistics.median(values):6.0f} ms per step, scan {share:.0%}, peak {peak}"
+        )
 
 
-def one(options: argparse.Namespace) -> None:
-    """Prints the peak memory of two steps, above what there was before."""
-    _, step = step_of(options)
+def one(what: str, precision: str, options: argparse.Namespace) -> None:
+    """Prints the peak memory of two calls, above what there was before."""
+    step = MAKERS[what](options)
     if options.device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far; Linux only
         before = resident("VmRSS")
-    step(options.one)
-    step(options.one)
+    step(precision)
+    step(precision)
     after = torch.cuda.max_memory_allocated() if options.device == "cuda" else resident("VmHWM")
     print(f"{(after - before) / 2**20:.0f} MiB")
 
@@ -272,16 +302,17 @@ def main() -> None:
     parser.add_argument("--base", type=int, default=64)
     parser.add_argument("--side", type=int, default=160, help="of the scene, px; full batches at 32 n and 160 n")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu", help="of the training step")
-    parser.add_argument("--only", choices=["mapping", "training"])
-    parser.add_argument("--one", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu", help="of the training steps")
+    parser.add_argument("--only", choices=["mapping", *MAKERS])
+    parser.add_argument("--one", nargs=2, metavar=("STEP", "PRECISION"), help="memory of a step, in this process")
     options = parser.parse_args()
     if options.one:
-        one(options)
+        one(*options.one, options)
         return
-    if options.only != "mapping":
-        training(options)
-    if options.only != "training":
+    for what in MAKERS:
+        if options.only in (None, what):
+            training(what, options)
+    if options.only in (None, "mapping"):
         mapping(options)
 
 
