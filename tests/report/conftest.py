@@ -23,7 +23,7 @@ def nasty() -> str:
     return NASTY
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a report leaves maps in it
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of a small forest on three tiles of 48 px, its scene file beside it; one class is called `nasty`."""
     folder, side = tmp_path_factory.mktemp("places"), 48
