@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from landfuse import ablation
-from landfuse.ablation import ablate, ablation_members
+from landfuse.ablation import ablate, ablation_members, read_ablation
 from landfuse.cli.ablation import ablation as command
 from landfuse.comparison_files import to_csv
 from landfuse.errors import LandfuseError, SettingsError
 from landfuse.series import Member
+from landfuse.settings import kind_of, read_yaml
 from landfuse.train import train
 
 RECIPE: dict[str, Any] = {
@@ -137,10 +138,11 @@ def test_two_variants_that_are_the_same_are_told(file: Path, trained: list[Path]
 
 
 def test_the_ablations_of_the_benchmarks_can_be_run() -> None:
-    files = sorted((Path(__file__).resolve().parents[1] / "benchmarks").glob("*/*_ablation.yaml"))
-    assert files
+    known = sorted((Path(__file__).resolve().parents[1] / "benchmarks").glob("*/*.yaml"))
+    files = [path for path in known if kind_of(read_yaml(path)) == "an ablation"]
+    assert len(files) >= 6
     for file in files:
-        runs = ablation_members(file, folds="0", seeds="0")
+        runs = ablation_members(file, folds="0" if read_ablation(file).folds is not None else None, seeds="0")
         assert len({m.recipe.model_dump_json(exclude={"run"}) for members in runs.values() for m in members}) == len(
             runs
         )
