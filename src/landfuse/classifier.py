@@ -302,6 +302,12 @@ class Classifier(nn.Module):
         return predict(self, scene, path, **options)
 
 
+def bundle_folder(path: str | Path) -> Path:
+    """The folder of a bundle: the one that is named, or `bundle/` within it where a run folder is named."""
+    inside = Path(path) / "bundle"
+    return inside if not (Path(path) / "model.json").exists() and (inside / "model.json").exists() else Path(path)
+
+
 def load_bundle(folder: str | Path) -> Classifier:
     """Loads a bundle that `Classifier.save` wrote; the logits are those of the saved one, bit for bit.
 
@@ -311,9 +317,7 @@ def load_bundle(folder: str | Path) -> Classifier:
     Raises:
         BundleError: if it is missing, truncated, or written by a newer version.
     """
-    folder = Path(folder)
-    if not (folder / "model.json").exists() and (folder / "bundle" / "model.json").exists():
-        folder = folder / "bundle"
+    folder = bundle_folder(folder)
     try:
         description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         if description["format"] > FORMAT:

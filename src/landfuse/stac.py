@@ -18,7 +18,7 @@ from typing import Any
 import pyproj
 import torch
 
-from landfuse.classifier import Classifier
+from landfuse.classifier import Classifier, bundle_folder
 from landfuse.files import write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.map_files import polygons_beside
@@ -58,11 +58,9 @@ def write_item(
         GridError: if the grid cannot be placed on the globe.
         OutputError: if it cannot be written.
     """
-    path, folder = Path(path), Path(bundle)
-    if not (folder / "model.json").exists():
-        folder = folder / "bundle"
+    path = Path(path)
     place = path.with_suffix(".stac.json")
-    item = item_of(path, place.parent, grid, classifier, folder, wanted, taken)
+    item = item_of(path, place.parent, grid, classifier, bundle_folder(bundle), wanted, taken)
     write_text(place, json.dumps(item, indent=2, ensure_ascii=False) + "\n")
     return place
 

@@ -106,7 +106,7 @@ def predict(
     Interrupted in whatever way, the same command goes on where it stopped. Exit code 3: some blocks cannot be read, and
     the map lacks them.
     """
-    from landfuse.classifier import load_bundle
+    from landfuse.classifier import bundle_folder, load_bundle
     from landfuse.destination import Destination
     from landfuse.errors import OutputError, SceneError, SettingsError, several
     from landfuse.parts import PartFolder
@@ -180,7 +180,9 @@ def predict(
                     say(f"picture: {drawn}")
         wanted = Wanted(probabilities, confidence, entropy, tuple(layer or ()))
         if stac and destination.address is not None:
-            bundle = _put_beside(bundle, place.with_name(f"{place.stem}_bundle") if as_file else place / "bundle")
+            # Items tell where the bundle lies from them: it has to go where they go.
+            home = place.with_name(f"{place.stem}_bundle") if as_file else place / "bundle"
+            bundle = shutil.copytree(bundle_folder(bundle), home, dirs_exist_ok=True)
         faults = extras.write(chosen, paths, classifier, bundle, wanted, incomplete)
         if not as_file and len(scenes) > 1:
             extras.write_overview(scenes, place, classifier.legend)
@@ -196,12 +198,6 @@ def predict(
             say(f"put at: {destination.address}")
     if faults:
         raise several(faults)
-
-
-def _put_beside(bundle: Path, folder: Path) -> Path:
-    """Copies a bundle to where maps go that leave this machine, so that their items can tell where it lies."""
-    inside = bundle / "bundle"
-    return Path(shutil.copytree(inside if inside.is_dir() else bundle, folder, dirs_exist_ok=True))
 
 
 def _map_tiles(
