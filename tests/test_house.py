@@ -19,7 +19,7 @@ FLOORS = [
     {"patchwork", "placeholder", "modality_dropout"},
     {"trained_denoiser", "denoising", "feature_raster", "features", "patch_features"},
     {"samples", "classifier", "recipe", "check", "fetch", "torchgeo_bridge", "sampling", "sampled_accuracy"},
-    {"engine", "products", "parts", "plan"},
+    {"shares", "engine", "products", "parts", "plan"},
     {
         "ground",
         "predict",

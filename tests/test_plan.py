@@ -51,7 +51,7 @@ def test_blocks_are_at_most_2048_px_and_no_larger_than_the_scene() -> None:
 def test_the_arithmetic_covers_what_is_held(block: int, stride: int) -> None:
     engine = engine_of(600, stride)
     layers = Wanted().layers(engine.classifier.legend)
-    held = engine.read(Window(4 * block, 4 * block, block, block)).nbytes
+    held = engine.read(engine.alone(Window(4 * block, 4 * block, block, block))).nbytes
     per_pixel = 4 * 3 + 1
     most = (block_bytes(engine, block, layers) - block_bytes(engine_of(600, stride, bands=1), block, layers)) / (
         2 * (2 * 4) + 2 * (4 + 8)  # what two further bands add per pixel: both tables, and reading
@@ -85,7 +85,9 @@ def test_a_plan_counts_blocks_windows_halos_and_disk() -> None:
     assert told.windows == 10 * 10  # cores of 24 from 0 to 144
     # Along an axis the blocks 0-64, 64-128, 128-160 touch 4, 5 and 3 windows and look at 4 + 24 + 4 px and the strides.
     assert told.recomputed_share == pytest.approx((4 + 5 + 3) ** 2 / 100 - 1)
-    assert told.halo_share == pytest.approx(((3 + 4 + 2) * 16 + 3 * 32) ** 2 / 160**2 - 1)
+    # One process computes 4, 4 and 2 of them, and looks at 4 + 24 + 4 px and the strides of these.
+    assert told.halo_share == pytest.approx(((3 + 3 + 1) * 16 + 3 * 32) ** 2 / 160**2 - 1)
+    assert told.halo_apart == pytest.approx(((3 + 4 + 2) * 16 + 3 * 32) ** 2 / 160**2 - 1)
     assert told.memory == block_bytes(engine, 64, layers)
     assert told.disk == round(160**2 * 2 * 8 / 3)
     assert told.expected_disk < told.disk

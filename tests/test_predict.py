@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rio_cogeo.cogeo import cog_validate
 from torch import Tensor
 
-from landfuse import engine
+from landfuse import engine, shares
 from landfuse.classifier import Classifier, ModelSpec, note
 from landfuse.errors import FaultsError, IncompleteError, OutputError, SceneError, SettingsError
 from landfuse.layers.pixel_map import PixelMap
@@ -43,7 +43,7 @@ from landfuse.predict import (
 )
 from landfuse.scenes.geotiff import GdalRaster
 from landfuse.scenes.geotiff_writer import write_raster
-from landfuse.scenes.grid import CoreWeights, Grid, Window, core_weights
+from landfuse.scenes.grid import CoreWeights, Grid, Window, blocks, core_weights, mirrored
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.simulate import SimulatedRaster, simulate_flat
 
@@ -146,11 +146,12 @@ def plain_map(classifier: Classifier, scene: Scene) -> tuple[NDArray[np.uint8], 
     st.integers(1, 30),
     st.sampled_from([None, 1, 3, 64]),
     st.sampled_from([1, 2]),
+    st.sampled_from([0.02, 0.7, 0.98]),
 )
 def test_any_cut_gives_the_map_of_a_plain_loop(
-    height: int, width: int, shape: tuple[int, int, int], block: int, batch: int | None, zoom: int
+    height: int, width: int, shape: tuple[int, int, int], block: int, batch: int | None, zoom: int, holes: float
 ) -> None:
-    scene = whole_scene(height, width, zoom)
+    scene = whole_scene(height, width, zoom, holes)
     classifier = classifier_of(scene, *shape)
     classes, logits = plain_map(classifier, scene)
     for part in map_blocks(classifier, scene, block=block, batch=batch):
@@ -245,12 +246,58 @@ def test_one_process_computes_each_window_once(stride: int, block: int) -> None:
     assert classifier.model.seen == windows
 
 
+@dataclass(frozen=True)
+class _Broken:
+    """As another raster, but one pixel of it cannot be read."""
+
+    values: _Whole
+    row: int
+    col: int
+
+    def __call__(self, window: Window) -> NDArray[np.float32]:
+        if not window.intersection(Window(self.row, self.col, 1, 1)).empty:
+            raise SceneError("a broken tile", "a whole file", "fetch it again")
+        return self.values(window)
+
+
+@settings(deadline=None, max_examples=40)
+@given(SIZES, SIZES, lattices(), st.integers(3, 20), st.sampled_from([0.0, 0.9]), st.data())
+def test_blocks_that_are_done_or_broken_change_no_other(
+    height: int, width: int, shape: tuple[int, int, int], block: int, holes: float, data: st.DataObject
+) -> None:
+    scene = whole_scene(height, width, holes=holes)
+    classifier = classifier_of(scene, *shape, weights="smooth")
+    whole = next(map_blocks(classifier, scene, block=512))
+    every = list(blocks(height, width, block))
+    todo = [window for window in every if data.draw(st.booleans())]
+    raster = scene.modalities["a"].raster
+    row, col = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    broken = replace(raster, source=_Broken(_Whole(2, 1, holes), row, col))
+    scene = replace(scene, modalities=scene.modalities | {"a": SceneModality(broken)})
+    faults: set[Window] = set()
+    parts = list(map_blocks(classifier, scene, windows=todo, on_fault=lambda window, error: faults.add(window)))
+    assert faults.isdisjoint(part.window for part in parts)
+    assert faults | {part.window for part in parts} == set(todo)
+    for part in parts:
+        place = part.window.within(scene.grid.window)
+        np.testing.assert_array_equal(part.classes, whole.classes[place])
+        known = part.classes != UNLABELLED
+        np.testing.assert_array_equal(part.logits[:, known], whole.logits[:, *place][:, known])
+    made = engine.Engine(classifier, scene)
+    for window in faults:
+        reach = made.reach(made.alone(window))
+        rows = mirrored(np.arange(reach.row, reach.row + reach.height), height)
+        cols = mirrored(np.arange(reach.col, reach.col + reach.width), width)
+        assert rows.min() <= row <= rows.max(), "a block fails only of what its windows look at"
+        assert cols.min() <= col <= cols.max()
+
+
 def test_what_is_carried_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = whole_scene(41, 38, holes=0)
     classifier = constant_classifier(scene, 10, 6, 4, "smooth")
     expected = map_array(classifier, scene, block=8)
     once = classifier.model.seen
-    monkeypatch.setattr(engine, "CARRIED", 0)
+    monkeypatch.setattr(shares, "CARRIED", 0)
     np.testing.assert_array_equal(map_array(classifier, scene, block=8), expected)
     assert once * 2 < classifier.model.seen, "windows for the blocks below were computed again"
 
@@ -756,13 +803,13 @@ def peak_of_mapping(side: int, path: Path, told: Any) -> None:
 def test_memory_does_not_grow_with_the_scene(tmp_path: Path) -> None:
     assert forked is not None
     peaks = {}
-    for side in (512, 1536):
+    for side in (768, 1536):
         told = forked.Queue()
         process = forked.Process(target=peak_of_mapping, args=(side, tmp_path / "map.tif", told))
         process.start()
         peaks[side] = told.get(timeout=100)  # MiB; the larger scene alone would be 72
         process.join()
-    assert peaks[1536] - peaks[512] < 25, peaks
+    assert peaks[1536] - peaks[768] < 25, peaks
 
 
 def map_slowly(path: Path, told: Any) -> None:

@@ -124,7 +124,7 @@ def forward_alone(classifier: Classifier, scene: Scene, windows: int | None = No
     engine = Engine(classifier, scene)
     view = classifier.model.view
     side = min(scene.grid.height, 512)
-    patchwork = engine.read(Window(0, 0, side, side))
+    patchwork = engine.read(engine.alone(Window(0, 0, side, side)))
     rows = torch.arange(engine.batch) % 7
     images = patchwork.views(rows, rows, view)  # channels last, as mapping has them
     for _ in range(-(-(windows or engine.windows) // engine.batch)):
@@ -178,7 +178,7 @@ def one(what: str, side: int, folder: Path) -> dict[str, float]:
             predict(classifier, place(spec, 256, folder)[1], folder / "warm.tif", run=run, block=64)
             found = timed(lambda: predict(classifier, scene, out, run=run))
         plan = plan_map(classifier, scene, out)
-        found |= {"recomputed": plan.recomputed_share, "halo": plan.halo_share, "block": plan.block}
+        found |= {"recomputed": plan.recomputed_share, "halo": plan.halo_apart, "block": plan.block}
     else:
         found = timed(lambda: predict(classifier, scene, out, restart=True))
     return found | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}

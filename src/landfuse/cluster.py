@@ -101,10 +101,11 @@ def _map_block(order: bytes, window: Window) -> tuple[str, str, str] | bytes | N
     """Runs on a worker: writes a part, or gives its file; or the error's words if the block cannot be read."""
     job, sees = _job(order)
     try:
-        patchwork = job.engine.read(window)
+        share = job.engine.alone(window)
+        patchwork = job.engine.read(share)
     except SceneError as error:
         return error.found, error.expected, error.do
-    part = job.engine.compute(patchwork, window)
+    part = job.engine.compute(patchwork, share)
     if sees:
         job.write(part)
         return None

@@ -7,7 +7,7 @@ does not depend on the scene (P2). Reading the next block and computing this one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,12 +26,10 @@ from landfuse.patchwork import Patchwork, read_patchwork
 from landfuse.scenes.geotiff_writer import TILE
 from landfuse.scenes.grid import Window, blocks, core_weights, lattice, total_weight
 from landfuse.scenes.scene import Scene
+from landfuse.shares import Place, Share, passed, shares
 
 Precision = Literal["float32", "bfloat16"]
 """What the network computes in; pixel maps and averages are float32 in any case."""
-
-CARRIED = 128 * 2**20
-"""Bytes of logits that are kept for the blocks below; those for the block to the right are kept in any case."""
 
 _LANES = 64
 """Element-wise kernels take this many numbers at once and round what is left otherwise: batches leave nothing."""
@@ -86,40 +84,6 @@ def best_of(logits: Tensor) -> Tensor:
     return classes
 
 
-class Carry:
-    """Logits of windows that blocks still to come touch too, so that one process computes each window once.
-
-    A window's logits are the same bits wherever they are computed, so that what is carried changes no map. Blocks have
-    to come in row order.
-    """
-
-    def __init__(self) -> None:
-        self.held: dict[tuple[int, int], tuple[Window, Tensor]] = {}
-        self.nbytes = 0
-
-    def reach(self, window: Window) -> None:
-        """Drops what touches neither this block nor a later one."""
-        for key, (kept, logits) in list(self.held.items()):
-            below = kept.row + kept.height > window.row + window.height
-            beside = kept.row + kept.height > window.row and kept.col + kept.width > window.col
-            if not below and not beside:
-                del self.held[key]
-                self.nbytes -= logits.nbytes
-
-    def offer(self, core: Window, logits: Tensor, block: Window) -> None:
-        """Keeps what later blocks need of a core's logits, (K, core, core), that this block computed."""
-        right, bottom = block.col + block.width, block.row + block.height
-        beside, below = core.col + core.width > right, core.row + core.height > bottom
-        if not (beside or below) or (below and not beside and self.nbytes > CARRIED):
-            return
-        row = core.row if beside else max(core.row, bottom)
-        col = core.col if below else max(core.col, right)
-        kept = Window(row, col, core.row + core.height - row, core.col + core.width - col)
-        part = logits[:, *kept.within(core)].clone()
-        self.held[core.row, core.col] = kept, part
-        self.nbytes += part.nbytes
-
-
 class Engine:
     """A classifier made ready to map one scene. Several threads may use it at once.
 
@@ -170,7 +134,8 @@ class Engine:
         self.windows = len(self._starts(0, grid.height, grid.height)) * len(self._starts(0, grid.width, grid.width))
         self.batch = batch or batch_size(self.model.view, self.windows)
         self._along = core_weights(self.model.core, classifier.weights)
-        self._weight = torch.from_numpy(np.outer(self._along, self._along))
+        even = classifier.weights == "uniform"
+        self._weight = None if even else torch.from_numpy(np.outer(self._along, self._along))
 
     def _starts(self, start: int, stop: int, size: int) -> range:
         return lattice(start, stop, size, self.model.core, self.stride)
@@ -183,41 +148,50 @@ class Engine:
             self._starts(window.col, window.col + window.width, grid.width),
         )
 
-    def reach(self, window: Window) -> Window:
-        """All that the windows of a block look at; it may reach beyond the scene."""
+    def alone(self, window: Window) -> Share:
+        """A block's share of the windows if no other block computes any: all that touch it."""
         rows, cols = self.starts(window)
-        core = self.model.core
-        cores = Window(rows[0], cols[0], rows[-1] - rows[0] + core, cols[-1] - cols[0] + core)
-        return cores.padded(self.model.halo)
+        return Share(window, rows, cols, np.ones((len(rows), len(cols)), dtype=bool), {})
 
-    def read(self, window: Window) -> Patchwork:
-        """Reads a block with all that its windows look at."""
-        return read_patchwork(self.scene, self.reach(window), self.maps)
+    def shares(self, windows: Iterable[Window]) -> Iterator[Share]:
+        """Blocks' shares of the windows, where one process maps them in row order."""
+        depth = self.model.classes + len(self.layers)
+        return shares(windows, self.starts, self.model.core, depth, self.scene.grid.window)
+
+    def reach(self, share: Share) -> Window:
+        """The block and all that its own windows look at; it may reach beyond the scene."""
+        return share.cores(self.model.core).padded(self.model.halo)
+
+    def read(self, share: Share) -> Patchwork:
+        """Reads a block with all that its own windows look at."""
+        return read_patchwork(self.scene, self.reach(share), self.maps)
 
     @torch.inference_mode()
     def compute(
         self,
         patchwork: Patchwork,
-        window: Window,
+        share: Share,
         *,
         wanted: NDArray[np.bool_] | None = None,
-        carry: Carry | None = None,
+        carried: dict[Place, tuple[Window, Tensor]] | None = None,
         tell: Callable[[int], None] = lambda pixels: None,
     ) -> BlockMap:
         """Maps a block.
 
         Args:
             patchwork: as `read` gave it.
-            window: the block.
+            share: of the block.
             wanted: (H, W) of the scene, true where the map is needed.
-            carry: logits of earlier blocks, where one process computes several in row order.
+            carried: parts of cores and their logits, of earlier blocks; what the share keeps is added.
             tell: told how many more pixels are done.
         """
-        core = self.model.core
-        needed = patchwork.valid[window.within(patchwork.window)].copy()
+        window, core, grid = share.window, self.model.core, self.scene.grid
+        needed = np.zeros_like(patchwork.valid)
+        inside = patchwork.window.intersection(grid.window)
+        needed[inside.within(patchwork.window)] = patchwork.valid[inside.within(patchwork.window)]
         if wanted is not None:
-            needed &= wanted[window.within(self.scene.grid.window)]
-        places = self._places(needed, window)
+            needed[inside.within(patchwork.window)] &= wanted[inside.within(grid.window)]
+        places = torch.from_numpy(share.places(needed, patchwork.window, core))
         summed = torch.zeros((self.model.classes + len(self.layers), window.height, window.width))
         meter = _Meter(window.pixels, len(places), tell)
         if core == 1:
@@ -226,14 +200,13 @@ class Engine:
                 summed.view(len(summed), -1)[:, index] = logits[:, :, 0, 0].T
                 meter.add(len(part))
         else:
-            self._blend(summed, patchwork, places, window, carry, meter)
-            grid = self.scene.grid
+            self._blend(summed, patchwork, places, share, {} if carried is None else carried, meter)
             rows = total_weight(window.row, window.row + window.height, grid.height, self.stride, self._along)
             cols = total_weight(window.col, window.col + window.width, grid.width, self.stride, self._along)
             summed /= torch.from_numpy(np.outer(rows, cols))
         logits, told = summed.split([self.model.classes, len(self.layers)])
         classes = best_of(logits).numpy()
-        classes[~needed] = UNLABELLED
+        classes[~needed[window.within(patchwork.window)]] = UNLABELLED
         meter.end()
         layers = dict(zip(self.layers, told, strict=True))
         return BlockMap(window, classes, logits, self.classifier.temperature, layers)
@@ -243,30 +216,28 @@ class Engine:
         summed: Tensor,
         patchwork: Patchwork,
         places: Tensor,
-        window: Window,
-        carry: Carry | None,
+        share: Share,
+        carried: dict[Place, tuple[Window, Tensor]],
         meter: _Meter,
     ) -> None:
         """Adds the weighted logits of all cores where they touch the block, in the lattice's order."""
-        core = self.model.core
-        if carry is not None:
-            carry.reach(window)
-        held = {} if carry is None else dict(carry.held)
-        missing = [place for place in places.tolist() if tuple(place) not in held]
-        computed = self._computed(patchwork, torch.tensor(missing).reshape(-1, 2))
-        fresh = (logits for _, batch in computed for logits in batch)
-        for row, col in places.tolist():
+        core, window = self.model.core, share.window
+        fresh = (logits for _, batch in self._computed(patchwork, places) for logits in batch)
+        own = {(row, col) for row, col in places.tolist()}
+        for row, col in sorted(own | (share.given & carried.keys())):
             whole = Window(row, col, core, core)
-            if (row, col) in held:
-                kept, logits = held[row, col]
-            else:
-                kept, logits = whole, next(fresh)
-                if carry is not None:
-                    carry.offer(whole, logits, window)
+            kept, logits = (whole, next(fresh)) if (row, col) in own else carried[row, col]
+            if (row, col) in own:
+                meter.add(1)
+                if (row, col) in share.kept:
+                    part = share.kept[row, col]
+                    carried[row, col] = part, logits[:, *part.within(whole)].clone()
             inside = kept.intersection(window)
-            # Two roundings: a fused multiply-add rounds once, and not every code path is fused.
-            summed[:, *inside.within(window)] += logits[:, *inside.within(kept)] * self._weight[inside.within(whole)]
-            meter.add(1)
+            added = logits[:, *inside.within(kept)]
+            if self._weight is not None:
+                # Two roundings: a fused multiply-add rounds once, and not every code path is fused.
+                added = added * self._weight[inside.within(whole)]
+            summed[:, *inside.within(window)] += added
 
     def _computed(self, patchwork: Patchwork, places: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Places, (B, 2), and their logits with the layers behind them, (B, K + layers, core, core), by batches."""
@@ -294,38 +265,37 @@ class Engine:
         tell: Callable[[int], None] = lambda pixels: None,
     ) -> Iterator[BlockMap]:
         """Maps blocks, in row order, and reads the next while it computes; the rest as in `map_blocks`."""
-        carry = Carry()
+        carried: dict[Place, tuple[Window, Tensor]] = {}
+        lost: set[Place] = set()
+        coming = self.shares(windows)
         with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-            ahead: Future[Patchwork] | None = None
-            for number, window in enumerate(windows):
-                reading = ahead or reader.submit(self.read, window)
+
+            def read_next() -> tuple[Share, Future[Patchwork]] | None:
+                share = next(coming, None)
+                return None if share is None else (share, reader.submit(self.read, share))
+
+            ahead = read_next()
+            while ahead is not None:
+                share, reading = ahead
                 patchwork: Patchwork | None = None
                 try:
-                    patchwork = reading.result()
+                    if lost & share.given:  # it has to read more than was thought
+                        share = share.alone()
+                        patchwork = self.read(share)
+                    else:
+                        patchwork = reading.result()
                 except SceneError as error:
                     if on_fault is None:
                         raise
-                    on_fault(window, error)
-                    tell(window.pixels)
+                    on_fault(share.window, error)
+                    tell(share.window.pixels)
+                    lost |= share.mine
                 del reading  # it holds the patchwork
-                ahead = reader.submit(self.read, windows[number + 1]) if number + 1 < len(windows) else None
+                ahead = read_next()
                 if patchwork is not None:
-                    yield self.compute(patchwork, window, wanted=wanted, carry=carry, tell=tell)
-
-    def _places(self, needed: NDArray[np.bool_], window: Window) -> Tensor:
-        """First core pixels, (windows, 2), of the lattice windows whose core holds a needed pixel of this block."""
-        rows, cols = (torch.tensor(starts) for starts in self.starts(window))
-        # A summed-area table tells for all cores at once whether they hold a needed pixel.
-        sums = np.zeros((window.height + 1, window.width + 1), dtype=np.int32)
-        np.cumsum(needed, axis=0, out=sums[1:, 1:])
-        np.cumsum(sums, axis=1, out=sums)
-        table = torch.from_numpy(sums)
-        core = self.model.core
-        top, bottom = ((rows + offset - window.row).clamp(0, window.height) for offset in (0, core))
-        left, right = ((cols + offset - window.col).clamp(0, window.width) for offset in (0, core))
-        held = table[bottom][:, right] - table[top][:, right] - table[bottom][:, left] + table[top][:, left]
-        row, col = torch.nonzero(held, as_tuple=True)
-        return torch.stack([rows[row], cols[col]], dim=1)
+                    for place in [place for place, (kept, _) in carried.items() if passed(kept, share.window)]:
+                        del carried[place]
+                    yield self.compute(patchwork, share, wanted=wanted, carried=carried, tell=tell)
 
 
 class _Meter:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from landfuse.engine import CARRIED, Engine
+from landfuse.engine import Engine
 from landfuse.errors import SettingsError
 from landfuse.legend import UNLABELLED
 from landfuse.products import Layer
 from landfuse.scenes.grid import Window, blocks
+from landfuse.shares import CARRIED
 
 MEMORY = 2 * 2**30
 """Bytes that a mapping process takes at most unless it is told otherwise."""
@@ -118,9 +119,10 @@ class Plan:
         width: of the scene, px.
         block: side of a block, px.
         blocks: how many.
-        halo_share: pixels that are read beyond those of the blocks, as a share of the scene.
+        halo_share: pixels that one process reads beyond those of the blocks, as a share of the scene.
+        halo_apart: the same where each block is computed alone, as on a cluster.
         windows: forward passes' windows, if no window is computed twice.
-        recomputed_share: windows computed more than once where each block is computed alone, as on a cluster.
+        recomputed_share: windows computed more than once where each block is computed alone.
         memory: bytes of a process at most, by arithmetic.
         disk: bytes at most, parts and map, uncompressed.
         expected_disk: the same, compressed as well as the timed block.
@@ -132,6 +134,7 @@ class Plan:
     block: int
     blocks: int
     halo_share: float
+    halo_apart: float
     windows: int
     recomputed_share: float
     memory: int
@@ -153,38 +156,40 @@ def plan(engine: Engine, block: int, layers: Sequence[Layer]) -> Plan:
     """
     grid = engine.scene.grid
     cut = list(blocks(grid.height, grid.width, block))
-    separate = halo = 0
-    for window in cut:
-        rows, cols = engine.starts(window)
-        separate += len(rows) * len(cols)
-        halo += engine.reach(window).pixels - window.pixels
+    apart = [engine.alone(window) for window in cut]
+    recomputed = sum(share.own.size for share in apart) / engine.windows - 1
+    total = grid.window.pixels
+    halo, halo_apart = (
+        sum(engine.reach(share).pixels for share in shares) / total - 1 for shares in (engine.shares(cut), apart)
+    )
     # Small enough not to take long, and large enough for more than one pass where the block is.
     side = min(block, max(256, 2 * engine.model.core))
     row, col = (max(0, (size - side) // 2) for size in (grid.height, grid.width))
     middle = Window(row, col, min(side, grid.height), min(side, grid.width))
-    patchwork = engine.read(middle)
+    share = engine.alone(middle)
+    patchwork = engine.read(share)
     begun = time.perf_counter()
-    patchwork = engine.read(middle)  # once more, with files open
+    patchwork = engine.read(share)  # once more, with files open
     read = time.perf_counter()
-    part = engine.compute(patchwork, middle)
+    part = engine.compute(patchwork, share)
     computed = time.perf_counter()
-    rows, cols = engine.starts(middle)
     seconds = None
     if (part.classes != UNLABELLED).any():
         # Reading goes on beside computing: the longer of the two counts.
-        reading = (read - begun) / engine.reach(middle).pixels * (halo + grid.window.pixels)
-        seconds = max(reading, (computed - read) / (len(rows) * len(cols)) * engine.windows)
+        reading = (read - begun) / engine.reach(share).pixels * (1 + halo) * total
+        seconds = max(reading, (computed - read) / share.own.size * engine.windows)
     squeezed = len(zlib.compress(part.classes.tobytes())) / part.classes.nbytes
     bands = sum(len(layer.bands) for layer in layers)
-    pixels = grid.window.pixels * 8 / 3  # parts, the map, and its overviews twice while they are made
+    pixels = total * 8 / 3  # parts, the map, and its overviews twice while they are made
     return Plan(
         grid.height,
         grid.width,
         block,
         len(cut),
-        halo / grid.window.pixels,
+        halo,
+        halo_apart,
         engine.windows,
-        separate / engine.windows - 1,
+        recomputed,
         block_bytes(engine, block, layers),
         round(bands * pixels),
         round((squeezed + bands - 1) * pixels),

@@ -111,7 +111,7 @@ def write_part(path: Path, part: BlockMap, grid: Grid, legend: Legend, layers: S
         OutputError: if it cannot be written.
     """
     window = part.window
-    with GeotiffWriter(path, grid.part(window), bands=sum(len(layer.bands) for layer in layers)) as file:
+    with GeotiffWriter(path, grid.part(window), bands=sum(len(layer.bands) for layer in layers), lasting=False) as file:
         for first in range(0, window.height, _STRIP):
             rows = slice(first, min(first + _STRIP, window.height))
             classes = part.classes[rows]

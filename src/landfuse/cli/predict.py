@@ -280,7 +280,11 @@ def _tell_plan(
     say(f"  size:    {plan.height:,} x {plan.width:,} px")
     say(
         f"  blocks:  {plan.blocks:,} of {plan.block:,} px; halos add {plan.halo_share:.0%} to what is read; "
-        f"{plan.windows:,} windows, {plan.recomputed_share:.0%} more where blocks are computed apart (on a cluster)"
+        f"{plan.windows:,} windows"
+    )
+    say(
+        f"           where blocks are computed apart (on a cluster): halos add {plan.halo_apart:.0%}, "
+        f"{plan.recomputed_share:.0%} more windows"
     )
     say(f"  memory:  at most {in_bytes(plan.memory)} per process")
     say(f"  disk:    about {in_bytes(plan.expected_disk)}, at most {in_bytes(plan.disk)}")

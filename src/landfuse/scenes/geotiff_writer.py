@@ -59,6 +59,7 @@ class GeotiffWriter:
         legend: gives band 1 the legend's colours and category names.
         scale: value = number * scale, for those who read the file.
         tags: free metadata.
+        lasting: false for a file that is soon read and deleted: compressed in a fifth of the time, a bit less.
 
     Raises:
         OutputError: if the file cannot be made or written.
@@ -76,6 +77,7 @@ class GeotiffWriter:
         legend: Legend | None = None,
         scale: float = 1.0,
         tags: dict[str, str] | None = None,
+        lasting: bool = True,
     ) -> None:
         self.path = Path(path)
         self.legend = legend
@@ -98,6 +100,7 @@ class GeotiffWriter:
                         blockxsize=TILE,
                         blockysize=TILE,
                         compress="deflate",
+                        zlevel=6 if lasting else 1,
                         predictor=2 if np.dtype(dtype).kind in "iu" and legend is None else 1,
                         bigtiff="if_safer",
                         interleave="band",

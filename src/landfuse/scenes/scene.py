@@ -93,8 +93,12 @@ class Scene:
         cols = mirrored(np.arange(fine.col, fine.col + fine.width), self.grid.width * part.zoom)
         inside = Window(int(rows.min()), int(cols.min()), int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1)
         values = part.raster.read(inside)
-        if inside != fine:
-            values = values[:, rows - inside.row][:, :, cols - inside.col]
+        for axis, index, held, wanted in (
+            (1, rows - inside.row, (inside.row, inside.height), (fine.row, fine.height)),
+            (2, cols - inside.col, (inside.col, inside.width), (fine.col, fine.width)),
+        ):
+            if held != wanted:
+                values = values.take(index, axis)
         return np.ascontiguousarray(values)
 
     @cached_property
