@@ -24,6 +24,7 @@ from landfuse import cli
 from landfuse.parts import PartFolder
 from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.grid import Grid
+from landfuse.shares import Share
 
 Run = Callable[..., Any]
 
@@ -285,11 +286,11 @@ def test_an_incomplete_map_of_several_ends_with_exit_code_3(
     tiles, out, read = tiles_of(place, tmp_path / "tiles"), tmp_path / "maps", Engine.read
     again: list[str] = []
 
-    def torn(self: Engine, window: Any) -> Any:
+    def torn(self: Engine, share: Share) -> Any:
         again.append(self.scene.name)
-        if self.scene.name == "t2" and window.row == 0 and window.col == 48:
+        if self.scene.name == "t2" and share.window.row == 0 and share.window.col == 48:
             raise SceneError("a_t2.tif cannot be read", "a whole file", "fetch it again")
-        return read(self, window)
+        return read(self, share)
 
     command = ["predict", trained, tiles, "-o", out, "--block", "48"]
     monkeypatch.setattr(Engine, "read", torn)
@@ -329,10 +330,10 @@ def test_blocks_of_an_unfinished_map_and_restart(
 
     read = Engine.read
 
-    def interrupted(self: Engine, window: Any) -> Any:
-        if window.row > 0:
+    def interrupted(self: Engine, share: Share) -> Any:
+        if share.window.row > 0:
             raise KeyboardInterrupt
-        return read(self, window)
+        return read(self, share)
 
     monkeypatch.setattr(Engine, "read", interrupted)
     told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "48")

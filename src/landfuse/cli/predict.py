@@ -282,10 +282,11 @@ def _tell_plan(
         f"  blocks:  {plan.blocks:,} of {plan.block:,} px; halos add {plan.halo_share:.0%} to what is read; "
         f"{plan.windows:,} windows"
     )
-    say(
-        f"           where blocks are computed apart (on a cluster): halos add {plan.halo_apart:.0%}, "
-        f"{plan.recomputed_share:.0%} more windows"
-    )
+    if plan.blocks > 1:
+        say(
+            f"           where they are computed apart (on a cluster) halos add {plan.halo_apart:.0%}, "
+            f"and there are {plan.recomputed_share:.0%} more windows"
+        )
     say(f"  memory:  at most {in_bytes(plan.memory)} per process")
     say(f"  disk:    about {in_bytes(plan.expected_disk)}, at most {in_bytes(plan.disk)}")
     if plan.seconds is None:
