@@ -150,8 +150,7 @@ class Engine:
 
     def alone(self, window: Window) -> Share:
         """A block's share of the windows if no other block computes any: all that touch it."""
-        rows, cols = self.starts(window)
-        return Share(window, rows, cols, np.ones((len(rows), len(cols)), dtype=bool), {})
+        return Share(window, *self.starts(window))
 
     def shares(self, windows: Iterable[Window]) -> Iterator[Share]:
         """Blocks' shares of the windows, where one process maps them in row order."""
@@ -289,7 +288,7 @@ class Engine:
                         raise
                     on_fault(share.window, error)
                     tell(share.window.pixels)
-                    lost |= share.mine
+                    lost |= share.kept.keys()
                 del reading  # it holds the patchwork
                 ahead = read_next()
                 if patchwork is not None:

@@ -157,7 +157,7 @@ def plan(engine: Engine, block: int, layers: Sequence[Layer]) -> Plan:
     grid = engine.scene.grid
     cut = list(blocks(grid.height, grid.width, block))
     apart = [engine.alone(window) for window in cut]
-    recomputed = sum(share.own.size for share in apart) / engine.windows - 1
+    recomputed = sum(share.windows for share in apart) / engine.windows - 1
     total = grid.window.pixels
     halo, halo_apart = (
         sum(engine.reach(share).pixels for share in shares) / total - 1 for shares in (engine.shares(cut), apart)
@@ -177,7 +177,7 @@ def plan(engine: Engine, block: int, layers: Sequence[Layer]) -> Plan:
     if (part.classes != UNLABELLED).any():
         # Reading goes on beside computing: the longer of the two counts.
         reading = (read - begun) / engine.reach(share).pixels * (1 + halo) * total
-        seconds = max(reading, (computed - read) / share.own.size * engine.windows)
+        seconds = max(reading, (computed - read) / share.windows * engine.windows)
     squeezed = len(zlib.compress(part.classes.tobytes())) / part.classes.nbytes
     bands = sum(len(layer.bands) for layer in layers)
     pixels = total * 8 / 3  # parts, the map, and its overviews twice while they are made

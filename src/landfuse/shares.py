@@ -7,7 +7,7 @@ not read what it looks at. Its logits are the same bits wherever they are comput
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,45 +29,45 @@ class Share:
         window: the block.
         rows: first rows of the cores that touch it.
         cols: first columns.
-        own: (rows, cols), true where the block itself computes a window; the others an earlier block has computed.
+        given: the windows whose logits it is given; the others are its own.
         kept: of some of its own windows, the part of the core whose logits later blocks need.
     """
 
     window: Window
     rows: range
     cols: range
-    own: NDArray[np.bool_]
-    kept: Mapping[Place, Window]
+    given: frozenset[Place] = frozenset()
+    kept: Mapping[Place, Window] = field(default_factory=dict)
 
     @property
-    def given(self) -> set[Place]:
-        """The windows whose logits it is given."""
-        return self._where(~self.own)
-
-    @property
-    def mine(self) -> set[Place]:
-        """The windows that it computes itself."""
-        return self._where(self.own)
-
-    def _where(self, mask: NDArray[np.bool_]) -> set[Place]:
-        return {(self.rows[row], self.cols[col]) for row, col in np.argwhere(mask).tolist()}
+    def windows(self) -> int:
+        """How many touch it, its own and others."""
+        return len(self.rows) * len(self.cols)
 
     def alone(self) -> Share:
         """The same block if it is given nothing."""
-        return replace(self, own=np.ones_like(self.own))
+        return replace(self, given=frozenset())
 
     def cores(self, core: int) -> Window:
         """The rectangle around its own cores, of a side, and the block."""
-        block, spans = self.window, []
-        for axis, starts, first, size in (
-            (1, self.rows, block.row, block.height),
-            (0, self.cols, block.col, block.width),
-        ):
-            own = np.flatnonzero(self.own.any(axis=axis))
-            low, high = (starts[own[0]], starts[own[-1]] + core) if len(own) else (first, first)
-            spans.append((min(low, first), max(high, first + size)))
-        (top, bottom), (left, right) = spans
+        block = self.window
+        if len(self.given) == self.windows:
+            return block
+        rows, cols = np.asarray(self.rows), np.asarray(self.cols)
+        if self.given:
+            own = ~self._where(self.given)
+            rows, cols = rows[own.any(axis=1)], cols[own.any(axis=0)]
+        top, left = min(block.row, int(rows[0])), min(block.col, int(cols[0]))
+        bottom = max(block.row + block.height, int(rows[-1]) + core)
+        right = max(block.col + block.width, int(cols[-1]) + core)
         return Window(top, left, bottom - top, right - left)
+
+    def _where(self, places: Iterable[Place]) -> NDArray[np.bool_]:
+        """(rows, cols), true at these windows."""
+        found = np.zeros((len(self.rows), len(self.cols)), dtype=bool)
+        for row, col in places:
+            found[self.rows.index(row), self.cols.index(col)] = True
+        return found
 
     def places(self, needed: NDArray[np.bool_], reach: Window, core: int) -> NDArray[np.int64]:
         """Its own windows whose core holds a needed pixel: (windows, 2) first row and column, in the lattice's order.
@@ -92,10 +92,12 @@ class Share:
             found: NDArray[np.bool_] = below[:, right] - below[:, left] > above[:, right] - above[:, left]
             return found
 
-        keeps = np.zeros_like(self.own)
-        for row, col in self.kept:
-            keeps[self.rows.index(row), self.cols.index(col)] = True
-        chosen = np.argwhere(self.own & np.where(keeps, holds(reach), holds(self.window)))
+        needing = holds(self.window)
+        if self.kept:
+            needing |= self._where(self.kept) & holds(reach)
+        if self.given:
+            needing &= ~self._where(self.given)
+        chosen = np.argwhere(needing)
         return np.stack([rows[chosen[:, 0]], cols[chosen[:, 1]]], axis=1)
 
 
@@ -127,23 +129,20 @@ def shares(
         for place in [place for place, kept in carried.items() if passed(kept, block)]:
             nbytes -= 4 * depth * carried.pop(place).pixels
         rows, cols = starts(block)
-        own = np.ones((len(rows), len(cols)), dtype=bool)
-        for row, col in carried:
-            if row in rows and col in cols:
-                own[rows.index(row), cols.index(col)] = False
+        given = frozenset((row, col) for row, col in carried if row in rows and col in cols)
         kept: dict[Place, Window] = {}
         right, bottom = block.col + block.width, block.row + block.height
         beside = np.minimum(np.asarray(cols) + core, scene.width) > right
         below = np.minimum(np.asarray(rows) + core, scene.height) > bottom
-        for row, col in np.argwhere(own & (below[:, None] | beside)).tolist():
-            if not beside[col] and nbytes > CARRIED:
+        across = np.argwhere(below[:, None] | beside).tolist() if below.any() or beside.any() else []
+        for row, col in across:
+            place = rows[row], cols[col]
+            if place in given or (not beside[col] and nbytes > CARRIED):
                 continue
-            top, left = (
-                rows[row] if beside[col] else max(rows[row], bottom),
-                cols[col] if below[row] else max(cols[col], right),
-            )
-            part = Window(top, left, rows[row] + core - top, cols[col] + core - left).intersection(scene)
-            kept[rows[row], cols[col]] = part
+            top = place[0] if beside[col] else max(place[0], bottom)
+            left = place[1] if below[row] else max(place[1], right)
+            part = Window(top, left, place[0] + core - top, place[1] + core - left).intersection(scene)
+            kept[place] = part
             nbytes += 4 * depth * part.pixels
         carried |= kept
-        yield Share(block, rows, cols, own, kept)
+        yield Share(block, rows, cols, given, kept)
