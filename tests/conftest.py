@@ -22,6 +22,9 @@ from landfuse.legend import UNLABELLED
 from landfuse.scenes.geotiff_writer import write_raster
 from landfuse.scenes.simulate import simulate_flat
 
+# Started in the background, the tests would ignore ctrl-C, and hand that down to the commands that they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -813,8 +813,6 @@ def test_memory_does_not_grow_with_the_scene(tmp_path: Path) -> None:
 
 
 def map_slowly(path: Path, told: Any) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
     def progress(done: int, total: int) -> None:
         told.put(done)
         time.sleep(0.02)
