@@ -250,7 +250,7 @@ def test_one_process_computes_each_window_once(stride: int, block: int) -> None:
 class _Broken:
     """As another raster, but one pixel of it cannot be read."""
 
-    values: _Whole
+    values: Callable[[Window], NDArray[np.float32]]
     row: int
     col: int
 
@@ -271,8 +271,9 @@ def test_blocks_that_are_done_or_broken_change_no_other(
     every = list(blocks(height, width, block))
     todo = [window for window in every if data.draw(st.booleans())]
     raster = scene.modalities["a"].raster
+    assert isinstance(raster, SimulatedRaster)
     row, col = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
-    broken = replace(raster, source=_Broken(_Whole(2, 1, holes), row, col))
+    broken = replace(raster, source=_Broken(raster.source, row, col))
     scene = replace(scene, modalities=scene.modalities | {"a": SceneModality(broken)})
     faults: set[Window] = set()
     parts = list(map_blocks(classifier, scene, windows=todo, on_fault=lambda window, error: faults.add(window)))

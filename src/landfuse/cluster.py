@@ -100,8 +100,8 @@ def _classifier(order: _Order) -> Classifier:
 def _map_block(order: bytes, window: Window) -> tuple[str, str, str] | bytes | None:
     """Runs on a worker: writes a part, or gives its file; or the error's words if the block cannot be read."""
     job, sees = _job(order)
+    share = job.engine.alone(window)
     try:
-        share = job.engine.alone(window)
         patchwork = job.engine.read(share)
     except SceneError as error:
         return error.found, error.expected, error.do

@@ -26,7 +26,7 @@ from landfuse.patchwork import Patchwork, read_patchwork
 from landfuse.scenes.geotiff_writer import TILE
 from landfuse.scenes.grid import Window, blocks, core_weights, lattice, total_weight
 from landfuse.scenes.scene import Scene
-from landfuse.shares import Place, Share, passed, shares
+from landfuse.shares import Place, Share, shares
 
 Precision = Literal["float32", "bfloat16"]
 """What the network computes in; pixel maps and averages are float32 in any case."""
@@ -185,11 +185,12 @@ class Engine:
             tell: told how many more pixels are done.
         """
         window, core, grid = share.window, self.model.core, self.scene.grid
-        needed = np.zeros_like(patchwork.valid)
         inside = patchwork.window.intersection(grid.window)
-        needed[inside.within(patchwork.window)] = patchwork.valid[inside.within(patchwork.window)]
+        known = inside.within(patchwork.window)
+        needed = np.zeros_like(patchwork.valid)
+        needed[known] = patchwork.valid[known]
         if wanted is not None:
-            needed[inside.within(patchwork.window)] &= wanted[inside.within(grid.window)]
+            needed[known] &= wanted[inside.within(grid.window)]
         places = torch.from_numpy(share.places(needed, patchwork.window, core))
         summed = torch.zeros((self.model.classes + len(self.layers), window.height, window.width))
         meter = _Meter(window.pixels, len(places), tell)
@@ -222,15 +223,17 @@ class Engine:
         """Adds the weighted logits of all cores where they touch the block, in the lattice's order."""
         core, window = self.model.core, share.window
         fresh = (logits for _, batch in self._computed(patchwork, places) for logits in batch)
-        own = {(row, col) for row, col in places.tolist()}
-        for row, col in sorted(own | (share.given & carried.keys())):
-            whole = Window(row, col, core, core)
-            kept, logits = (whole, next(fresh)) if (row, col) in own else carried[row, col]
-            if (row, col) in own:
+        own: set[Place] = {(row, col) for row, col in places.tolist()}
+        for place in sorted(own | (share.given & carried.keys())):
+            whole = Window(place[0], place[1], core, core)
+            if place in own:
+                kept, logits = whole, next(fresh)
                 meter.add(1)
-                if (row, col) in share.kept:
-                    part = share.kept[row, col]
-                    carried[row, col] = part, logits[:, *part.within(whole)].clone()
+                if place in share.kept:
+                    part = share.kept[place]
+                    carried[place] = part, logits[:, *part.within(whole)].clone()
+            else:
+                kept, logits = carried[place]
             inside = kept.intersection(window)
             added = logits[:, *inside.within(kept)]
             if self._weight is not None:
@@ -291,9 +294,9 @@ class Engine:
                     lost |= share.kept.keys()
                 del reading  # it holds the patchwork
                 ahead = read_next()
+                for place in share.past:
+                    carried.pop(place, None)  # of a block without data, or that cannot be read, there is nothing
                 if patchwork is not None:
-                    for place in [place for place, (kept, _) in carried.items() if passed(kept, share.window)]:
-                        del carried[place]
                     yield self.compute(patchwork, share, wanted=wanted, carried=carried, tell=tell)
 
 

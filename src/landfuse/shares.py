@@ -6,7 +6,7 @@ not read what it looks at. Its logits are the same bits wherever they are comput
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,6 +31,7 @@ class Share:
         cols: first columns.
         given: the windows whose logits it is given; the others are its own.
         kept: of some of its own windows, the part of the core whose logits later blocks need.
+        past: windows that were kept before, and that neither this block nor a later one touches.
     """
 
     window: Window
@@ -38,6 +39,7 @@ class Share:
     cols: range
     given: frozenset[Place] = frozenset()
     kept: Mapping[Place, Window] = field(default_factory=dict)
+    past: Sequence[Place] = ()
 
     @property
     def windows(self) -> int:
@@ -101,7 +103,7 @@ class Share:
         return np.stack([rows[chosen[:, 0]], cols[chosen[:, 1]]], axis=1)
 
 
-def passed(kept: Window, block: Window) -> bool:
+def _passed(kept: Window, block: Window) -> bool:
     """Whether a part of a core touches neither a block nor a later one."""
     bottom = kept.row + kept.height
     return bottom <= block.row + block.height and (bottom <= block.row or kept.col + kept.width <= block.col)
@@ -126,7 +128,8 @@ def shares(
     carried: dict[Place, Window] = {}
     nbytes = 0
     for block in blocks:
-        for place in [place for place, kept in carried.items() if passed(kept, block)]:
+        past = [place for place, part in carried.items() if _passed(part, block)]
+        for place in past:
             nbytes -= 4 * depth * carried.pop(place).pixels
         rows, cols = starts(block)
         given = frozenset((row, col) for row, col in carried if row in rows and col in cols)
@@ -145,4 +148,4 @@ def shares(
             kept[place] = part
             nbytes += 4 * depth * part.pixels
         carried |= kept
-        yield Share(block, rows, cols, given, kept)
+        yield Share(block, rows, cols, given, kept, past)

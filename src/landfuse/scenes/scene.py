@@ -93,12 +93,10 @@ class Scene:
         cols = mirrored(np.arange(fine.col, fine.col + fine.width), self.grid.width * part.zoom)
         inside = Window(int(rows.min()), int(cols.min()), int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1)
         values = part.raster.read(inside)
-        for axis, index, held, wanted in (
-            (1, rows - inside.row, (inside.row, inside.height), (fine.row, fine.height)),
-            (2, cols - inside.col, (inside.col, inside.width), (fine.col, fine.width)),
-        ):
-            if held != wanted:
-                values = values.take(index, axis)
+        if (inside.row, inside.height) != (fine.row, fine.height):
+            values = values.take(rows - inside.row, axis=1)
+        if (inside.col, inside.width) != (fine.col, fine.width):
+            values = values.take(cols - inside.col, axis=2)
         return np.ascontiguousarray(values)
 
     @cached_property
