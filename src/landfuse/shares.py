@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.scenes.grid import Window
+from landfuse.scenes.grid import Window, any_within, summed_area
 
 CARRIED = 128 * 2**20
 """Bytes of logits that are kept for the blocks below; those for the block to the right are kept in any case."""
@@ -81,18 +81,13 @@ class Share:
             reach: what was read.
             core: side of a core, px.
         """
-        # A summed-area table tells for all cores at once whether they hold a needed pixel.
-        sums = np.zeros((reach.height + 1, reach.width + 1), dtype=np.int32)
-        np.cumsum(needed, axis=0, out=sums[1:, 1:])
-        np.cumsum(sums, axis=1, out=sums)
+        table = summed_area(needed)
         rows, cols = np.asarray(self.rows), np.asarray(self.cols)
 
         def holds(area: Window) -> NDArray[np.bool_]:
-            top, bottom = np.clip([rows, rows + core], area.row, area.row + area.height) - reach.row
-            left, right = np.clip([cols, cols + core], area.col, area.col + area.width) - reach.col
-            below, above = sums[bottom], sums[top]
-            found: NDArray[np.bool_] = below[:, right] - below[:, left] > above[:, right] - above[:, left]
-            return found
+            down = np.clip([rows, rows + core], area.row, area.row + area.height) - reach.row
+            across = np.clip([cols, cols + core], area.col, area.col + area.width) - reach.col
+            return any_within(table, down, across)
 
         needing = holds(self.window)
         if self.kept:

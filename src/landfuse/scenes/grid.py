@@ -172,6 +172,27 @@ def lattice(start: int, stop: int, size: int, core: int, stride: int) -> range:
     return range(first * stride, last * stride + 1, stride)
 
 
+def summed_area(mask: NDArray[np.bool_]) -> NDArray[np.integer]:
+    """The table of how many pixels above and to the left are true, (H + 1, W + 1), for `any_within`."""
+    table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int32 if mask.size < 2**31 else np.int64)
+    np.cumsum(mask, axis=0, out=table[1:, 1:])
+    np.cumsum(table, axis=1, out=table)
+    return table
+
+
+def any_within(table: NDArray[np.integer], rows: NDArray[np.integer], cols: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Which rectangles of a lattice hold a true pixel: (R, C).
+
+    Args:
+        table: of the mask, as `summed_area` gives it.
+        rows: (2, R), the first row of each and one past its last, within the mask.
+        cols: (2, C), likewise.
+    """
+    above, below = table[rows[0]], table[rows[1]]
+    found: NDArray[np.bool_] = below[:, cols[1]] - below[:, cols[0]] > above[:, cols[1]] - above[:, cols[0]]
+    return found
+
+
 def core_weights(core: int, kind: CoreWeights) -> NDArray[np.float32]:
     """What the pixels of a core weigh along one axis: (core,) float32, above 0; a pixel weighs row times column.
 

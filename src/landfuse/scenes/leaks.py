@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from landfuse.scenes.grid import lattice
+from landfuse.scenes.grid import any_within, lattice, summed_area
 from landfuse.scenes.split import TEST, TRAIN, VALIDATION, Roles
 
 
@@ -27,14 +27,11 @@ def leak_share(roles: Sequence[Roles], view: int, core: int = 1, stride: int | N
     leaking = total = 0
     for role in roles:
         height, width = role.shape
-        seen = np.zeros((height + 1, width + 1), dtype=np.int64)  # summed-area table of what was learnt from
-        np.cumsum(np.cumsum((role == TRAIN) | (role == VALIDATION), axis=0), axis=1, out=seen[1:, 1:])
         rows = np.array(lattice(0, height, height, core, stride))
         cols = np.array(lattice(0, width, width, core, stride))
-        top, bottom = (np.clip(rows - halo + offset, 0, height) for offset in (0, view))
-        left, right = (np.clip(cols - halo + offset, 0, width) for offset in (0, view))
-        held = seen[np.ix_(bottom, right)] - seen[np.ix_(top, right)]
-        leaky = held - seen[np.ix_(bottom, left)] + seen[np.ix_(top, left)] > 0
+        down = np.clip([rows - halo, rows - halo + view], 0, height)
+        across = np.clip([cols - halo, cols - halo + view], 0, width)
+        leaky = any_within(summed_area((role == TRAIN) | (role == VALIDATION)), down, across)
         # The cores of leaky windows, painted by their corners.
         painted = np.zeros((height + 1, width + 1), dtype=np.int64)
         row, col = rows[np.nonzero(leaky)[0]], cols[np.nonzero(leaky)[1]]
