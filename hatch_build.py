@@ -27,7 +27,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LOG = logging.getLogger("landfuse.build")
 
-NATIVE = Path("src") / "landfuse" / "layers" / "native"
+NATIVE = Path("src") / "landfuse" / "kernels" / "native"
 ZIG = "ziglang>=0.17,<0.18"  # 0.17 was tried; zig changes its command line between minor versions
 
 # No flag may allow the compiler to reorder sums or to ignore NaN (-ffast-math): the kernel relies on both.

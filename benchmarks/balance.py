@@ -32,15 +32,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from landfuse.denoising import Crops, Denoising, PretrainSettings, run_steps
-from landfuse.layers.balance import Probe, swap_scores
-from landfuse.layers.diffusion import add_noise, remove_noise
+from landfuse.diffusion.balance import Probe, swap_scores
+from landfuse.diffusion.crops import Crops
+from landfuse.diffusion.denoising import Denoising, PretrainSettings, run_steps
+from landfuse.diffusion.noise import add_noise, remove_noise
+from landfuse.diffusion.trained_denoiser import TrainedDenoiser, own_maps
 from landfuse.legend import UNLABELLED
-from landfuse.patchwork import Store
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import read_scene_file
-from landfuse.scenes.simulate import simulate
-from landfuse.trained_denoiser import TrainedDenoiser, own_maps
+from landfuse.simulate.scene import simulate
+from landfuse.views.store import Store
 
 TIMES = (50, 150, 300, 600)
 FEATURE_TIMES = (50, 150, 300)

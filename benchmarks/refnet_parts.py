@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from landfuse.classifier import load_bundle
+from landfuse.bundles.bundle_files import load_bundle
+from landfuse.figures.figures import class_image, map_figure, modality_image, save
 from landfuse.models.refnet import RefNet
-from landfuse.pictures import class_image, map_figure, modality_image, save
-from landfuse.scenes.grid import Window
+from landfuse.rasters.windows import Window
 from landfuse.scenes.scene_file import read_scene_file
 
 STRIDES = (32, 16, 8, 4, 2)  # as `RefNet.parts` gives them

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import landfuse as lf
-from landfuse.scenes.geotiff_writer import write_raster
-from landfuse.scenes.grid import Grid
-from landfuse.scenes.simulate import simulate
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.rasters.grid import Grid
+from landfuse.simulate.scene import simulate
 
 SCENE = """
 name: region

@@ -20,11 +20,11 @@ import shapely
 from numpy.typing import NDArray
 
 import landfuse as lf
-from landfuse.sampled_accuracy import evaluate_sample
-from landfuse.sampling import draw
-from landfuse.scenes.geotiff_writer import write_raster
-from landfuse.scenes.grid import Grid
-from landfuse.scenes.simulate import simulate
+from landfuse.accuracy.draw_sample import draw
+from landfuse.accuracy.from_sample import evaluate_sample
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.rasters.grid import Grid
+from landfuse.simulate.scene import simulate
 
 SCENE = """
 name: valley
@@ -84,7 +84,7 @@ def main(folder: Path, *, side: int = 192, points: int = 400, settings: tuple[st
 
     classifier = lf.train(folder / "recipe.yaml", *settings, f"run={folder / 'run'}", progress=False)
     scene = lf.open_scene(folder)
-    path = classifier.predict(scene, folder / "map.tif", confidence=True)
+    path = lf.predict(classifier, scene, folder / "map.tif", confidence=True)
     print(f"map: {path}")
 
     sample = draw(path, points, legend=classifier.legend)

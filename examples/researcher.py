@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import landfuse as lf
-from landfuse.compare import compare
-from landfuse.demo import write_demo_scene
+from landfuse.simulate.demo import write_demo_scene
+from landfuse.studies.compare import compare
 
 SPLITS = {
     "random": "split={kind: random, train: 0.1}",

@@ -19,8 +19,8 @@ from typer.testing import CliRunner, Result
 
 from landfuse import cli
 from landfuse.legend import UNLABELLED
-from landfuse.scenes.geotiff_writer import write_raster
-from landfuse.scenes.simulate import simulate_flat
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.simulate.scene import simulate_flat
 
 # Started in the background, the tests would ignore ctrl-C, and hand that down to the commands that they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -99,7 +99,7 @@ def invoke() -> Callable[..., Result]:
 @pytest.fixture(scope="module")
 def trained(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a small forest."""
-    from landfuse.train import train
+    from landfuse.training.train import train
 
     folder = tmp_path_factory.mktemp("trained")
     (folder / "forest.yaml").write_text(yaml.safe_dump({"scene": str(place / "scene.yaml"), "model": "forest"}))

@@ -17,16 +17,16 @@ import typer
 import yaml
 
 import landfuse as lf
-from landfuse.classifier import ModelSpec
+from landfuse.bundles.bundle import ModelSpec
 from landfuse.cli import app
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import Modality, cross_entropy
-from landfuse.recipe import Recipe
-from landfuse.scenes import split as splits
-from landfuse.scenes.geotiff_writer import write_raster
-from landfuse.scenes.grid import Grid
-from landfuse.scenes.scene_settings import ClassSettings, JoinSettings, LabelSettings, ModalitySettings, SceneSettings
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.rasters.grid import Grid
+from landfuse.scenes import splits
+from landfuse.scenes.scene_keys import ClassSettings, JoinSettings, LabelSettings, ModalitySettings, SceneSettings
 from landfuse.settings import parse
+from landfuse.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

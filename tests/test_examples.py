@@ -16,7 +16,7 @@ QUICK = ("training.accelerator=cpu", "training.precision=float32", "samples={bal
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of a small run's time goes into its pictures."""
-    monkeypatch.setattr(sys.modules["landfuse.train"], "save", lambda *_: None)
+    monkeypatch.setattr(sys.modules["landfuse.training.train"], "save", lambda *_: None)
 
 
 def load(name: str) -> ModuleType:

@@ -7,7 +7,7 @@ import pytest
 
 from landfuse.legend import default_colour, rgb
 from landfuse.palette import TOO_CLOSE, VISIONS, close_pairs, distances, lab, seen
-from landfuse.report.layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS
+from landfuse.reporting.layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS
 
 ORANGE, SKY, GREEN, BLUE = (230, 159, 0), (86, 180, 233), (0, 158, 115), (26, 91, 171)
 

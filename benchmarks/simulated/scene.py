@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from landfuse.scenes.data_folder import data_folder
-from landfuse.scenes.geotiff_writer import write_raster
-from landfuse.scenes.simulate import simulate
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.scenes.scene_keys import data_folder
+from landfuse.simulate.scene import simulate
 
 CODES = np.array([1, 2, 3, 3, 4, 4, 5, 6, *[0] * 248], np.uint8)  # of scene.yaml, by class of `simulate`; 0: none
 

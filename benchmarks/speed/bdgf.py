@@ -36,19 +36,21 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 
-from landfuse.classifier import Classifier, ModelSpec, note
-from landfuse.denoising import Crops, Denoising, PretrainSettings
-from landfuse.engine import Engine
-from landfuse.features import FeatureSettings, with_features
-from landfuse.layers.diffusion import add_noise
-from landfuse.layers.pixel_map import PixelMapSettings
+from landfuse.bundles.bundle import Bundle, ModelSpec, note
+from landfuse.diffusion.crops import Crops
+from landfuse.diffusion.denoising import Denoising, PretrainSettings
+from landfuse.diffusion.features import FeatureSettings, with_features
+from landfuse.diffusion.noise import add_noise
+from landfuse.diffusion.trained_denoiser import TrainedDenoiser, own_maps
+from landfuse.mapping.engine import Engine
 from landfuse.models.base import Modality
 from landfuse.models.bdgf import Bdgf
-from landfuse.patchwork import Store, fit_pixel_maps
-from landfuse.scenes.grid import Window
+from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
-from landfuse.scenes.simulate import simulate_flat
-from landfuse.trained_denoiser import TrainedDenoiser, own_maps
+from landfuse.simulate.scene import simulate_flat
+from landfuse.views.mapped_pixels import fit_pixel_maps
+from landfuse.views.pixel_map import PixelMapSettings
+from landfuse.views.store import Store
 
 BANDS = {"hsi": 30, "lidar": 2}
 CLASSES = 15
@@ -67,19 +69,19 @@ def prepared(options: argparse.Namespace, folder: str) -> tuple[Scene, Scene, Tr
     return scene, guided, denoiser, time.process_time() - start
 
 
-def classifier(scene: Scene, options: argparse.Namespace, core: int) -> Classifier:
+def classifier(scene: Scene, options: argparse.Namespace, core: int) -> Bundle:
     """The network over a scene's modalities."""
     everywhere = [np.ones((options.side, options.side), dtype=bool)]
     maps = fit_pixel_maps([scene], everywhere, {name: PixelMapSettings() for name in scene.modalities})
     notes = {name: note(scene, name) for name in maps}
     settings = {"width": options.width, "embedding": 2 * options.width, "heads": options.width // 16, "core": core}
-    return Classifier(ModelSpec("bdgf", settings), maps, notes, scene.legend).eval()
+    return Bundle(ModelSpec("bdgf", settings), maps, notes, scene.legend).eval()
 
 
 class Patches(Dataset[tuple[dict[str, Tensor], int]]):
     """The patches around every pixel of a window, one by one, out of padded arrays."""
 
-    def __init__(self, made: Classifier, scene: Scene, window: Window) -> None:
+    def __init__(self, made: Bundle, scene: Scene, window: Window) -> None:
         self.view, self.window = made.model.view, window
         padded = window.padded(self.view // 2)
         self.arrays: dict[str, NDArray[np.float32]] = {}
@@ -98,7 +100,7 @@ class Patches(Dataset[tuple[dict[str, Tensor], int]]):
 
 
 @torch.inference_mode()
-def by_loop(made: Classifier, scene: Scene, window: Window) -> NDArray[np.uint8]:
+def by_loop(made: Bundle, scene: Scene, window: Window) -> NDArray[np.uint8]:
     """The map of a window, pixel by pixel."""
     found = np.zeros(window.pixels, dtype=np.uint8)
     middle = made.model.core // 2
@@ -109,7 +111,7 @@ def by_loop(made: Classifier, scene: Scene, window: Window) -> NDArray[np.uint8]
 
 
 @torch.inference_mode()
-def by_patch(made: Classifier, scene: Scene, denoiser: TrainedDenoiser, window: Window) -> None:
+def by_patch(made: Bundle, scene: Scene, denoiser: TrainedDenoiser, window: Window) -> None:
     """Maps a window with features that are computed for each pixel anew."""
     view, half = made.model.view, CROP // 2
     share = denoiser.network.share

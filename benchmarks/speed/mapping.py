@@ -31,20 +31,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from landfuse.classifier import Classifier, ModelSpec, note
-from landfuse.cluster import cluster_runner
-from landfuse.engine import Engine
-from landfuse.layers.pixel_map import PixelMap
+from landfuse.bundles.bundle import Bundle, ModelSpec, note
 from landfuse.legend import LandClass, Legend
+from landfuse.mapping.cluster import cluster_runner
+from landfuse.mapping.engine import Engine
+from landfuse.mapping.predict import map_blocks, plan_map, predict
 from landfuse.models import MODELS
 from landfuse.models.base import FusionModel
-from landfuse.predict import map_blocks, plan_map, predict
-from landfuse.scenes.geotiff import GdalRaster
-from landfuse.scenes.geotiff_writer import GeotiffWriter
-from landfuse.scenes.grid import Window, blocks
+from landfuse.rasters.geotiff import GdalRaster
+from landfuse.rasters.geotiff_writer import GeotiffWriter
+from landfuse.rasters.windows import Window, blocks
 from landfuse.scenes.scene import Scene, SceneModality
-from landfuse.scenes.simulate import simulate_flat
 from landfuse.settings import Settings
+from landfuse.simulate.scene import simulate_flat
+from landfuse.views.pixel_map import PixelMap
 
 BANDS = {"s2": 12, "s1": 2}
 BASE = 2048
@@ -101,7 +101,7 @@ def mosaic(name: str, side: int, folder: Path) -> Path:
     return path
 
 
-def place(spec: ModelSpec, side: int, folder: Path) -> tuple[Classifier, Scene]:
+def place(spec: ModelSpec, side: int, folder: Path) -> tuple[Bundle, Scene]:
     rasters = {name: GdalRaster(str(mosaic(name, side, folder))) for name in BANDS}
     legend = Legend(tuple(LandClass(f"c{i}", i, "#112233") for i in range(6)))
     scene = Scene("flat", rasters["s2"].grid, {n: SceneModality(r) for n, r in rasters.items()}, legend)
@@ -109,7 +109,7 @@ def place(spec: ModelSpec, side: int, folder: Path) -> tuple[Classifier, Scene]:
     torch.manual_seed(0)
     stride = None if spec is PATCHES else STRIDE
     notes = {name: note(scene, name) for name in BANDS}
-    return Classifier(spec, maps, notes, legend, stride).eval(), scene
+    return Bundle(spec, maps, notes, legend, stride).eval(), scene
 
 
 def timed(work: Callable[[], object]) -> dict[str, float]:
@@ -119,7 +119,7 @@ def timed(work: Callable[[], object]) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def forward_alone(classifier: Classifier, scene: Scene, windows: int | None = None) -> None:
+def forward_alone(classifier: Bundle, scene: Scene, windows: int | None = None) -> None:
     """As many forward passes as mapping takes, on a batch of windows in memory."""
     engine = Engine(classifier, scene)
     view = classifier.model.view
@@ -148,14 +148,14 @@ class Patches(Dataset):
 
 
 @torch.inference_mode()
-def loader_loop(classifier: Classifier, scene: Scene) -> None:
+def loader_loop(classifier: Bundle, scene: Scene) -> None:
     image = torch.from_numpy(np.concatenate([scene.read(name, scene.grid.window) for name in BANDS]))
     patches = Patches(image, classifier.model.view, scene.grid.window.pixels)
     for batch in DataLoader(patches, batch_size=512):
         classifier.model(dict(zip(BANDS, batch.split(list(BANDS.values()), dim=1), strict=True))).argmax(dim=1)
 
 
-def classes_of(classifier: Classifier, scene: Scene, precision: str, path: Path) -> None:
+def classes_of(classifier: Bundle, scene: Scene, precision: str, path: Path) -> None:
     predict(classifier, scene, path, precision=precision, restart=True)  # type: ignore[arg-type]
 
 

@@ -6,7 +6,7 @@ Both share the same weights, and the encoder's maps are compared before anything
     python benchmarks/speed/mfnet.py --encoder base --repeats 5
     python benchmarks/speed/mfnet.py --encoder large --side 1024 --device cuda --batch 1
 
-Float32 products of frozen layers run by oneDNN where it is faster (`landfuse.layers.linear`); the plain formulation
+Float32 products of frozen layers run by oneDNN where it is faster (`landfuse.kernels.linear`); the plain formulation
 uses `torch.nn.functional.linear`. `--plain-products` gives both the same, so that the other gains can be told apart.
 
 Times are medians of alternating runs; memory is the peak above the model's own, of a process each on the CPU (resident
@@ -30,9 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import landfuse.layers.linear
+import landfuse.kernels.linear
+from landfuse.kernels.attention import RelativeAttention
 from landfuse.layers.adapters import AdaptedAttention, AdaptedMlp, Bottlenecks
-from landfuse.layers.relative_attention import RelativeAttention
 from landfuse.models.base import Modality
 from landfuse.models.mfnet import MFNet
 
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--peak", nargs=2, metavar=("KIND", "STEP"), help="print the peak memory of one kind, in MiB")
     options = parser.parse_args()
     if options.plain_products:
-        landfuse.layers.linear._by_convolution = lambda *_: False
+        landfuse.kernels.linear._by_convolution = lambda *_: False
     if options.peak:
         print(json.dumps(peak(options.peak[0], options, options.peak[1] == "step")))
         return

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as landfuse sets it where
 import torch
 from torch import Tensor
 
-from landfuse.layers import selective_scan
+from landfuse.kernels import scan
 from landfuse.models.base import Modality
 from landfuse.models.refnet import RefNet
 
@@ -40,7 +40,7 @@ def main() -> None:
     arguments.add_argument("--encoder", default="resnet50")
     arguments.add_argument("--side", type=int, default=256, help="px")
     arguments.add_argument("--batch", type=int, default=8)
-    arguments.add_argument("--paths", nargs="*", default=["plain", "torch", "native"], choices=selective_scan.PATHS)
+    arguments.add_argument("--paths", nargs="*", default=["plain", "torch", "native"], choices=scan.PATHS)
     arguments.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     arguments.add_argument("--repeats", type=int, default=3)
     arguments.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -80,7 +80,7 @@ def main() -> None:
             for path in chosen.paths:
                 if not number and path == "plain":
                     continue  # has nothing to warm up, and takes long
-                selective_scan.REQUESTED = path
+                scan.REQUESTED = path
                 model.eval()
                 first = timed(forward)
                 model.train()

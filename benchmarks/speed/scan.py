@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from landfuse.layers import scan_native
-from landfuse.layers.scan_image import project_and_scan
-from landfuse.layers.selective_scan import selective_scan
+from landfuse.kernels import scan_native
+from landfuse.kernels.scan import selective_scan
+from landfuse.kernels.scan_image import project_and_scan
 
 CHANNELS, BATCH = 256, 2  # of the images: REF-Net's width 128, expanded twice
 PATCHES = (49, 81, 121)  # pixels of 7x7, 9x9 and 11x11 patches

@@ -15,12 +15,13 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from landfuse.layers.pixel_map import PixelMapSettings
 from landfuse.models.base import Modality
 from landfuse.models.two_branch import TwoBranch
-from landfuse.patchwork import Store, fit_pixel_maps
-from landfuse.samples import Draws, Sample, Samples, SampleSettings, loader
-from landfuse.scenes.simulate import simulate
+from landfuse.simulate.scene import simulate
+from landfuse.training.samples import Draws, Sample, Samples, SampleSettings, loader
+from landfuse.views.mapped_pixels import fit_pixel_maps
+from landfuse.views.pixel_map import PixelMapSettings
+from landfuse.views.store import Store
 
 
 def steps(model: TwoBranch, optimizer: torch.optim.Optimizer, batches: Iterable[Sample]) -> float:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from landfuse.errors import ModelError
 from landfuse.layers.adapters import MECHANISMS, Adapter, Lora, Mechanism, fine_tune
-from landfuse.layers.exchange import Exchange, by_modality
-from landfuse.layers.lora import ExchangedLoraLinear, LoraLinear, PerModalityLinear, merge_lora
+from landfuse.layers.lora import Exchange, ExchangedLoraLinear, LoraLinear, PerModalityLinear, by_modality, merge_lora
 
 
 def gelu(x: float) -> float:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from landfuse.errors import ModelError
-from landfuse.layers import scan_native
-from landfuse.layers.scan_image import image_scan, image_scan_plain
+from landfuse.kernels import scan_native
+from landfuse.kernels.scan_image import image_scan, image_scan_plain
 from landfuse.layers.state_space import SS2D, VSSBlock, from_vmamba
 
 native = pytest.param(

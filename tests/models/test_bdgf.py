@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landfuse.ablation import read_ablation
 from landfuse.errors import ModelError, SettingsError
 from landfuse.layers import mutual
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import Modality
 from landfuse.models.bdgf import Bdgf
 from landfuse.models.bdgf_branches import Branch
-from landfuse.recipe import read_recipe
 from landfuse.settings import parse
+from landfuse.studies.ablation import read_ablation
+from landfuse.training.recipe import read_recipe
 
 TWO = {"hsi": Modality(12), "chm": Modality(1)}
 FEATURES = {f"diffusion_{i}": Modality(channels) for i, channels in enumerate((24, 48, 48), start=1)}

@@ -10,16 +10,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from landfuse.classifier import Classifier, ModelSpec, note
-from landfuse.engine import Engine
-from landfuse.layers.pixel_map import PixelMapSettings
+from landfuse.bundles.bundle import Bundle, ModelSpec, note
 from landfuse.legend import UNLABELLED
-from landfuse.patchwork import fit_pixel_maps
-from landfuse.predict import predict
-from landfuse.scenes.geotiff import GdalRaster
-from landfuse.scenes.grid import Window
+from landfuse.mapping.engine import Engine
+from landfuse.mapping.predict import predict
+from landfuse.rasters.geotiff import GdalRaster
+from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import read_scene_file
+from landfuse.views.mapped_pixels import fit_pixel_maps
+from landfuse.views.pixel_map import PixelMapSettings
 
 SETTINGS = {"view": 7, "core": 3, "width": 16, "embedding": 8, "states": 2}
 
@@ -31,16 +31,16 @@ def scene(place: Path) -> Scene:
     return dataclasses.replace(whole, grid=whole.grid.part(Window(0, 0, 40, 46)))
 
 
-def classifier(scene: Scene, stride: int) -> Classifier:
+def classifier(scene: Scene, stride: int) -> Bundle:
     torch.manual_seed(0)
     everywhere = [np.ones((scene.grid.height, scene.grid.width), dtype=bool)]
     maps = fit_pixel_maps([scene], everywhere, {name: PixelMapSettings() for name in scene.modalities})
     notes = {name: note(scene, name) for name in maps}
-    return Classifier(ModelSpec("bdgf", SETTINGS), maps, notes, scene.legend, stride).eval()
+    return Bundle(ModelSpec("bdgf", SETTINGS), maps, notes, scene.legend, stride).eval()
 
 
 @torch.no_grad()
-def by_loop(made: Classifier, scene: Scene, window: Window) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def by_loop(made: Bundle, scene: Scene, window: Window) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Logits and disagreement of a window from every window of the scene's lattice, one after another."""
     height, width, core, halo = scene.grid.height, scene.grid.width, made.model.core, made.model.halo
     summed = np.zeros((made.model.classes + 1, height + core, width + core))

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from landfuse.classifier import Classifier, ModalityNote, ModelSpec, load_bundle
+from landfuse.bundles.bundle import Bundle, ModalityNote, ModelSpec
+from landfuse.bundles.bundle_files import load_bundle
 from landfuse.errors import ModelError
-from landfuse.layers.pixel_map import PixelMap
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.models import MODELS
 from landfuse.models.base import DirectFit, FusionModel, Modality
+from landfuse.views.pixel_map import PixelMap
 
 SMALL: dict[str, dict[str, Any]] = {
     "bdgf": {"view": 5, "width": 32, "embedding": 32, "states": 4},
@@ -169,7 +170,7 @@ def test_saved_and_loaded_gives_the_same_logits(name: str, tmp_path: Path) -> No
         optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
         model.train().loss(images(model, 4), target(model, 4))["loss"].backward()
         optimiser.step()
-    classifier = Classifier(ModelSpec(name, SMALL.get(name, {})), maps, notes, legend, None, model).eval()
+    classifier = Bundle(ModelSpec(name, SMALL.get(name, {})), maps, notes, legend, None, model).eval()
     raw = images(model, 3, seed=9)
     raw["b"][1, :, :2] = float("nan")
     with torch.no_grad():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.errors import MissingFileError, ModelError, SettingsError
-from landfuse.layers.relative_attention import Padding, relative_attention
+from landfuse.kernels.attention import Padding, relative_attention
 from landfuse.layers.unetformer import GlobalLocalAttention, mirrored
 from landfuse.layers.vit_encoder import StackedEncoder
 from landfuse.models.base import Modality

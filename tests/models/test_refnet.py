@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from landfuse.errors import MissingFileError, ModelError, SettingsError
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import Modality
-from landfuse.models.refnet import Decoder, RefNet, from_authors
-from landfuse.models.refnet_authors import rename_authors
+from landfuse.models.refnet import Decoder, RefNet, from_authors, rename_authors
 from landfuse.settings import parse
 
 TWO = {"optical": Modality(4), "sar": Modality(2)}

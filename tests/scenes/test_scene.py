@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from landfuse.errors import SceneError
 from landfuse.legend import LandClass, Legend
-from landfuse.scenes.geotiff import GdalRaster
-from landfuse.scenes.geotiff_writer import write_raster
-from landfuse.scenes.grid import Grid, Window
+from landfuse.rasters.geotiff import GdalRaster
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.rasters.grid import Grid
+from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene, SceneModality, validity
 
 LEGEND = Legend((LandClass("a", 1, "#000000"),))

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from landfuse.errors import FaultsError, LandfuseError, MissingFileError, SceneError, SettingsError, SplitError
 from landfuse.legend import UNLABELLED
-from landfuse.scenes.geotiff import GdalRaster
-from landfuse.scenes.geotiff_writer import write_raster
-from landfuse.scenes.grid import Grid, Window
+from landfuse.rasters.geotiff import GdalRaster
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.rasters.grid import Grid
+from landfuse.rasters.windows import Window
 from landfuse.scenes.scene_file import open_scene, open_scenes, read_scene_file
 
 UTM = "EPSG:32632"

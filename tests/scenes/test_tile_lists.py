@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from landfuse.errors import SplitError
-from landfuse.scenes.split import TilesSplit
-from landfuse.scenes.tile_lists import named_tiles
+from landfuse.scenes.split_rules import TilesSplit
+from landfuse.scenes.splits import named_tiles
 
 TILES = ["a_1", "a_1_2", "a_12", "b.1", "c"]
 

@@ -14,20 +14,14 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from landfuse.cli.ablation import ablation
-from landfuse.cli.check import check
-from landfuse.cli.compare import compare
 from landfuse.cli.console import err, out
+from landfuse.cli.data import check, fetch
 from landfuse.cli.demo import demo
-from landfuse.cli.evaluate import evaluate
-from landfuse.cli.export import export
-from landfuse.cli.fetch import fetch
-from landfuse.cli.modalities import modalities
+from landfuse.cli.evaluate import evaluate, sample
 from landfuse.cli.predict import predict
 from landfuse.cli.report import report
-from landfuse.cli.reproduce import reproduce
-from landfuse.cli.sample import sample
-from landfuse.cli.train import train
+from landfuse.cli.studies import ablation, compare, modalities, reproduce
+from landfuse.cli.train import export, train
 from landfuse.errors import LandfuseError
 
 

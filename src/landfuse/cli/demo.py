@@ -17,7 +17,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Simulate a scene of three sensors, train, map and score it: all of landfuse in two minutes."""
-    from landfuse.demo import run_demo
+    from landfuse.simulate.demo import run_demo
 
     result = run_demo(folder, seed=seed, progress=not quiet and err.is_terminal, say=say)
     table = Table(title="what each modality gives (test split)")

@@ -10,12 +10,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from landfuse.cli.console import out, print_scores, say
+from landfuse.cli.console import Quiet, bar, out, print_scores, say
 from landfuse.errors import SettingsError
 
 if TYPE_CHECKING:
-    from landfuse.accuracy import Estimate
-    from landfuse.intervals import BlockIntervals, Interval
+    from landfuse.accuracy.bootstrap import BlockIntervals, Interval
+    from landfuse.accuracy.estimate import Estimate
 
 
 def evaluate(
@@ -35,7 +35,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a map against labels, or estimate its accuracy and the areas of its classes from a reference sample."""
-    from landfuse.evaluate import evaluate as score
+    from landfuse.accuracy.evaluate import evaluate as score
 
     if _is_sample(scene):
         wrong = {"--role": role, "--split": split, "--intervals": intervals, "--against": against}
@@ -70,9 +70,9 @@ def _is_sample(path: Path) -> bool:
 
 def _tell_estimate(maps: Path, sample: Path, design: str | None, output: Path | None) -> None:
     """Estimates accuracy and areas from a sample, prints them, and writes them into a folder."""
+    from landfuse.accuracy.from_sample import evaluate_sample
+    from landfuse.accuracy.reference_sample import Design
     from landfuse.files import write_text
-    from landfuse.reference_sample import Design
-    from landfuse.sampled_accuracy import evaluate_sample
 
     known: tuple[str, ...] = Design.__args__  # type: ignore[attr-defined]
     if design is not None and design not in known:
@@ -101,7 +101,7 @@ def _tell_intervals(
     maps: Path, scene: Path, role: str | None, split: Path | None, block: int, output: Path | None
 ) -> None:
     """Prints the scores of a map with intervals, and writes them into a folder."""
-    from landfuse.map_intervals import save, score_intervals
+    from landfuse.accuracy.map_intervals import save, score_intervals
 
     result = score_intervals(maps, scene, role=role, split=split, block=block)
     title = f"95% intervals: {result.intervals.blocks} blocks of {block} px, {result.role} pixels"
@@ -122,7 +122,7 @@ def _tell_difference(
     output: Path | None,
 ) -> None:
     """Prints whether two maps differ beyond chance, and writes it into a folder."""
-    from landfuse.map_intervals import compare_maps, save
+    from landfuse.accuracy.map_intervals import compare_maps, save
 
     result = compare_maps(maps, against, scene, role=role, split=split, block=block)
     test = result.test
@@ -171,3 +171,55 @@ def _figure(one: Estimate, form: str = ".4f") -> str:
 
 def _number(value: float, form: str) -> str:
     return "–" if math.isnan(value) else format(value, form)
+
+
+def sample(
+    map_path: Annotated[Path, typer.Argument(metavar="MAP", help="The map (.tif) to be judged.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The sample: .gpkg (and a .csv beside it), or .csv.")],
+    n: Annotated[int, typer.Option("-n", "--points", min=2, help="Points to look at.")] = 500,
+    design: Annotated[
+        str, typer.Option(help="stratified (by the map's classes), simple, or cluster (squares of pixels).")
+    ] = "stratified",
+    allocation: Annotated[
+        str, typer.Option(help="proportional (to area, at least --minimum per class), equal, or neyman.")
+    ] = "proportional",
+    minimum: Annotated[int, typer.Option(min=2, help="Points of a class at least.")] = 50,
+    expected: Annotated[
+        list[str] | None, typer.Option(help="CODE=ACCURACY expected, for neyman; once per class.")
+    ] = None,
+    side: Annotated[int, typer.Option(min=1, help="Side of a cluster, px.")] = 3,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same points.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a reference sample of a map by chance; fill in its column `reference`, then evaluate the map by it."""
+    from landfuse.accuracy.draw_sample import draw
+    from landfuse.errors import OutputError
+
+    if output.suffix.lower() not in (".gpkg", ".csv"):
+        raise OutputError(f"a sample cannot be written as {output.name}", "a name ending in .gpkg or .csv", "")
+    with bar("drawing, blocks", quiet) as tell:
+        drawn = draw(
+            map_path, n, design=design, allocation=allocation, minimum=minimum, expected=_expected(expected or []),  # type: ignore[arg-type]
+            side=side, seed=seed, progress=tell,
+        )  # fmt: skip
+    drawn.save(output)
+    if output.suffix.lower() == ".gpkg":
+        drawn.save(output.with_suffix(".csv"))
+    table = Table(title=escape(f"{output}: {len(drawn)} points, {design}, seed {seed}"))
+    for title in ("stratum", "units in the map", "drawn", "chance"):
+        table.add_column(title, justify="left" if title == "stratum" else "right")
+    for code, size in drawn.sizes.items():
+        name = f"{code} {drawn.names.get(code, '')}" if design == "stratified" else "all"
+        table.add_row(escape(name), f"{size:,}", f"{drawn.drawn[code]:,}", f"{drawn.drawn[code] / size:.3g}")
+    out.print(table)
+    told = f"fill in `reference`, then: landfuse evaluate {map_path} {output}"
+    out.print(told, markup=False, soft_wrap=True)
+
+
+def _expected(texts: list[str]) -> dict[int, float]:
+    try:
+        return {int(code): float(value) for code, value in (text.split("=") for text in texts)}
+    except ValueError:
+        raise SettingsError(
+            f"--expected {' '.join(texts)}", "a code and an accuracy from 0 to 1, like 3=0.8", "mend it"
+        ) from None

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landfuse.cli.beside_maps import BesideMaps
-from landfuse.cli.console import Quiet, ScenePath, say
-from landfuse.cli.mapping_progress import mapping_progress, tell_json
+from landfuse.cli.console import Quiet, ScenePath, mapping_progress, say, tell_json
+from landfuse.cli.map_extras import BesideMaps
 
 if TYPE_CHECKING:
-    from landfuse.classifier import Classifier
+    from landfuse.bundles.bundle import Bundle
     from landfuse.errors import IncompleteError
     from landfuse.legend import Legend
-    from landfuse.predict import Runner
+    from landfuse.mapping.predict import Runner
     from landfuse.scenes.scene import Scene
 
 
@@ -106,11 +105,11 @@ def predict(
     Interrupted in whatever way, the same command goes on where it stopped. Exit code 3: some blocks cannot be read, and
     the map lacks them.
     """
-    from landfuse.classifier import bundle_folder, load_bundle
-    from landfuse.destination import Destination
+    from landfuse.bundles.bundle_files import bundle_folder, load_bundle
     from landfuse.errors import OutputError, SceneError, SettingsError, several
-    from landfuse.parts import PartFolder
-    from landfuse.products import Wanted
+    from landfuse.mapping.destination import Destination
+    from landfuse.mapping.map_layers import Wanted
+    from landfuse.mapping.part_folder import PartFolder
     from landfuse.scenes.scene_file import read_scene_file
     from landfuse.settings import byte_count
 
@@ -201,7 +200,7 @@ def predict(
 
 
 def _map_tiles(
-    classifier: Classifier,
+    classifier: Bundle,
     tiles: Sequence[Scene],
     paths: Mapping[str, Path],
     options: Mapping[str, Any],
@@ -212,7 +211,7 @@ def _map_tiles(
 ) -> dict[str, IncompleteError]:
     """Maps tiles, several at once where a cluster does the work; gives those whose maps lack blocks."""
     from landfuse.errors import IncompleteError
-    from landfuse.predict import predict as run_mapping
+    from landfuse.mapping.predict import predict as run_mapping
 
     incomplete: dict[str, IncompleteError] = {}
     stop = threading.Event()
@@ -256,21 +255,21 @@ def _runner(
 ) -> Iterator[tuple[Runner, int]]:
     """Who maps blocks, and how many tiles they map at once."""
     if workers is None and scheduler is None and scheduler_file is None:
-        from landfuse.predict import map_parts
+        from landfuse.mapping.predict import map_parts
 
         yield map_parts, 1
         return
-    from landfuse.cluster import cluster_runner
+    from landfuse.mapping.cluster import cluster_runner
 
     with cluster_runner(scheduler, scheduler_file=scheduler_file, workers=workers, bundle=bundle) as run:
         yield run, 8
 
 
 def _tell_plan(
-    classifier: Classifier, scene: Scene, path: Path, options: Mapping[str, Any], workers: int, as_json: bool
+    classifier: Bundle, scene: Scene, path: Path, options: Mapping[str, Any], workers: int, as_json: bool
 ) -> None:
-    from landfuse.plan import in_bytes
-    from landfuse.predict import plan_map
+    from landfuse.mapping.memory import in_bytes
+    from landfuse.mapping.predict import plan_map
 
     plan = plan_map(classifier, scene, path, **options)
     if as_json:
@@ -298,8 +297,8 @@ def _tell_plan(
 
 
 def _picture(path: Path, scene: Scene, legend: Legend) -> Path:
-    from landfuse.evaluate import read_map
-    from landfuse.pictures import class_image, map_figure, modality_image, save
+    from landfuse.accuracy.evaluate import read_map
+    from landfuse.figures.figures import class_image, map_figure, modality_image, save
 
     classes = read_map(path, replace(scene, legend=legend))  # a scene that is only mapped may have no legend
     images = {name: modality_image(scene, name) for name in scene.modalities}

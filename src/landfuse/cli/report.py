@@ -34,7 +34,7 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write a page that shows a run's map, how good it is, and where it came from: one file, without any network."""
-    from landfuse.report import report as write
+    from landfuse.reporting import report as write
 
     with ExitStack() as shown:
         telling: tuple[str, Callable[[int, int], None]] | None = None

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.compare import print_comparison
 from landfuse.cli.console import Quiet, err, out, print_scores, say
+from landfuse.cli.studies import print_comparison
 
 
 def train(
@@ -33,8 +33,8 @@ def train(
     if seeds is not None or folds is not None:
         _train_series(recipe, assignments or [], seeds, folds, quiet)
         return
-    from landfuse.recipe import read_recipe
-    from landfuse.train import train as run_training
+    from landfuse.training.recipe import read_recipe
+    from landfuse.training.train import train as run_training
 
     read = read_recipe(recipe, assignments or ())
     run = Path(read.run or "")
@@ -50,8 +50,8 @@ def train(
 
 def _train_series(recipe: Path, assignments: list[str], seeds: str | None, folds: str | None, quiet: bool) -> None:
     """Trains a run per seed and fold, and prints their table."""
-    from landfuse.compare import compare
-    from landfuse.series import members, numbers, train_series
+    from landfuse.studies.compare import compare
+    from landfuse.studies.series import members, numbers, train_series
 
     runs = members(
         recipe,
@@ -61,3 +61,32 @@ def _train_series(recipe: Path, assignments: list[str], seeds: str | None, folds
     )
     train_series(recipe, runs, quiet=quiet, tell=say)
     print_comparison(compare([one.run for one in runs]), classes=True)
+
+
+def export(
+    bundle: Annotated[Path, typer.Argument(help="The bundle, or the run folder that holds it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the new bundle.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Fold LoRA into the weights, where the scores stay the same.")
+    ] = False,
+) -> None:
+    """Write a bundle that opens anywhere: with its frozen encoder, which a run's own bundle only refers to."""
+    from landfuse.interop.export import export as write
+
+    done = write(bundle, output, merge=merge)
+    if merge:
+        say(f"folded into its weights: {len(done.folded)} layers ({_kinds(done.folded)})")
+    if done.kept:
+        say(
+            f"not folded: {len(done.kept)} layers ({_kinds(done.kept)}); there a modality takes a share of what the "
+            "others' updates make of their own pixels, which no weight on its own pixels can give"
+        )
+    if done.whole and not merge:
+        say("the bundle held all its weights before; this is a copy")
+    size = sum(path.stat().st_size for path in done.folder.glob("model.*"))
+    say(f"bundle: {done.folder} ({size / 1e6:.1f} MB)")
+
+
+def _kinds(layers: list[str]) -> str:
+    """The last parts of the layers' names, each once."""
+    return ", ".join(sorted({name.rpartition(".")[2] for name in layers}))

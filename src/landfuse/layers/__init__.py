@@ -1,1 +1,1 @@
-"""WING 2: arithmetic on tensors; torch, never files."""
+"""Parts of networks: adapters, LoRA, fusion, state-space blocks, guidance, decoders; tensors, never files."""

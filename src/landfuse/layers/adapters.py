@@ -48,9 +48,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from landfuse.errors import ModelError
-from landfuse.layers.exchange import Exchange, by_modality
-from landfuse.layers.linear import linear_each
-from landfuse.layers.lora import ExchangedLoraLinear, LoraLinear
+from landfuse.kernels.linear import linear_each
+from landfuse.layers.lora import Exchange, ExchangedLoraLinear, LoraLinear, by_modality
 
 
 class Bottlenecks(nn.Module):

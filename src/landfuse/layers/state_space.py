@@ -13,8 +13,8 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from landfuse.layers.linear import Linear
-from landfuse.layers.scan_image import DIRECTIONS, project_and_scan
+from landfuse.kernels.linear import Linear
+from landfuse.kernels.scan_image import DIRECTIONS, project_and_scan
 
 
 class SS2D(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landfuse.layers.selective_scan import selective_scan
+from landfuse.kernels.scan import selective_scan
 
 
 def spiral(side: int) -> Tensor:

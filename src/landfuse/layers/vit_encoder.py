@@ -16,8 +16,8 @@ from timm.models.vision_transformer_sam import Attention as SamAttention
 from torch import Tensor, nn
 
 from landfuse.errors import ModelError
-from landfuse.layers.linear import quicken
-from landfuse.layers.relative_attention import RelativeAttention
+from landfuse.kernels.attention import RelativeAttention
+from landfuse.kernels.linear import quicken
 
 
 class StackedEncoder(nn.Module):

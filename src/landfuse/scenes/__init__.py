@@ -1,1 +1,1 @@
-"""WING 1: what is on disk; numpy, never torch."""
+"""What belongs together: a scene with its modalities, labels and split; scene files, checks, benchmarks, maps."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from landfuse.scenes.grid import any_within, lattice, summed_area
-from landfuse.scenes.split import TEST, TRAIN, VALIDATION, Roles
+from landfuse.rasters.windows import any_within, lattice, summed_area
+from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION, Roles
 
 
 def leak_share(roles: Sequence[Roles], view: int, core: int = 1, stride: int | None = None) -> float:

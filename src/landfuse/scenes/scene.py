@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.errors import SceneError
 from landfuse.legend import Legend
-from landfuse.scenes.grid import Grid, Window, mirrored
-
-if TYPE_CHECKING:
-    from landfuse.pictures import Picture
-
-
-class Raster(Protocol):
-    """Bands on a grid, wherever they come from. Cheap to make, safe to read from several threads, picklable."""
-
-    @property
-    def grid(self) -> Grid:
-        """Its own grid, `zoom` times finer than the scene's."""
-
-    @property
-    def bands(self) -> int:
-        """Number of bands."""
-
-    @property
-    def dtype(self) -> str:
-        """The data type in the file, e.g. `int16`."""
-
-    @property
-    def path(self) -> str:
-        """Where it is, for messages."""
-
-    def read(self, window: Window) -> NDArray[np.float32]:
-        """Reads a window inside the grid: (C, height, width), scaled to its units, NaN where there is no data."""
-
-    def undeclared_nan(self, window: Window) -> int:
-        """How many pixels of a window hold a NaN or infinity though the raster declares no such nodata value."""
+from landfuse.rasters.grid import Grid
+from landfuse.rasters.raster import AbsentRaster, Raster
+from landfuse.rasters.windows import Window, mirrored
 
 
 @dataclass(frozen=True)
@@ -112,19 +84,6 @@ class Scene:
             )
         return self.read_labels()
 
-    def plot(
-        self, modalities: Sequence[str] | None = None, bands: Mapping[str, Sequence[int]] | None = None
-    ) -> Picture:
-        """The modalities as people know them and the labels, side by side, as a figure of matplotlib.
-
-        Args:
-            modalities: which; all by default.
-            bands: modality -> the bands to show, from 1: three for red, green and blue, or one for grey.
-        """
-        from landfuse.pictures import scene_figure
-
-        return scene_figure(self, modalities, bands)
-
     def __getstate__(self) -> dict[str, object]:
         state = dict(self.__dict__)
         state.pop("labels", None)  # held once, read again elsewhere
@@ -143,3 +102,9 @@ def validity(values: NDArray[np.float32], zoom: int) -> NDArray[np.bool_]:
         return valid
     height, width = valid.shape[0] // zoom, valid.shape[1] // zoom
     return np.asarray(valid.reshape(height, zoom, width, zoom).all(axis=(1, 3)))
+
+
+def without_data(scene: Scene, modality: str, *, bands: int, dtype: str, zoom: int, units: str) -> Scene:
+    """The scene with a modality that has no data anywhere, instead of its own or beside what it has."""
+    part = SceneModality(AbsentRaster(scene.grid.zoomed(zoom), bands, dtype), zoom, units)
+    return replace(scene, modalities={**scene.modalities, modality: part})

@@ -23,17 +23,17 @@ from landfuse.errors import (
     SplitError,
 )
 from landfuse.legend import UNLABELLED, LandClass, Legend, default_colour
-from landfuse.scenes.colour_labels import read_colours
-from landfuse.scenes.data_folder import in_data_folder
-from landfuse.scenes.geotiff import GdalRaster, ResamplingName, crs_name
-from landfuse.scenes.grid import Grid
-from landfuse.scenes.matfile import MatRaster, open_mat, read_variable
-from landfuse.scenes.polygons import Join, read_polygons
-from landfuse.scenes.scene import Raster, Scene, SceneModality
-from landfuse.scenes.scene_settings import ClassSettings, LabelSettings, ModalitySettings, SceneSettings
-from landfuse.scenes.split import Roles, SplitSettings, TilesSplit, assign
-from landfuse.scenes.tile_lists import named_tiles
-from landfuse.scenes.values import Decoding
+from landfuse.rasters.decoding import Decoding
+from landfuse.rasters.geotiff import GdalRaster, ResamplingName, crs_name
+from landfuse.rasters.grid import Grid
+from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
+from landfuse.rasters.polygons import Join, read_polygons
+from landfuse.rasters.raster import Raster
+from landfuse.scenes.labels import read_colours
+from landfuse.scenes.scene import Scene, SceneModality
+from landfuse.scenes.scene_keys import ClassSettings, LabelSettings, ModalitySettings, SceneSettings, in_data_folder
+from landfuse.scenes.split_rules import Roles, SplitSettings, TilesSplit
+from landfuse.scenes.splits import assign, named_tiles
 from landfuse.settings import expand, parse, read_kind
 
 

@@ -1,0 +1,5 @@
+"""`python -m landfuse`."""
+
+from landfuse.cli import main
+
+main()

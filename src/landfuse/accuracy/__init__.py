@@ -1,0 +1,1 @@
+"""Maps against truth: confusion and scores, intervals, sampling designs and estimates."""

@@ -1,0 +1,150 @@
+"""Judging a map by a reference sample: accuracy and areas with their errors, whatever the sample was drawn from."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landfuse.accuracy.estimate import AccuracyEstimate, estimate
+from landfuse.accuracy.reference_sample import Design, ReferenceSample, read_sample
+from landfuse.errors import GridError, SceneError, SettingsError
+from landfuse.legend import UNLABELLED
+from landfuse.rasters.geotiff_writer import TILE
+from landfuse.rasters.grid import Grid
+from landfuse.rasters.windows import Window
+from landfuse.scenes.land_cover_map import class_names, read_map_codes
+from landfuse.scenes.land_cover_map import open_class_raster as open_map
+
+
+def evaluate_sample(
+    map_path: str | Path, sample: ReferenceSample | str | Path, design: Design | None = None, finite: bool = True
+) -> AccuracyEstimate:
+    """Estimates the accuracy of a map, and the areas of its classes, from a sample whose reference is filled in.
+
+    The map need not be the one that the sample was drawn from: strata that are another map's classes are dealt with
+    after Stehman 2014. It has to have a class at every sampled place.
+
+    Args:
+        map_path: the map.
+        sample: as `draw` made it, or its file.
+        design: what the sample is meant to be; refused if it is another.
+        finite: see `landfuse.accuracy.estimate`.
+
+    Raises:
+        SceneError: if the sample is none, or its reference is not filled in.
+        SettingsError: if it was drawn by another design.
+        GridError: if the map has another CRS, or no class at a sampled place.
+    """
+    where = str(sample) if isinstance(sample, str | Path) else "the sample"
+    if not isinstance(sample, ReferenceSample):
+        sample = read_sample(sample)
+    if design is not None and design != sample.design:
+        raise SettingsError(
+            f"{where} was drawn by a {sample.design} design, not {design}",
+            "the design that it was drawn by: another one gives wrong errors, and mostly wrong figures",
+            f"say --design {sample.design}, or leave it out",
+        )
+    empty = [place for place, text in enumerate(sample.reference) if text is None]
+    if empty or not sample.reference:
+        raise SceneError(
+            f"{where} has no reference for {len(empty) or len(sample)} of {len(sample)} points",
+            "a code or the name of a class in `reference`, in every row",
+            f"fill them in; write {UNLABELLED} where the truth cannot be told",
+        )
+    mapped = _map_at(map_path, sample, where)
+    names = {**sample.names, **class_names(map_path)}
+    truth = _references(sample.reference, names, where)
+    known = truth != UNLABELLED
+    codes = sorted({*names, *mapped.tolist(), *truth[known].tolist()})
+    place = {code: index for index, code in enumerate(codes)}
+    result = estimate(
+        np.array([place[code] for code in truth[known].tolist()], np.int64),
+        np.array([place[code] for code in mapped[known].tolist()], np.int64),
+        [names.get(code, f"class {code}") for code in codes],
+        strata=sample.stratum[known],
+        sizes=sample.sizes,
+        clusters=sample.cluster[known] if sample.design == "cluster" else None,
+        finite=finite,
+        hectares=None if sample.pixel_area is None else sample.pixels * sample.pixel_area / 10_000,
+    )
+    notes = list(result.notes)
+    if not known.all():
+        notes.append(
+            f"the truth of {int((~known).sum())} of {len(sample)} points cannot be told; the estimate takes them to be "
+            "like the others of their stratum"
+        )
+    if sample.pixel_area is None:
+        notes.append(
+            "no hectares: the map's CRS has no pixels of one size; shares are of pixels. Warp the map to an equal-area "
+            "CRS before drawing"
+        )
+    moved = " (strata are the classes of another map: Stehman 2014)" if (mapped != sample.code).any() else ""
+    return replace(result, design=_words(sample) + moved, notes=tuple(notes))
+
+
+def _words(sample: ReferenceSample) -> str:
+    units = sum(sample.drawn.values())
+    if sample.design == "cluster":
+        return f"cluster sampling, one stage: {units} of {sum(sample.sizes.values()):,} clusters, ratio-to-size"
+    kind = "simple random sampling" if sample.design == "simple" else "random sampling stratified by the map's classes"
+    return f"{kind}: {units} of {sample.pixels:,} pixels"
+
+
+def _references(texts: Sequence[str | None], names: Mapping[int, str], where: str) -> NDArray[np.int64]:
+    """References as codes: (n,); any code is taken where the classes have no names."""
+    of_name = {name.casefold(): code for code, name in names.items()}
+    codes = []
+    for text in texts:
+        known = of_name.get(str(text).casefold())
+        if known is None and str(text).isdecimal() and int(str(text)) <= UNLABELLED:
+            number = int(str(text))
+            known = number if number in names or number == UNLABELLED or not names else None
+        if known is None:
+            near = difflib.get_close_matches(str(text).casefold(), of_name, n=1)
+            listed = ", ".join(f"{code} {name}" for code, name in sorted(names.items())) or "codes from 0 to 254"
+            raise SceneError(
+                f"{where} has the reference {text!r}, which is no class",
+                f"a code or a name: {listed}; {UNLABELLED} where the truth cannot be told",
+                f"did you mean {names[of_name[near[0]]]}?" if near else "mend it",
+            )
+        codes.append(known)
+    return np.array(codes, np.int64)
+
+
+def _map_at(map_path: str | Path, sample: ReferenceSample, where: str) -> NDArray[np.int64]:
+    """What a map says at the sampled places: (n,) codes, read block by block."""
+    raster = open_map(map_path)
+    grid = raster.own_grid
+    if Grid(1, 1, crs=grid.crs) != Grid(1, 1, crs=sample.crs):
+        raise GridError(
+            f"the map {map_path} has another CRS than {where}", f"{(sample.crs or 'none')[:60]}", "warp the map to it"
+        )
+    a, b, c, d, e, f = grid.transform
+    col, row = np.linalg.solve(np.array([[a, b], [d, e]]), np.stack([sample.x - c, sample.y - f]))
+    codes = np.full(len(sample), UNLABELLED, np.int64)
+    for window, mine in _by_block(np.floor(row).astype(np.int64), np.floor(col).astype(np.int64), grid):
+        block = read_map_codes(raster, window)
+        codes[mine] = block[np.floor(row[mine]).astype(int) - window.row, np.floor(col[mine]).astype(int) - window.col]
+    none = int((codes == UNLABELLED).sum())
+    if none:
+        raise GridError(
+            f"the map {map_path} has no class at {none} of {len(sample)} sampled places",
+            f"a class wherever the map that the sample was drawn from ({sample.source}) has one",
+            "name that map, or draw a sample of this one",
+        )
+    return codes
+
+
+def _by_block(row: NDArray[np.int64], col: NDArray[np.int64], grid: Grid) -> Iterator[tuple[Window, NDArray[np.intp]]]:
+    """The blocks of a grid that hold places, and which places those are; places off the grid are passed over."""
+    inside = (row >= 0) & (row < grid.height) & (col >= 0) & (col < grid.width)
+    of_block = (row // TILE) * (-(-grid.width // TILE)) + col // TILE
+    for block in np.unique(of_block[inside]).tolist():
+        top, left = (side * TILE for side in divmod(block, -(-grid.width // TILE)))
+        window = Window(top, left, TILE, TILE).intersection(grid.window)
+        yield window, np.flatnonzero(inside & (of_block == block))

@@ -1,0 +1,200 @@
+"""The reference sample of a map: the pixels that were drawn, how they were drawn, and what is there in truth.
+
+A sample speaks for the whole map only if every pixel had a known chance to be in it. So the file of a sample carries
+its design in columns, row by row, and a file that lacks them is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landfuse.errors import OutputError, SceneError
+from landfuse.files import write_text
+from landfuse.legend import UNLABELLED
+from landfuse.rasters.polygons import read_rows, write_points
+
+Design = Literal["stratified", "simple", "cluster"]
+
+_COLUMNS = (
+    "design", "stratum", "cluster", "probability", "stratum_units", "stratum_drawn", "map_pixels", "sample_points"
+)  # fmt: skip
+_OTHERS = ("design", "probability")  # text, and what follows from the others
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceSample:
+    """Pixels of a map that were drawn by chance, to be looked at; all arrays are (n,).
+
+    Args:
+        design: "stratified" by the map's classes, "simple", or "cluster" of neighbouring pixels.
+        x: of the pixels' centres, in the map's CRS.
+        y: of the pixels' centres, in the map's CRS.
+        row: of the pixels in the map.
+        col: of the pixels in the map.
+        code: what the map says there.
+        stratum: the code of the stratum; 0 throughout where there are no strata.
+        cluster: which pixels were drawn together; each its own number where they were drawn one by one.
+        sizes: stratum -> units in the map: pixels, or clusters that hold at least one pixel with a class.
+        drawn: stratum -> units drawn.
+        pixels: of the map that have a class.
+        pixel_area: in square metres; None where the CRS does not say.
+        crs: of the map.
+        names: code -> name of the class, as far as they are known.
+        source: the map's file name.
+        seed: of the drawing.
+        reference: what is there in truth, as written in the file: a code or a name, None where nothing is written.
+    """
+
+    design: Design
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    row: NDArray[np.int64]
+    col: NDArray[np.int64]
+    code: NDArray[np.int64]
+    stratum: NDArray[np.int64]
+    cluster: NDArray[np.int64]
+    sizes: Mapping[int, int]
+    drawn: Mapping[int, int]
+    pixels: int
+    pixel_area: float | None
+    crs: str | None
+    names: Mapping[int, str]
+    source: str
+    seed: int
+    reference: tuple[str | None, ...] = ()
+
+    def __len__(self) -> int:
+        return self.x.size
+
+    @property
+    def probability(self) -> NDArray[np.float64]:
+        """The chance that each pixel had to be in the sample: (n,)."""
+        return np.array([self.drawn[s] / self.sizes[s] for s in self.stratum.tolist()])
+
+    def columns(self) -> dict[str, NDArray[np.generic]]:
+        """The columns of its file; `reference` is to be filled in with codes or names."""
+        n = len(self)
+        strata = self.stratum.tolist()
+        reference = self.reference or (None,) * n
+        return {
+            "id": np.arange(1, n + 1),
+            "reference": np.array(reference, dtype=object),
+            "x": self.x,
+            "y": self.y,
+            "row": self.row,
+            "col": self.col,
+            "map_code": self.code,
+            "map_class": np.array([self.names.get(code, "") for code in self.code.tolist()], dtype=object),
+            "stratum": self.stratum,
+            "cluster": self.cluster,
+            "probability": self.probability,
+            "design": np.full(n, self.design, dtype=object),
+            "stratum_units": np.array([self.sizes[s] for s in strata]),
+            "stratum_drawn": np.array([self.drawn[s] for s in strata]),
+            "map_pixels": np.full(n, self.pixels),
+            "sample_points": np.full(n, n),
+            "pixel_m2": np.full(n, math.nan if self.pixel_area is None else self.pixel_area),
+            "crs": np.full(n, self.crs or "", dtype=object),
+            "drawn_from": np.full(n, self.source, dtype=object),
+            "seed": np.full(n, self.seed),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Writes it as GeoPackage (.gpkg) or CSV (.csv).
+
+        Raises:
+            OutputError: if the name ends otherwise, or the file cannot be written.
+        """
+        path = Path(path)
+        columns = self.columns()
+        if path.suffix.lower() == ".gpkg":
+            write_points(path, self.x, self.y, columns, self.crs)
+        elif path.suffix.lower() == ".csv":
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(columns)
+            for row in zip(*(column.tolist() for column in columns.values()), strict=True):
+                writer.writerow(["" if v is None or (isinstance(v, float) and math.isnan(v)) else v for v in row])
+            write_text(path, text.getvalue())
+        else:
+            raise OutputError(f"a sample cannot be written as {path.name}", "a name ending in .gpkg or .csv", "")
+
+
+def read_sample(path: str | Path) -> ReferenceSample:
+    """Reads a sample that `ReferenceSample.save` wrote, with the references that were filled in since.
+
+    Raises:
+        MissingFileError: if it is not there.
+        SceneError: if it is no probability sample, points of it were lost, or a number cannot be read.
+    """
+    rows = read_rows(path)
+    absent = [name for name in (*_COLUMNS, "reference") if not rows or name not in rows[0]]
+    if absent:
+        raise SceneError(
+            f"{path} does not say how its places were chosen: it lacks the columns {', '.join(absent)}",
+            "a sample drawn by chance, as `landfuse sample` draws it: only then do the accuracy and the areas of the "
+            "whole map follow from it, with their errors; places chosen by hand favour what is easy to see",
+            "draw one by `landfuse sample MAP -n 500 -o sample.gpkg` and fill in `reference`. What can be said from "
+            "labels such as these is how the map agrees with them: name them in a scene file under `labels` and score "
+            "by `landfuse evaluate MAP scene.yaml --intervals`",
+        )
+    try:
+        columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in ("x", "y")}
+        whole = ("id", "row", "col", "map_code", "seed", *(name for name in _COLUMNS if name not in _OTHERS))
+        counted = {name: np.array([int(float(row[name] or "")) for row in rows], np.int64) for name in whole}
+        area = float(rows[0].get("pixel_m2") or "nan")
+    except (ValueError, TypeError, KeyError) as error:
+        raise SceneError(
+            f"the columns that tell the design of {path} are damaged: {error}",
+            "all columns but `reference` as they were written",
+            "copy the references into the file as it was drawn",
+        ) from None
+    design = str(rows[0]["design"])
+    strata = counted["stratum"]
+    same = {row["design"] for row in rows} == {design} and np.ptp(counted["map_pixels"]) == 0
+    if design not in get_args(Design) or not same:
+        raise SceneError(
+            f"{path} mixes samples, or has the design {design!r}", f"one of {', '.join(get_args(Design))}", "draw anew"
+        )
+    if np.unique(counted["id"]).size != len(rows) or (counted["sample_points"] != len(rows)).any():
+        raise SceneError(
+            f"{path} holds {len(rows)} rows, of {counted['sample_points'][0]} that were drawn",
+            "every row that was drawn, once: a sample that was thinned out is none",
+            f"bring the rows back; write {UNLABELLED} as `reference` where the truth cannot be told",
+        )
+    sizes = dict(zip(strata.tolist(), counted["stratum_units"].tolist(), strict=True))
+    drawn = dict(zip(strata.tolist(), counted["stratum_drawn"].tolist(), strict=True))
+    codes = counted["map_code"]
+    names = {
+        code: str(name)
+        for code, name in zip(codes.tolist(), (row.get("map_class") for row in rows), strict=True)
+        if name
+    }
+    return ReferenceSample(
+        design,  # type: ignore[arg-type]
+        columns["x"],
+        columns["y"],
+        counted["row"],
+        counted["col"],
+        codes,
+        strata,
+        counted["cluster"],
+        sizes,
+        drawn,
+        int(counted["map_pixels"][0]),
+        None if math.isnan(area) else area,
+        rows[0].get("crs"),
+        names,
+        str(rows[0].get("drawn_from") or ""),
+        int(counted["seed"][0]),
+        tuple(row["reference"] for row in rows),
+    )

@@ -1,0 +1,151 @@
+"""The command `check`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from landfuse.cli.console import Quiet, ScenePath, bar, err, out, say
+from landfuse.errors import SettingsError
+
+_MOST_PAIRS = 5  # of close colours; a legend of many classes has dozens
+
+
+def check(
+    scene: ScenePath,
+    views: Annotated[
+        str, typer.Option(help="Views for the leak report, px: `9` around a pixel, `96/64` with a core of 64.")
+    ] = "",
+) -> None:
+    """Look at a scene: its modalities, its classes per role, what leaks, and every fault at once."""
+    from landfuse.palette import TOO_CLOSE
+    from landfuse.scenes.benchmarks import places
+    from landfuse.scenes.check import VIEWS
+    from landfuse.scenes.check import check as look
+
+    pairs = [_view_and_core(part) for part in views.split(",")] if views else VIEWS
+    with bar("reading") as tell:
+        report = look(scene if scene.exists() else places().get(str(scene), scene), pairs, tell)
+    if report.file is not None and report.modalities:
+        settings = report.file.settings
+        table = Table(
+            title=f"{escape(settings.title or settings.name)}: {report.tiles} tile{'s' if report.tiles != 1 else ''}"
+        )
+        for title in ("modality", "bands", "type", "pixel", "CRS", "warped", "no data", "min", "mean", "max", "units"):
+            table.add_column(title, justify="left" if title in ("modality", "type", "CRS", "units") else "right")
+        for name, m in report.modalities.items():
+            crs = [c if len(c) < 20 else "WKT" for c in m.crs]
+            pixel = settings.modalities[name].metres or m.pixel
+            table.add_row(
+                name, str(m.bands), m.dtype, f"{pixel:.4g}", ", ".join(crs[:3]) + (" ..." if len(crs) > 3 else ""),
+                str(m.warped), f"{m.missing / max(1, m.pixels):.1%}", f"{m.low:.4g}", f"{m.mean:.4g}", f"{m.high:.4g}",
+                escape(m.units),
+            )  # fmt: skip
+        out.print(table)
+    if report.file is not None and report.counts:
+        table = Table(title="labelled pixels")
+        table.add_column("code", justify="right")
+        table.add_column("class")
+        for role in report.counts:
+            table.add_column(role, justify="right")
+        for index, kind in enumerate(report.file.legend):
+            counts = [f"{int(count[index]):,}" for count in report.counts.values()]
+            table.add_row(str(kind.code), f"[{kind.colour}]■[/] {escape(kind.name)}", *counts)
+        table.add_section()
+        table.add_row("", "all", *(f"{int(count.sum()):,}" for count in report.counts.values()))
+        out.print(table)
+        close = report.close_colours
+        if close:
+            names = report.file.legend.names
+            told = [f"{names[p.first]} and {names[p.second]} ({p.distance:.1f} with {p.vision})" for p in close]
+            more = f", and {len(told) - _MOST_PAIRS} more pairs" if len(told) > _MOST_PAIRS else ""
+            say(
+                f"note: colours hard to tell apart, nearer than {TOO_CLOSE:g} in CIELAB: "
+                f"{', '.join(told[:_MOST_PAIRS])}{more}. Other ones can be named by `colour` in the legend"
+            )
+    if report.leaks:
+        table = Table(title="leak report: test pixels labelled from a view that holds a training or validation pixel")
+        table.add_column("view, px", justify="right")
+        table.add_column("core, px", justify="right")
+        table.add_column("share", justify="right")
+        for (view, core), share in report.leaks.items():
+            table.add_row(str(view), str(core), f"[{'red' if share > 0 else 'green'}]{share:.1%}[/]")
+        out.print(table)
+    if report.confirmed:
+        out.print(f"as published: {', '.join(report.confirmed)}")
+    for fault in report.faults:
+        err.print(f"[bold red]fault[/] {escape(str(fault))}", soft_wrap=True)
+    if report.faults:
+        raise typer.Exit(2)
+    out.print("no fault found")
+
+
+def _view_and_core(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"\s*(\d+)\s*(?:/\s*(\d+)\s*)?", text)
+    view, core = (int(match.group(1)), int(match.group(2) or 1)) if match else (0, 0)
+    if not 1 <= core <= view:
+        raise SettingsError(f"--views holds {text!r}", "views like 7,11,96/64, with cores no larger", "mend it")
+    return view, core
+
+
+INCOMPLETE = 3
+"""Exit code where a person has to get something: no mistake of the user's, but the data are not there yet."""
+
+
+def fetch(
+    place: Annotated[
+        str | None,
+        typer.Argument(help="A benchmark place (without one they are listed), or the folder of a scene file."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Download the data of a benchmark, or say what to download and where to put it (exit code 3 until it is there).
+
+    Data go into the folder that LANDFUSE_DATA names, by default the user's cache folder. An interrupted download goes
+    on by the same command; what is there is not fetched again.
+    """
+    from landfuse.scenes.benchmarks import place_folder, places, recipes
+    from landfuse.scenes.fetch import Progress
+    from landfuse.scenes.fetch import fetch as get
+    from landfuse.scenes.scene_file import read_scene_file
+
+    if place is None:
+        table = Table(title="places")
+        table.add_column("name")
+        table.add_column("what it is")
+        for name, folder in places().items():
+            table.add_row(name, escape(read_scene_file(folder).settings.title))
+        out.print(table)
+        return
+    folder = place_folder(place)
+    file = read_scene_file(folder)
+    settings = file.settings
+    for what in ("title", "licence", "citation", "address"):
+        if getattr(settings, what):
+            say(f"{what + ':':9} {getattr(settings, what)}")
+    say(f"folder:   {file.root}")
+    with ExitStack() as stack:
+
+        def progress(name: str) -> Progress:
+            tell: Callable[[int, int], None] = stack.enter_context(bar(f"{name}, MB", quiet))
+            return lambda done, total: tell(done // 10**6, max(1, total // 10**6))
+
+        result = get(file, progress)
+    for name in result.downloaded:
+        say(f"fetched:  {name}")
+    for name in result.there:
+        say(f"there:    {name}")
+    for name, checksum in result.checksums.items():
+        say(f"no checksum is known of {name}; this one has the SHA-256 {checksum}")
+    if result.missing:
+        if settings.fetch and settings.fetch.manual:
+            err.print(escape(f"get by hand, and put into the folder:\n{settings.fetch.manual}"), soft_wrap=True)
+        err.print(escape("not there yet: " + ", ".join(result.missing)), soft_wrap=True)
+        raise typer.Exit(INCOMPLETE)
+    say(f"complete. Scene file: {file.path}; recipes beside it: {', '.join(recipes(folder))}")

@@ -1,0 +1,243 @@
+"""The command `compare`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from landfuse.cli.console import Quiet, bar, err, out, say, share
+
+if TYPE_CHECKING:
+    from landfuse.studies.compare import Comparison, Spread
+if TYPE_CHECKING:
+    from landfuse.studies.modalities import ModalityTable
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs; the first is the measure.")],
+    classes: Annotated[bool, typer.Option("--classes", help="Also print the F1 and IoU of each class.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for JSON, CSV and LaTeX, and the ledger runs.csv; it only grows."),
+    ] = None,
+) -> None:
+    """Compare recipes over their seeds and folds: mean ± standard deviation, costs, and paired differences."""
+    from landfuse.studies.compare import compare as run_comparison
+    from landfuse.studies.tables import save
+
+    result = run_comparison(runs)
+    print_comparison(result, classes=classes)
+    if output is not None:
+        for path in save(result, output):
+            say(f"comparison: {path}")
+
+
+def print_comparison(result: Comparison, *, classes: bool = False) -> None:
+    """The tables of a comparison.
+
+    Args:
+        result: the comparison.
+        classes: also the scores of each class.
+    """
+    table = _table("test split: mean ± standard deviation over n runs", ["n", *result.recipes[0].scores])
+    for recipe in result.recipes:
+        table.add_row(escape(recipe.name), str(len(recipe.runs)), *map(_share, recipe.scores.values()))
+    out.print(table)
+    titles = ["parameters", "training, s", "mapping the test pixels, s", "peak memory, GiB", "leak share"]
+    table = _table("what it takes: means over the runs", titles)
+    for recipe in result.recipes:
+        costs = recipe.costs
+        table.add_row(
+            escape(recipe.name),
+            _number(costs["parameters"].mean, ",.0f"),
+            _number(costs["training_seconds"].mean, ",.0f"),
+            _number(costs["test_mapping_seconds"].mean, ",.1f"),
+            _number(costs["peak_memory_bytes"].mean / 2**30, ".2f"),
+            _number(costs["leak_share"].mean, ".1%"),
+        )
+    out.print(table)
+    if classes:
+        _print_classes(result)
+    if result.differences:
+        _print_differences(result)
+    for note in result.notes:
+        say(f"note: {note}")
+
+
+def _table(title: str, columns: Iterable[str], first: str = "recipe") -> Table:
+    """A table whose first column may fold; the others hold numbers, whole."""
+    table = Table(title=escape(title))
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(escape(column), justify="right", no_wrap=True)
+    return table
+
+
+def _print_classes(result: Comparison) -> None:
+    for title in ("F1", "IoU"):
+        table = Table(title=f"{title} of each class")
+        table.add_column("class")
+        for recipe in result.recipes:
+            table.add_column(escape(recipe.name), justify="right")
+        for name in result.classes:
+            values = [(recipe.f1 if title == "F1" else recipe.iou)[name] for recipe in result.recipes]
+            table.add_row(escape(name), *map(_share, values))
+        out.print(table)
+
+
+def _print_differences(result: Comparison) -> None:
+    title = f"less {result.recipes[0].name}: mean difference, and p of the sign-flip test"
+    table = _table(title, ["pairs", *result.recipes[0].scores])
+    for one in result.differences:
+        count = max(value.n for value in one.scores.values())
+        cells = [
+            f"{_number(value.mean, '+.3f')}  p {_number(one.p[name], '.2g')}" for name, value in one.scores.items()
+        ]
+        table.add_row(escape(one.name), f"{count} {one.unit}{'s' if count != 1 else ''}", *cells)
+    out.print(table)
+    for unit in dict.fromkeys(one.unit for one in result.differences):
+        fewest = min(max(v.n for v in one.scores.values()) for one in result.differences if one.unit == unit)
+        told = (
+            "a fold counts once, as the mean of its seeds; folds share training pixels, so that p is rather too small"
+            if unit == "fold"
+            else "pairs are seeds on one split: the test says nothing of other ground (see `evaluate --against`)"
+        )
+        pairs = f"{fewest} {unit}{'s' if fewest != 1 else ''}"
+        out.print(f"{told}; with {pairs}, p is at least {min(1.0, 2.0 ** (1 - fewest)):.2g}", soft_wrap=True)
+
+
+def _share(value: Spread) -> str:
+    return _number(value.mean, ".3f") + ("" if math.isnan(value.std) else f" ± {value.std:.3f}")
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)
+
+
+def ablation(
+    file: Annotated[Path, typer.Argument(help="The ablation (YAML): a recipe, and what each variant changes in it.")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings that win over all variants, e.g. training.epochs=5 run=runs/a."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Take only this variant; may be given several times. By default all.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, e.g. 0..4 or 0,3,5; by default the file's.")] = None,
+    folds: Annotated[str | None, typer.Option(help="Folds, e.g. 0..4; by default the file's.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the comparison as JSON, CSV and LaTeX.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a recipe in several variants, with the same seeds and folds, and compare them with the first.
+
+    Runs lie in folders such as runs/NAME/VARIANT/fold-0-seed-1. The same command goes on after an interruption; runs
+    that have ended are not repeated.
+    """
+    from landfuse.studies.ablation import ablate
+    from landfuse.studies.tables import save
+
+    result = ablate(file, assignments or (), only=only or (), seeds=seeds, folds=folds, quiet=quiet, tell=say)
+    print_comparison(result)
+    if output is not None:
+        for path in save(result, output):
+            say(f"comparison: {path}")
+
+
+def reproduce(
+    place: Annotated[str, typer.Argument(help="A benchmark place (see `landfuse fetch`), or its folder.")],
+    assignments: Annotated[
+        list[str] | None, typer.Argument(help="Settings that win over every recipe, e.g. training.epochs=20.")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="Recipes of the place, by name, separated by commas.")
+    ] = "forest,two_branch",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per method and split: 5 takes the seeds 0 to 4.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of all runs; by default runs/reproduce-PLACE.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a place's methods on its official split and on one that does not leak, beside what has been published.
+
+    The same command goes on after an interruption; runs that have ended are not repeated.
+    """
+    from landfuse.accuracy.bootstrap import SCORES
+    from landfuse.studies.reproduce import cell
+    from landfuse.studies.reproduce import reproduce as run
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    result = run(place, names, seeds, assignments or (), output, quiet=quiet or not err.is_terminal, tell=say)
+    table = Table(title=f"{escape(result.place)}: scores in per cent, mean ± standard deviation")
+    for title in ("method", "modalities", "split", "n", "leak", *SCORES, "see"):
+        table.add_column(title, justify="left" if title in ("method", "modalities", "split") else "right")
+    published = [row for row in result.rows if row.source != "landfuse"]
+    for row in result.rows:
+        if published and row is published[0]:
+            table.add_section()
+        leak = "–" if row.leak is None else f"[{'red' if row.leak else 'green'}]{row.leak:.1%}[/]"
+        table.add_row(
+            escape(row.method), escape(row.modalities), row.split, str(row.n or "–"), leak,
+            *(cell(row.scores[name]) for name in SCORES), f"{published.index(row) + 1}" if row in published else "",
+        )  # fmt: skip
+    out.print(table)
+    for number, row in enumerate(published, start=1):
+        say(f"{number}  {row.method}: {row.source}. Faults of its protocol: {row.faults or 'none known'}")
+    for note in result.notes:
+        say(note)
+    say(f"tables: {(output or Path(f'runs/reproduce-{result.place}')) / 'table.md'}")
+
+
+def modalities(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs of models with two or more modalities.")],
+    alone: Annotated[
+        list[Path] | None,
+        typer.Option(help="A run, or a folder of runs, with fewer modalities; may be given several times."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Tell what each modality gives: the trained model with one withheld, and models trained without it.
+
+    Scores are those of the run's test pixels, as its folder `split` has them. Writes modalities.json and
+    modalities.csv into the run folder.
+    """
+    from landfuse.studies.modalities import modality_table
+
+    for run in runs:
+        with bar(f"{run}, tiles", quiet) as tell:
+            table = modality_table(run, alone or (), progress=tell)
+        _print(table)
+        say(f"table: {table.save()}")
+
+
+def _print(found: ModalityTable) -> None:
+    from landfuse.accuracy.bootstrap import SCORES
+
+    table = Table(title=escape(f"{found.run}: test split; in brackets, less the whole model"))
+    table.add_column("what it saw")
+    for score in SCORES:
+        table.add_column(score, justify="right", no_wrap=True)
+    for row in found.rows:
+        told = " + ".join(row.seen)
+        if row.how in ("mean", "placeholder"):
+            told += f", and the {row.how} of {' + '.join(row.withheld)}"
+        elif row.how == "trained without":
+            told += ": trained on it alone" if len(row.seen) == 1 else ": trained on these alone"
+        cells = [
+            share(row.scores[score]) + (f" ({found.difference(row, score):+.3f})" if row.how != "all" else "")
+            for score in SCORES
+        ]
+        table.add_row(escape(told), *cells)
+    out.print(table)
+    for row in found.rows:
+        if row.scores["unmapped"] and row.how != "all":
+            say(f"note: without {' + '.join(row.withheld)}, {row.scores['unmapped']:.1%} of the pixels have no class")
+    for note in found.notes:
+        say(f"note: {note}")

@@ -1,0 +1,247 @@
+"""A denoiser with all that it needs to be used again: its own pixel maps, and the folder that holds both.
+
+The folder has two files, `denoiser.safetensors` and `denoiser.json`, like a bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landfuse.diffusion.denoiser import Denoiser
+from landfuse.errors import BundleError, LandfuseError
+from landfuse.files import unwritable, whole_file
+from landfuse.scenes.scene import Scene
+from landfuse.views.mapped_pixels import fit_pixel_maps
+from landfuse.views.pixel_map import PixelMap, PixelMapSettings
+
+FORMAT = 1
+"""Version of the folder's layout; a newer one is refused."""
+
+_PLAIN_BANDS = 16
+"""Modalities with more bands are reduced to principal components."""
+
+_FEWEST, _MOST = 3, 16
+"""How many components at least and at most: whitened noise of many weak ones would outweigh the strong."""
+
+_EXPLAINED = 0.999
+"""Share of the variance that the components hold, within these limits."""
+
+_LIMIT = 3.0
+"""Values are limited to this many standard deviations, and divided by it: -1..1."""
+
+
+def own_maps(scenes: Sequence[Scene], wanted: Sequence[NDArray[np.bool_]], names: Sequence[str]) -> dict[str, PixelMap]:
+    """The denoiser's own statistics: standardised bands or principal components, within -1..1, and a last channel
+    that is 1 where there is data and 0 where there is none.
+
+    Args:
+        scenes: the tiles.
+        wanted: (H, W) per scene, true where a pixel may be looked at.
+        names: of the modalities.
+
+    Returns:
+        name -> map of C bands to D + 1 channels.
+
+    Raises:
+        ModelError: if a modality has no data in the wanted pixels.
+    """
+    bands = {name: scenes[0].modalities[name].raster.bands for name in names}
+    settings = {
+        name: PixelMapSettings(kind="pca", components=count)
+        if count > _PLAIN_BANDS
+        else PixelMapSettings(kind="standardise")
+        for name, count in bands.items()
+    }
+    return {name: _noted(fitted) for name, fitted in fit_pixel_maps(scenes, wanted, settings).items()}
+
+
+def _noted(fitted: PixelMap) -> PixelMap:
+    """Cuts the components, scales to -1..1, and adds the channel that tells of data.
+
+    A row of zeros with a bias of 1 gives 1 for a pixel with data; NaN times 0 is NaN, which the map turns into 0.
+    """
+    weight, bias = fitted.weight, fitted.bias
+    if weight.dim() == 1:
+        weight = torch.diag(weight)
+    else:
+        variances = 1 / weight.double().square().sum(dim=1)  # whitened: a row is an axis over its deviation
+        explained = variances.cumsum(0) / variances.sum()
+        kept = min(max(int((explained < _EXPLAINED).sum()) + 1, _FEWEST), _MOST)
+        centre = (weight.double().T * variances) @ -bias.double()  # the axes are orthonormal
+        if float(variances.sum()) <= 1e-14 * float(centre.square().sum()):
+            weight, bias = torch.zeros_like(weight), torch.zeros_like(bias)  # constant: rounding noise otherwise
+        weight, bias = weight[:kept], bias[:kept]
+    known = torch.zeros(1, weight.shape[1])
+    return PixelMap(torch.cat([weight / _LIMIT, known]), torch.cat([bias / _LIMIT, torch.ones(1)]), 1.0)
+
+
+def constant(maps: Mapping[str, PixelMap]) -> list[str]:
+    """The modalities that never change: their maps give 0 everywhere."""
+    return [name for name, own in maps.items() if not bool(own.weight.any())]
+
+
+class TrainedDenoiser(nn.Module):
+    """A denoiser and its pixel maps.
+
+    Args:
+        network: the denoiser.
+        maps: as `own_maps` gives them.
+        zooms: name -> how many times finer than the scene's grid.
+        facts: what is to be told of its training, as plain values.
+    """
+
+    def __init__(
+        self,
+        network: Denoiser,
+        maps: Mapping[str, PixelMap],
+        zooms: Mapping[str, int],
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.pixel_maps = network, nn.ModuleDict(maps)
+        self.zooms, self.facts = dict(zooms), dict(facts or {})
+        self.requires_grad_(False)
+
+    @classmethod
+    def untrained(cls, maps: Mapping[str, PixelMap], zooms: Mapping[str, int], base: int) -> TrainedDenoiser:
+        """One with the weights that training starts from, drawn from torch's generator."""
+        return cls(Denoiser({name: own.channels - 1 for name, own in maps.items()}, base), maps, zooms)
+
+    @property
+    def maps(self) -> dict[str, PixelMap]:
+        """The pixel maps by name, in the order of the modalities."""
+        return {name: module for name, module in self.pixel_maps.items() if isinstance(module, PixelMap)}
+
+    def images(self, views: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Mapped views as the network takes them, on the scene's own grid; finer modalities are averaged.
+
+        Args:
+            views: name -> (B, D + 1, H * zoom, W * zoom), from `maps`.
+
+        Returns:
+            Images, (B, D, H, W), 0 without data, and masks, (B, 1, H, W), 1 where there is no data.
+        """
+        images, missing = {}, {}
+        for name, view in views.items():
+            whole = F.avg_pool2d(view, self.zooms[name]) if self.zooms[name] > 1 else view
+            known = (whole[:, -1:] > 1 - 1e-6).to(whole.dtype)
+            images[name], missing[name] = whole[:, :-1] * known, 1 - known
+        return images, missing
+
+    def check(self, scene: Scene) -> None:
+        """Checks that a scene has what the denoiser looks at.
+
+        Raises:
+            BundleError: if it lacks a modality, or has another number of bands or zoom.
+        """
+        for name, own in self.maps.items():
+            if name not in scene.modalities:
+                raise BundleError(
+                    f"the scene `{scene.name}` has no modality `{name}`",
+                    f"those that the denoiser was trained on: {', '.join(self.maps)}",
+                    "name it so in the scene file, use it in the recipe, or pre-train without it",
+                )
+            part = scene.modalities[name]
+            if (part.raster.bands, part.zoom) != (own.bands, self.zooms[name]):
+                raise BundleError(
+                    f"`{name}` of the scene `{scene.name}` has {part.raster.bands} bands at zoom {part.zoom}",
+                    f"{own.bands} bands at zoom {self.zooms[name]}, as the denoiser was trained on",
+                    "choose the bands in the scene file, or pre-train anew",
+                )
+
+    @property
+    def digest(self) -> str:
+        """A hash of all its numbers: two denoisers with one digest give the same features."""
+        known = hashlib.sha256()
+        for name, tensor in sorted(self._tensors().items()):
+            known.update(name.encode())
+            known.update(tensor.numpy().tobytes())
+        return known.hexdigest()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Its tensors, and the rest in words and numbers: what `unpacked` takes."""
+        description = {
+            "base": self.network.base,
+            "zooms": self.zooms,
+            "pixel_maps": {name: list(own.weight.shape) for name, own in self.maps.items()},
+            "facts": self.facts,
+        }
+        return self._tensors(), description
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> TrainedDenoiser:
+        """Puts together what `packed` took apart; raises what broken values raise."""
+        maps = {
+            name: PixelMap(torch.empty(shape), torch.empty(shape[0]))
+            for name, shape in description["pixel_maps"].items()
+        }
+        made = cls.untrained(maps, description["zooms"], description["base"])
+        made.facts = dict(description["facts"])
+        made.load_state_dict(dict(tensors))
+        return made.eval()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the folder, whole or not at all.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        folder = Path(folder)
+        tensors, description = self.packed()
+        with whole_file(folder / "denoiser.safetensors") as weights, whole_file(folder / "denoiser.json") as words:
+            try:
+                safetensors.torch.save_file(tensors, weights)
+            except SafetensorError as error:
+                raise unwritable(folder / "denoiser.safetensors", error) from None
+            text = json.dumps({"format": FORMAT, **description}, indent=2, ensure_ascii=False)
+            words.write_text(text + "\n", encoding="utf-8")
+
+
+def load_denoiser(folder: str | Path) -> TrainedDenoiser:
+    """Loads what `TrainedDenoiser.save` wrote.
+
+    Args:
+        folder: the denoiser's, or that of a run which holds one in `denoiser/`.
+
+    Raises:
+        BundleError: if it is missing, broken, or written by a newer version.
+    """
+    folder = Path(folder)
+    if not (folder / "denoiser.json").exists() and (folder / "denoiser" / "denoiser.json").exists():
+        folder = folder / "denoiser"
+    try:
+        description = json.loads((folder / "denoiser.json").read_text(encoding="utf-8"))
+        if description["format"] > FORMAT:
+            raise BundleError(
+                f"the denoiser {folder} has format {description['format']}",
+                f"format {FORMAT} or older",
+                "update landfuse: pip install -U landfuse",
+            )
+        return TrainedDenoiser.unpacked(safetensors.torch.load_file(folder / "denoiser.safetensors"), description)
+    except LandfuseError:
+        raise
+    except FileNotFoundError:
+        raise BundleError(
+            f"{folder} holds no denoiser",
+            "a folder with denoiser.json and denoiser.safetensors, or a run folder that holds it in `denoiser/`",
+            "check the path, or whether the pre-training ended",
+        ) from None
+    except (OSError, ValueError, SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise BundleError(
+            f"the denoiser {folder} is broken: {str(error)[:300]}", "a whole folder", "train it again"
+        ) from None

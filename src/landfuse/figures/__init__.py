@@ -1,0 +1,1 @@
+"""Pictures by matplotlib: of tables, arrays and scenes, and nothing else."""

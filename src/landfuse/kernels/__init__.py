@@ -1,0 +1,1 @@
+"""Speed only: the selective scan behind one door (plain, torch, native, Triton), attention and linear layers."""

@@ -1,0 +1,220 @@
+"""What a finished map gets beside it: a style for QGIS, polygons; and where there are many, mosaics and an index."""
+
+from __future__ import annotations
+
+import math
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from landfuse.errors import SceneError, SettingsError
+from landfuse.files import write_text
+from landfuse.legend import Legend
+from landfuse.mapping.map_layers import beside
+from landfuse.rasters.geotiff_writer import TILE, Mosaic, write_mosaic
+from landfuse.rasters.grid import Grid
+from landfuse.rasters.vector_map import outlines, without_small_patches, write_index, write_patches
+from landfuse.rasters.windows import Window
+from landfuse.scenes.land_cover_map import open_class_raster as open_map
+from landfuse.scenes.land_cover_map import pixel_area, read_map_codes
+
+MOST_PIXELS = 10_000**2
+"""Of a map that is turned into polygons: all of it is in memory then, a few times."""
+
+
+def write_style(path: str | Path, legend: Legend) -> Path:
+    """Writes the style that QGIS gives a map when it opens it: `map.tif` -> `map.qml`.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    place = Path(path).with_suffix(".qml")
+    write_text(place, style_of(legend))
+    return place
+
+
+def polygons_beside(path: str | Path) -> Path:
+    """The file of a map's polygons: `map.tif` -> `map_polygons.gpkg`."""
+    return beside(path, "polygons").with_suffix(".gpkg")
+
+
+def check_polygons(grid: Grid, minimum: float = 0.0) -> None:
+    """Checks that a map can be turned into polygons, before it is made.
+
+    Args:
+        grid: of the map.
+        minimum: as in `write_polygons`.
+
+    Raises:
+        SettingsError: if the minimum is no area.
+        SceneError: if the map is too large.
+    """
+    if not 0 <= minimum < math.inf:
+        raise SettingsError(
+            f"the minimum area of polygons is {minimum:g}",
+            "0 or more square metres (square units of the map where its CRS is not in metres)",
+            "set --minimum-area anew",
+        )
+    if grid.window.pixels > MOST_PIXELS:
+        raise SceneError(
+            f"the map has {grid.height:,} x {grid.width:,} px, too many for polygons",
+            f"at most {MOST_PIXELS:,} px; patches reach across a map, so that all of it is held in memory",
+            "map it as several tiles, or without --polygons",
+        )
+
+
+def write_polygons(path: str | Path, legend: Legend, minimum: float = 0.0) -> Path:
+    """Writes a map's patches as polygons, with their class and size.
+
+    Patches are of pixels that share an edge. Those below the minimum are merged into the largest patch beside them;
+    they stay where no class lies beside them. The map itself is left as it is.
+
+    Args:
+        path: of the map.
+        legend: of the map.
+        minimum: area that a patch must have, in square metres; in square units of the map's coordinates where the CRS
+            is geographic, or there is none.
+
+    Returns:
+        Path of the GeoPackage, `map_polygons.gpkg`; its layer is `land_cover`, its columns `code`, `class`, `hectares`
+        (or `area`, in square units of the map's coordinates).
+
+    Raises:
+        SettingsError: if the minimum is no area.
+        SceneError: if nothing is mapped, or the map has too many pixels or patches.
+        OutputError: if the file cannot be written.
+    """
+    raster = open_map(path)
+    grid = raster.own_grid
+    check_polygons(grid, minimum)
+    a, b, _, d, e, _ = grid.transform
+    units, metres = abs(a * e - b * d), pixel_area(grid)
+    pixels = minimum / (units if metres is None else metres)
+    codes = np.concatenate(  # strip by strip, since a map is read as float32
+        [
+            read_map_codes(raster, Window(row, 0, min(TILE, grid.height - row), grid.width))
+            for row in range(0, grid.height, TILE)
+        ]
+    )
+    codes = without_small_patches(codes, min(math.ceil(pixels * (1 - 1e-9)), codes.size + 1))
+    place = polygons_beside(path)
+    write_patches(place, outlines(codes, grid), legend, grid, None if metres is None else metres / units)
+    return place
+
+
+def write_mosaics(folder: Path, maps: Mapping[str, tuple[Grid, Path]], legend: Legend) -> list[Path]:
+    """Writes mosaics (VRT) that show many maps as one: `mosaic.vrt`, and its style.
+
+    Args:
+        folder: where they go.
+        maps: tile -> its grid and its map. Where tiles overlap, the last one that has a class there counts.
+        legend: of the maps.
+
+    Returns:
+        Paths of the mosaics: one, or one for all tiles of each CRS and lattice of pixels, `mosaic_EPSG32632.vrt`. Maps
+        without georeference are in none.
+
+    Raises:
+        OutputError: if they cannot be written.
+    """
+    groups: list[list[tuple[Grid, Path]]] = []
+    for grid, path in maps.values():
+        if not grid.georeferenced:
+            continue
+        group = next((group for group in groups if _offset(group[0][0], grid) is not None), None)
+        if group is None:
+            groups.append([(grid, path)])
+        else:
+            group.append((grid, path))
+    made: list[Path] = []
+    for group in groups:
+        first = group[0][0]
+        pieces = []
+        for grid, path in group:
+            row, col = _offset(first, grid) or (0, 0)
+            pieces.append((Window(row, col, grid.height, grid.width), path))
+        top, left = min(w.row for w, _ in pieces), min(w.col for w, _ in pieces)
+        height = max(w.row + w.height for w, _ in pieces) - top
+        width = max(w.col + w.width for w, _ in pieces) - left
+        whole = first.part(Window(top, left, height, width))
+        placed = [(Window(w.row - top, w.col - left, w.height, w.width), path) for w, path in pieces]
+        name = "mosaic" if len(groups) == 1 else _free_name(f"mosaic_{_short(first.crs)}", [p.stem for p in made])
+        made.append(folder / f"{name}.vrt")
+        write_mosaic(made[-1], Mosaic(whole, ["class"], legend), placed, overlapping=True)
+        write_style(made[-1], legend)
+    return made
+
+
+def _offset(one: Grid, other: Grid) -> tuple[int, int] | None:
+    """Rows and columns from one grid's corner to another's on the same lattice of pixels; None where it is another."""
+    a, b, c, d, e, f = one.transform
+    x, y = other.transform[2] - c, other.transform[5] - f
+    area = a * e - b * d
+    row, col = round((a * y - d * x) / area), round((e * x - b * y) / area)
+    moved = one.part(Window(row, col, other.height, other.width))
+    return (row, col) if moved == other else None
+
+
+def _short(crs: str | None) -> str:
+    if crs is None:
+        return "local"
+    return crs.replace(":", "") if len(crs) < 20 else "other"
+
+
+def _free_name(name: str, taken: list[str]) -> str:
+    number = 1
+    while (free := name if number == 1 else f"{name}-{number}") in taken:
+        number += 1
+    return free
+
+
+def index_maps(folder: Path, maps: Mapping[str, tuple[Grid, Path]]) -> Path | None:
+    """Writes where many maps lie: `index.gpkg`, a polygon for each in WGS 84, with `tile`, `path` and `crs`.
+
+    Args:
+        folder: where it goes; paths are told from there.
+        maps: tile -> its grid and its map.
+
+    Returns:
+        Its path; None where no map has a CRS.
+
+    Raises:
+        GridError: if a tile cannot be placed.
+        OutputError: if it cannot be written.
+    """
+    placed = {
+        tile: (grid, Path(os.path.relpath(path, folder)).as_posix())
+        for tile, (grid, path) in maps.items()
+        if grid.crs is not None
+    }
+    if not placed:
+        return None
+    place = folder / "index.gpkg"
+    write_index(place, placed)
+    return place
+
+
+def style_of(legend: Legend) -> str:
+    """The style of a map with one band of codes: each class in its colour, named in the list of layers.
+
+    Args:
+        legend: of the map; other codes are not drawn.
+
+    Returns:
+        XML, with the elements that QGIS 3 reads; what is left out it fills in itself.
+    """
+    root = ElementTree.Element("qgis", version="3.0.0", styleCategories="Symbology")
+    pipe = ElementTree.SubElement(root, "pipe")
+    renderer = ElementTree.SubElement(pipe, "rasterrenderer", type="paletted", band="1", alphaBand="-1", opacity="1")
+    palette = ElementTree.SubElement(renderer, "colorPalette")
+    for one in legend:
+        ElementTree.SubElement(
+            palette, "paletteEntry", value=str(one.code), color=one.colour.lower(), alpha="255", label=one.name
+        )
+    ElementTree.SubElement(pipe, "rasterresampler", zoomedInResampler="nearest", zoomedOutResampler="nearest")
+    ElementTree.SubElement(root, "blendMode").text = "0"
+    ElementTree.indent(root)
+    return f"<!DOCTYPE qgis>\n{ElementTree.tostring(root, encoding='unicode')}\n"

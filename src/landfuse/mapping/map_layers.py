@@ -1,0 +1,181 @@
+"""What a map consists of: the classes, and on request probabilities, confidence, entropy and what the model tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landfuse.legend import UNLABELLED, Legend
+from landfuse.mapping.engine import BlockMap
+from landfuse.rasters.geotiff_writer import (
+    GeotiffWriter,
+    Mosaic,
+    write_category_names,
+    write_cloud_geotiff,
+    write_mosaic,
+)
+from landfuse.rasters.grid import Grid
+from landfuse.rasters.windows import Window
+
+PROBABILITY_STEPS = 250
+"""Probabilities are written as uint8: value / 250, 255 for no data."""
+
+_STRIP = 64
+"""Rows that are turned into numbers at once: probabilities of a whole block would take as much memory as its logits."""
+
+Values = Callable[[BlockMap, slice, NDArray[np.float32]], NDArray[np.float32]]
+"""A layer's values, 0..1, (bands, rows, width), of a block, its rows and the probabilities, (K, rows, width)."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file of a map.
+
+    Args:
+        name: stands in the file's name; empty for the classes.
+        bands: their names.
+        values: what they hold, 0..1; None for codes.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    values: Values | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted beside the classes.
+
+    Args:
+        probabilities: of every class.
+        confidence: the margin between the best and the second class.
+        entropy: of the probabilities, 0 (sure) to 1 (any class alike).
+        model: names of layers that the model itself tells.
+    """
+
+    probabilities: bool = False
+    confidence: bool = False
+    entropy: bool = False
+    model: tuple[str, ...] = ()
+
+    def layers(self, legend: Legend) -> list[Layer]:
+        """The files of the map, the classes first."""
+        chosen = [Layer("", ("class",))]
+        if self.probabilities:
+            chosen.append(Layer("probabilities", tuple(legend.names), lambda part, rows, shares: shares))
+        if self.confidence:
+            chosen.append(Layer("confidence", ("confidence",), lambda part, rows, shares: confidence_of(shares)[None]))
+        if self.entropy:
+            chosen.append(Layer("entropy", ("entropy",), lambda part, rows, shares: entropy_of(shares)[None]))
+        return chosen + [Layer(name, (name,), _told(name)) for name in self.model]
+
+
+def _told(name: str) -> Values:
+    return lambda part, rows, shares: part.layers[name][rows].clamp(0, 1).numpy()[None]
+
+
+def beside(path: str | Path, layer: str) -> Path:
+    """The file of a further layer beside a map: `map.tif` -> `map_confidence.tif`."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}_{layer}{path.suffix}") if layer else path
+
+
+def confidence_of(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The margin between the best and the second class: (K, ...) -> (...), 0..1; 1 where there is one class."""
+    if len(probabilities) == 1:
+        return np.ones_like(probabilities[0])
+    best = np.partition(probabilities, -2, axis=0)
+    return best[-1] - best[-2]
+
+
+def entropy_of(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Shannon's entropy as a share of the largest, that of K equal classes: (K, ...) -> (...), 0..1."""
+    if len(probabilities) == 1:
+        return np.zeros_like(probabilities[0])
+    total = np.zeros(probabilities.shape[1:], np.float32)
+    for of_class in probabilities:  # one by one and contiguous: else kernels round by a pixel's place (P1)
+        share = np.maximum(np.ascontiguousarray(of_class), np.float32(1e-30))  # 0 log 0 is 0
+        total -= share * np.log(share)
+    return np.clip(total / np.float32(np.log(len(probabilities))), 0, 1)
+
+
+def write_part(path: Path, part: BlockMap, grid: Grid, legend: Legend, layers: Sequence[Layer]) -> None:
+    """Writes a block's layers, one after the other, as the bands of one file.
+
+    Args:
+        path: of the file; whole or absent.
+        part: the block.
+        grid: of the scene.
+        legend: of the map.
+        layers: as `Wanted.layers` gives them.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    window = part.window
+    with GeotiffWriter(path, grid.part(window), bands=sum(len(layer.bands) for layer in layers), lasting=False) as file:
+        for first in range(0, window.height, _STRIP):
+            rows = slice(first, min(first + _STRIP, window.height))
+            classes = part.classes[rows]
+            numbers = [legend.to_codes(classes)[None]]
+            if len(layers) > 1:
+                shares = part.shares(rows)
+                numbers += [
+                    _steps(layer.values(part, rows, shares), classes == UNLABELLED)
+                    for layer in layers
+                    if layer.values is not None
+                ]
+            file.write(Window(first, 0, len(classes), window.width), np.concatenate(numbers))
+
+
+def _steps(values: NDArray[np.float32], missing: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    steps = np.rint(values * PROBABILITY_STEPS).astype(np.uint8)
+    steps[..., missing] = UNLABELLED
+    return steps
+
+
+def assemble(
+    path: Path, scratch: Path, grid: Grid, legend: Legend, layers: Sequence[Layer], parts: dict[Window, Path],
+    tags: dict[str, str],
+) -> None:  # fmt: skip
+    """Makes the map's files of its parts: cloud-optimised GeoTIFFs; 255 where there is no part.
+
+    Args:
+        path: of the map; the other layers go beside it. All files are made before the first takes its place.
+        scratch: a folder on the same disk, for what is not yet whole.
+        grid: of the scene.
+        legend: of the map.
+        layers: as the parts hold them.
+        parts: block -> its file.
+        tags: of each file.
+
+    Raises:
+        OutputError: if they cannot be written.
+    """
+    first = 1
+    made = []
+    for layer in layers:
+        codes = layer.values is None
+        mosaic = Mosaic(
+            grid,
+            layer.bands,
+            legend if codes else None,
+            1.0 if codes else 1 / PROBABILITY_STEPS,
+            tags=tags,
+        )
+        name = layer.name or "class"
+        source, whole = scratch / f"{name}.vrt", scratch / f"{name}.tif"
+        write_mosaic(source, mosaic, parts.items(), first)
+        write_cloud_geotiff(whole, source, "mode" if codes else "average")
+        made.append((whole, beside(path, layer.name)))
+        first += len(layer.bands)
+    for (whole, place), layer in zip(made, layers, strict=True):
+        notes = place.with_name(place.name + ".aux.xml")
+        notes.unlink(missing_ok=True)  # what GDAL noted of a former file of this name
+        whole.replace(place)
+        if layer.values is None:
+            write_category_names(notes, legend)

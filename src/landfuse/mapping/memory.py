@@ -1,0 +1,197 @@
+"""What mapping will take: the block that fits into memory, the disk, and the time by one timed block."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from landfuse.errors import SettingsError
+from landfuse.legend import UNLABELLED
+from landfuse.mapping.engine import Engine
+from landfuse.mapping.map_layers import Layer
+from landfuse.mapping.window_sharing import CARRIED
+from landfuse.rasters.windows import Window, blocks
+
+MEMORY = 2 * 2**30
+"""Bytes that a mapping process takes at most unless it is told otherwise."""
+
+_BASE = 1000 * 2**20
+"""Bytes of the interpreter and the libraries, as measured with torch 2.15 (torch alone 530, with all models 975)."""
+
+_ACTIVATIONS = 512
+"""Numbers that a network is taken to hold per pixel of a batch; large ones need more than `--memory` then says."""
+
+_LARGEST = 2048
+"""Side of the largest block that is chosen, px: an interruption costs a block at most, workers share blocks."""
+
+_SMALLEST = 64
+
+
+def block_bytes(engine: Engine, block: int, layers: Sequence[Layer]) -> int:
+    """The most that mapping in blocks of a side takes, in bytes, in all.
+
+    The interpreter and its libraries, the weights, GDAL's cache, what is carried from block to block and a batch; two
+    blocks as mapped pixels (one computed, one read ahead), what reading one of the modalities takes beside that, and
+    the logits of two blocks (one computed, one written).
+
+    Args:
+        engine: what maps, and what is mapped.
+        block: side of a block, px.
+        layers: what is written.
+    """
+    model, stride, scene = engine.model, engine.stride, engine.scene
+    height, width = (min(block, size) for size in (scene.grid.height, scene.grid.width))
+    ahead = model.core - (stride if block % stride == 0 else 1)
+    reach = (model.core - 1) // stride * stride + ahead + 2 * model.halo
+    pixels = (height + reach) * (width + reach)
+    mapped, reading = 1, 0
+    views = 0
+    for name, pixel_map in engine.maps.items():
+        zoom, raster = scene.modalities[name].zoom, scene.modalities[name].raster
+        mapped += 4 * pixel_map.channels * zoom**2
+        views += pixel_map.channels * zoom**2
+        # Numbers as in the file, as float32 values, and once more for masks and mirrored edges.
+        reading = max(reading, raster.bands * zoom**2 * (np.dtype(raster.dtype).itemsize + 8))
+    depth = model.classes + sum(layer.values is not None for layer in layers)
+    return (
+        _BASE
+        + sum(p.numel() * p.element_size() for p in model.parameters())
+        + _gdal_cache()
+        + (CARRIED if model.core > 1 else 0)
+        + 4 * engine.batch * model.view**2 * (views + _ACTIVATIONS)
+        + pixels * (2 * mapped + reading)
+        + height * width * (2 * 4 * depth + 16)
+    )
+
+
+def _gdal_cache() -> int:
+    told = os.environ.get("GDAL_CACHEMAX", "256")
+    return int(told) * 2**20 if told.isdigit() and int(told) < 100_000 else 256 * 2**20
+
+
+def block_side(engine: Engine, memory: int, layers: Sequence[Layer]) -> int:
+    """The side of the largest blocks whose mapping takes no more than some memory, at most 2,048 px.
+
+    It is a multiple of the stride, so that few cores lie across two blocks.
+
+    Args:
+        engine: what maps, and what is mapped.
+        memory: bytes.
+        layers: what is written.
+
+    Raises:
+        SettingsError: if even the smallest block takes more.
+    """
+    unit = engine.stride * math.ceil(_SMALLEST / engine.stride)
+    largest = min(_LARGEST, max(engine.scene.grid.height, engine.scene.grid.width))
+    for side in range(max(1, -(-largest // unit)) * unit, 0, -unit):
+        if block_bytes(engine, side, layers) <= memory:
+            return side
+    least = block_bytes(engine, unit, layers)
+    raise SettingsError(
+        f"{in_bytes(memory)} of memory are too few: a block of {unit} px takes {in_bytes(least)}",
+        f"at least {in_bytes(least)}",
+        "set --memory higher, or --batch lower",
+    )
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes in words: `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} GiB"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What mapping a scene will take.
+
+    Args:
+        height: of the scene, px.
+        width: of the scene, px.
+        block: side of a block, px.
+        blocks: how many.
+        halo_share: pixels that one process reads beyond those of the blocks, as a share of the scene.
+        halo_apart: the same where each block is computed alone, as on a cluster.
+        windows: forward passes' windows, if no window is computed twice.
+        recomputed_share: windows computed more than once where each block is computed alone.
+        memory: bytes of a process at most, by arithmetic.
+        disk: bytes at most, parts and map, uncompressed.
+        expected_disk: the same, compressed as well as the timed block.
+        seconds: by the timed block, of one process; None where the block in the scene's middle cannot be mapped.
+    """
+
+    height: int
+    width: int
+    block: int
+    blocks: int
+    halo_share: float
+    halo_apart: float
+    windows: int
+    recomputed_share: float
+    memory: int
+    disk: int
+    expected_disk: int
+    seconds: float | None
+
+
+def plan(engine: Engine, block: int, layers: Sequence[Layer]) -> Plan:
+    """Says what mapping a scene will take, and times one block in its middle for that.
+
+    Args:
+        engine: what maps, and what is mapped.
+        block: side of the blocks, px.
+        layers: what is written.
+
+    Raises:
+        SceneError: if the timed block cannot be read.
+    """
+    grid = engine.scene.grid
+    cut = list(blocks(grid.height, grid.width, block))
+    apart = [engine.alone(window) for window in cut]
+    recomputed = sum(share.windows for share in apart) / engine.windows - 1
+    total = grid.window.pixels
+    halo, halo_apart = (
+        sum(engine.reach(share).pixels for share in shares) / total - 1 for shares in (engine.shares(cut), apart)
+    )
+    # Small enough not to take long, and large enough for more than one pass where the block is.
+    side = min(block, max(256, 2 * engine.model.core))
+    row, col = (max(0, (size - side) // 2) for size in (grid.height, grid.width))
+    middle = Window(row, col, min(side, grid.height), min(side, grid.width))
+    share = engine.alone(middle)
+    patchwork = engine.read(share)
+    begun = time.perf_counter()
+    patchwork = engine.read(share)  # once more, with files open
+    read = time.perf_counter()
+    part = engine.compute(patchwork, share)
+    computed = time.perf_counter()
+    seconds = None
+    if (part.classes != UNLABELLED).any():
+        # Reading goes on beside computing: the longer of the two counts.
+        reading = (read - begun) / engine.reach(share).pixels * (1 + halo) * total
+        seconds = max(reading, (computed - read) / share.windows * engine.windows)
+    squeezed = len(zlib.compress(part.classes.tobytes())) / part.classes.nbytes
+    bands = sum(len(layer.bands) for layer in layers)
+    pixels = total * 8 / 3  # parts, the map, and its overviews twice while they are made
+    return Plan(
+        grid.height,
+        grid.width,
+        block,
+        len(cut),
+        halo,
+        halo_apart,
+        engine.windows,
+        recomputed,
+        block_bytes(engine, block, layers),
+        round(bands * pixels),
+        round((squeezed + bands - 1) * pixels),
+        seconds,
+    )

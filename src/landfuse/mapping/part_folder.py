@@ -1,0 +1,225 @@
+"""The part folder: blocks of a map that is not finished, each in a file of its own, so that mapping can go on.
+
+`map.tif.parts/` lies beside `map.tif`. A block is done if its file is there, since files are whole or absent; nothing
+else is noted down. `settings.json` says, in hashes and words, what the blocks were made of; `lock` keeps a second
+command away while one is at work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from landfuse.bundles.bundle import Bundle
+from landfuse.errors import OutputError
+from landfuse.files import unwritable, write_text
+from landfuse.mapping.locks import sole_use
+from landfuse.rasters.raster import Raster
+from landfuse.rasters.windows import Window
+from landfuse.scenes.scene import Scene
+
+FORMAT = 1
+"""Version of the folder's layout; blocks of another one are not gone on with."""
+
+_NOTES = "settings.json"
+_FINISHED = "finished"
+_LOCK = "lock"
+
+
+def hash_of(classifier: Bundle) -> str:
+    """SHA-256 of all that a bundle of the classifier holds."""
+    description, tensors = classifier.packed()
+    found = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def fingerprint(classifier: Bundle, scene: Scene) -> dict[str, str]:
+    """What a map is made of: its name -> a hash or a word; the same for the same map.
+
+    Rasters are known by their settings, path, size and time of change, a classifier by its weights.
+    """
+    missing = {name: str(pixel_map.instead) for name, pixel_map in classifier.maps.items()}
+    found = {
+        "the model": hash_of(classifier),
+        "the version": f"landfuse {version('landfuse')}, torch {torch.__version__}",
+        "the grid": str(scene.grid),
+        "what stands in for missing modalities": ", ".join(f"{n} {m}" for n, m in missing.items() if m != "None")
+        or "-",
+    }
+    for name, modality in scene.modalities.items():
+        told = f"{modality.zoom} {modality.units} {_told(modality.raster)}"
+        found[f"the modality `{name}`"] = hashlib.sha256(told.encode()).hexdigest()
+    return found
+
+
+def _told(raster: Raster) -> str:
+    told = f"{raster.path} {raster.bands} {raster.dtype}"
+    if dataclasses.is_dataclass(type(raster)):
+        told += f" {raster!r}"
+    file = Path(raster.path)
+    if file.is_file():
+        stat = file.stat()
+        told += f" {stat.st_size} {stat.st_mtime_ns}"
+    return told
+
+
+class PartFolder:
+    """The part folder of one map.
+
+    Args:
+        output: the map.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.path = output.with_name(output.name + ".parts")
+
+    @property
+    def scratch(self) -> Path:
+        """A folder within, for what is not yet whole; made anew by `claim`."""
+        return self.path / "assembly"
+
+    def part(self, window: Window) -> Path:
+        """The file of a block."""
+        return self.path / f"{window.row:08d}-{window.col:08d}.tif"
+
+    def noted(self) -> dict[str, str] | None:
+        """What its blocks were made of; None where there is no such folder, or nothing in it."""
+        try:
+            notes = json.loads((self.path / _NOTES).read_text(encoding="utf-8"))
+            if notes.pop("format") == FORMAT and all(isinstance(value, str) for value in notes.values()):
+                return dict(notes)
+        except (FileNotFoundError, NotADirectoryError):
+            if not self.path.exists() or (self.path.is_dir() and not self._inside()):
+                return None
+        except (OSError, ValueError, KeyError, AttributeError):
+            pass
+        raise OutputError(
+            f"{self.path} is there, but holds no blocks of a map of this version",
+            f"room for the blocks of {self.output.name} until it is finished",
+            f"move {self.path.name} away, or choose another output",
+        )
+
+    def _inside(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path.name != _LOCK]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps others from the folder, which is made if it has to be, and goes if nothing is in it at the end.
+
+        Raises:
+            OutputError: if another process uses it, or it cannot be made.
+        """
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.callback(self._leave)
+                stack.enter_context(sole_use(self.path / _LOCK))
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"{self.path} is in use: {error} is mapping {self.output.name} at this moment",
+                    "one command at a time for one map",
+                    "wait until it has ended, or end it: this command then goes on from its blocks",
+                ) from None
+            except OSError as error:
+                self.noted()
+                raise unwritable(self.output, error) from None
+            yield
+
+    def _leave(self) -> None:
+        with suppress(OSError):  # something is in it
+            self.path.rmdir()
+
+    def claim(self, settings: Mapping[str, str]) -> None:
+        """Notes what the folder is for, or goes on with one of the very same settings. It has to be `held`.
+
+        Args:
+            settings: what the blocks are made of.
+
+        Raises:
+            OutputError: if it cannot be written to, or holds blocks of another map.
+        """
+        noted = self.noted()
+        if noted is not None and noted != dict(settings):
+            names = dict.fromkeys([*settings, *noted])
+            differing = [name for name in names if settings.get(name) != noted.get(name)]
+            raise OutputError(
+                f"{self.path} holds blocks of another map: other is "
+                + ", ".join(_change(name, noted.get(name), settings.get(name)) for name in differing),
+                "the model, scene and options that those blocks were made with, to go on with them",
+                "give the former command again, or start anew by --restart, which deletes those blocks",
+            )
+        try:
+            if self.output.is_dir():
+                raise IsADirectoryError("it is a folder")
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            if noted is None:
+                text = json.dumps({"format": FORMAT, **settings}, indent=2, ensure_ascii=False) + "\n"
+                write_text(self.path / _NOTES, text)
+        except OutputError:
+            self.drop_if_empty()
+            raise
+        except OSError as error:
+            self.drop_if_empty()
+            raise unwritable(self.output, error) from None
+
+    def drop_if_empty(self) -> None:
+        """Empties the folder if no block is in it yet."""
+        if not any(self.path.glob("*.tif")):
+            with suppress(OSError):
+                self._empty()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the map is made, and the folder only says so."""
+        return (self.path / _FINISHED).exists()
+
+    def finish(self) -> None:
+        """Notes that the map is made, and removes the blocks."""
+        write_text(self.path / _FINISHED, "")
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        for part in self.path.glob("*.tif"):
+            part.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Removes what is in the folder, if it is one of ours.
+
+        Raises:
+            OutputError: if it is not, or its files cannot be removed.
+        """
+        self.noted()
+        try:
+            self._empty()
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+
+    def _empty(self) -> None:
+        # The notes last: what is left of an interruption here is then still known to be ours.
+        for path in sorted(self._inside(), key=lambda path: path.name == _NOTES):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def remove(self) -> None:
+        """Removes the folder, if there is one; as `clear`, for who does not hold it."""
+        if self.path.exists():
+            with self.held():
+                self.clear()
+
+
+def _change(name: str, before: str | None, now: str | None) -> str:
+    if before is None or now is None or max(len(before), len(now)) == 64:
+        return name
+    return f"{name} ({before}, now {now})"

@@ -1,0 +1,371 @@
+"""Vector labels: polygons of any file that pyogrio reads, burnt onto a grid; tables of points, written and read.
+
+The only geopandas / pyogrio import.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import geopandas
+import numpy as np
+import pyogrio
+import shapely
+from numpy.typing import NDArray
+from pyproj.exceptions import CRSError, ProjError
+
+from landfuse.errors import GridError, MissingFileError, SceneError
+from landfuse.files import unwritable, whole_file
+from landfuse.legend import UNLABELLED
+from landfuse.rasters.geotiff_writer import burn
+from landfuse.rasters.grid import Grid
+
+
+@dataclass(frozen=True)
+class Join:
+    """A CSV file that holds the attribute, for polygons that hold a key only.
+
+    Args:
+        path: the file; its first line names the columns.
+        key: the column that both it and the polygons have.
+    """
+
+    path: str
+    key: str
+
+
+class Polygons:
+    """Shapes with one value each, in file order; made by `read_polygons`.
+
+    Points and lines are burnt too: a point labels the pixel that holds it, a line the pixels along it.
+
+    Args:
+        shapes: geopandas.GeoSeries with a CRS; none of them empty.
+        values: of the attribute, as text; None where a shape has none.
+        source: names the files in messages.
+    """
+
+    def __init__(self, shapes: Any, values: Sequence[str | None], source: str) -> None:
+        self._shapes = shapes
+        self._values = np.array(values, dtype=object)
+        self._bounds = shapes.bounds.to_numpy()
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @property
+    def values(self) -> dict[str, int]:
+        """How many shapes have each value, in order of value; those without a value are left out."""
+        counts = Counter(value for value in self._values if value is not None)
+        return {value: counts[value] for value in sorted(counts)}
+
+    def count(self, grid: Grid) -> int:
+        """How many shapes have a bounding box that meets the grid's; 0 is no error, since a tile may have none.
+
+        Raises:
+            GridError: if the grid has no CRS, or the shapes cannot be brought to it.
+        """
+        return len(self._on(grid)[0])
+
+    def onto(
+        self,
+        grid: Grid,
+        codes: Mapping[str, int],
+        *,
+        unlisted: Literal["error", "unlabelled"] = "error",
+        all_touched: bool = False,
+        overlap: Literal["last", "first", "unlabelled"] = "last",
+    ) -> NDArray[np.uint8]:
+        """Burns the shapes into a grid.
+
+        A shape whose value is not listed, or that has none, still covers ground whose class is then not known: it
+        takes part in overlaps, and what it wins is unlabelled.
+
+        Args:
+            grid: with a CRS; the shapes are brought to it.
+            codes: value of the attribute -> code, 0..254.
+            unlisted: what values without a code are: an error, if they lie on the grid, or unlabelled. Shapes
+                without a value are always unlabelled.
+            all_touched: label every pixel that a polygon touches, instead of those whose centre lies in it.
+            overlap: where shapes of different codes overlap: the last in the file wins, or the first, or such pixels
+                are unlabelled.
+
+        Returns:
+            (H, W) uint8 codes, `UNLABELLED` elsewhere.
+
+        Raises:
+            SceneError: if shapes on the grid have values without a code, and `unlisted` is "error".
+            GridError: if the grid has no CRS, or the shapes cannot be brought to it.
+        """
+        shapes, values = self._on(grid)
+        unknown = sorted({value for value in values if value is not None and value not in codes})
+        if unknown and unlisted == "error":
+            shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+            near = difflib.get_close_matches(unknown[0], codes, n=1)
+            raise SceneError(
+                f"{self.source}: polygons have the value{'s' if len(unknown) > 1 else ''} {shown}, which no class has",
+                f"only {', '.join(codes)}" + (f" (did you mean {near[0]}?)" if near else ""),
+                "add it to `legend` (as `name` or `value`), or write `unlisted: unlabelled` under `labels`",
+            )
+        claims = [
+            (shape, UNLABELLED if value is None else codes.get(value, UNLABELLED))
+            for shape, value in zip(shapes, values, strict=True)
+        ]
+        if overlap == "last":
+            return burn(claims, grid, all_touched=all_touched)
+        if overlap == "first":
+            return burn(claims[::-1], grid, all_touched=all_touched)
+        return _undisputed(claims, grid, all_touched)
+
+    def _on(self, grid: Grid) -> tuple[list[Any], list[str | None]]:
+        """The shapes that meet a grid's bounding box, in its CRS, and their values."""
+        if grid.crs is None:
+            raise GridError(
+                f"the grid that {self.source} is to be burnt onto has no CRS",
+                "a CRS, to place polygons by",
+                "name it in the scene file by `crs:` of the reference, or give labels as a raster",
+            )
+        right, bottom = grid.width, grid.height
+        frame = shapely.Polygon([grid.at(*corner) for corner in ((0, 0), (right, 0), (right, bottom), (0, bottom))])
+        # A straight edge in one CRS is a curve in another: with points along it, its bounding box holds the curve.
+        dense = shapely.segmentize(frame, max(frame.length, 1e-9) / 100)
+        try:
+            there = geopandas.GeoSeries([dense], crs=grid.crs).to_crs(self._shapes.crs).total_bounds
+            near = _meeting(self._bounds, there) if np.isfinite(there).all() else np.arange(len(self))
+            here = self._shapes.iloc[near].to_crs(grid.crs)
+        except (CRSError, ProjError) as error:
+            raise GridError(
+                f"{self.source} cannot be brought to {grid.crs[:60]}: {error}", "two CRS that PROJ knows", "check both"
+            ) from None
+        near_here = _meeting(here.bounds.to_numpy(), np.array(frame.bounds))
+        return list(here.to_numpy()[near_here]), list(self._values[near][near_here])
+
+
+def _meeting(bounds: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Which of (N, 4) bounding boxes (left, bottom, right, top) meet a box; those with infinite sides do not."""
+    meets = (bounds[:, :2] <= box[2:]).all(axis=1) & (bounds[:, 2:] >= box[:2]).all(axis=1)
+    return np.flatnonzero(meets & np.isfinite(bounds).all(axis=1))
+
+
+def _undisputed(claims: Sequence[tuple[Any, int]], grid: Grid, all_touched: bool) -> NDArray[np.uint8]:
+    """Burns claims so that pixels of two codes have none."""
+    out = np.full((grid.height, grid.width), UNLABELLED, np.uint8)
+    claimed = np.zeros(out.shape, bool)
+    disputed = np.zeros(out.shape, bool)
+    for code in sorted({code for _, code in claims}):
+        mine = burn([(shape, 0) for shape, other in claims if other == code], grid, all_touched=all_touched) == 0
+        disputed |= claimed & mine
+        claimed |= mine
+        out[mine] = code
+    out[disputed] = UNLABELLED
+    return out
+
+
+def read_polygons(paths: Iterable[str | Path] | str | Path, attribute: str, join: Join | None = None) -> Polygons:
+    """Reads vector files; what was read is kept, in each process, until a file changes.
+
+    Values become text: 3 and 3.0 are "3", surrounding blanks are dropped, and nothing or blank is no value. A file of
+    several layers must have the attribute (or the key) in one of them only. In a joined CSV a key may come more than
+    once if its value is the same each time; shapes whose key is not in it have no value.
+
+    Args:
+        paths: one file, or several, which are joined one after the other.
+        attribute: the column that names the class.
+        join: a CSV file that holds the attribute.
+
+    Raises:
+        MissingFileError: if a file is not there.
+        SceneError: if a file cannot be read, holds no shapes, has no CRS or lacks the attribute; if the CSV lacks
+            the key or the attribute, contradicts itself, or fits no shape.
+    """
+    places = (paths,) if isinstance(paths, str | Path) else tuple(paths)
+    texts = tuple(str(path) for path in places)
+    stamps = tuple(_stamp(path) for path in (*texts, *([join.path] if join else [])))
+    return _read(texts, attribute, join, stamps)
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """When a file changed and how large it is."""
+    if "://" in path or path.startswith("/vsi"):
+        return 0, 0
+    place = Path(path)
+    if not place.exists():
+        beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
+        near = difflib.get_close_matches(place.name, beside, n=1)
+        raise MissingFileError(
+            f"there is no file {path}",
+            "a vector file or CSV",
+            f"did you mean {place.parent / near[0]}?" if near else "check the path",
+        )
+    status = place.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=16)
+def _read(paths: tuple[str, ...], attribute: str, join: Join | None, stamps: tuple[tuple[int, int], ...]) -> Polygons:
+    column = join.key if join else attribute
+    parts = [_read_file(path, column) for path in paths]
+    crs = parts[0].crs
+    shapes = geopandas.GeoSeries(np.concatenate([part.geometry.to_crs(crs).to_numpy() for part in parts]), crs=crs)
+    values = [_text(value) for part in parts for value in part[column]]
+    source = ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
+    if join is not None:
+        table = _table(join, attribute)
+        matched = sum(value in table for value in values)
+        if not matched:
+            ours = next((value for value in values if value is not None), "nothing")
+            raise SceneError(
+                f"no shape of {source} has a `{join.key}` that {join.path} lists",
+                f"common keys; the shapes have e.g. {ours}, the table {next(iter(table), 'nothing')}",
+                "check `key` and that the files belong together",
+            )
+        values = [table.get(value) if value is not None else None for value in values]
+    return Polygons(shapes, values, source)
+
+
+def _read_file(path: str, column: str) -> Any:
+    """The shapes of one file with one column, as a GeoDataFrame without empty shapes."""
+    try:
+        fields = {
+            str(name): list(pyogrio.read_info(path, layer=name)["fields"])
+            for name, kind in pyogrio.list_layers(path)
+            if kind is not None
+        }
+        fitting = [name for name, columns in fields.items() if column in columns]
+        if len(fitting) == 1:
+            frame = pyogrio.read_dataframe(path, layer=fitting[0], columns=[column])
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, UnicodeDecodeError) as error:
+        raise SceneError(
+            f"{path} cannot be read: {error}",
+            "a vector file that GDAL reads, such as GeoPackage, Shapefile or GeoJSON",
+            "check that it is whole; a Shapefile needs its .shx and .dbf beside it",
+        ) from None
+    if not fields:
+        raise SceneError(f"{path} holds no shapes", "polygons", "check the file")
+    if not fitting:
+        present = list(dict.fromkeys(name for columns in fields.values() for name in columns))
+        raise SceneError(
+            f"{path} has no attribute `{column}`", f"one of: {', '.join(present) or 'none'}", _nearest(column, present)
+        )
+    if len(fitting) > 1:
+        raise SceneError(
+            f"{path} has the attribute `{column}` in the layers {', '.join(fitting)}",
+            "one layer that has it",
+            "save the layer that is meant as a file of its own",
+        )
+    frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
+    if not len(frame):
+        raise SceneError(f"{path} holds no shapes", "at least one polygon", "check the file")
+    if frame.crs is None:
+        raise SceneError(
+            f"{path} has no CRS",
+            "a CRS, to bring the polygons to the grid",
+            "add it, e.g. by `ogr2ogr -a_srs EPSG:32632`; a Shapefile needs its .prj beside it",
+        )
+    return frame.set_geometry(shapely.force_2d(frame.geometry.to_numpy()), crs=frame.crs)
+
+
+def _table(join: Join, attribute: str) -> dict[str, str | None]:
+    """Key -> attribute of a CSV file."""
+    try:
+        with Path(join.path).open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            present = list(reader.fieldnames or [])
+            for what, column in (("key", join.key), ("attribute", attribute)):
+                if column not in present:
+                    raise SceneError(
+                        f"{join.path} has no column `{column}`, the {what}",
+                        f"one of: {', '.join(present) or 'none; it is empty'}",
+                        _nearest(column, present),
+                    )
+            rows = [(reader.line_num, _text(row[join.key]), _text(row[attribute])) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SceneError(f"{join.path} cannot be read: {error}", "a CSV file in UTF-8", "check the file") from None
+    table: dict[str, str | None] = {}
+    for line, key, value in rows:
+        if key is None:
+            continue
+        if table.setdefault(key, value) != value:
+            raise SceneError(
+                f"{join.path} gives the {join.key} {key} the {attribute} {table[key]}, and {value} in line {line}",
+                f"one {attribute} for each {join.key}",
+                "remove the rows that do not hold",
+            )
+    return table
+
+
+def _nearest(wanted: str, present: Sequence[str]) -> str:
+    lower = {name.lower(): name for name in present}
+    near = difflib.get_close_matches(wanted.lower(), lower, n=1)
+    return f"did you mean `{lower[near[0]]}`?" if near else "name one of these"
+
+
+def _text(value: Any) -> str | None:
+    """A value of an attribute as text, None where there is none."""
+    if value is None or (isinstance(value, float | np.floating) and not math.isfinite(value)):
+        return None
+    # A column of whole numbers with gaps comes as floats.
+    text = str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
+    return text.strip() or None
+
+
+def write_points(
+    path: str | Path, xs: NDArray[np.float64], ys: NDArray[np.float64], columns: Mapping[str, Any], crs: str | None
+) -> None:
+    """Writes points as a GeoPackage of one layer, whole or not at all.
+
+    Args:
+        path: of the file.
+        xs: (n,) in the CRS.
+        ys: (n,) in the CRS.
+        columns: name -> n values.
+        crs: `EPSG:n` or WKT; None for none.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    frame = geopandas.GeoDataFrame(dict(columns), geometry=shapely.points(xs, ys), crs=crs)
+    with whole_file(path) as partial, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the partial file's name, and of a map without CRS
+        try:
+            pyogrio.write_dataframe(frame, partial, layer=Path(path).stem, driver="GPKG")
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
+            raise unwritable(Path(path), error) from None
+
+
+def read_rows(path: str | Path) -> list[dict[str, str | None]]:
+    """The attributes of a vector file's shapes, or a CSV file's rows: column -> value as text, None for nothing.
+
+    Raises:
+        MissingFileError: if it is not there.
+        SceneError: if it cannot be read, or has shapes in several layers.
+    """
+    _stamp(str(path))
+    try:
+        if Path(path).suffix.lower() == ".csv":
+            with Path(path).open(encoding="utf-8-sig", newline="") as file:
+                return [{key: _text(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
+        layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+        frame = pyogrio.read_dataframe(path, read_geometry=False, layer=layers[0]) if len(layers) == 1 else None
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError, ValueError, csv.Error) as error:
+        raise SceneError(
+            f"{path} cannot be read: {error}", "a vector file that GDAL reads, or a CSV file in UTF-8", "check the file"
+        ) from None
+    if frame is None:
+        raise SceneError(
+            f"{path} has shapes in {len(layers)} layers{': ' if layers else ''}{', '.join(layers)}",
+            "one layer",
+            "save the layer that is meant as a file of its own",
+        )
+    lists = {str(name): [_text(value) for value in frame[name]] for name in frame.columns}
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]

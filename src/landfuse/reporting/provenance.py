@@ -1,0 +1,195 @@
+"""Where a run came from: its data, its split, its versions, and how to do it again."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from landfuse.accuracy.bootstrap import SCORES
+from landfuse.errors import SettingsError
+from landfuse.legend import Legend
+from landfuse.rasters.geotiff import GdalRaster
+from landfuse.rasters.raster import Raster
+from landfuse.reporting.tiles import Run
+from landfuse.scenes.scene import Scene
+from landfuse.scenes.split_rules import Roles
+from landfuse.scenes.splits import counts_per_class
+
+
+def data_rows(run: Run, scenes: Sequence[Scene]) -> list[dict[str, Any]]:
+    """Each modality and the labels: path, files, bytes, bands, data type, units, pixel and CRS."""
+    settings = run.file.settings
+    rows = []
+    for name, part in scenes[0].modalities.items():
+        rasters = [scene.modalities[name].raster for scene in scenes]
+        first = rasters[0]
+        own = [r.own_grid if isinstance(r, GdalRaster) else r.grid for r in rasters]
+        width, height = own[0].pixel_size
+        rows.append(
+            {
+                "name": name,
+                "path": settings.modalities[name].path,
+                "used": name in run.used,
+                **_files(rasters),
+                "bands": str(first.bands),
+                "dtype": first.dtype,
+                "units": part.units or "–",
+                "pixel": f"{width:.6g}" if math.isclose(width, height) else f"{width:.6g} x {height:.6g}",
+                "crs": _few(list(dict.fromkeys(_crs(grid.crs) for grid in own))),
+            }
+        )
+    labels = settings.labels
+    if labels is not None:
+        rows.append(
+            {
+                "name": "labels",
+                "path": labels.path or ", ".join(labels.polygons),
+                "used": True,
+                "files": "",
+                "bytes": "",
+                "bands": "",
+                "dtype": "codes" if labels.path else f"polygons, by {labels.attribute}",
+                "units": "",
+                "pixel": "",
+                "crs": "",
+            }
+        )
+    return rows
+
+
+def _files(rasters: Sequence[Raster]) -> dict[str, str]:
+    paths = [Path(raster.path) for raster in rasters]
+    sizes = [path.stat().st_size for path in paths if path.is_file()]
+    return {"files": f"{len(set(paths)):,}", "bytes": _size(sum(sizes)) if len(sizes) == len(paths) else "–"}
+
+
+def _size(count: int) -> str:
+    value, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.3g} {unit}"
+
+
+def _crs(crs: str | None) -> str:
+    return "none" if crs is None else crs if len(crs) < 20 else "a CRS without code"
+
+
+def _few(words: Sequence[str]) -> str:
+    return ", ".join(words[:4]) + (f" and {len(words) - 4} more" if len(words) > 4 else "")
+
+
+def split_rows(scenes: Sequence[Scene], roles: Sequence[Roles], legend: Legend) -> list[dict[str, Any]]:
+    """Labelled pixels of each class by role; the last row sums them up."""
+    counts = {
+        name: [int(n) for n in found]
+        for name, found in counts_per_class(roles, [scene.labels for scene in scenes], len(legend)).items()
+    }
+    rows = [{"name": name, **{role: found[k] for role, found in counts.items()}} for k, name in enumerate(legend.names)]
+    return [*rows, {"name": "all", **{role: sum(found) for role, found in counts.items()}}]
+
+
+def split_words(run: Run) -> str:
+    """The rule of the split as YAML, as the recipe and the scene file make it."""
+    rule = run.recipe.split_of(run.file)
+    return "" if rule is None else _yaml(rule.model_dump(mode="json", exclude_none=True))
+
+
+def recipe_words(run: Run) -> str:
+    """The recipe as YAML."""
+    return _yaml(run.recipe.model_dump(mode="json", exclude_none=True))
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)).rstrip()
+
+
+def commands(run: Run, maps: str | Path | None, block: int) -> list[tuple[str, str]]:
+    """(what it does, the command line) of all that leads to the report."""
+    folder, scene = run.folder, run.file.path
+    place = Path(maps) if maps is not None else folder / "maps"
+    given: list[str | Path] = ["--maps", place] if maps is not None else []
+    again = folder.with_name(f"{folder.name}-again")
+    lines: list[tuple[str, list[str | Path]]] = [
+        ("look at the data", ["check", scene]),
+        ("train again, into another folder", ["train", folder / "recipe.json", f"run={again}"]),
+        ("map the scene", ["predict", folder, scene, "-o", place, "--confidence"]),
+        (
+            "score the map",
+            ["evaluate", place, scene, "--split", folder / "split", "--intervals", "--block", str(block)],
+        ),
+        ("make this report", ["report", folder, *given]),
+    ]
+    return [(what, " ".join(["landfuse", *(shlex.quote(str(word)) for word in words)])) for what, words in lines]
+
+
+def versions(run: Run) -> list[tuple[str, str]]:
+    """(name, value) of the software and hardware that the run was trained with."""
+    return [(name, str(value)) for name, value in run.environment.items()]
+
+
+def cost(run: Run) -> list[tuple[str, str]]:
+    """(what, how much) of the training: parameters, epochs, time and memory, where they were noted."""
+    scores = run.scores
+    said = []
+    if scores.get("parameters"):
+        said.append(("parameters", f"{scores['parameters']:,}"))
+    if scores.get("epoch") is not None:
+        said.append(("epoch that was kept", f"{scores['epoch']} (the first is 0) of {scores.get('epochs', '?')}"))
+    for key, name in (("training_seconds", "training"), ("test_mapping_seconds", "mapping the test pixels")):
+        if scores.get(key) is not None:
+            said.append((name, _time(scores[key])))
+    if scores.get("peak_memory_bytes"):
+        said.append(("peak memory of training", _size(scores["peak_memory_bytes"])))
+    if scores.get("precision"):
+        said.append(("precision", str(scores["precision"])))
+    return said
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def modality_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each modality gives, as `landfuse modalities` wrote it: what the model saw, and its scores.
+
+    Args:
+        table: as `modalities.json` holds it.
+
+    Raises:
+        SettingsError: if it lacks something.
+    """
+    try:
+        return [
+            {
+                "saw": _saw(row["how"], row["seen"], row["withheld"]),
+                "whole": row["how"] == "all",
+                "scores": {
+                    name: (row["scores"][name], None if row["how"] == "all" else row["differences"][name])
+                    for name in SCORES
+                },
+            }
+            for row in table["rows"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise SettingsError(
+            f"the run's modalities.json is broken: {error} is missing",
+            "the file of `landfuse modalities`",
+            "make it anew",
+        ) from None
+
+
+def _saw(how: str, seen: Sequence[str], withheld: Sequence[str]) -> str:
+    told = " + ".join(seen)
+    if how == "trained without":
+        return f"{told}: trained on {'it' if len(seen) == 1 else 'these'} alone"
+    return told if how == "all" else f"{told}, and the {how} of {' + '.join(withheld)}"

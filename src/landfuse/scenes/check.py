@@ -1,0 +1,290 @@
+"""Checking a scene before anything is trained: what is there, how the labels are shared out, what leaks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landfuse.errors import FaultsError, LandfuseError, SceneError
+from landfuse.legend import UNLABELLED
+from landfuse.palette import ClosePair, close_pairs
+from landfuse.rasters.grid import Grid
+from landfuse.rasters.windows import blocks
+from landfuse.scenes.leaks import leak_share
+from landfuse.scenes.scene import Scene
+from landfuse.scenes.scene_file import SceneFile, read_scene_file
+from landfuse.scenes.scene_keys import CountSettings
+from landfuse.scenes.split_rules import ROLES, Roles
+from landfuse.scenes.splits import counts_per_class
+
+VIEWS = ((1, 1), (7, 1), (11, 1), (15, 1), (32, 32), (64, 64), (128, 128), (256, 256))
+"""(view, core) that models use: single pixels, patches around a pixel, dense windows; px."""
+
+_BLOCK = 512
+
+
+@dataclass
+class ModalityCheck:
+    """What the rasters of one modality hold, over all tiles.
+
+    Args:
+        bands: number of bands.
+        dtype: data type in the file.
+        units: as the scene file says.
+        pixel: pixel size in the file, in units of its CRS.
+        crs: the CRSs of the files that occur.
+        warped: number of tiles whose raster is brought to the reference grid.
+        pixels: number of pixels.
+        missing: pixels without data in at least one band.
+        low: smallest value.
+        mean: mean of all values.
+        high: largest value.
+    """
+
+    bands: int
+    dtype: str
+    units: str
+    pixel: float
+    crs: list[str] = field(default_factory=list)
+    warped: int = 0
+    pixels: int = 0
+    missing: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    total: float = 0.0
+    values: int = 0
+    undeclared: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean of all values; NaN if there is none."""
+        return self.total / self.values if self.values else math.nan
+
+    def add(self, values: NDArray[np.float32]) -> int:
+        """Adds the values of one window, (C, height, width); gives its pixels without data."""
+        known = np.isfinite(values)
+        self.pixels += values[0].size
+        missing = int((~known.all(axis=0)).sum())
+        self.missing += missing
+        if known.any():
+            found = values[known]
+            self.low, self.high = min(self.low, float(found.min())), max(self.high, float(found.max()))
+            self.total += float(found.sum(dtype=np.float64))
+            self.values += found.size
+        return missing
+
+
+@dataclass
+class Report:
+    """What `check` found.
+
+    Args:
+        file: the scene file; None if it could not be read.
+        tiles: number of tiles whose reference could be opened.
+        modalities: by name.
+        counts: role -> pixels of each class, (K,); role `unused` for labelled pixels without a role.
+        leaks: (view, core) -> share of test pixels whose view holds a training or validation pixel.
+        confirmed: which of the scene file's `counts` are those of the files.
+        faults: everything that has to be mended.
+    """
+
+    file: SceneFile | None = None
+    tiles: int = 0
+    modalities: dict[str, ModalityCheck] = field(default_factory=dict)
+    counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    leaks: dict[tuple[int, int], float] = field(default_factory=dict)
+    confirmed: list[str] = field(default_factory=list)
+    faults: list[LandfuseError] = field(default_factory=list)
+
+    @property
+    def close_colours(self) -> list[ClosePair]:
+        """Pairs of classes whose colours are hard to tell apart, with full colour vision or without."""
+        return close_pairs([c.rgb for c in self.file.legend]) if self.file is not None and self.counts else []
+
+
+def check(
+    path: str | Path,
+    views: Sequence[tuple[int, int]] = VIEWS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Looks at everything that a scene file names, and lists all faults in one go.
+
+    Args:
+        path: the scene file.
+        views: (view, core) for the leak report, px.
+        progress: told (blocks read, blocks in all).
+    """
+    report = Report()
+    try:
+        file = report.file = read_scene_file(path)
+    except LandfuseError as error:
+        report.faults += error.faults if isinstance(error, FaultsError) else [error]
+        return report
+    scenes, report.faults = file.try_scenes()
+    report.tiles = len(scenes)
+    _check_modalities(report, scenes, progress)
+    if file.settings.labels is not None:
+        _check_labels(report, file, scenes, views, complete=bool(scenes) and len(scenes) == len(file.tiles))
+    if file.settings.counts is not None and scenes:
+        _compare_sizes(report, file.settings.counts, scenes)
+        _compare_classes(report, file.settings.counts, file.legend.names)
+    return report
+
+
+def _check_modalities(report: Report, scenes: Sequence[Scene], progress: Callable[[int, int], None]) -> None:
+    windows = [(scene, block) for scene in scenes for block in blocks(scene.grid.height, scene.grid.width, _BLOCK)]
+    broken: set[tuple[str, str]] = set()
+    for scene in scenes:
+        for name, part in scene.modalities.items():
+            own: Grid = getattr(part.raster, "own_grid", part.raster.grid)
+            row = report.modalities.setdefault(
+                name, ModalityCheck(part.raster.bands, part.raster.dtype, part.units, own.pixel_size[0])
+            )
+            crs = own.crs or "none"
+            row.crs += [] if crs in row.crs else [crs]
+            row.warped += bool(getattr(part.raster, "warped", False))
+            if part.raster.bands != row.bands:
+                report.faults.append(
+                    SceneError(
+                        f"{part.raster.path} has {part.raster.bands} bands",
+                        f"{row.bands} bands of `{name}`, as in the tile `{scenes[0].name}`",
+                        "choose common bands by `bands`",
+                    )
+                )
+                broken.add((scene.name, name))
+    for done, (scene, block) in enumerate(windows, start=1):
+        for name, part in scene.modalities.items():
+            if (scene.name, name) in broken:
+                continue
+            try:
+                if report.modalities[name].add(scene.read(name, block)):
+                    report.modalities[name].undeclared += part.raster.undeclared_nan(block.scaled(part.zoom))
+            except LandfuseError as error:
+                report.faults.append(error)
+                broken.add((scene.name, name))
+        progress(done, len(windows))
+    for name, row in report.modalities.items():
+        if row.undeclared:
+            report.faults.append(
+                SceneError(
+                    f"`{name}` holds NaN or infinity in {row.undeclared} pixels, which its nodata does not announce",
+                    "finite values, or a declared nodata",
+                    f"set `nodata: .nan` for `{name}` if these pixels have no data, else mend the raster",
+                )
+            )
+        if row.pixels and row.missing == row.pixels:
+            report.faults.append(
+                SceneError(f"`{name}` has no data anywhere", "values", "check its `nodata`, `scale` and `decibel`")
+            )
+
+
+def _check_labels(
+    report: Report, file: SceneFile, scenes: Sequence[Scene], views: Sequence[tuple[int, int]], complete: bool
+) -> None:
+    labelled = []
+    for scene in scenes:
+        if scene.read_labels is None:
+            continue  # that they cannot be opened is among the faults already
+        try:
+            _ = scene.labels
+            labelled.append(scene)
+        except LandfuseError as error:
+            report.faults.append(error)
+    if not labelled:
+        return
+    complete = complete and len(labelled) == len(scenes)
+    labels = [scene.labels for scene in labelled]
+    roles: list[Roles] = [np.zeros(label.shape, dtype=np.uint8) for label in labels]
+    classes = len(file.legend)
+    everything = np.sum([np.bincount(label[label != UNLABELLED], minlength=classes) for label in labels], axis=0)
+    if complete and not everything.any():
+        report.faults.append(
+            SceneError("no pixel is labelled", "labels of every class", "check that the labels show the same place")
+        )
+        return
+    if complete and file.settings.split is not None:
+        try:
+            roles = file.roles(labelled)
+        except LandfuseError as error:
+            report.faults.append(error)
+    report.counts = counts_per_class(roles, labels, classes)
+    report.counts["unused"] = everything - np.sum([report.counts[name] for name in ROLES], axis=0)
+    for index, name in enumerate(file.legend.names):
+        if complete and not everything[index]:
+            report.faults.append(
+                SceneError(
+                    f"the class `{name}` has no labelled pixel", "labels of every class", "take it out of the legend"
+                )
+            )
+        elif report.counts["train"].any() and not report.counts["train"][index]:
+            report.faults.append(
+                SceneError(
+                    f"the class `{name}` has no training pixel, but {everything[index]} labelled ones",
+                    "training pixels of every class",
+                    "change the split or its seed, or take the class out of the legend",
+                )
+            )
+    if report.counts["test"].any():
+        report.leaks = {(view, core): leak_share(roles, view, core) for view, core in views}
+
+
+_OTHER_DATA = "check that these are the files that the scene file means; other versions of the data may circulate"
+
+
+def _compare_sizes(report: Report, counts: CountSettings, scenes: Sequence[Scene]) -> None:
+    """Compares what is there once, not per class, with the published numbers."""
+    grids = {f"{scene.grid.height} x {scene.grid.width} px" for scene in scenes}
+    bands = {name: f"{row.bands} bands" for name, row in report.modalities.items()}
+    pairs = [
+        ("tiles", None if counts.tiles is None else str(counts.tiles), {str(len(scenes))}),
+        ("size", None if counts.size is None else f"{counts.size[0]} x {counts.size[1]} px", grids),
+        *(
+            (f"bands.{name}", f"{number} bands", {bands[name]})
+            for name, number in counts.bands.items()
+            if name in bands
+        ),
+    ]
+    for name, published, found in pairs:
+        if published is None:
+            continue
+        if found == {published}:
+            report.confirmed.append(name)
+        else:
+            report.faults.append(
+                SceneError(f"`counts.{name}`: the files have {', '.join(sorted(found)[:4])}", published, _OTHER_DATA)
+            )
+
+
+def _compare_classes(report: Report, counts: CountSettings, names: Sequence[str]) -> None:
+    """Compares the labelled pixels with the published numbers, and names each class that differs."""
+    if not report.counts:
+        return
+    roles = report.counts
+    found = {
+        "labelled": np.sum(list(roles.values()), axis=0),
+        "train": roles["train"] if counts.validation is not None else roles["train"] + roles["validation"],
+        "validation": roles["validation"],
+        "test": roles["test"],
+    }
+    for name, published in counts.per_class.items():
+        differing = [
+            f"{kind} {there:,} instead of {wanted:,}"
+            for kind, there, wanted in zip(names, found[name].tolist(), published, strict=True)
+            if there != wanted
+        ]
+        if differing:
+            report.faults.append(
+                SceneError(
+                    f"the pixels of `{name}` are not the published ones in {len(differing)} of {len(names)} classes: "
+                    + "; ".join(differing),
+                    f"{sum(published):,} pixels, as `counts` of the scene file says",
+                    _OTHER_DATA,
+                )
+            )
+        else:
+            report.confirmed.append(name)

@@ -1,0 +1,91 @@
+"""Labels that are pictures: the class of a pixel is told by its colour, as in the ISPRS benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landfuse.errors import SceneError
+from landfuse.legend import UNLABELLED, Legend, rgb
+from landfuse.rasters.geotiff import GdalRaster
+
+_ROWS = 1 << 21  # pixels compared at a time
+
+
+def read_colours(
+    raster: GdalRaster, legend: Legend, ignored: Sequence[str], tolerance: float, unlisted: str
+) -> NDArray[np.uint8]:
+    """A raster's picture as classes, see `classes_of_colours`; (H, W), `UNLABELLED` where it has no data."""
+    picture, outside = raster.read_numbers(raster.grid.window)
+    classes = classes_of_colours(
+        picture, legend, ignored=ignored, tolerance=tolerance, unlisted=unlisted, where=raster.path
+    )
+    return classes if outside is None else np.where(outside, UNLABELLED, classes).astype(np.uint8)
+
+
+def classes_of_colours(
+    picture: NDArray[np.generic],
+    legend: Legend,
+    *,
+    ignored: Sequence[str] = (),
+    tolerance: float = 0.0,
+    unlisted: str = "error",
+    where: str = "the labels",
+) -> NDArray[np.uint8]:
+    """Turns colours into classes.
+
+    Args:
+        picture: (3, H, W) red, green, blue, 0 to 255.
+        legend: the classes and their colours.
+        ignored: colours, `#RRGGBB`, that mean "unlabelled".
+        tolerance: how far a colour may lie from the nearest of those, as a distance in red, green and blue (0 to 441);
+            above 0 for pictures that were compressed with loss.
+        unlisted: what to do with colours farther away: "error" or "unlabelled".
+        where: names the source in messages.
+
+    Returns:
+        (H, W) uint8: 0..K-1, or `UNLABELLED`.
+
+    Raises:
+        SceneError: where such a colour occurs and `unlisted` is "error", or two classes have one colour.
+    """
+    palette = np.array([*(c.rgb for c in legend), *(rgb(colour) for colour in ignored)], np.int32)
+    classes = np.array([*range(len(legend)), *(UNLABELLED for _ in ignored)], np.uint8)
+    if len(np.unique(palette, axis=0)) < len(palette):
+        raise SceneError(
+            f"{where} tell classes by their colour, and two have the same one",
+            "a colour for each class and each ignored one",
+            "mend the colours in `legend`",
+        )
+    flat = picture.reshape(3, -1)
+    result = np.full(flat.shape[1], UNLABELLED, np.uint8)
+    far: dict[tuple[int, ...], int] = {}
+    for start in range(0, flat.shape[1], _ROWS):
+        part = flat[:, start : start + _ROWS].astype(np.int32)
+        found = np.full(part.shape[1], UNLABELLED, np.uint8)
+        left = np.ones(part.shape[1], bool)
+        for colour, number in zip(palette, classes, strict=True):
+            same = (part == colour[:, None]).all(axis=0)
+            found[same] = number
+            left &= ~same
+        rest = part[:, left]
+        if rest.size:
+            colours, inverse, counts = np.unique(rest.T, axis=0, return_inverse=True, return_counts=True)
+            squares = ((colours[:, None] - palette[None]) ** 2).sum(axis=2)
+            near = squares.min(axis=1) <= tolerance**2
+            found[left] = np.where(near, classes[squares.argmin(axis=1)], UNLABELLED)[inverse.reshape(-1)]
+            for colour, count in zip(colours[~near].tolist(), counts[~near].tolist(), strict=True):
+                far[tuple(colour)] = far.get(tuple(colour), 0) + count
+        result[start : start + _ROWS] = found
+    if far and unlisted == "error":
+        shown = sorted(far, key=lambda colour: -far[colour])[:5]
+        raise SceneError(
+            f"{where} hold {sum(far.values()):,} pixels of {len(far):,} colours that the legend lacks: "
+            + ", ".join("#{:02X}{:02X}{:02X}".format(*colour) for colour in shown)
+            + (", ..." if len(far) > 5 else ""),
+            f"only {', '.join(c.colour for c in legend)}, or a colour listed as ignored",
+            "add the class to `legend`, list the colour under `labels: colours: ignored:`, or set a `tolerance` there",
+        )
+    return result.reshape(picture.shape[1:])

@@ -1,0 +1,164 @@
+"""A map that was made, opened again: its classes, their areas, and how it looks."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyproj
+from numpy.typing import NDArray
+
+from landfuse.errors import GridError, SceneError
+from landfuse.legend import UNLABELLED, LandClass, Legend, default_colour
+from landfuse.rasters.decoding import Decoding
+from landfuse.rasters.geotiff import GdalRaster
+from landfuse.rasters.grid import Grid
+from landfuse.rasters.windows import Window, blocks
+from landfuse.scenes.scene import Scene
+
+_BLOCK = 2048
+"""Side of the blocks that are read, px."""
+
+
+@dataclass(frozen=True)
+class ClassArea:
+    """How much of a map a class takes, as counted; for areas that allow for errors see `landfuse.accuracy.estimate`.
+
+    Args:
+        pixels: number of pixels.
+        share: of the pixels that have a class, 0..1.
+        hectares: None where the size of a pixel is not known in metres.
+    """
+
+    pixels: int
+    share: float
+    hectares: float | None
+
+
+@dataclass(frozen=True)
+class LandCoverMap:
+    """A map and what its codes mean; made by `open_map`.
+
+    Args:
+        path: the file.
+        grid: where it lies.
+        legend: the classes.
+    """
+
+    path: Path
+    grid: Grid
+    legend: Legend
+
+    @cached_property
+    def classes(self) -> NDArray[np.uint8]:
+        """The whole map: (H, W) uint8, 0..K-1, `landfuse.UNLABELLED` where there is none.
+
+        Raises:
+            SceneError: if it holds a code that the legend lacks.
+        """
+        raster = open_class_raster(self.path)
+        result = np.full((self.grid.height, self.grid.width), UNLABELLED, np.uint8)
+        for window in blocks(self.grid.height, self.grid.width, _BLOCK):
+            codes = read_map_codes(raster, window)
+            result[window.within(self.grid.window)] = self.legend.to_classes(codes, where=f"the map {self.path}")
+        return result
+
+    def areas(self) -> dict[str, ClassArea]:
+        """The area of each class by its name, in the legend's order."""
+        counts = np.bincount(self.classes.reshape(-1), minlength=UNLABELLED + 1)[: len(self.legend)]
+        total, pixel = max(1, int(counts.sum())), pixel_area(self.grid)
+        return {
+            name: ClassArea(int(count), float(count / total), None if pixel is None else float(count * pixel / 10_000))
+            for name, count in zip(self.legend.names, counts, strict=True)
+        }
+
+
+def open_map(path: str | Path, scene: Scene | None = None) -> LandCoverMap:
+    """Opens a map that `predict` wrote, or any raster of codes.
+
+    Args:
+        path: the file.
+        scene: of the map, which tells names and colours; else names come from the file beside the map, and colours
+            are the default ones.
+
+    Raises:
+        SceneError: if it is missing or broken, or has several bands.
+        GridError: if it does not lie on the scene's grid.
+    """
+    path = Path(path)
+    raster = open_class_raster(path)
+    if scene is None:
+        return LandCoverMap(path, raster.own_grid, _own_legend(path))
+    if raster.own_grid != scene.grid:
+        raise GridError(
+            f"the map {path} has the grid {raster.own_grid}",
+            f"the grid of the scene `{scene.name}`: {scene.grid}",
+            "name the scene of this map, or leave it out",
+        )
+    return LandCoverMap(path, raster.own_grid, scene.legend)
+
+
+def _own_legend(path: Path) -> Legend:
+    """The legend as far as the map's own files tell it."""
+    raster = open_class_raster(path)
+    found: set[int] = set()
+    for window in blocks(raster.own_grid.height, raster.own_grid.width, _BLOCK):
+        found |= {int(code) for code in np.unique(read_map_codes(raster, window))}
+    names = class_names(path)
+    codes = sorted((found | set(names)) - {UNLABELLED})
+    told = [LandClass(names.get(code, f"class {code}"), code, default_colour(i)) for i, code in enumerate(codes)]
+    return Legend(tuple(told or [LandClass("unknown", 0, default_colour(0))]))
+
+
+def open_class_raster(path: str | Path) -> GdalRaster:
+    """Opens a map, to be read by `read_map_codes`.
+
+    Raises:
+        SceneError: if it is missing or broken, or has several bands.
+    """
+    raster = GdalRaster(str(path), Decoding(scale=1.0, offset=0.0), resampling="nearest")
+    raster.check()
+    if raster.bands != 1:
+        raise SceneError(f"{path} has {raster.bands} bands", "a map: one band of codes", "name the map itself")
+    return raster
+
+
+def read_map_codes(raster: GdalRaster, window: Window) -> NDArray[np.uint8]:
+    """The codes of a window inside the map: (height, width), `UNLABELLED` where there are none.
+
+    Raises:
+        SceneError: if it holds a number that is no code.
+    """
+    values = raster.read(window)[0]
+    values[np.isnan(values)] = UNLABELLED
+    wrong = values[(values != np.rint(values)) | (values < 0) | (values > UNLABELLED)]
+    if wrong.size:
+        raise SceneError(
+            f"the map {raster.path} holds the number {wrong[0]:g}", "whole-number codes from 0 to 254", "name the map"
+        )
+    return values.astype(np.uint8)
+
+
+def pixel_area(grid: Grid) -> float | None:
+    """The area of a pixel in square metres; None where it differs from place to place, or is not known."""
+    crs = None if grid.crs is None else pyproj.CRS.from_user_input(grid.crs)
+    if crs is None or not crs.is_projected or crs.to_epsg() == 3857:  # Web Mercator's metres grow with the latitude
+        return None
+    a, b, _, d, e, _ = grid.transform
+    return float(abs(a * e - b * d) * crs.axis_info[0].unit_conversion_factor ** 2)
+
+
+def class_names(map_path: str | Path) -> dict[int, str]:
+    """The names of a map's codes that GDAL keeps beside it (`.aux.xml`); none if there is no such file."""
+    beside = Path(f"{map_path}.aux.xml")
+    if not beside.is_file():
+        return {}
+    try:
+        found = ElementTree.parse(beside).getroot().find("PAMRasterBand/CategoryNames")
+    except ElementTree.ParseError:
+        return {}
+    listed = enumerate(found if found is not None else ())
+    return {code: name.text.strip() for code, name in listed if name.text and name.text.strip()}

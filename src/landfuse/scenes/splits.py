@@ -1,0 +1,321 @@
+"""Who learns, who chooses, who judges: the roles of labelled pixels, and the report on leaks.
+
+Validation always comes out of training by the same rule as the split itself.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
+
+from landfuse.errors import MissingFileError, SplitError
+from landfuse.legend import UNLABELLED
+from landfuse.scenes.scene import Scene
+from landfuse.scenes.split_rules import (
+    ROLES,
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALIDATION,
+    BlocksSplit,
+    MasksSplit,
+    RandomSplit,
+    Roles,
+    RolesSplit,
+    SplitSettings,
+    TilesSplit,
+    _Grouped,
+)
+
+_DEALS = 32
+"""Deals of groups to roles that are tried; fewer where there are very many groups."""
+
+MaskReader = Callable[[Scene, str, str | None, str], NDArray[np.generic]]
+"""(scene, path with `{tile}`, variable, axes) -> (H, W) numbers on the scene's grid."""
+
+
+def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader) -> list[Roles]:
+    """Gives every labelled pixel its role.
+
+    Args:
+        scenes: the tiles.
+        split: the rule.
+        read_mask: reads the masks that the rule names.
+
+    Returns:
+        One (H, W) uint8 array of roles per scene; unlabelled pixels have none.
+
+    Raises:
+        SplitError: if nothing is left for training, for the test or for a validation that is asked for, a tile that is
+            named does not exist, or a written split holds other numbers than roles.
+    """
+    labels = [scene.labels for scene in scenes]
+    rng = np.random.default_rng(split.seed)
+    if isinstance(split, MasksSplit):
+        roles = [_from_masks(scene, split, read_mask) for scene in scenes]
+        if split.val is None:
+            roles = _carve_pixels(roles, labels, split.validation, rng)
+    elif isinstance(split, RolesSplit):
+        roles = [_written(scene, split, read_mask) for scene in scenes]
+    elif isinstance(split, RandomSplit):
+        roles = [np.where(label != UNLABELLED, TEST, UNUSED).astype(np.uint8) for label in labels]
+        roles = _draw_pixels(roles, labels, TEST, TRAIN, split.train, rng)
+        roles = _carve_pixels(roles, labels, split.validation, rng)
+    elif isinstance(split, BlocksSplit):
+        roles = _by_groups([_block_numbers(scene, split.size) for scene in scenes], labels, split, rng)
+        roles = [_buffered(role, split.buffer) for role in roles]
+    else:
+        roles = _by_tiles(scenes, labels, split, rng)
+    roles = [
+        np.where(label == UNLABELLED, UNUSED, role).astype(np.uint8) for role, label in zip(roles, labels, strict=True)
+    ]
+    # A written split says by itself whether there is validation.
+    carved = split.validation > 0 and not isinstance(split, RolesSplit)
+    for name in ("train", "test", *(["validation"] if carved else [])):
+        if not any((role == ROLES[name]).any() for role in roles):
+            raise SplitError(
+                f"the split leaves no labelled pixel for `{name}`",
+                f"labelled pixels in training, {'validation ' if carved else ''}and the test",
+                "check the labels and the settings of `split` (a large buffer can eat whole blocks)"
+                + ("; `validation: 0` does without" if name == "validation" else ""),
+            )
+    return roles
+
+
+def _written(scene: Scene, split: RolesSplit, read_mask: MaskReader) -> Roles:
+    roles = read_mask(scene, split.path, None, "HW")
+    known = np.logical_or.reduce([roles == value for value in (UNUSED, *ROLES.values(), UNLABELLED)])
+    if not known.all():
+        raise SplitError(
+            f"the written split of `{scene.name}` holds the number {roles[~known][0]}",
+            f"{UNUSED} for none, " + ", ".join(f"{value} {name}" for name, value in ROLES.items()),
+            "check `path` of the split",
+        )
+    return np.where(roles == UNLABELLED, UNUSED, roles).astype(np.uint8)
+
+
+def _from_masks(scene: Scene, split: MasksSplit, read_mask: MaskReader) -> Roles:
+    roles = np.zeros((scene.grid.height, scene.grid.width), dtype=np.uint8)
+    for name, path, role in (("train", split.train, TRAIN), ("val", split.val, VALIDATION), ("test", split.test, TEST)):
+        if path is None:
+            continue
+        mask = read_mask(scene, path, split.variables.get(name), split.axes)  # type: ignore[call-overload]
+        taken = (mask != 0) & (mask != UNLABELLED) & ~np.isnan(mask)
+        both = taken & (roles != UNUSED)
+        if both.any():
+            raise SplitError(
+                f"{int(both.sum())} pixels of `{scene.name}` stand in two masks of the split",
+                "each pixel in one of train, val and test",
+                "check the mask files",
+            )
+        roles[taken] = role
+    return roles
+
+
+def _draw_pixels(
+    roles: list[Roles], labels: list[NDArray[np.uint8]], source: int, role: int, amount: float, rng: np.random.Generator
+) -> list[Roles]:
+    """Moves a number (>= 1) or share (< 1) of the pixels of each class from one role to another, over all tiles."""
+    flat_roles = np.concatenate([r.ravel() for r in roles])
+    flat_labels = np.concatenate([label.ravel() for label in labels])
+    for value in np.unique(flat_labels[flat_roles == source]):
+        if value == UNLABELLED:
+            continue
+        members = np.flatnonzero((flat_labels == value) & (flat_roles == source))
+        count = int(amount) if amount >= 1 else max(1, round(amount * members.size))
+        # A class with too few pixels keeps one for the other side.
+        count = min(count, members.size - 1)
+        flat_roles[rng.permutation(members)[:count]] = role
+    ends = np.cumsum([r.size for r in roles])[:-1]
+    return [part.reshape(r.shape) for part, r in zip(np.split(flat_roles, ends), roles, strict=True)]
+
+
+def _carve_pixels(
+    roles: list[Roles], labels: list[NDArray[np.uint8]], share: float, rng: np.random.Generator
+) -> list[Roles]:
+    return _draw_pixels(roles, labels, TRAIN, VALIDATION, share, rng) if share else roles
+
+
+def _block_numbers(scene: Scene, size: int) -> NDArray[np.int64]:
+    rows, cols = np.arange(scene.grid.height) // size, np.arange(scene.grid.width) // size
+    return rows[:, None] * (cols[-1] + 1) + cols[None, :]
+
+
+def _by_groups(
+    groups: list[NDArray[np.int64]], labels: list[NDArray[np.uint8]], split: _Grouped, rng: np.random.Generator
+) -> list[Roles]:
+    """Shares out whole groups; groups of different tiles are different."""
+    offset, numbered = 0, []
+    for group in groups:
+        numbered.append(group + offset)
+        offset += int(group.max()) + 1
+    kinds = 1 + max(int(label[label != UNLABELLED].max(initial=0)) for label in labels)
+    counts = np.zeros((offset, kinds), dtype=np.int64)
+    for group, label in zip(numbered, labels, strict=True):
+        known = label != UNLABELLED
+        np.add.at(counts, (group[known], label[known]), 1)
+    role_of = np.zeros(offset, dtype=np.uint8)
+    members = np.flatnonzero(counts.sum(axis=1) > 0)
+    folds = split.folds or 0
+    if folds:
+        if members.size < folds:
+            raise SplitError(
+                f"{members.size} groups hold labels",
+                f"at least {folds}, one per fold",
+                "use smaller blocks or fewer folds",
+            )
+        shares = np.full(folds, 1 / folds)
+    else:
+        shares = np.array([split.test, 1 - split.test])
+    assigned = _share_out(counts[members], shares, rng)
+    testing = split.fold if folds else 0
+    role_of[members] = np.where(assigned == testing, TEST, TRAIN)
+    training = members[assigned != testing]
+    if split.validation and training.size > 1:
+        carved = _share_out(counts[training], np.array([split.validation, 1 - split.validation]), rng)
+        role_of[training[carved == 0]] = VALIDATION
+    return [role_of[group] for group in numbered]
+
+
+def _share_out(counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Deals groups to parts so that each part gets its share of every class: the best of several greedy deals.
+
+    Args:
+        counts: (groups, K) pixels.
+        shares: of the parts, summing to 1.
+        rng: whose chance makes the deals differ.
+
+    Returns:
+        The part of each group.
+    """
+    weight = counts / np.maximum(counts.sum(axis=0), 1)  # each class counts alike, however rare
+    goal = shares[:, None] * weight.sum(axis=0)
+    best, least = np.zeros(len(counts), dtype=np.int64), np.inf
+    for _ in range(max(1, min(_DEALS, 20_000 // max(1, len(counts))))):
+        # The largest first, to the needy; what is large is blurred by chance, so that the seed has a say.
+        order = np.argsort(-weight.max(axis=1) * rng.uniform(0.3, 1, len(counts)), kind="stable")
+        held = np.zeros(goal.shape)
+        parts = np.zeros(len(counts), dtype=np.int64)
+        for place, group in enumerate(order):
+            empty = np.flatnonzero(held.sum(axis=1) == 0)
+            wish = ((held + weight[group] - goal) ** 2 - (held - goal) ** 2).sum(axis=1)
+            allowed = empty if len(empty) >= len(order) - place else np.arange(len(shares))
+            parts[group] = part = allowed[np.argmin(wish[allowed])]
+            held[part] += weight[group]
+        off = float(((held - goal) ** 2).sum())
+        if off < least:
+            best, least = parts, off
+    return best
+
+
+def _buffered(roles: Roles, buffer: int) -> Roles:
+    """Takes pixels near a test block out of the other roles, and those near a validation block out of training."""
+    if not buffer:
+        return roles
+    near_test = _dilated(roles == TEST, buffer)
+    near_validation = _dilated(roles == VALIDATION, buffer)
+    result = roles.copy()
+    result[near_test & (roles != TEST)] = UNUSED
+    result[near_validation & (roles == TRAIN)] = UNUSED
+    return result
+
+
+def _by_tiles(
+    scenes: Sequence[Scene], labels: list[NDArray[np.uint8]], split: TilesSplit, rng: np.random.Generator
+) -> list[Roles]:
+    names = [scene.name for scene in scenes]
+    lists = {TRAIN: split.train_tiles, VALIDATION: split.validation_tiles, TEST: split.test_tiles}
+    unknown = sorted({name for tiles in lists.values() for name in tiles} - set(names))
+    if unknown:
+        raise SplitError(
+            f"the split names tiles that do not exist: {', '.join(unknown)}",
+            f"some of {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
+            "mend the names",
+        )
+    whole = [np.zeros(label.shape, dtype=np.int64) for label in labels]
+    if not split.test_tiles:
+        return _by_groups(whole, labels, split, rng)
+    role_of = np.full(len(names), UNUSED if split.train_tiles else TRAIN, dtype=np.uint8)
+    for role, tiles in lists.items():
+        role_of[[names.index(name) for name in tiles]] = role
+    labelled = np.array([(label != UNLABELLED).any() for label in labels])
+    training = np.flatnonzero((role_of == TRAIN) & labelled)
+    if not split.validation_tiles and split.validation and training.size > 1:
+        kinds = len(scenes[0].legend)
+        counts = np.array([np.bincount(labels[i][labels[i] != UNLABELLED], minlength=kinds) for i in training])
+        carved = _share_out(counts, np.array([split.validation, 1 - split.validation]), rng)
+        role_of[training[carved == 0]] = VALIDATION
+    return [np.full(label.shape, role, dtype=np.uint8) for label, role in zip(labels, role_of, strict=True)]
+
+
+def _dilated(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
+    """Pixels within `reach` (in rows and in columns) of a true pixel."""
+    if not mask.any() or not reach:
+        return mask
+    grown: NDArray[np.bool_] = maximum_filter(mask, size=2 * reach + 1, mode="constant", cval=False)
+    return grown
+
+
+def counts_per_class(
+    roles: Sequence[Roles], labels: Sequence[NDArray[np.uint8]], classes: int
+) -> dict[str, NDArray[np.int64]]:
+    """Pixels of each class in each role: role -> (K,)."""
+    result = {}
+    for name, value in ROLES.items():
+        parts = [
+            np.bincount(label[(role == value) & (label != UNLABELLED)], minlength=classes)
+            for role, label in zip(roles, labels, strict=True)
+        ]
+        result[name] = np.sum(parts, axis=0)
+    return result
+
+
+def named_tiles(split: TilesSplit, tiles: Sequence[str], resolve: Callable[[str], Path | str]) -> TilesSplit:
+    """The same split with the tiles by name.
+
+    Args:
+        split: with `lists`.
+        tiles: the names of all tiles.
+        resolve: from a path as it is written to where it is.
+
+    Raises:
+        MissingFileError: if a list is not there.
+        SplitError: if there is none for the test, or a list names no tile, or one that does not exist.
+    """
+    if "test" not in split.lists:
+        raise SplitError("`lists` of the split has none for `test`", "train, test and possibly validation", "add it")
+    found = {}
+    for role, path in split.lists.items():
+        place = Path(resolve(path))
+        try:
+            with place.open(newline="", encoding="utf-8") as file:
+                entries = [row[0].strip() for row in csv.reader(file) if row and row[0].strip()]
+        except OSError:
+            raise MissingFileError(
+                f"there is no file {place}, the list of the tiles for `{role}`", "a text or CSV file", "check `lists`"
+            ) from None
+        found[f"{role}_tiles"] = tuple(dict.fromkeys(_tile(entry, tiles, place) for entry in entries))
+        if not entries:
+            raise SplitError(f"{place} names no tile", "a tile in each line", "check the file")
+    return split.model_copy(update={**found, "lists": {}})
+
+
+def _tile(entry: str, tiles: Sequence[str], place: Path) -> str:
+    """The tile that an entry means: itself, or the one that its name begins with (`a_1` for `a_1_S1.tif`)."""
+    name = Path(entry).name
+    if name in tiles:
+        return name
+    known = set(tiles)
+    for end in range(len(name) - 1, 0, -1):  # the longest name wins: `a_1_2_S1.tif` is of `a_1_2`, not of `a_1`
+        if name[end] in "_." and name[:end] in known:
+            return name[:end]
+    raise SplitError(
+        f"{place} names {entry!r}, which is no tile",
+        f"names like {', '.join(list(tiles)[:3])}, possibly with an ending",
+        "check the list, and that all files are there",
+    )

@@ -1,0 +1,1 @@
+"""Simulated scenes, and the demo that maps one."""

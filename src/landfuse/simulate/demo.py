@@ -1,0 +1,131 @@
+"""The demo: a simulated scene of three modalities, written as files, trained on, mapped and scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from landfuse.accuracy.evaluate import read_map
+from landfuse.bundles.bundle import Bundle
+from landfuse.figures.figures import class_image, map_figure, modality_image, save
+from landfuse.files import write_text
+from landfuse.mapping.predict import predict
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.scenes.scene_file import open_scene
+from landfuse.simulate.scene import simulate
+from landfuse.training.recipe import read_recipe
+from landfuse.training.train import train
+
+_SIDE = 320
+_RECIPE = {
+    "scene": "scene.yaml",
+    "model": {"name": "two_branch", "view": 7, "width": 32},
+    "pixel_maps": {"hsi": {"kind": "pca", "components": 12}},
+    "samples": {"batch": 128, "balanced": True, "windows": 6000},
+    "training": {"epochs": 8, "rate": 2e-3, "patience": None},
+}
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made.
+
+    Args:
+        scores: modalities that were used -> scores on the test split.
+        map: the map of all modalities.
+        picture: modalities, map and labels side by side.
+        classifier: of all modalities.
+    """
+
+    scores: dict[str, dict[str, float]]
+    map: Path
+    picture: Path
+    classifier: Bundle
+
+
+def write_demo_scene(folder: Path, seed: int = 0, side: int = _SIDE) -> Path:
+    """Simulates a scene of hyperspectral, height and SAR and writes it as a user would have it.
+
+    Args:
+        folder: gets `scene.yaml`, one GeoTIFF per modality, `labels.tif` and `recipe.yaml`.
+        seed: of the scene.
+        side: of the scene, px of 1 m.
+
+    Returns:
+        The scene file.
+    """
+    scene = simulate(side, side, seed)
+    modalities = {}
+    for name, part in scene.modalities.items():
+        values = scene.read(name, scene.grid.window)
+        write_raster(folder / f"{name}.tif", scene.grid, values, nodata=float("nan"))
+        modalities[name] = {"path": f"{name}.tif", "units": part.units, "nodata": float("nan")}
+    codes = scene.legend.to_codes(scene.labels)
+    write_raster(folder / "labels.tif", scene.grid, codes, legend=scene.legend)
+    text = {
+        "name": "demo",
+        "title": "Simulated scene: hyperspectral, LiDAR height and SAR",
+        "citation": "simulated by landfuse",
+        "licence": "CC0",
+        "modalities": modalities,
+        "labels": {"path": "labels.tif"},
+        "legend": [{"name": c.name, "code": c.code, "colour": c.colour} for c in scene.legend],
+        "split": {"kind": "blocks", "size": 40, "buffer": 3, "test": 0.4, "seed": seed},
+    }
+    write_text(folder / "scene.yaml", yaml.safe_dump(text, sort_keys=False, allow_unicode=True))
+    write_text(folder / "recipe.yaml", yaml.safe_dump(_RECIPE, sort_keys=False))
+    return folder / "scene.yaml"
+
+
+def run_demo(
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    side: int = _SIDE,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> DemoResult:
+    """Runs the demo; a second run in the same folder goes on, or finds everything done.
+
+    Args:
+        folder: where everything is written.
+        seed: of the scene and the training.
+        side: of the scene, px of 1 m.
+        progress: show progress bars.
+        say: told what happens, line by line.
+
+    Raises:
+        OutputError: if the folder cannot be written.
+    """
+    folder = Path(folder)
+    say(f"simulating a scene of {side} x {side} px in {folder}")
+    path = write_demo_scene(folder, seed, side)
+    names = list(open_scene(path).modalities)
+    scores: dict[str, dict[str, float]] = {}
+    whole = None
+    for used in (names, *([name] for name in names)):
+        title = " + ".join(used)
+        say(f"training two_branch on {title}")
+        run = folder / "runs" / "-".join(used)
+        recipe = read_recipe(
+            folder / "recipe.yaml",
+            [f"modalities=[{', '.join(used)}]", f"run={run}", f"training.seed={seed}"]
+            + ([] if "hsi" in used else ["pixel_maps={}"]),
+        )
+        classifier = train(recipe, progress=progress)
+        whole = whole or classifier
+        scores[title] = json.loads((run / "scores.json").read_text(encoding="utf-8"))["test"]
+    if whole is None:
+        raise RuntimeError("the simulated scene has no modality")
+    say("mapping the whole scene")
+    scene = open_scene(path)
+    map_path = predict(whole, scene, folder / "map.tif", confidence=True)
+    classes = read_map(map_path, scene)
+    images = {name: modality_image(scene, name) for name in names}
+    images |= {"labels": class_image(scene.labels, scene.legend), "map": class_image(classes, scene.legend)}
+    picture = save(map_figure(images, scene.legend, [classes, scene.labels]), folder / "map.png")
+    return DemoResult(scores, map_path, picture, whole)

@@ -1,0 +1,1 @@
+"""Many runs: series, comparisons, ablations, reproductions, and what each modality gives."""

@@ -1,0 +1,154 @@
+"""An ablation: one recipe in several variants, each with the same seeds and folds, compared with the first.
+
+The file names the recipe and what each variant changes in it:
+
+    base: bdgf.yaml                          # from this file's folder
+    seeds: 0..4                              # as in `landfuse train --seeds`; folds likewise
+    variants:
+      full: {}                               # the first is what the others are measured against
+      no-guidance: {model: {guidance: none}}
+
+Each run has a folder, `runs/NAME/VARIANT/fold-0-seed-0`; those that have ended are not repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from landfuse.errors import SettingsError
+from landfuse.settings import Settings, parse, read_kind
+from landfuse.studies.compare import Comparison, compare
+from landfuse.studies.series import Member, members, numbers, train_series
+
+
+class AblationSettings(Settings):
+    """What an ablation file may say.
+
+    Args:
+        base: path of the recipe, from this file's folder.
+        variants: name -> what it changes in the recipe, as sections or with dotted keys; the first is the measure.
+        common: what all variants change.
+        seeds: of training, e.g. `0..4`.
+        folds: of the split; null for the recipe's own.
+        run: folder of all runs, from the working directory; by default `runs/` and the names of this file and its
+            folder.
+    """
+
+    base: str
+    variants: dict[str, dict[str, Any] | None]
+    common: dict[str, Any] = {}
+    seeds: int | str = "0"
+    folds: int | str | None = None
+    run: str | None = None
+
+    @pydantic.field_validator("variants")
+    @classmethod
+    def _names_of_folders(cls, value: dict[str, Any]) -> dict[str, Any]:
+        odd = [name for name in value if not re.fullmatch(r"[\w+-][\w.+-]*", name)]
+        if odd or not value:
+            raise ValueError(f"a variant is named {odd[0]!r}; use letters, digits and - _ + ." if odd else "name some")
+        return value
+
+
+def read_ablation(path: str | Path) -> AblationSettings:
+    """Reads and checks an ablation file.
+
+    Raises:
+        SettingsError: naming every key that is unknown, missing or wrong.
+    """
+    return parse(AblationSettings, read_kind("an ablation", path), str(path))
+
+
+def ablation_members(
+    path: str | Path,
+    assignments: Iterable[str] = (),
+    *,
+    only: Sequence[str] = (),
+    seeds: str | None = None,
+    folds: str | None = None,
+) -> dict[str, list[Member]]:
+    """The runs of each variant, all of them checked.
+
+    Args:
+        path: of the ablation file.
+        assignments: `key.sub=value`, which win over every variant; `run=` is the folder of all runs.
+        only: the variants to take; none for all.
+        seeds: instead of the file's.
+        folds: likewise.
+
+    Raises:
+        SettingsError: if the file, or the recipe of a variant, is wrong.
+        OutputError: if a folder holds a run of another recipe.
+    """
+    path, settings = Path(path), read_ablation(path)
+    unknown = sorted(set(only) - set(settings.variants))
+    if unknown:
+        raise SettingsError(f"there is no variant {', '.join(unknown)}", ", ".join(settings.variants), "mend the name")
+    told = [one for one in assignments if not one.startswith("run=")]
+    runs = [one.removeprefix("run=") for one in assignments if one.startswith("run=")]
+    folder = runs[-1] if runs else settings.run or f"runs/{path.resolve().parent.name}-{path.stem}"
+    folds = folds if folds is not None or settings.folds is None else str(settings.folds)
+    return {
+        name: members(
+            path.parent / settings.base,
+            [*_assignments(settings.common), *_assignments(changes or {}), *told, f"run={folder}/{name}"],
+            seeds=numbers(seeds or str(settings.seeds), "seeds"),
+            folds=numbers(folds, "folds") if folds is not None else (),
+        )
+        for name, changes in settings.variants.items()
+        if not only or name in only
+    }
+
+
+def ablate(
+    path: str | Path,
+    assignments: Iterable[str] = (),
+    *,
+    only: Sequence[str] = (),
+    seeds: str | None = None,
+    folds: str | None = None,
+    quiet: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Comparison:
+    """Trains what has not ended of an ablation, and compares its variants; arguments as in `ablation_members`.
+
+    Args:
+        quiet: no progress bars.
+        tell: is told which run comes next.
+
+    Raises:
+        LandfuseError: if the file is wrong, or a run fails.
+    """
+    variants = ablation_members(path, assignments, only=only, seeds=seeds, folds=folds)
+    base = Path(path).parent / read_ablation(path).base
+    train_series(base, [run for runs in variants.values() for run in runs], quiet=quiet, tell=tell)
+    return named(compare([run.run for runs in variants.values() for run in runs]), variants)
+
+
+def named(comparison: Comparison, variants: Mapping[str, Sequence[Member]]) -> Comparison:
+    """The comparison with the variants' names in place of the settings that tell them apart."""
+    names = {run.run.resolve(): name for name, runs in variants.items() for run in runs}
+    new = {recipe.name: names[recipe.runs[0].path.resolve()] for recipe in comparison.recipes}
+    return dataclasses.replace(
+        comparison,
+        recipes=tuple(dataclasses.replace(recipe, name=new[recipe.name]) for recipe in comparison.recipes),
+        differences=tuple(
+            dataclasses.replace(one, name=new[one.name], against=new[one.against]) for one in comparison.differences
+        ),
+    )
+
+
+def _assignments(changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Sections as `key.sub=value`; values as JSON, which is YAML."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and value:
+            yield from _assignments(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={json.dumps(value)}"

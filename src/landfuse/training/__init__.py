@@ -1,0 +1,1 @@
+"""A recipe becomes a run: samples, the Lightning task, fitting, the run folder."""

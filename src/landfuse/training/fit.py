@@ -1,0 +1,164 @@
+"""Fitting a model by gradient descent, through Lightning: loaders, precision, checkpoints, the best epoch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from landfuse.errors import ModelError
+from landfuse.legend import Legend
+from landfuse.models.base import FusionModel
+from landfuse.training.lightning_task import History, Patience, Task, read_history
+from landfuse.training.recipe import Recipe, TrainingSettings
+from landfuse.training.samples import Draws, Sample, Samples, SampleSettings, loader
+
+
+class _Data(LightningDataModule):
+    """Hands Lightning its loaders once the ranks are known."""
+
+    def __init__(self, train: Samples, validation: Samples | None, settings: SampleSettings, seed: int) -> None:
+        super().__init__()
+        self.train, self.validation, self.settings, self.seed = train, validation, settings, seed
+
+    def _loader(self, samples: Samples, train: bool) -> DataLoader[Sample]:
+        ranks = self.trainer.world_size if self.trainer else 1
+        rank = self.trainer.global_rank if self.trainer else 0
+        return loader(samples, Draws(samples, self.settings, train=train, seed=self.seed, rank=rank, ranks=ranks))
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        return self._loader(self.train, train=True)
+
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        return self._loader(self.validation, train=False) if self.validation is not None else []
+
+
+def precision(settings: TrainingSettings) -> str:
+    """Lightning's name of the precision that the settings choose on this hardware."""
+    names = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+    if settings.precision != "auto":
+        return names[settings.precision]
+    if settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return names["bfloat16" if torch.cuda.is_bf16_supported() else "float16"]
+    if settings.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
+        return names["float32"]
+    return names["bfloat16" if _cpu_has_bfloat16() else "float32"]
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether matrix products in bfloat16 run on this CPU's own instructions (AMX or AVX512-BF16)."""
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists():
+        return False
+    words = flags.read_text(errors="replace").split()
+    return "amx_bf16" in words or "avx512_bf16" in words
+
+
+def fit(
+    recipe: Recipe,
+    run: Path,
+    model: FusionModel,
+    legend: Legend,
+    training: Samples,
+    validation: Samples | None,
+    progress: bool,
+) -> tuple[Trainer, dict[str, Any]]:
+    """Trains a model by gradient and leaves the best epoch's weights in it, or goes on where it was interrupted.
+
+    Args:
+        recipe: its `training` and `samples`.
+        run: folder; gets `metrics.csv`, `tensorboard/` and, until the run ends, `checkpoints/`.
+        model: what learns.
+        legend: its classes; those that are not scored have no say in which epoch is best.
+        training: what it learns from.
+        validation: what chooses the epoch; None for the last one.
+        progress: show progress bars.
+
+    Returns:
+        The trainer, and what is to be told of the fit.
+
+    Raises:
+        ModelError: if Lightning refuses the settings, or a loss is no number.
+    """
+    settings = recipe.training
+    data = _Data(training, validation, recipe.samples, settings.seed)
+    per_epoch = len(Draws(training, recipe.samples, train=True))
+    steps = settings.steps(per_epoch)
+    task = Task(model, settings, steps, legend.scored)
+    folder = run / "checkpoints"
+    last = ModelCheckpoint(folder, "last", save_top_k=1, every_n_epochs=1, enable_version_counter=False)
+    callbacks: list[Any] = [History(run / "metrics.csv")]
+    best = None
+    if validation is not None:
+        watched = f"val_{settings.choose_by}"
+        best = ModelCheckpoint(
+            folder, "best", monitor=watched, mode="max", save_weights_only=True, enable_version_counter=False
+        )
+        callbacks.append(best)
+        if settings.patience is not None:
+            callbacks.append(Patience(watched, patience=settings.patience, mode="max"))
+    callbacks.append(last)  # after `best`, whose state it holds
+    if progress:
+        callbacks.append(RichProgressBar(leave=False))
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # Scenes in memory need no loader workers, an epoch may have few steps, and an existing folder is resumed.
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*number of training batches.*")
+        warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # without validation
+        warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 on torch 2.9 and later
+        arguments: dict[str, Any] = {
+            "min_epochs": 0,
+            # `max_steps` would make Lightning draw another epoch's batches after a resume; the task stops instead.
+            "max_epochs": math.ceil(steps / per_epoch),
+            "accelerator": settings.accelerator,
+            "devices": settings.devices,
+            "num_nodes": settings.nodes,
+            "strategy": settings.strategy,
+            "precision": precision(settings),
+            "gradient_clip_val": settings.clip,
+            "callbacks": callbacks,
+            "logger": TensorBoardLogger(run, name="tensorboard", version=""),
+            "use_distributed_sampler": False,  # Draws deal out the ranks' shares
+            "enable_progress_bar": progress,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+        }
+        try:
+            trainer = Trainer(**{**arguments, **settings.lightning})
+        except (TypeError, ValueError, lightning.fabric.utilities.exceptions.MisconfigurationException) as error:
+            raise ModelError(
+                f"Lightning's Trainer refuses the settings: {error}", "arguments that it knows", "mend `training:`"
+            ) from None
+        resume = folder / "last.ckpt"
+        try:
+            trainer.fit(task, data, ckpt_path=str(resume) if resume.exists() else None)
+        except SystemExit:
+            if trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
+        except FloatingPointError as error:
+            raise ModelError(
+                str(error),
+                "finite losses",
+                "lower training.rate, or set training.precision=float32, and choose another folder by run=...",
+            ) from None
+    facts: dict[str, Any] = {"epochs": len(read_history(run / "metrics.csv")), "precision": precision(settings)}
+    kept = best.best_model_path if best is not None else ""
+    if kept:
+        state = torch.load(kept, map_location="cpu", weights_only=True)
+        weights = {k.removeprefix("model."): v for k, v in state["state_dict"].items() if k.startswith("model.")}
+        model.load_state_dict(weights)
+        facts["epoch"] = int(state["epoch"])
+    return trainer, facts

@@ -1,0 +1,173 @@
+"""The LightningModule: one model, one objective, one validation score. It knows no model by name."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from landfuse.accuracy.confusion import Confusion
+from landfuse.files import whole_file
+from landfuse.legend import UNLABELLED
+from landfuse.models.base import FusionModel
+from landfuse.training.recipe import TrainingSettings
+from landfuse.training.samples import Sample
+
+
+class Task(LightningModule):
+    """Trains a model by a gradient method and a schedule; scores validation by one confusion matrix over all ranks.
+
+    Args:
+        model: what learns.
+        settings: how.
+        steps: optimiser steps of the whole training.
+        scored: (K,), which classes enter the means that choose the epoch (`Legend.scored`).
+    """
+
+    confusion: Tensor  # (K, K) int64, truth by prediction, of this rank
+
+    def __init__(self, model: FusionModel, settings: TrainingSettings, steps: int, scored: NDArray[np.bool_]) -> None:
+        super().__init__()
+        self.model, self.settings, self.steps, self.scored = model, settings, steps, scored
+        self.register_buffer(
+            "confusion", torch.zeros((model.classes, model.classes), dtype=torch.int64), persistent=False
+        )
+
+    def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
+        """Seeds what layers draw (dropout, noise) by step and rank (loaders and resuming use the same generator), and
+        tells the model how far the training is."""
+        entropy = (self.settings.seed, self.global_step, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        self.model.progress = self.global_step / max(1, self.steps)
+
+    def training_step(self, batch: Sample, index: int) -> Tensor:
+        """One step; a loss that is no number stops the training at once."""
+        parts = self.model.loss(batch.images, batch.target)
+        loss = parts["loss"]
+        if not torch.isfinite(loss):
+            told = ", ".join(f"{name} {float(part.detach()):.4g}" for name, part in parts.items())
+            raise FloatingPointError(f"the loss of batch {index} in epoch {self.current_epoch} is no number ({told})")
+        size = len(batch.target)
+        self.log("train_loss", loss.detach(), on_epoch=True, on_step=False, prog_bar=True, batch_size=size)
+        for name, part in parts.items():
+            if name != "loss":
+                self.log(f"train_{name}", part.detach(), on_epoch=True, on_step=False, batch_size=size)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Sample, batch_idx: int) -> None:
+        """Asks to stop after the last step: Lightning then validates, also in the middle of an epoch."""
+        if self.global_step >= self.steps:
+            self.trainer.should_stop = True
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts a new confusion matrix."""
+        self.confusion.zero_()
+
+    def validation_step(self, batch: Sample, index: int) -> None:
+        """Counts one batch."""
+        predicted = self.model(batch.images).argmax(dim=1)
+        known = batch.target != UNLABELLED
+        pairs = batch.target[known].long() * self.model.classes + predicted[known]
+        self.confusion += torch.bincount(pairs, minlength=self.model.classes**2).view_as(self.confusion)
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores the counts of all ranks."""
+        counts = self.trainer.strategy.reduce(self.confusion, reduce_op="sum")
+        if not isinstance(counts, Tensor):
+            raise TypeError(f"the strategy reduced counts to {type(counts).__name__}")
+        matrix = counts.cpu().numpy().astype(np.int64)
+        scores = Confusion(self.model.classes, matrix, scored=self.scored).scores()
+        for name in ("OA", "AA", "kappa", "mF1", "mIoU"):
+            value = scores[name]
+            self.log(f"val_{name}", 0.0 if math.isnan(value) else value, prog_bar=name == self.settings.choose_by)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser over what can be trained, and its rate at each step."""
+        optimizer = optimizer_for(self.model, self.settings)
+        schedule = LambdaLR(optimizer, functools.partial(rate_share, settings=self.settings, steps=self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def optimizer_for(model: nn.Module, settings: TrainingSettings) -> Optimizer:
+    """The optimiser over what can be trained in a model; AdamW does not decay biases, norms and other vectors."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if settings.optimizer == "sgd":
+        return SGD(trainable, lr=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    groups = [
+        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return AdamW([g for g in groups if g["params"]], lr=settings.rate)
+
+
+def rate_share(step: int, settings: TrainingSettings, steps: int) -> float:
+    """The learning rate of a step as a share of the peak.
+
+    Args:
+        step: from 0.
+        settings: schedule and warm-up.
+        steps: of the whole training.
+    """
+    warm = round(settings.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    if settings.schedule == "steps":
+        return settings.factor ** sum(step * settings.length >= milestone * steps for milestone in settings.milestones)
+    done = min(1.0, (step - warm) / max(1, steps - warm))
+    if settings.schedule == "polynomial":
+        return (1 - done) ** settings.power
+    return 0.5 * (1 + math.cos(math.pi * done)) if settings.schedule == "cosine" else 1.0
+
+
+class Patience(EarlyStopping):
+    """Stops after epochs without a better score; a run that had stopped before it was interrupted stays stopped."""
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, dict[str, dict[str, int]]]
+    ) -> None:
+        """Looks whether patience had run out."""
+        if checkpoint["callbacks"].get(self.state_key, {}).get("wait_count", 0) >= self.patience:
+            trainer.should_stop = True
+
+
+class History(Callback):
+    """Keeps one row of metrics per epoch in a CSV file, also over interruption and resume.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds the epoch's row; rows of this epoch and later ones, from before a resume, go."""
+        if trainer.global_rank:
+            return
+        rows = [row for row in read_history(self.path) if row["epoch"] < trainer.current_epoch]
+        measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        rows.append({"epoch": float(trainer.current_epoch), **measured})
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        with whole_file(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The rows that `History` wrote; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]

@@ -1,0 +1,192 @@
+"""Pre-training: a denoiser learns from the scenes of a run, without labels, before the model learns from them.
+
+The run folder gets `denoiser/`, `pretrain.csv` (losses and balance), `balance.png`, and, until the denoiser is there,
+`checkpoints/denoiser.pt` to go on from.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from landfuse.diffusion.crops import Crops
+from landfuse.diffusion.denoising import Denoising, PretrainSettings, run_steps
+from landfuse.diffusion.features import fingerprint
+from landfuse.diffusion.trained_denoiser import TrainedDenoiser, constant, load_denoiser, own_maps
+from landfuse.errors import LandfuseError, ModelError, SettingsError
+from landfuse.figures.figures import balance_figure, save
+from landfuse.files import whole_file
+from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
+from landfuse.training.lightning_task import read_history
+from landfuse.training.training_data import Ground
+from landfuse.views.store import Store
+
+log = logging.getLogger("landfuse")
+
+_BETWEEN_CHECKPOINTS = 30.0
+"""Seconds."""
+
+
+def pretrain(
+    settings: PretrainSettings, base: Ground, run: Path, *, memory: int = 4 * 1024**3, progress: bool = True
+) -> TrainedDenoiser:
+    """Trains a denoiser, goes on where it was interrupted, or takes one that was trained alike on the same scenes.
+
+    Args:
+        settings: how it learns.
+        base: the scenes, and every pixel's role; labels are not looked at.
+        run: the run folder; the folders beside it, and those in the folders beside its parent (an ablation's variants),
+            are searched for a denoiser of the same settings and scenes.
+        memory: scenes up to this many bytes are held in memory.
+        progress: show a progress bar.
+
+    Raises:
+        SettingsError: if it names modalities that the scenes lack.
+        ModelError: if a loss is no number.
+        BundleError: if `start_from` holds no denoiser, or one of other modalities.
+    """
+    names = list(settings.modalities or base.scenes[0].modalities)
+    lacking = [name for name in names if name not in base.scenes[0].modalities]
+    if lacking:
+        raise SettingsError(
+            f"`pretrain` names the modality {', '.join(lacking)}",
+            f"those of the recipe: {', '.join(base.scenes[0].modalities)}",
+            "mend `pretrain.modalities`",
+        )
+    start = load_denoiser(settings.start_from) if settings.start_from else None
+    if start is not None:
+        for scene in base.scenes:
+            start.check(scene)
+        names = list(start.maps)
+    key = _key(settings, base, names, start)
+    known = _known(run, key)
+    if known is not None:
+        return known
+    denoiser = start or _untrained(settings, base, names)
+    _tell(denoiser, settings)
+    over = shown = None
+    if settings.fit_on == "train":
+        over = [roles == TRAIN for roles in base.roles]
+        shown = [(roles != TEST) & (roles != VALIDATION) for roles in base.roles]
+    crops = Crops(Store(base.scenes, denoiser.maps, settings.crop, memory), settings.crop, over, shown)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    training = Denoising(denoiser, settings, crops, device)
+    rows = _fit(training, key, run, progress)
+    denoiser = training.finished()
+    denoiser.facts = {
+        "key": key,
+        "fit_on": settings.fit_on,
+        "transductive": settings.fit_on == "scene",
+        "steps": settings.total,
+        "settings": settings.model_dump(mode="json"),
+        "last": rows[-1] if rows else {},
+    }
+    denoiser.save(run / "denoiser")
+    if rows:
+        save(balance_figure(rows, list(denoiser.maps)), run / "balance.png")
+    (run / "checkpoints" / "denoiser.pt").unlink(missing_ok=True)
+    return denoiser
+
+
+def _key(settings: PretrainSettings, base: Ground, names: Sequence[str], start: TrainedDenoiser | None) -> str:
+    """A hash of all that the denoiser follows from."""
+    known = hashlib.sha256(settings.model_dump_json(exclude={"start_from"}).encode())
+    known.update((start.digest if start else "").encode())
+    for scene, roles in zip(base.scenes, base.roles, strict=True):
+        known.update(fingerprint(scene, names).encode())
+        if settings.fit_on == "train":
+            known.update(roles.tobytes())
+    return known.hexdigest()
+
+
+def _known(run: Path, key: str) -> TrainedDenoiser | None:
+    """A denoiser of this key, in this run, in one beside it, or in one of another series of the same ablation."""
+    for folder in (run / "denoiser", *sorted(run.absolute().parent.parent.glob("*/*/denoiser"))):
+        try:
+            facts = json.loads((folder / "denoiser.json").read_text(encoding="utf-8"))["facts"]
+            if facts.get("key") != key:
+                continue
+            found = load_denoiser(folder)
+        except (OSError, ValueError, KeyError, AttributeError, LandfuseError):
+            continue  # not there, or not whole: it is trained again
+        if folder.parent.resolve() != run.resolve():
+            log.info("the denoiser of %s was trained alike on the same scenes, and is used", folder.parent)
+            found.save(run / "denoiser")
+        return found
+    return None
+
+
+def _untrained(settings: PretrainSettings, base: Ground, names: Sequence[str]) -> TrainedDenoiser:
+    seen = [(roles == TRAIN) | (settings.fit_on == "scene") for roles in base.roles]
+    maps = own_maps(base.scenes, seen, names)
+    zooms = {name: base.scenes[0].modalities[name].zoom for name in names}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return TrainedDenoiser.untrained(maps, zooms, settings.base)
+
+
+def _tell(denoiser: TrainedDenoiser, settings: PretrainSettings) -> None:
+    still = constant(denoiser.maps)
+    if still:
+        log.warning("%s never changes: it is left out of the balance", ", ".join(still))
+    if len(denoiser.maps) - len(still) < 2 and settings.balance.kind != "none":
+        log.warning("the denoiser looks at one changing modality: there is nothing to balance")
+    if settings.fit_on == "scene":
+        log.info("the denoiser learns from all pixels of the scene, test pixels too, without labels (transductive)")
+
+
+def _fit(training: Denoising, key: str, run: Path, progress: bool) -> list[dict[str, float]]:
+    """Runs the steps that are left; gives the rows of `pretrain.csv`."""
+    checkpoint, table = run / "checkpoints" / "denoiser.pt", run / "pretrain.csv"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=training.device, weights_only=True)
+        if saved["key"] == key:
+            training.load_state(saved["state"])
+    rows = [row for row in read_history(table) if row["step"] <= training.done]
+    last = time.monotonic()
+
+    def keep() -> None:
+        with whole_file(checkpoint) as partial:
+            torch.save({"key": key, "state": training.state()}, partial)
+
+    def told(step: int, row: dict[str, float]) -> None:
+        nonlocal last
+        rows.append({"step": float(step), **row})
+        _write(table, rows)
+        bar.update(step - bar.n)
+        bar.set_postfix(loss=f"{row['loss']:.3f}")
+        if time.monotonic() - last > _BETWEEN_CHECKPOINTS:
+            keep()
+            last = time.monotonic()
+
+    total = training.settings.total
+    with tqdm(total=total, initial=training.done, desc="pre-training", disable=not progress, leave=False) as bar:
+        try:
+            run_steps(training, total, told)
+        except ModelError:
+            keep()  # the step that failed has changed nothing
+            raise
+    return rows
+
+
+def _write(path: Path, rows: Sequence[dict[str, float]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def facts_of(denoiser: TrainedDenoiser) -> dict[str, Any]:
+    """What a run's scores tell of its denoiser."""
+    told = {name: denoiser.facts.get(name) for name in ("fit_on", "transductive", "steps", "last")}
+    return {**told, "modalities": list(denoiser.maps), "parameters": sum(p.numel() for p in denoiser.parameters())}

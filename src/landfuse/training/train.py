@@ -1,0 +1,179 @@
+"""Training: a recipe becomes a run folder with a bundle, its scores and how they came about.
+
+The run folder holds `bundle/`, `recipe.json` (resolved), `scores.json`, `confusion.csv`, `environment.json`, `split/`
+(roles per tile), `metrics.csv`, `curves.png`, `reliability.png`, `tensorboard/`, and, until the run ends,
+`checkpoints/` to go on from.
+The test split is read once, at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+from numpy.typing import NDArray
+
+from landfuse.accuracy.confusion import Confusion
+from landfuse.accuracy.reliability import Reliability
+from landfuse.bundles.bundle import Bundle, ModelSpec, note
+from landfuse.bundles.bundle_files import load_bundle
+from landfuse.bundles.calibration import LogitSample, probabilities_of
+from landfuse.diffusion.features import DiffusionFeatures
+from landfuse.errors import SettingsError
+from landfuse.figures.figures import curves_figure, reliability_figure, save
+from landfuse.files import write_text
+from landfuse.legend import UNLABELLED
+from landfuse.mapping.predict import map_blocks
+from landfuse.models.base import DirectFit
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.scenes.leaks import leak_share
+from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
+from landfuse.training.fit import fit
+from landfuse.training.lightning_task import read_history
+from landfuse.training.pretrain import facts_of, pretrain
+from landfuse.training.recipe import Recipe, read_recipe
+from landfuse.training.run import claim, environment, peak_memory, plain, release
+from landfuse.training.samples import Draws, Samples, dropout_of, loader
+from landfuse.training.training_data import Ground, fit_maps, ground
+from landfuse.views.store import Store
+
+log = logging.getLogger("landfuse")
+
+
+def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True) -> Bundle:
+    """Trains what a recipe says, or goes on where it was interrupted.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        assignments: `key.sub=value`, for a path.
+        progress: show progress bars.
+
+    Returns:
+        The classifier of the best epoch; a run that ended before is loaded, not repeated.
+
+    Raises:
+        LandfuseError: whatever is wrong with recipe, scene, split or output.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = read_recipe(recipe, assignments)
+    elif assignments:
+        raise SettingsError("assignments go with the path of a recipe", "a path", "use read_recipe(path, assignments)")
+    run = Path(recipe.run or "runs/unnamed")
+    claimed = claim(run, recipe)
+    if (run / "scores.json").exists():
+        log.warning("%s has ended before; its bundle is loaded. Choose another run=... to train again", run)
+        return load_bundle(run / "bundle")
+    try:
+        return _train(recipe, run, progress)
+    except BaseException:
+        learnt = [run / "checkpoints" / name for name in ("last.ckpt", "denoiser.pt")]
+        if claimed and not any(path.exists() for path in learnt):
+            release(run)
+        raise
+
+
+def _train(recipe: Recipe, run: Path, progress: bool) -> Bundle:
+    file = recipe.read_scene()
+    base = ground(recipe, file)
+    features = None
+    if recipe.pretrain is not None:
+        denoiser = pretrain(recipe.pretrain, base, run, memory=recipe.samples.memory, progress=progress)
+        if recipe.features is not None:
+            features = DiffusionFeatures(denoiser, recipe.features)
+            base = replace(base, scenes=features.append(base.scenes, progress=progress))
+    lightning.seed_everything(recipe.training.seed, workers=True, verbose=False)
+    given = features.maps if features is not None else {}
+    maps = fit_maps(recipe, base, given)
+    notes = {name: note(base.scenes[0], name) for name in maps}
+    spec = ModelSpec(str(recipe.model["name"]), {k: v for k, v in recipe.model.items() if k != "name"})
+    stride, weights = recipe.mapping.stride, recipe.mapping.weights
+    dropped = dropout_of(recipe.samples.modality_dropout, [name for name in maps if name not in given])
+    classifier = Bundle(spec, maps, notes, base.legend, stride, weights=weights, features=features, droppable=dropped)
+    model = classifier.model
+    store = Store(base.scenes, maps, model.view, recipe.samples.memory)
+    training = Samples(store, base.targets(TRAIN), model.view, model.core)
+    validation = Samples(store, base.targets(VALIDATION), model.view, model.core) if base.has(VALIDATION) else None
+
+    start = time.perf_counter()
+    facts: dict[str, Any] = {}
+    if isinstance(model, DirectFit):
+        whole = recipe.samples.model_copy(update={"augment": False, "windows": None})
+        batches = loader(training, Draws(training, whole, train=True, seed=recipe.training.seed))
+        model.fit(((batch.images, batch.target) for batch in batches), recipe.training.seed)
+    else:
+        trainer, facts = fit(recipe, run, model, base.legend, training, validation, progress)
+        if trainer.global_rank:
+            return classifier.eval()
+    facts["training_seconds"] = round(time.perf_counter() - start, 3)
+    facts["parameters"] = sum(p.numel() for p in model.parameters())
+    classifier.eval()
+    if validation is not None:
+        logits = LogitSample(sum(int((roles == VALIDATION).sum()) for roles in base.roles))
+        facts["validation"] = score_role(classifier, base, VALIDATION, recipe.mapping.batch, logits.update).scores()
+        classifier.temperature = logits.temperature()
+
+    start = time.perf_counter()
+    before, after = Reliability(), Reliability()
+
+    def count(values: NDArray[np.float32], truth: NDArray[np.uint8]) -> None:
+        before.update(probabilities_of(values), truth)
+        after.update(probabilities_of(values, classifier.temperature), truth)
+
+    confusion = score_role(classifier, base, TEST, recipe.mapping.batch, count)
+    facts["calibration"] = {
+        "temperature": classifier.temperature,
+        "fitted_on": "validation" if validation is not None else None,
+        "test": {"before": before.told(), "after": after.told()},
+    }
+    facts["test_mapping_seconds"] = round(time.perf_counter() - start, 3)
+    facts["peak_memory_bytes"] = peak_memory()
+    if features is not None:
+        facts["pretrain"] = facts_of(features.denoiser)
+    facts["leak_share"] = leak_share(base.roles, model.view, model.core, classifier.stride)
+    classifier.save(run / "bundle")
+    for scene, roles in zip(base.scenes, base.roles, strict=True):
+        write_raster(run / "split" / f"{scene.name}.tif", scene.grid, roles, nodata=0, names=["role"])
+    history = read_history(run / "metrics.csv")
+    if history:
+        save(curves_figure(history, facts.get("epoch")), run / "curves.png")
+    save(reliability_figure({"as trained": before.told(), "in the bundle": after.told()}), run / "reliability.png")
+    write_text(run / "confusion.csv", confusion.to_csv(base.legend))
+    write_text(run / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    scores = {"test": confusion.scores(), "classes": confusion.per_class(base.legend.names), **facts}
+    write_text(run / "scores.json", json.dumps(plain(scores), indent=2) + "\n")  # last: it marks the end
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    return classifier
+
+
+def score_role(
+    classifier: Bundle,
+    base: Ground,
+    role: int,
+    batch: int | None = None,
+    watch: Callable[[NDArray[np.float32], NDArray[np.uint8]], None] = lambda logits, truth: None,
+) -> Confusion:
+    """Maps the pixels of a role with the mapping engine and scores them, as a map of the scene would score.
+
+    Args:
+        classifier: what maps.
+        base: the scenes and their roles.
+        role: whose pixels are mapped.
+        batch: windows per forward pass.
+        watch: is given the logits, (N, K), and the truth, (N,), of the pixels that are scored, part by part.
+    """
+    confusion = Confusion.of(base.legend)
+    for scene, roles, target in zip(base.scenes, base.roles, base.targets(role), strict=True):
+        for part in map_blocks(classifier, scene, wanted=roles == role, batch=batch):
+            truth = target[part.window.within(scene.grid.window)]
+            confusion.update(truth, part.classes)
+            scored = (truth != UNLABELLED) & (part.classes != UNLABELLED)
+            watch(part.logits.numpy()[:, scored].T, truth[scored])
+    return confusion

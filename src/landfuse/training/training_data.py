@@ -1,0 +1,92 @@
+"""What a run stands on: the tiles of its scene, every pixel's role, and pixel maps fitted to the training pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landfuse.bundles.bundle import note
+from landfuse.errors import FaultsError, SceneError, SplitError
+from landfuse.legend import UNLABELLED, Legend
+from landfuse.scenes.scene import Scene
+from landfuse.scenes.scene_file import SceneFile
+from landfuse.scenes.split_rules import TRAIN, Roles
+from landfuse.scenes.splits import counts_per_class
+from landfuse.training.recipe import Recipe
+from landfuse.views.mapped_pixels import fit_pixel_maps
+from landfuse.views.pixel_map import PixelMap, PixelMapSettings
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a run stands on: the tiles, their roles and targets."""
+
+    scenes: Sequence[Scene]
+    roles: Sequence[Roles]
+    legend: Legend
+
+    def targets(self, role: int) -> list[NDArray[np.uint8]]:
+        """Per scene (H, W) uint8: classes of the pixels of a role, `UNLABELLED` elsewhere."""
+        return [
+            np.where(roles == role, scene.labels, UNLABELLED).astype(np.uint8)
+            for scene, roles in zip(self.scenes, self.roles, strict=True)
+        ]
+
+    def has(self, role: int) -> bool:
+        """Whether any pixel has the role."""
+        return any((roles == role).any() for roles in self.roles)
+
+
+def ground(recipe: Recipe, file: SceneFile) -> Ground:
+    """Opens the scenes of a recipe and gives every pixel its role.
+
+    Raises:
+        FaultsError: if scenes cannot be opened, or their modalities differ in bands or data type.
+        SplitError: if a class has no training pixel, or there is no split.
+    """
+    scenes = file.scenes(recipe.modalities)
+    _alike(scenes)
+    roles = file.roles(scenes, recipe.split_of(file))
+    counts = counts_per_class(roles, [scene.labels for scene in scenes], len(file.legend))
+    empty = [name for name, count in zip(file.legend.names, counts["train"], strict=True) if count == 0]
+    if empty:
+        raise SplitError(
+            f"the class{'es' if len(empty) > 1 else ''} {', '.join(f'`{name}`' for name in empty)} ha"
+            f"{'ve' if len(empty) > 1 else 's'} no training pixel",
+            "labelled pixels of every class in training",
+            "take it out of the legend (its code into `labels: ignored`), or change the split or its seed",
+        )
+    return Ground(scenes, roles, file.legend)
+
+
+def _alike(scenes: Sequence[Scene]) -> None:
+    first = scenes[0]
+    faults = [
+        SceneError(
+            f"`{name}` has {getattr(own, what)} {words} in the tile `{scene.name}`",
+            f"{getattr(known, what)} {words}, as in the tile `{first.name}`",
+            "make the tiles alike, or choose common bands by `bands`",
+        )
+        for scene in scenes[1:]
+        for name in first.modalities
+        for own, known in [(note(scene, name), note(first, name))]
+        for what, words in (("bands", "bands"), ("dtype", "as data type"))
+        if getattr(own, what) != getattr(known, what)
+    ]
+    if faults:
+        raise FaultsError(faults)
+
+
+def fit_maps(recipe: Recipe, base: Ground, given: Mapping[str, PixelMap] | None = None) -> dict[str, PixelMap]:
+    """Fits the pixel maps of a recipe to the training pixels; those that are given are not fitted."""
+    given = given or {}
+    names = [name for name in base.scenes[0].modalities if name not in given]
+    default = recipe.pixel_maps.get("default", PixelMapSettings())
+    appended = recipe.features.names if recipe.features else ()  # the default is for what the scene file names
+    settings = {
+        name: recipe.pixel_maps.get(name, PixelMapSettings() if name in appended else default) for name in names
+    }
+    return {**fit_pixel_maps(base.scenes, [roles == TRAIN for roles in base.roles], settings), **given}

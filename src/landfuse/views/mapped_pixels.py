@@ -1,0 +1,191 @@
+"""Windows of scenes as tensors: read, mapped by the pixel maps, held, and gathered from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from landfuse.legend import UNLABELLED
+from landfuse.rasters.windows import Window, blocks
+from landfuse.scenes.scene import Scene, validity
+from landfuse.views.pixel_map import CHUNK, PixelMap, PixelMapSettings, PixelStatistics
+
+_BLOCK = 512
+"""Side of the blocks that large scenes are read by, px."""
+
+_STRIP = 2**20
+"""Bytes of values that are mapped at once."""
+
+_LARGE = 32
+"""Side of squares from which on it is quicker to copy their rows than to look up their pixels."""
+
+
+def _turned(side: int) -> Tensor:
+    """Where each pixel of a square comes from under the eight flips and turns: (8, side, side, 2) row and column."""
+    row, col = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    last = side - 1
+    pairs = [((r, c), (last - r, c), (r, last - c), (last - r, last - c)) for r, c in ((row, col), (col, row))]
+    return torch.stack([torch.stack(pair, dim=-1) for four in pairs for pair in four])
+
+
+class Patchwork:
+    """The mapped modalities of one window of a scene, from which views of any place are gathered.
+
+    Args:
+        window: what it holds, in the scene's pixels.
+        tables: name -> (pixels, D) with the channels of a pixel side by side.
+        zooms: name -> zoom.
+        valid: (height, width) bool, which pixels can be mapped: every modality that must be there has data, and at
+            least one of all (see `PixelMap.instead`).
+    """
+
+    def __init__(
+        self, window: Window, tables: Mapping[str, Tensor], zooms: Mapping[str, int], valid: NDArray[np.bool_]
+    ) -> None:
+        self.window, self.tables, self.zooms, self.valid = window, dict(tables), dict(zooms), valid
+        self._turns: dict[int, Tensor] = {}
+
+    def _offsets(self, side: int, turns: Tensor | None) -> Tensor:
+        """Row and column of each pixel of turned squares: (B or 1, side, side, 2)."""
+        if side not in self._turns:
+            self._turns[side] = _turned(side)
+        return self._turns[side][:1] if turns is None else self._turns[side][turns]
+
+    def _indices(self, rows: Tensor, cols: Tensor, side: int, zoom: int, turns: Tensor | None) -> Tensor:
+        """Table indices of squares: (B * side * side,); beyond the window the scene's mirror image."""
+        offsets = self._offsets(side, turns)
+        height, width = self.window.height * zoom, self.window.width * zoom
+        row = (rows - self.window.row)[:, None, None] * zoom + offsets[..., 0]
+        col = (cols - self.window.col)[:, None, None] * zoom + offsets[..., 1]
+        for index, size in ((row, height), (col, width)):
+            if int(index.min()) < 0 or int(index.max()) >= size:
+                index.remainder_(2 * size)
+                torch.minimum(index, 2 * size - 1 - index, out=index)
+        return (row * width + col).reshape(-1)
+
+    def _holds(self, rows: Tensor, cols: Tensor, side: int) -> bool:
+        """Whether all squares lie within the window."""
+        window = self.window
+        last_row, last_col = window.row + window.height - side, window.col + window.width - side
+        return bool(((rows >= window.row) & (rows <= last_row) & (cols >= window.col) & (cols <= last_col)).all())
+
+    def views(self, rows: Tensor, cols: Tensor, side: int, turns: Tensor | None = None) -> dict[str, Tensor]:
+        """Gathers squares.
+
+        Args:
+            rows: (B,) first row of each square, in the scene's pixels.
+            cols: (B,) likewise.
+            side: of the square, in the scene's pixels.
+            turns: (B,) 0..7, how each is flipped and turned; None for not at all.
+
+        Returns:
+            name -> (B, D, side * zoom, side * zoom), in channels-last memory order.
+        """
+        images = {}
+        cut = turns is None and self._holds(rows, cols, side)
+        for name, table in self.tables.items():
+            zoom = self.zooms[name]
+            fine = side * zoom
+            if cut and fine >= _LARGE:
+                image = table.view(self.window.height * zoom, self.window.width * zoom, -1)
+                corners = torch.stack([rows - self.window.row, cols - self.window.col], dim=1) * zoom
+                squares = torch.stack([image[row : row + fine, col : col + fine] for row, col in corners.tolist()])
+            else:
+                index = self._indices(rows, cols, fine, zoom, turns)
+                squares = table.index_select(0, index).view(len(rows), fine, fine, -1)
+            images[name] = squares.permute(0, 3, 1, 2)
+        return images
+
+    def targets(self, classes: NDArray[np.uint8], rows: Tensor, cols: Tensor, side: int, turns: Tensor) -> Tensor:
+        """Gathers squares of the classes of the whole scene.
+
+        Args:
+            classes: (H, W) of the scene.
+            rows: as in `views`, and so are `cols`, `side` and `turns`.
+
+        Returns:
+            (B, side, side) uint8; `UNLABELLED` beyond the scene and where a pixel cannot be mapped.
+        """
+        offsets = self._offsets(side, turns)
+        row, col = rows[:, None, None] + offsets[..., 0], cols[:, None, None] + offsets[..., 1]
+        height, width = classes.shape
+        inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
+        row, col = row.clamp(0, height - 1), col.clamp(0, width - 1)
+        found = torch.from_numpy(classes)[row, col]
+        valid = torch.from_numpy(self.valid)[row - self.window.row, col - self.window.col]
+        return found.masked_fill(~(inside & valid), UNLABELLED)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(table.numel() * table.element_size() for table in self.tables.values()) + self.valid.nbytes
+
+
+def read_patchwork(scene: Scene, window: Window, pixel_maps: Mapping[str, PixelMap]) -> Patchwork:
+    """Reads and maps one window of a scene; it may reach beyond the scene's edges.
+
+    Args:
+        scene: in whose pixels `window` is.
+        window: what is read.
+        pixel_maps: name -> map, for the modalities to read.
+    """
+    tables, zooms = {}, {}
+    valid = np.ones((window.height, window.width), dtype=bool)
+    seen = np.zeros_like(valid)
+    for name, pixel_map in pixel_maps.items():
+        zoom = scene.modalities[name].zoom
+        values = scene.read(name, window)  # (C, H * zoom, W * zoom)
+        known = validity(values, zoom)
+        seen |= known
+        if pixel_map.instead is None:
+            valid &= known
+        tables[name] = _table(torch.from_numpy(values).flatten(1), pixel_map)
+        zooms[name] = zoom
+    return Patchwork(window, tables, zooms, valid & seen)
+
+
+def _table(values: Tensor, pixel_map: PixelMap) -> Tensor:
+    """Mapped pixels with their channels side by side, (pixels, D), of (C, pixels); in strips that stay in the cache."""
+    table = torch.empty((values.shape[1], pixel_map.channels))
+    step = max(1, _STRIP // (4 * pixel_map.bands * CHUNK)) * CHUNK
+    for start in range(0, len(table), step):
+        table[start : start + step] = pixel_map(values[:, start : start + step].T)
+    return table
+
+
+def fit_pixel_maps(
+    scenes: Sequence[Scene],
+    wanted: Sequence[NDArray[np.bool_]],
+    settings: Mapping[str, PixelMapSettings],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, PixelMap]:
+    """Fits the pixel maps to the wanted pixels, reading block by block.
+
+    Args:
+        scenes: the tiles.
+        wanted: (H, W) per scene, true where a pixel may be looked at: the training pixels.
+        settings: in the order of the modalities.
+        progress: told (blocks done, in all).
+
+    Raises:
+        ModelError: if a modality has no data in the wanted pixels.
+    """
+    statistics = {name: PixelStatistics(scenes[0].modalities[name].raster.bands) for name in settings}
+    jobs = [
+        (scene, mask, block)
+        for scene, mask in zip(scenes, wanted, strict=True)
+        for block in blocks(scene.grid.height, scene.grid.width, _BLOCK)
+        if mask[block.within(scene.grid.window)].any()
+    ]
+    for done, (scene, mask, block) in enumerate(jobs, start=1):
+        inside = mask[block.within(scene.grid.window)]
+        for name, part in statistics.items():
+            zoom = scene.modalities[name].zoom
+            fine = inside.repeat(zoom, axis=0).repeat(zoom, axis=1) if zoom > 1 else inside
+            part.update(torch.from_numpy(scene.read(name, block)[:, fine]).T)
+        progress(done, len(jobs))
+    return {name: statistics[name].pixel_map(settings[name], name) for name in settings}

@@ -1,0 +1,391 @@
+"""Drawing a reference sample, keeping it in files, and judging maps by it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from landfuse.accuracy import draw_sample
+from landfuse.accuracy.draw_sample import allocate, draw, sample_size
+from landfuse.accuracy.from_sample import evaluate_sample
+from landfuse.accuracy.reference_sample import ReferenceSample, read_sample
+from landfuse.cli import app
+from landfuse.errors import GridError, LandfuseError, MissingFileError, OutputError, SceneError, SettingsError
+from landfuse.legend import UNLABELLED, LandClass, Legend
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.rasters.grid import Grid
+from landfuse.scenes.land_cover_map import class_names, pixel_area
+
+LEGEND = Legend(
+    (LandClass("Water", 1, "#0000FF"), LandClass("Forest", 2, "#00FF00"), LandClass("Town <old>", 7, "#FF0000"))
+)
+U = UNLABELLED
+
+
+def grid_of(height: int, width: int, crs: str | None = "EPSG:32632") -> Grid:
+    return Grid(height, width, (10.0, 0.0, 5e5, 0.0, -10.0, 5e6), crs)
+
+
+def codes_of(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(seed)
+    return rng.choice([1, 2, 7, U], (height, width), p=[0.2, 0.6, 0.1, 0.1]).astype(np.uint8)
+
+
+@pytest.fixture
+def city(tmp_path: Path) -> Path:
+    """A map of 90 x 70 px of three classes, with holes."""
+    write_raster(tmp_path / "city.tif", grid_of(90, 70), codes_of(90, 70), legend=LEGEND)
+    return tmp_path / "city.tif"
+
+
+def filled(sample: ReferenceSample, truth: NDArray[np.uint8]) -> ReferenceSample:
+    return replace(sample, reference=tuple(str(code) for code in truth[sample.row, sample.col]))
+
+
+def truth_of(codes: NDArray[np.uint8], wrong: float = 0.2, seed: int = 4) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(codes.shape) < wrong, rng.choice([1, 2, 7], codes.shape), codes).astype(np.uint8)
+
+
+@pytest.mark.parametrize("tile", [16, 512])
+@pytest.mark.parametrize("design", ["stratified", "simple", "cluster"])
+def test_what_is_drawn_lies_in_the_map(
+    city: Path, design: draw_sample.Design, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draw_sample, "TILE", tile)
+    codes = codes_of(90, 70)
+    told: list[tuple[int, int]] = []
+    sample = draw(city, 200, design=design, seed=3, progress=lambda done, total: told.append((done, total)))
+    assert (sample.code == codes[sample.row, sample.col]).all()
+    assert (sample.code != U).all()
+    assert len(set(zip(sample.row.tolist(), sample.col.tolist(), strict=True))) == len(sample)
+    np.testing.assert_array_equal(sample.x, 5e5 + 10 * (sample.col + 0.5))
+    np.testing.assert_array_equal(sample.y, 5e6 - 10 * (sample.row + 0.5))
+    assert sample.pixels == (codes != U).sum()
+    assert told[-1][0] == told[-1][1]
+    units = {s: np.unique(sample.cluster[sample.stratum == s]).size for s in sample.sizes}
+    assert units == dict(sample.drawn)
+    if design == "stratified":
+        assert dict(sample.sizes) == {code: (codes == code).sum() for code in (1, 2, 7)}
+        assert (sample.stratum == sample.code).all()
+        assert len(sample) == 200
+        assert min(sample.drawn.values()) == 50
+        assert len(set(sample.code[:20].tolist())) > 1, "the order of the rows tells nothing"
+    elif design == "simple":
+        assert dict(sample.sizes) == {0: sample.pixels}
+        assert len(sample) == 200
+    else:
+        cells = {(int(r) // 3, int(c) // 3) for r, c in zip(sample.row, sample.col, strict=True)}
+        assert len(cells) == sample.drawn[0] == math.ceil(200 / 9)
+        inside = np.zeros_like(codes, dtype=bool)
+        for row, col in cells:
+            inside[row * 3 : row * 3 + 3, col * 3 : col * 3 + 3] = True
+        assert (inside & (codes != U)).sum() == len(sample), "every pixel of a drawn cluster that has a class"
+        assert sample.sizes[0] == 30 * 24
+
+
+@pytest.mark.parametrize("design", ["stratified", "simple", "cluster"])
+def test_every_pixel_has_the_chance_that_is_written(tmp_path: Path, design: draw_sample.Design) -> None:
+    codes = codes_of(11, 8)
+    write_raster(tmp_path / "m.tif", grid_of(11, 8), codes)
+    runs = 250
+    times = np.zeros(codes.shape)
+    chance = np.zeros(codes.shape)
+    for seed in range(runs):
+        sample = draw(tmp_path / "m.tif", 18, design=design, seed=seed, side=2)
+        times[sample.row, sample.col] += 1
+        chance[sample.row, sample.col] = sample.probability
+    assert ((times > 0) == (codes != U)).all()
+    p = chance[codes != U]
+    error = np.sqrt(p * (1 - p) / runs)
+    z = (times[codes != U] / runs - p) / np.where(error > 0, error, 1)
+    assert np.abs(z).max() < 4.5
+    assert 0.6 < z.std() < 1.4
+
+
+def test_the_seed_decides(city: Path) -> None:
+    first, same, other = (draw(city, 100, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.x, same.x)
+    assert (first.x != other.x).any()
+
+
+def test_memory_depends_on_the_block_not_on_the_map(tmp_path: Path) -> None:
+    peaks = []
+    for rows in (512, 4096):
+        path = tmp_path / f"{rows}.tif"
+        write_raster(path, grid_of(rows, 512), np.tile(codes_of(512, 512), (rows // 512, 1)))
+        draw(path, 300)
+        tracemalloc.start()
+        draw(path, 300)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0], peaks
+
+
+def test_the_allocations_of_olofsson() -> None:
+    # Table 5: shares, the user's accuracies expected, and 641 points for a standard error of 0.01.
+    shares, expected = [0.02, 0.015, 0.32, 0.645], [0.7, 0.6, 0.9, 0.95]
+    assert sample_size(shares, expected, 0.01) == 641
+    sizes = np.array([200_000, 150_000, 3_200_000, 6_450_000])
+    assert allocate(sizes, 641, minimum=2).tolist() == [13, 10, 205, 413]
+    assert allocate(sizes, 640, minimum=640, weights=np.ones(4)).tolist() == [160] * 4
+    assert allocate(sizes, 641, minimum=100).tolist() == [100, 100, 146, 295]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(1, 5000), min_size=1, max_size=9),
+    st.integers(2, 3000),
+    st.integers(2, 200),
+    st.integers(0, 99),
+)
+def test_allocations_add_up_and_keep_their_bounds(sizes: list[int], n: int, minimum: int, seed: int) -> None:
+    here = np.array(sizes)
+    weights = np.random.default_rng(seed).random(here.size) * (np.random.default_rng(seed + 1).random(here.size) < 0.8)
+    if n < 2 * here.size:
+        with pytest.raises(SettingsError, match="too few"):
+            allocate(here, n)
+        return
+    for chosen in (None, weights):
+        points = allocate(here, n, minimum=minimum, weights=chosen)
+        assert points.sum() == min(n, here.sum())
+        assert (points <= here).all()
+        assert (points >= np.minimum(here, min(minimum, n // here.size))).all()
+
+
+def test_neyman_gives_more_to_what_is_doubtful(city: Path) -> None:
+    doubtful = draw(city, 300, allocation="neyman", minimum=10, expected={1: 0.5, 2: 0.99, 7: 0.5})
+    by_area = draw(city, 300, minimum=10)
+    assert doubtful.drawn[1] > by_area.drawn[1]
+    assert doubtful.drawn[2] < by_area.drawn[2]
+    assert draw(city, 300, allocation="equal").drawn == {1: 100, 2: 100, 7: 100}
+    with pytest.raises(SettingsError, match="the class 2, 7 has no expected"):
+        draw(city, 300, allocation="neyman", expected={1: 0.5, 7: 1.5})
+    with pytest.raises(SettingsError, match="not known"):
+        draw(city, 300, design="random")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("design", ["stratified", "simple", "cluster"])
+@pytest.mark.parametrize("ending", ["gpkg", "csv"])
+def test_a_sample_survives_its_file(city: Path, tmp_path: Path, design: draw_sample.Design, ending: str) -> None:
+    sample = draw(city, 150, design=design)
+    path = tmp_path / f"sample.{ending}"
+    sample.save(path)
+    again = read_sample(path)
+    assert again.reference == (None,) * len(sample)
+    columns, read = sample.columns(), again.columns()
+    for name in set(columns) - {"reference"}:
+        np.testing.assert_array_equal(columns[name], read[name], err_msg=name)
+    assert (again.sizes, again.drawn, again.crs) == (sample.sizes, sample.drawn, "EPSG:32632")
+    truth = truth_of(codes_of(90, 70))
+    done = filled(sample, truth)
+    done.save(path)
+    assert evaluate_sample(city, path, design).to_json() == evaluate_sample(city, done).to_json()
+    assert not list(tmp_path.glob(".*part*"))
+
+
+def test_a_geopackage_of_a_sample_opens_elsewhere(city: Path, tmp_path: Path) -> None:
+    sample = draw(city, 100)
+    sample.save(tmp_path / "sample.gpkg")
+    frame = geopandas.read_file(tmp_path / "sample.gpkg")
+    assert frame.crs == "EPSG:32632"
+    np.testing.assert_array_equal(frame.geometry.x, sample.x)
+    assert frame["reference"].isna().all()
+    assert set(frame["map_class"]) == {"Water", "Forest", "Town <old>"}
+    frame["reference"] = frame["map_class"].str.upper()  # as a person fills it in
+    frame.to_file(tmp_path / "sample.gpkg")
+    assert evaluate_sample(city, tmp_path / "sample.gpkg").overall.value == 1
+    frame.to_file(tmp_path / "sample.gpkg", layer="another")
+    with pytest.raises(SceneError, match="2 layers: sample, another"):
+        read_sample(tmp_path / "sample.gpkg")
+
+
+@pytest.mark.parametrize("design", ["stratified", "simple", "cluster"])
+def test_a_sample_of_all_pixels_is_the_truth(city: Path, design: draw_sample.Design) -> None:
+    codes = codes_of(90, 70)
+    truth = truth_of(codes)
+    result = evaluate_sample(city, filled(draw(city, 90 * 72, design=design), truth))  # clusters reach over the edge
+    there = codes != U
+    assert result.overall.value == pytest.approx((truth == codes)[there].mean())
+    assert result.overall.error == pytest.approx(0, abs=1e-9)
+    for code, c in zip((1, 2, 7), result.classes, strict=True):
+        assert c.hectares is not None
+        assert c.hectares.value == pytest.approx(((truth == code) & there).sum() * 100 / 10_000)
+        assert c.users.value == pytest.approx((truth == code)[codes == code].mean())
+        assert c.producers.value == pytest.approx((codes == code)[there & (truth == code)].mean())
+
+
+def test_another_map_is_judged_in_the_strata_of_the_first(city: Path, tmp_path: Path) -> None:
+    codes = codes_of(90, 70)
+    truth = truth_of(codes)
+    better = truth_of(truth, wrong=0.05, seed=9)
+    fine = np.repeat(np.repeat(better, 2, axis=0), 2, axis=1)  # on another grid
+    write_raster(tmp_path / "fine.tif", grid_of(90, 70).zoomed(2), fine, legend=LEGEND)
+    everything = filled(draw(city, 90 * 70), truth)
+    result = evaluate_sample(tmp_path / "fine.tif", everything)
+    assert result.overall.value == pytest.approx((truth == better)[codes != U].mean())
+    assert "another map" in result.design
+    part = evaluate_sample(tmp_path / "fine.tif", filled(draw(city, 600, seed=5), truth))
+    assert abs(part.overall.value - result.overall.value) < 4 * part.overall.error
+    assert part.overall.error > 0
+
+
+def test_truth_that_cannot_be_told_is_left_out_and_said(city: Path) -> None:
+    sample = filled(draw(city, 200), codes_of(90, 70))
+    sample = replace(sample, reference=(str(U), *sample.reference[1:]))
+    result = evaluate_sample(city, sample)
+    assert result.points == 199
+    assert any("1 of 200 points cannot be told" in note for note in result.notes)
+
+
+def test_areas_only_where_pixels_have_one(tmp_path: Path) -> None:
+    assert pixel_area(grid_of(4, 4)) == 100
+    assert pixel_area(grid_of(4, 4, "EPSG:2263")) == pytest.approx(100 * (1200 / 3937) ** 2)  # US survey feet
+    for crs in ("EPSG:4326", "EPSG:3857", None):
+        assert pixel_area(grid_of(4, 4, crs)) is None
+    write_raster(tmp_path / "m.tif", grid_of(30, 30, "EPSG:4326"), codes_of(30, 30))
+    result = evaluate_sample(tmp_path / "m.tif", filled(draw(tmp_path / "m.tif", 100), codes_of(30, 30)))
+    assert all(c.hectares is None for c in result.classes)
+    assert any("no hectares" in note for note in result.notes)
+    assert [c.name for c in result.classes] == ["class 1", "class 2", "class 7"]
+
+
+def test_names_stand_beside_the_map(city: Path, tmp_path: Path) -> None:
+    assert class_names(city) == {1: "Water", 2: "Forest", 7: "Town <old>"}
+    assert class_names(tmp_path / "none.tif") == {}
+    Path(f"{city}.aux.xml").write_text("<broken")
+    assert class_names(city) == {}
+    assert draw(city, 100, legend=LEGEND).names[7] == "Town <old>"
+
+
+def test_what_is_no_map_is_refused(city: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError):
+        draw(tmp_path / "none.tif", 10)
+    write_raster(tmp_path / "rgb.tif", grid_of(5, 5), np.zeros((3, 5, 5), np.uint8))
+    with pytest.raises(SceneError, match="3 bands"):
+        draw(tmp_path / "rgb.tif", 10)
+    write_raster(tmp_path / "height.tif", grid_of(5, 5), np.full((5, 5), 1.5, np.float32), nodata=None)
+    with pytest.raises(SceneError, match=r"holds the number 1\.5"):
+        draw(tmp_path / "height.tif", 10)
+    write_raster(tmp_path / "empty.tif", grid_of(5, 5), np.full((5, 5), U, np.uint8))
+    with pytest.raises(SceneError, match="no class"):
+        draw(tmp_path / "empty.tif", 10)
+    with pytest.raises(SettingsError, match="too few"):
+        draw(city, 5)
+    with pytest.raises(OutputError, match=r"sample\.shp"):
+        draw(city, 50).save(tmp_path / "sample.shp")
+
+
+def rewrite(path: Path, change: str, to: str = "", rows: slice = slice(None)) -> None:
+    """Changes a column of a sample's CSV, or keeps some rows only."""
+    with path.open(newline="") as file:
+        table = list(csv.DictReader(file))[rows]
+    for row in table:
+        if change:
+            row[change] = to
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def test_what_is_no_whole_sample_is_refused(city: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sample.csv"
+    sample = filled(draw(city, 150), codes_of(90, 70))
+
+    def refused(kind: type[LandfuseError], match: str) -> None:
+        with pytest.raises(kind, match=match):
+            evaluate_sample(city, path)
+        sample.save(path)
+
+    sample.save(path)
+    rewrite(path, "", rows=slice(149))
+    refused(SceneError, "149 rows, of 150")
+    rewrite(path, "id", "1")
+    refused(SceneError, "every row that was drawn, once")
+    rewrite(path, "reference")
+    refused(SceneError, "no reference for 150 of 150")
+    rewrite(path, "reference", "Forrest")
+    refused(SceneError, "did you mean Forest")
+    rewrite(path, "reference", "3")
+    refused(SceneError, "no class")
+    rewrite(path, "stratum_units", "many")
+    refused(SceneError, "damaged")
+    rewrite(path, "crs", "EPSG:32633")
+    refused(GridError, "another CRS")
+    rewrite(path, "design", "chosen by eye")
+    refused(SceneError, "chosen by eye")
+    path.write_bytes(b"\xff\xfe\x00")
+    refused(SceneError, "cannot be read")
+    with pytest.raises(SettingsError, match="by a stratified design, not simple"):
+        evaluate_sample(city, path, "simple")
+    with pytest.raises(SceneError, match="no reference for 80 of 80"):
+        evaluate_sample(city, draw(city, 80))
+    holes = codes_of(90, 70)
+    holes[:45] = U
+    write_raster(tmp_path / "holes.tif", grid_of(90, 70), holes)
+    with pytest.raises(GridError, match="no class at"):
+        evaluate_sample(tmp_path / "holes.tif", path)
+    write_raster(tmp_path / "half.tif", grid_of(45, 70), codes_of(90, 70)[:45])
+    with pytest.raises(GridError, match="no class at"):
+        evaluate_sample(tmp_path / "half.tif", path)
+
+
+def test_polygons_are_refused_with_what_can_be_said_instead(city: Path, tmp_path: Path) -> None:
+    shapes = [shapely.box(5e5, 5e6 - 90, 5e5 + 90, 5e6)]
+    geopandas.GeoDataFrame({"class": ["Water"]}, geometry=shapes, crs="EPSG:32632").to_file(tmp_path / "fields.gpkg")
+    with pytest.raises(SceneError, match="how its places were chosen") as told:
+        evaluate_sample(city, tmp_path / "fields.gpkg")
+    assert "agrees with them" in str(told.value)
+    assert "landfuse sample" in str(told.value)
+
+
+def test_the_commands(city: Path, tmp_path: Path, place: Path) -> None:
+    run = CliRunner()
+    out = tmp_path / "s" / "sample.gpkg"
+    done = run.invoke(app, ["sample", str(city), "-n", "120", "--design", "stratified", "-o", str(out), "--seed", "4"])
+    assert done.exit_code == 0, done.output
+    assert out.exists()
+    assert out.with_suffix(".csv").exists()
+    filled(read_sample(out), truth_of(codes_of(90, 70))).save(out)
+    words = ["evaluate", str(city), str(out), "--design", "stratified", "-o", str(tmp_path / "told")]
+    done = run.invoke(app, words)
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "told" / "accuracy.json").read_text(encoding="utf-8"))
+    assert f"overall accuracy {told['overall accuracy']['value']:.4f}" in done.output
+    assert (tmp_path / "told" / "accuracy.csv").exists()
+    for more in (["--design", "cluster"], ["--design", "eye"], ["--intervals"], ["--role", "test"]):
+        failed = run.invoke(app, [*words[:3], *more])
+        assert isinstance(failed.exception, SettingsError), more
+    failed = run.invoke(app, ["sample", str(city), "-o", str(tmp_path / "x.shp")])
+    assert isinstance(failed.exception, OutputError)
+    failed = run.invoke(app, ["sample", str(city), "-o", str(out), "--allocation", "neyman", "--expected", "1:0.5"])
+    assert isinstance(failed.exception, SettingsError)
+
+
+def test_the_commands_on_a_scene(place: Path, tmp_path: Path) -> None:
+    run = CliRunner()
+    labels, scene = str(place / "labels.tif"), str(place / "scene.yaml")
+    words = ["evaluate", labels, scene, "--intervals", "--against", labels, "--block", "8", "-o", str(tmp_path)]
+    done = run.invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "95% intervals" in done.output
+    assert "McNemar p = 1 (exact" in done.output
+    assert json.loads((tmp_path / "intervals.json").read_text())["scores"]["OA"] == {"value": 1, "low": 1, "high": 1}
+    assert json.loads((tmp_path / "comparison.json").read_text())["McNemar"]["only_first"] == 0
+    assert (tmp_path / "scores.json").exists()
+    failed = run.invoke(app, ["evaluate", labels, scene, "--design", "simple"])
+    assert isinstance(failed.exception, SettingsError)

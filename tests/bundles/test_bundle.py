@@ -1,0 +1,192 @@
+"""A bundle is self-describing (P5): it reloads bit for bit, runs no pickled code, and knows its kind of scene."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from landfuse.bundles.bundle import FORMAT, Bundle, ModelSpec, note
+from landfuse.bundles.bundle_files import load_bundle
+from landfuse.errors import BundleError, FaultsError, LandfuseError, OutputError
+from landfuse.scenes.scene import Scene, SceneModality
+from landfuse.simulate.scene import SimulatedRaster, simulate_flat
+from landfuse.views.pixel_map import PixelMap
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return simulate_flat(20, 30, {"a": 3, "b": 2})
+
+
+@pytest.fixture
+def classifier(scene: Scene) -> Bundle:
+    torch.manual_seed(1)
+    maps = {
+        "a": PixelMap(torch.rand(2, 3), torch.rand(2)),
+        "b": PixelMap(torch.rand(2), torch.rand(2), clip=3),
+    }
+    notes = {name: note(scene, name) for name in maps}
+    return Bundle(ModelSpec("two_branch", {"view": 5, "width": 8}), maps, notes, scene.legend).eval()
+
+
+def logits(classifier: Bundle) -> torch.Tensor:
+    random = torch.Generator().manual_seed(0)
+    images = {name: torch.randn(6, n.bands, 5, 5, generator=random) for name, n in classifier.notes.items()}
+    images["b"][2, 0] = float("nan")
+    with torch.no_grad():
+        return classifier(images)
+
+
+def test_a_bundle_gives_the_same_logits_and_words(classifier: Bundle, tmp_path: Path) -> None:
+    classifier.temperature = 1.7
+    classifier.save(tmp_path / "bundle")
+    assert sorted(p.name for p in (tmp_path / "bundle").iterdir()) == ["model.json", "model.safetensors"]
+    for path in (tmp_path / "bundle", tmp_path):
+        loaded = load_bundle(path)
+        assert torch.equal(logits(loaded), logits(classifier))
+        assert loaded.legend == classifier.legend
+        assert loaded.notes == classifier.notes
+        assert list(loaded.maps) == ["a", "b"]
+        assert loaded.spec == classifier.spec
+        assert loaded.stride == 1
+        assert loaded.temperature == 1.7
+        assert not loaded.training
+    words = json.loads((tmp_path / "bundle" / "model.json").read_text())
+    assert words["tiling"] == {"view": 5, "core": 1, "stride": 1, "weights": "uniform"}
+    assert words["modalities"]["b"] == {"bands": 2, "dtype": "float32", "units": "1", "zoom": 1, "metres": 10.0}
+    assert words["legend"][0]["name"] == "field 1"
+
+
+def test_a_bundle_from_before_temperatures_is_read(classifier: Bundle, tmp_path: Path) -> None:
+    classifier.save(tmp_path)
+    words = json.loads((tmp_path / "model.json").read_text())
+    del words["temperature"]
+    (tmp_path / "model.json").write_text(json.dumps(words))
+    assert load_bundle(tmp_path).temperature == 1
+
+
+def test_the_maps_come_before_the_model(classifier: Bundle) -> None:
+    raw = torch.randn(1, 3, 5, 5)
+    mapped = classifier.maps["a"](raw.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    images = {"a": raw, "b": torch.full((1, 2, 5, 5), float("nan"))}
+    with torch.no_grad():
+        expected = classifier.model({"a": mapped, "b": torch.zeros(1, 2, 5, 5)})
+        assert torch.equal(classifier(images), expected)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.98])
+def test_a_truncated_bundle_is_told(classifier: Bundle, tmp_path: Path, name: str, share: float) -> None:
+    classifier.save(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(BundleError, match=r"broken(.|\n)*copy it again"):
+        load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_a_missing_part_is_told(classifier: Bundle, tmp_path: Path, name: str) -> None:
+    classifier.save(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(BundleError, match=rf"holds no bundle: {name} is missing"):
+        load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["nowhere", "/dev/null", "/dev/null/x"])
+def test_what_is_no_bundle_is_told(tmp_path: Path, place: str) -> None:
+    with pytest.raises(BundleError):
+        load_bundle(tmp_path / place)
+
+
+def test_a_newer_bundle_is_told(classifier: Bundle, tmp_path: Path) -> None:
+    classifier.save(tmp_path)
+    words = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**words, "format": FORMAT + 1, "landfuse": "9.9"}))
+    with pytest.raises(BundleError, match=rf"format {FORMAT + 1}, of landfuse 9\.9(.|\n)*update landfuse"):
+        load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", {"name": "hal9000", "settings": {}}),
+        ("model", {"name": "two_branch", "settings": {"view": 5, "depht": 3}}),
+        ("model", {"name": "two_branch", "settings": {"view": 5, "width": 16}}),
+        ("pixel_maps", {"a": [2, 3]}),
+        ("pixel_maps", [1, 2]),
+        ("legend", []),
+        ("tiling", {}),
+        ("tiling", {"stride": 7}),
+        ("format", "one"),
+        ("modalities", None),
+    ],
+)
+def test_a_bundle_that_was_tampered_with_is_told(classifier: Bundle, tmp_path: Path, key: str, value: object) -> None:
+    classifier.save(tmp_path)
+    words = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**words, key: value}))
+    with pytest.raises(LandfuseError):
+        load_bundle(tmp_path)
+
+
+def test_saving_that_fails_leaves_the_old_bundle(
+    classifier: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier.save(tmp_path)
+    before = logits(load_bundle(tmp_path))
+    with torch.no_grad():
+        classifier.model.get_parameter("head.0.weight").add_(1)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OutputError, match="No space left"):
+        classifier.save(tmp_path)
+    assert torch.equal(logits(load_bundle(tmp_path)), before)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+    with pytest.raises(OutputError, match="cannot be written"):
+        classifier.save("/dev/null/x")
+
+
+def test_a_scene_of_another_kind_is_told_in_words(classifier: Bundle, scene: Scene) -> None:
+    def changed(**parts: SceneModality | None) -> Scene:
+        merged = {**scene.modalities, **parts}
+        return replace(scene, modalities={name: part for name, part in merged.items() if part is not None})
+
+    a = scene.modalities["a"]
+    assert isinstance(a.raster, SimulatedRaster)
+    classifier.check(scene)
+    classifier.check(changed(c=a))
+    with pytest.raises(FaultsError, match=r"trained on 3 bands of `a`, this scene has 4"):
+        classifier.check(changed(a=replace(a, raster=replace(a.raster, bands=4))))
+    with pytest.raises(FaultsError, match=r"trained on '1' as units of `a`, this scene has 'dB'"):
+        classifier.check(changed(a=replace(a, units="dB")))
+    with pytest.raises(FaultsError, match=r"trained on 1 as zoom of `a`, this scene has 2"):
+        classifier.check(changed(a=replace(a, zoom=2)))
+    with pytest.raises(FaultsError, match=r"no modality `b`(.|\n)*name it so in the scene file"):
+        classifier.check(changed(b=None))
+
+    class Whole(SimulatedRaster):
+        @property
+        def dtype(self) -> str:
+            return "int16"
+
+    raster = Whole(a.raster.grid, 3, a.raster.source, "a")
+    with pytest.raises(FaultsError, match=r"trained on 'float32' as data type of `a`, this scene has 'int16'"):
+        classifier.check(changed(a=replace(a, raster=raster)))
+    with pytest.raises(FaultsError) as both:
+        classifier.check(changed(a=replace(a, raster=raster, units="dB"), b=None))
+    assert len(both.value.faults) == 3, "all in one go"
+
+
+def test_a_stride_beyond_the_core_is_told(scene: Scene) -> None:
+    maps = {"a": PixelMap(torch.ones(3), torch.zeros(3))}
+    notes = {"a": note(scene, "a")}
+    for stride in (-1, 9):
+        with pytest.raises(BundleError, match="1 to 8, the model's core"):
+            Bundle(ModelSpec("stacked", {"view": 8, "encoder": "tu-test_resnet"}), maps, notes, scene.legend, stride)

@@ -1,0 +1,473 @@
+"""The command: what it says, with which exit code, and never a traceback for a mistake of the user."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import io
+import json
+import multiprocessing
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import yaml
+
+from landfuse import cli
+from landfuse.mapping.part_folder import PartFolder
+from landfuse.mapping.window_sharing import Share
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.rasters.grid import Grid
+
+Run = Callable[..., Any]
+
+
+def scene_like(place: Path, folder: Path, **changes: Any) -> Path:
+    """A scene file beside other files that reads those of the small scene."""
+    text = yaml.safe_load((place / "scene.yaml").read_text())
+    text["root"] = str(place)
+    for key, value in changes.items():
+        if value is None:
+            text.pop(key)
+        else:
+            text[key] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scene.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+    return folder / "scene.yaml"
+
+
+def test_from_files_to_a_scored_map_by_four_commands(landfuse: Run, place: Path, tmp_path: Path) -> None:
+    told = landfuse("check", place)
+    assert told.code == 0, told.err
+    assert "no fault found" in told.out
+    for word in ("EPSG:32632", "field 4", "leak report", "float32"):
+        assert word in told.out
+
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"scene": str(place / "scene.yaml"), "model": "forest"}))
+    told = landfuse("train", tmp_path / "r.yaml", "model={name: forest, trees: 9}", f"run={tmp_path / 'run'}", "-q")
+    assert told.code == 0, told.err
+    assert told.out.rstrip().endswith(f"bundle: {tmp_path / 'run' / 'bundle'}")
+    test = json.loads((tmp_path / "run" / "scores.json").read_text())["test"]
+    assert f"OA {test['OA']:.4f}" in told.out
+
+    told = landfuse("predict", tmp_path / "run", place, "-o", tmp_path / "map.tif", "--confidence", "--picture")
+    assert told.code == 0, told.err
+    assert f"map: {tmp_path / 'map.tif'}" in told.out
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+    told = landfuse(
+        "evaluate", tmp_path / "map.tif", place, "--split", tmp_path / "run" / "split", "-o", tmp_path / "s"
+    )
+    assert told.code == 0, told.err
+    for name in ("OA", "AA", "kappa", "mF1", "mIoU"):
+        assert f"{name} {test[name]:.4f}" in told.out
+    assert json.loads((tmp_path / "s" / "scores.json").read_text())["scores"]["OA"] == test["OA"]
+
+    told = landfuse("train", tmp_path / "r.yaml", "model={name: forest, trees: 9}", f"run={tmp_path / 'run'}")
+    assert told.code == 0
+    assert "has ended before" in " ".join(told.err.split())
+
+
+def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landfuse: Run) -> None:
+    demo = importlib.import_module("landfuse.simulate.demo")
+    small = demo._RECIPE | {
+        "samples": {"batch": 64, "balanced": True, "windows": 2500},
+        "training": {"epochs": 3, "rate": 4e-3, "patience": None, "precision": "float32"},
+    }
+    monkeypatch.setattr(demo, "_RECIPE", small)
+    full = demo.run_demo
+    monkeypatch.setattr(demo, "run_demo", lambda *args, **options: full(*args, side=200, **options))
+    told = landfuse("demo", tmp_path / "demo", "-q")
+    assert told.code == 0, told.err
+    accuracy = {
+        match.group(1).strip(): float(match.group(2)) for match in re.finditer(r"│ ([a-z +]+?) +│ +(0\.\d+) ", told.out)
+    }
+    assert accuracy.keys() == {"hsi + height + sar", "hsi", "height", "sar"}
+    alone = max(value for name, value in accuracy.items() if "+" not in name)
+    assert accuracy["hsi + height + sar"] > alone, "it takes more than one sensor"
+    assert f"map:     {tmp_path / 'demo' / 'map.tif'}" in told.out
+    assert (tmp_path / "demo" / "map.png").exists()
+
+
+def test_a_scene_that_is_only_mapped_needs_no_labels(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:
+    bare = scene_like(place, tmp_path / "bare", labels=None, legend=None, split=None)
+    told = landfuse("predict", trained, bare, "-o", tmp_path / "maps", "--picture")
+    assert told.code == 0, told.err
+    assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == [
+        "chequers.png",
+        "chequers.qml",
+        "chequers.tif",
+        "chequers.tif.aux.xml",
+    ]
+    with rasterio.open(tmp_path / "maps" / "chequers.tif") as file:
+        assert set(np.unique(file.read(1)).tolist()) <= {1, 2, 3, 4, 255}
+        assert (file.read(1)[:6, :9] == 255).all()
+
+
+def test_brackets_are_printed_as_they_are(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:
+    legend = [{"name": f"field [{index}] [red]", "code": index} for index in range(1, 5)]
+    odd = scene_like(place, tmp_path / "[bold]odd[/]", legend=legend)
+    told = landfuse("check", odd)
+    assert told.code == 0
+    assert "field [1] [red]" in told.out
+    told = landfuse("predict", trained, odd, "-o", tmp_path / "[x]" / ("m" * 100 + "[y].tif"))
+    assert f"map: {tmp_path / '[x]'}/{'m' * 100}[y].tif\n" in told.out, "whole, on one line"
+    told = landfuse("train", tmp_path / "[bold][1]" / "none.yaml")
+    assert told.code == 2
+    assert f"there is no file {tmp_path}/[bold][1]/none.yaml" in told.err
+
+
+def mistakes(place: Path, trained: Path, tmp_path: Path) -> dict[str, tuple[list[object], str]]:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        yaml.safe_dump({"scene": str(place / "scene.yaml"), "model": "forest", "run": str(tmp_path / "r")})
+    )
+    wide = scene_like(
+        place, tmp_path / "wide", modalities={"a": {"path": "b.tif"}, "b": {"path": "b.tif", "units": "1"}}
+    )
+    other = Grid(5, 5, (1.0, 0, 0, 0, -1.0, 0), "EPSG:32632")
+    write_raster(tmp_path / "small.tif", other, np.ones((5, 5), np.uint8))
+    for tile in ("t1", "t2"):
+        for name in ("a", "b"):
+            (tmp_path / "tiles").mkdir(exist_ok=True)
+            (tmp_path / "tiles" / f"{name}_{tile}.tif").write_bytes((place / f"{name}.tif").read_bytes())
+    tiles = scene_like(
+        place,
+        tmp_path / "tiles",
+        root=str(tmp_path / "tiles"),
+        modalities={n: {"path": n + "_{tile}.tif", "units": "1"} for n in ("a", "b")},
+        labels=None,
+        legend=None,
+        split=None,
+    )
+    (tmp_path / "truncated").mkdir()
+    for path in (trained / "bundle").iterdir():
+        (tmp_path / "truncated" / path.name).write_bytes(path.read_bytes()[:300])
+    unlabelled = scene_like(place, tmp_path / "bare", labels=None, legend=None, split=None)
+    return {
+        "no recipe": (["train", tmp_path / "rr.yaml"], r"there is no file(.|\n)*did you mean .*r\.yaml"),
+        "misspelt": (["train", recipe, "trainig.epochs=3"], r"unknown key `trainig`; did you mean `training`\?"),
+        "no value": (["train", recipe, "training.epochs"], r"is no assignment"),
+        "modality": (["train", recipe, "modalities=[c]"], r"names the modality c(.|\n)*a, b"),
+        "view": (
+            ["train", recipe, "model={name: two_branch, view: 8}"],
+            r"view of 8 px and a core of 1 px(.|\n)*view to 9",
+        ),
+        "split key": (["train", recipe, "split.sise=2"], r"the recipe's split: unknown key(.|\n)*did you mean `size`"),
+        "unwritable": (["train", recipe, "run=/dev/null/x"], r"/dev/null/x/recipe\.json cannot be written"),
+        "no bundle": (["predict", tmp_path, place, "-o", tmp_path / "m.tif"], r"holds no bundle: model\.json and"),
+        "truncated": (["predict", tmp_path / "truncated", place, "-o", tmp_path / "m.tif"], r"is broken"),
+        "kind": (["predict", trained, wide, "-o", tmp_path / "m.tif"], r"3 bands of `a`, this scene has 2(.|\n)*units"),
+        "no scene": (["predict", trained, tmp_path / "no", "-o", tmp_path / "m.tif"], r"there is no file"),
+        "no tile": (
+            ["predict", trained, place, "-o", tmp_path / "m.tif", "--tile", "t9"],
+            r"no tile t9(.|\n)*chequers",
+        ),
+        "one file": (
+            ["predict", trained, tiles, "-o", tmp_path / "m.tif"],
+            r"2 tiles are to be mapped into the one file",
+        ),
+        "output": (["predict", trained, place, "-o", "/dev/null/m.tif"], r"/dev/null/m\.tif cannot be written"),
+        "grid": (["evaluate", tmp_path / "small.tif", place], r"has the grid 5 x 5 px(.|\n)*96 x 96 px"),
+        "no map": (["evaluate", tmp_path / "no.tif", place], r"there is no map"),
+        "role": (
+            ["evaluate", place / "labels.tif", place, "--role", "exam"],
+            r"no role `exam`(.|\n)*train, validation",
+        ),
+        "labels": (["evaluate", place / "labels.tif", unlabelled, "--role", "all"], r"has no labels"),
+        "unlabelled": (["train", recipe, f"scene={unlabelled}", "split={kind: random, train: 9}"], r"has no labels"),
+        "split": (["evaluate", place / "labels.tif", place, "--split", tmp_path / "no"], r"there is no file"),
+        "views": (["check", place, "--views", "7,x"], r"--views holds 'x'"),
+        "core": (["check", place, "--views", "7/9"], r"--views holds '7/9'"),
+        "scores": (["evaluate", place / "labels.tif", place, "-o", "/dev/null/x"], r"cannot be written"),
+        "option": (["predict", trained, place], r"Missing option"),
+        "demo": (["demo", "/dev/null/x"], r"cannot be written"),
+    }
+
+
+def test_every_mistake_ends_in_one_message_and_exit_code_2(
+    landfuse: Run, place: Path, trained: Path, tmp_path: Path
+) -> None:
+    cases = mistakes(place, trained, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for name, (words, message) in cases.items():
+        told = landfuse(*words)
+        assert told.code == 2, (name, told)
+        assert re.search(message, told.err), (name, told.err)
+        assert "Traceback" not in told.out + told.err, name
+        assert told.err.count("error") == 1 or name == "option", (name, told.err)
+        assert sorted(tmp_path.rglob("*")) == before, f"{name} left something"
+
+
+def test_check_tells_all_faults_in_one_go(landfuse: Run, place: Path, tmp_path: Path) -> None:
+    modalities = {
+        "a": {"path": "a.tif", "bands": [1, 9]},
+        "b": {"path": "gone.tif"},
+    }
+    told = landfuse("check", scene_like(place, tmp_path / "bad", modalities=modalities, reference="labels"))
+    assert told.code == 2
+    assert told.err.count("fault") == 2
+    assert "has 3 bands, not the bands [9]" in told.err
+    assert re.search(r"there is no file .*gone\.tif", told.err)
+
+
+def test_a_fault_of_the_program_is_told_as_such(
+    landfuse: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("[1] divided by [0]")
+
+    monkeypatch.setattr(sys.modules["landfuse.mapping.engine"].Engine, "blocks", broken)
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif")
+    assert told.code == 1
+    assert "ZeroDivisionError: [1] divided by [0]" in told.err
+    assert "this is a fault of landfuse" in told.err
+
+
+def test_control_c(landfuse: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["landfuse.mapping.engine"].Engine, "blocks", interrupted)
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif")
+    assert told.code == 130
+    assert told.err.strip().startswith("interrupted; nothing half-written is left")
+    assert list(tmp_path.iterdir()) == []
+
+
+def events(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_a_dry_run_says_what_mapping_takes_and_writes_nothing(
+    landfuse: Run, place: Path, trained: Path, tmp_path: Path
+) -> None:
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--dry-run", "--block", "40", "--entropy")
+    assert told.code == 0, told.err
+    assert re.search(r"size: +96 x 96 px\n +blocks: +9 of 40 px", told.out)
+    assert re.search(
+        r"memory: +at most 1\.\d+ GiB\D+disk: +about [\d.]+ KiB, at most 48 KiB\n +time: +about 0:", told.out
+    )
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--dry-run", "--json")
+    [plan] = events(told.out)
+    assert (plan["event"], plan["blocks"], plan["windows"]) == ("plan", 1, 96 * 96)
+    assert plan["seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--memory", "50MB")
+    assert told.code == 2
+    assert re.search(r"47\.68 MiB of memory are too few: a block of 64 px takes 1\.\d+ GiB", told.err)
+
+
+def tiles_of(place: Path, folder: Path) -> Path:
+    """A scene file of two tiles, and the second's raster `a` torn."""
+    for tile in ("t1", "t2"):
+        for name in ("a", "b"):
+            folder.mkdir(exist_ok=True)
+            (folder / f"{name}_{tile}.tif").write_bytes((place / f"{name}.tif").read_bytes())
+    modalities = {n: {"path": n + "_{tile}.tif", "units": "1"} for n in ("a", "b")}
+    return scene_like(
+        place, folder, root=str(folder), modalities=modalities, labels=None, legend=None, split=None
+    )  # fmt: skip
+
+
+def test_an_incomplete_map_of_several_ends_with_exit_code_3(
+    landfuse: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from landfuse.errors import SceneError
+    from landfuse.mapping.engine import Engine
+
+    tiles, out, read = tiles_of(place, tmp_path / "tiles"), tmp_path / "maps", Engine.read
+    again: list[str] = []
+
+    def torn(self: Engine, share: Share) -> Any:
+        again.append(self.scene.name)
+        if self.scene.name == "t2" and share.window.row == 0 and share.window.col == 48:
+            raise SceneError("a_t2.tif cannot be read", "a whole file", "fetch it again")
+        return read(self, share)
+
+    command = ["predict", trained, tiles, "-o", out, "--block", "48"]
+    monkeypatch.setattr(Engine, "read", torn)
+    told = landfuse(*command)
+    assert told.code == 3, told.err
+    assert "t2.tif is incomplete: 1 of 4 blocks cannot be read" in told.err
+    assert "row 0, column 48 (48 x 48 px): a_t2.tif cannot be read" in told.err
+    assert f"map: {out / 't1.tif'}" in told.out
+    assert again == ["t1"] * 4 + ["t2"] * 4
+    again.clear()
+    told = landfuse(*command, "--json")
+    assert told.code == 3
+    assert again == ["t2"], "neither finished tiles nor finished blocks are repeated"
+    found = events(told.out)
+    assert [(e["tile"], e["complete"]) for e in found if e["event"] == "map"] == [("t1", True), ("t2", False)]
+    [fault] = [e for e in found if e["event"] == "fault"]
+    assert fault["block"] == "row 0, column 48 (48 x 48 px)"
+    monkeypatch.setattr(Engine, "read", read)
+    told = landfuse(*command, "--json")
+    assert told.code == 0, told.err
+    last = [e for e in events(told.out) if e["event"] == "progress"][-1]
+    assert (last["pixels"], last["of"], last["seconds_left"]) == (2 * 96 * 96, 2 * 96 * 96, 0)
+    assert last["megapixels_per_second"] >= 0
+    assert sorted(p.name for p in out.iterdir()) == [
+        "index.gpkg", "mosaic.qml", "mosaic.vrt",
+        "t1.qml", "t1.tif", "t1.tif.aux.xml", "t2.qml", "t2.tif", "t2.tif.aux.xml",
+    ]  # fmt: skip
+    with rasterio.open(out / "t1.tif") as one, rasterio.open(out / "t2.tif") as two:
+        np.testing.assert_array_equal(one.read(), two.read())
+        assert "landfuse_incomplete" not in two.tags()
+
+
+def test_blocks_of_an_unfinished_map_and_restart(
+    landfuse: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from landfuse.mapping.engine import Engine
+
+    read = Engine.read
+
+    def interrupted(self: Engine, share: Share) -> Any:
+        if share.window.row > 0:
+            raise KeyboardInterrupt
+        return read(self, share)
+
+    monkeypatch.setattr(Engine, "read", interrupted)
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "48")
+    assert told.code == 130
+    assert "`predict` command goes on from there" in told.err
+    monkeypatch.setattr(Engine, "read", read)
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "32")
+    assert told.code == 2
+    assert "the block (48 px, now 32 px)" in told.err
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "32", "--restart")
+    assert told.code == 0, told.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.qml", "m.tif", "m.tif.aux.xml"]
+
+
+forked = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else None
+
+
+def hold(output: Path, told: Any) -> None:
+    with PartFolder(output).held():
+        told.put("held")
+        time.sleep(100)
+
+
+@pytest.mark.skipif(forked is None, reason="no fork here")
+def test_a_second_command_for_the_same_map_is_refused_unless_the_first_is_dead(
+    landfuse: Run, place: Path, trained: Path, tmp_path: Path
+) -> None:
+    words = ("predict", trained, place, "-o", tmp_path / "m.tif")
+    assert forked is not None
+    told = forked.Queue()
+    first = forked.Process(target=hold, args=(tmp_path / "m.tif", told))
+    first.start()
+    try:
+        told.get(timeout=100)
+        for restart in ([], ["--restart"]):
+            refused = landfuse(*words, *restart)
+            assert refused.code == 2
+            assert re.search(
+                rf"m\.tif\.parts is in use: process {first.pid} on (.|\n)*one command at a time(.|\n)*wait until",
+                refused.err,
+            )
+        assert [p.name for p in tmp_path.rglob("*")] == ["m.tif.parts", "lock"]
+        assert landfuse(*words, "--dry-run").code == 0
+    finally:
+        first.kill()
+        first.join()
+    assert [p.name for p in tmp_path.rglob("*")] == ["m.tif.parts", "lock"], "the dead cannot tidy up"
+    assert landfuse(*words).code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.qml", "m.tif", "m.tif.aux.xml"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_place_that_became_read_only_is_told_before_anything_is_mapped(
+    begun: bool, landfuse: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is mounted read-only: permissions do not keep root from writing, so the system's answer is
+    put in its mouth."""
+    from landfuse.mapping.engine import Engine
+
+    (tmp_path / "m.tif").write_bytes(b"the map of yesterday")
+    if begun:
+        folder = PartFolder(tmp_path / "m.tif")
+        with folder.held():
+            folder.claim({"the model": "some"})
+    mkdir, open_file = os.mkdir, io.open
+
+    def refuse(path: Any) -> None:
+        if Path(path).is_relative_to(tmp_path):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    def no_folder(path: Any, *rest: Any, **options: Any) -> None:
+        if not Path(path).exists():
+            refuse(path)
+        mkdir(path, *rest, **options)
+
+    def no_writing(path: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if set(mode) & set("wax+"):
+            refuse(path)
+        return open_file(path, mode, *rest, **options)
+
+    monkeypatch.setattr(os, "mkdir", no_folder)
+    monkeypatch.setattr(io, "open", no_writing)  # that of pathlib
+    monkeypatch.setattr(Engine, "read", lambda *_: pytest.fail("mapped"))
+    before = sorted(tmp_path.rglob("*"))
+    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--polygons")
+    assert told.code == 2
+    assert re.search(r"m\.tif cannot be written: .*Read-only file system(.|\n)*choose another place", told.err)
+    assert (sorted(tmp_path.rglob("*")), (tmp_path / "m.tif").read_bytes()) == (before, b"the map of yesterday")
+
+
+@pytest.mark.parametrize("folder", ["/proc", "/sys", "/dev/null"])
+def test_a_place_of_this_machine_that_cannot_be_written_to(
+    folder: str, landfuse: Run, place: Path, trained: Path
+) -> None:
+    if not Path(folder).exists():
+        pytest.skip(f"there is no {folder} here")
+    told = landfuse("predict", trained, place, "-o", f"{folder}/landfuse-m.tif")
+    assert told.code == 2
+    assert re.search(r"landfuse-m\.tif cannot be written: (.|\n)*choose another place", told.err)
+    assert not Path(folder, "landfuse-m.tif.parts").exists()
+
+
+def test_options_that_do_not_go_together(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:
+    for words, message in (
+        (["--memory", "much"], r"--memory: 'much' is no size"),
+        (["--precision", "float8"], r"--precision is float8(.|\n)*float32 or bfloat16"),
+        (["--workers", "2", "--scheduler", "tcp://x:1"], r"several of --workers"),
+        (["--layer", "depth"], r"`forest` has no layer depth"),
+        (["--scheduler-file", tmp_path / "no.json"], r"no\.json cannot be reached"),
+    ):
+        told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", *words)
+        assert told.code == 2, told
+        assert re.search(message, told.err), told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("check", ["px"]),
+        ("train", ["training.epochs=20"]),
+        ("predict", ["px", "2GiB", "65,000 px", "1/250", "--output", "float32"]),
+        ("evaluate", ["by default test", "scores"]),
+        ("demo", ["landfuse-demo", "default: 0"]),
+    ],
+)
+def test_help_names_units_and_defaults(
+    landfuse: Run, command: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    told = landfuse(command, "--help")
+    assert told.code == 0
+    for word in words:
+        assert word in told.out, word
+    every = landfuse("--help")
+    assert command in every.out
+    assert landfuse("--version").out.strip() == cli.version("landfuse")

@@ -1,0 +1,169 @@
+"""`landfuse predict` with what it writes beside maps: polygons, STAC items, mosaics and the index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import yaml
+from typer.testing import Result
+
+from landfuse.errors import GridError, LandfuseError, SceneError, SettingsError
+from landfuse.mapping.engine import Engine
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.rasters.grid import Grid
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def tiles(place: Path, tmp_path: Path) -> Path:
+    """A scene file of three tiles side by side; the last holds no data."""
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    for name in ("a", "b"):
+        with rasterio.open(place / f"{name}.tif") as file:
+            values, (a, b, c, d, e, f) = file.read(), tuple(file.transform)[:6]
+        for number in range(3):
+            grid = Grid(96, 96, (a, b, c + 96 * a * number, d, e, f), "EPSG:32632")
+            filled = values if number < 2 else np.full_like(values, np.nan)
+            write_raster(folder / f"{name}_t{number + 1}.tif", grid, filled, nodata=float("nan"))
+    text = {"name": "three", "modalities": {n: {"path": n + "_{tile}.tif", "units": "1"} for n in ("a", "b")}}
+    (folder / "scene.yaml").write_text(yaml.safe_dump(text))
+    return folder / "scene.yaml"
+
+
+def events(told: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in told.stdout.splitlines()]
+
+
+def test_a_map_with_polygons_and_an_item(invoke: Run, place: Path, trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.tif"
+    words = ["--polygons", "--minimum-area", "2000", "--stac", "--taken", "2023-06-01", "--entropy"]
+    told = invoke("predict", trained, place, "-o", path, *words)
+    assert told.exit_code == 0, told.output
+    assert f"polygons: {tmp_path / 'm_polygons.gpkg'}\nstac: {tmp_path / 'm.stac.json'}\n" in told.stdout
+    names = ["m.qml", "m.stac.json", "m.tif", "m.tif.aux.xml", "m_entropy.tif", "m_polygons.gpkg"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    with rasterio.open(path) as file:
+        mapped = (file.read(1) != 255).sum()
+        bundle = file.tags()["landfuse_bundle"]
+    frame = geopandas.read_file(tmp_path / "m_polygons.gpkg")
+    assert frame["hectares"].sum() == pytest.approx(mapped / 100), "pixels of 10 m"
+    assert frame["hectares"].min() >= 0.2
+    item = json.loads((tmp_path / "m.stac.json").read_text())
+    assert item["properties"]["landfuse:bundle"] == bundle
+    assert item["properties"]["datetime"].startswith("2023-06-01T")
+    assert {"map", "entropy", "polygons", "style", "model"} <= item["assets"].keys()
+    assert (tmp_path / item["assets"]["model"]["href"]).is_file()
+
+
+def test_many_tiles_get_a_mosaic_and_an_index(invoke: Run, tiles: Path, trained: Path, tmp_path: Path) -> None:
+    told = invoke("predict", trained, tiles, "-o", tmp_path / "maps", "--tile", "t1")
+    assert told.exit_code == 0, told.output
+    told = invoke(
+        "predict", trained, tiles, "-o", tmp_path / "maps", "--polygons", "--json", "--tile", "t2", "--tile", "t3"
+    )
+    assert told.exit_code == 0, told.output
+    found = events(told)
+    [note] = [e for e in found if e["event"] == "note"]
+    assert "t3_polygons.gpkg: nothing is mapped" in note["found"]
+    assert [e["tile"] for e in found if e["event"] == "polygons"] == ["t2"]
+    assert [Path(e["path"]).name for e in found if e["event"] in ("mosaic", "index")] == ["mosaic.vrt", "index.gpkg"]
+    assert not list((tmp_path / "maps").glob("*.parts"))
+    with rasterio.open(tmp_path / "maps" / "mosaic.vrt") as whole:
+        assert whole.shape == (96, 288), "t1 is shown, though it was mapped before"
+        for number in range(3):
+            with rasterio.open(tmp_path / "maps" / f"t{number + 1}.tif") as one:
+                np.testing.assert_array_equal(whole.read(1)[:, 96 * number : 96 * (number + 1)], one.read(1))
+    index = geopandas.read_file(tmp_path / "maps" / "index.gpkg")
+    assert index["tile"].tolist() == ["t1", "t2", "t3"]
+    assert all((tmp_path / "maps" / path).is_file() for path in index["path"])
+
+
+def test_an_address_gets_the_files_of_a_folder(
+    invoke: Run, tiles: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LANDFUSE_DATA", str(tmp_path / "data"))
+    address = f"file://{tmp_path}/there/maps"
+    told = invoke("predict", trained, tiles, "-o", address)
+    assert told.exit_code == 0, told.output
+    assert told.stdout.endswith(f"put at: {address}\n")
+    assert invoke("predict", trained, tiles, "-o", tmp_path / "here").exit_code == 0
+    there = {path.name: path for path in (tmp_path / "there" / "maps").iterdir()}
+    assert sorted(there) == sorted(path.name for path in (tmp_path / "here").iterdir())
+    for name, path in there.items():
+        if not name.endswith(".gpkg"):
+            assert path.read_bytes() == (tmp_path / "here" / name).read_bytes()
+    with rasterio.open(there["mosaic.vrt"]) as one, rasterio.open(tmp_path / "here" / "mosaic.vrt") as other:
+        np.testing.assert_array_equal(one.read(1), other.read(1))
+
+
+@pytest.mark.parametrize(("output", "item"), [("maps", "maps/t1.stac.json"), ("t1.tif", "t1.stac.json")])
+def test_an_item_at_an_address_names_a_bundle_there(
+    invoke: Run, tiles: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, item: str
+) -> None:
+    monkeypatch.setenv("LANDFUSE_DATA", str(tmp_path / "data"))
+    told = invoke("predict", trained, tiles, "-o", f"file://{tmp_path}/there/{output}", "--stac", "--tile", "t1")
+    assert told.exit_code == 0, told.output
+    place = tmp_path / "there" / item
+    assets = json.loads(place.read_text())["assets"]
+    weights = place.parent / assets["model"]["href"]
+    assert weights.is_relative_to(place.parent)
+    assert weights.read_bytes() == (trained / "bundle" / "model.safetensors").read_bytes()
+    assert all((place.parent / asset["href"]).is_file() for asset in assets.values())
+
+
+def test_what_cannot_be_written_is_refused_before_mapping(
+    invoke: Run, place: Path, trained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "nowhere"
+    for name in ("a", "b"):
+        with rasterio.open(place / f"{name}.tif") as file:
+            write_raster(folder / f"{name}.tif", Grid(96, 96), file.read(), nodata=float("nan"))
+    text = {
+        "name": "x",
+        "georeferenced": False,
+        "modalities": {n: {"path": f"{n}.tif", "units": "1"} for n in ("a", "b")},
+    }
+    (folder / "scene.yaml").write_text(yaml.safe_dump(text))
+    cases: list[tuple[Path, list[str], type[LandfuseError], str]] = [
+        (place, ["--polygons", "--minimum-area", "-1"], SettingsError, "minimum area of polygons is -1"),
+        (place, ["--minimum-area", "5"], SettingsError, "--minimum-area is given without --polygons"),
+        (place, ["--taken", "2023-06-01"], SettingsError, "--taken is given without --stac"),
+        (folder, ["--stac"], GridError, "the map has no CRS"),
+    ]
+    for scene, words, kind, message in cases:
+        told = invoke("predict", trained, scene, "-o", tmp_path / "maps" / "m.tif", *words)
+        assert isinstance(told.exception, kind), told.output
+        assert message in str(told.exception)
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_map_without_any_class_has_no_polygons(invoke: Run, tiles: Path, trained: Path, tmp_path: Path) -> None:
+    told = invoke("predict", trained, tiles, "--tile", "t3", "-o", tmp_path / "maps" / "m.tif", "--polygons")
+    assert isinstance(told.exception, SceneError)
+    assert "nothing is mapped" in str(told.exception)
+    assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["m.qml", "m.tif", "m.tif.aux.xml"]
+
+
+def test_interrupted_at_the_polygons_the_same_command_does_not_map_again(
+    invoke: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("landfuse.mapping.map_extras.write_patches", interrupted)
+    command = ["predict", trained, place, "-o", tmp_path / "m.tif", "--polygons"]
+    assert invoke(*command).exit_code == 130
+    monkeypatch.undo()
+    monkeypatch.setattr(Engine, "read", interrupted)
+    told = invoke(*command)
+    assert told.exit_code == 0, told.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.qml", "m.tif", "m.tif.aux.xml", "m_polygons.gpkg"]

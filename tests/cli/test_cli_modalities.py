@@ -1,0 +1,69 @@
+"""The commands `predict --allow-missing`, `predict --mean-for` and `modalities`, on a small trained model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import yaml
+from typer.testing import Result
+
+from landfuse.errors import FaultsError, SettingsError
+from landfuse.training.train import train
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small network that learnt to do without `b`; beside it a scene file without `b`."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = {
+        "scene": str(place / "scene.yaml"),
+        "model": {"name": "two_branch", "view": 5, "width": 8},
+        "samples": {"batch": 32, "windows": 320, "modality_dropout": {"b": 0.3}},
+        "training": {"epochs": 3, "rate": 0.01, "precision": "float32"},
+        "run": str(folder / "run"),
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    train(folder / "recipe.yaml", progress=False)
+    scene = yaml.safe_load((place / "scene.yaml").read_text())
+    scene["root"] = str(place)
+    del scene["modalities"]["b"]
+    (folder / "only_a.yaml").write_text(yaml.safe_dump(scene, sort_keys=False))
+    return folder
+
+
+def test_a_scene_without_a_modality_is_mapped_if_it_is_asked_for(trained: Path, tmp_path: Path, invoke: Run) -> None:
+    words = ("predict", trained / "run", trained / "only_a.yaml", "-o")
+    refused = invoke(*words, tmp_path / "refused.tif")
+    assert isinstance(refused.exception, FaultsError)
+    assert "no modality `b`" in str(refused.exception)
+    assert "--allow-missing" in str(refused.exception)
+    assert not (tmp_path / "refused.tif").exists()
+    codes = {}
+    for name, option in {"learnt": ["--allow-missing"], "mean": ["--mean-for", "b"]}.items():
+        told = invoke(*words, tmp_path / f"{name}.tif", *option)
+        assert told.exit_code == 0, told.exception
+        with rasterio.open(tmp_path / f"{name}.tif") as file:
+            codes[name] = file.read(1)
+        assert (codes[name] != 255).all()
+    assert (codes["learnt"] != codes["mean"]).any()
+    with rasterio.open(tmp_path / "learnt.tif") as file:
+        assert np.isin(file.read(1), [0, 1, 2, 3, 4, 255]).all()
+    unknown = invoke(*words, tmp_path / "x.tif", "--mean-for", "c")
+    assert isinstance(unknown.exception, SettingsError)
+
+
+def test_modalities_prints_and_writes_the_table(trained: Path, invoke: Run) -> None:
+    told = invoke("modalities", trained / "run")
+    assert told.exit_code == 0, told.exception
+    assert "a, and the placeholder of b" in told.output
+    assert "b, and the mean of a" in told.output
+    rows = json.loads((trained / "run" / "modalities.json").read_text())["rows"]
+    assert f"{rows[0]['scores']['OA']:.4f}" in told.output
+    assert f"({rows[3]['differences']['OA']:+.3f})" in told.output

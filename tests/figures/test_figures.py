@@ -1,0 +1,132 @@
+"""Pictures from Python: what the figures hold, against the arrays that they show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+
+import landfuse as lf
+from landfuse.figures.figures import class_image, confusion_figure, modality_image
+from landfuse.legend import UNLABELLED
+from landfuse.rasters.geotiff_writer import GeotiffWriter, write_raster
+from landfuse.simulate.scene import simulate, simulate_flat
+
+
+def panels(figure: object) -> dict[str, Axes]:
+    return {axis.get_title(): axis for axis in figure.axes if axis.get_images()}  # type: ignore[attr-defined]
+
+
+def legend_of(figure: object) -> dict[str, tuple[float, ...]]:
+    (legend,) = figure.legends  # type: ignore[attr-defined]
+    return {t.get_text(): h.get_facecolor()[:3] for t, h in zip(legend.get_texts(), legend.legend_handles, strict=True)}
+
+
+def test_a_scene_shows_its_modalities_and_labels() -> None:
+    scene = simulate(60, 80, 1, hyperspectral_bands=6)
+    figure = lf.plot(scene)
+    shown = panels(figure)
+    assert [title.split(":")[0] for title in shown] == ["hsi", "height", "sar", "labels"]
+    for title, axis in shown.items():
+        image = axis.get_images()[0].get_array()
+        name = title.split(":")[0]
+        wanted = class_image(scene.labels, scene.legend) if name == "labels" else modality_image(scene, name)
+        np.testing.assert_array_equal(image, wanted)
+    present = {scene.legend[k].name: to_rgb(scene.legend[k].colour) for k in np.unique(scene.labels) if k != UNLABELLED}
+    assert legend_of(figure) == {**present, "none": (1.0, 1.0, 1.0)}
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_some_modalities_by_some_bands_and_a_scene_without_labels() -> None:
+    scene = simulate_flat(20, 30, {"a": 5, "b": 2})
+    bare = lf.Scene("bare", scene.grid, scene.modalities, scene.legend)
+    figure = lf.plot(bare, modalities=["a"], bands={"a": [3]})
+    (axis,) = panels(figure).values()
+    image = np.asarray(axis.get_images()[0].get_array())
+    np.testing.assert_array_equal(image, modality_image(scene, "a", (2,)))
+    assert (image[..., 0] == image[..., 1]).all()
+    assert figure.legends == []
+    with pytest.raises(lf.LandfuseError, match="bands 6"):
+        lf.plot(bare, modalities=["a"], bands={"a": [6]})
+
+
+def test_a_confusion_shows_its_counts_and_shares() -> None:
+    matrix = np.array([[30, 10, 0], [0, 5, 5], [0, 0, 0]])
+    axis = lf.plot(lf.Confusion(3, matrix), names=["low", "high", "none"]).axes[0]
+    np.testing.assert_allclose(axis.get_images()[0].get_array(), [[0.75, 0.25, 0], [0, 0.5, 0.5], [0, 0, 0]])
+    told = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in axis.texts}
+    assert told[0, 0] == "30\n75%"
+    assert told[0, 1] == "10\n25%"
+    assert told[1, 0] == "0"
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("map", "truth")
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["low", "high", "none"]
+    assert [t.get_text() for t in lf.plot(lf.Confusion(2)).axes[0].get_xticklabels()] == ["0", "1"]
+    assert not confusion_figure(np.eye(40, dtype=np.int64), ["x"] * 40).axes[0].texts, "no room for numbers"
+
+
+def test_a_map_is_opened_counted_and_shown(place: Path, tmp_path: Path) -> None:
+    scene = lf.open_scene(place)
+    classes = scene.labels.copy()
+    classes[:10] = UNLABELLED
+    classes[classes == 3] = 0
+    path = tmp_path / "map.tif"
+    write_raster(path, scene.grid, scene.legend.to_codes(classes), legend=scene.legend)
+    opened = lf.open_map(path, scene)
+    np.testing.assert_array_equal(opened.classes, classes)
+    areas = opened.areas()
+    assert list(areas) == scene.legend.names
+    known = (classes != UNLABELLED).sum()
+    for k, area in enumerate(areas.values()):
+        assert area.pixels == (classes == k).sum()
+        assert area.share == pytest.approx(area.pixels / known)
+        assert area.hectares == pytest.approx(area.pixels * 100 / 10_000)  # 10 m pixels
+    figure = lf.plot(opened)
+    (axis,) = panels(figure).values()
+    np.testing.assert_array_equal(axis.get_images()[0].get_array(), class_image(classes, scene.legend))
+    assert set(legend_of(figure)) == {"field 1", "field 2", "field 3", "none"}
+
+
+def test_a_map_alone_tells_its_names(place: Path, tmp_path: Path) -> None:
+    scene = lf.open_scene(place)
+    path = tmp_path / "map.tif"
+    write_raster(path, scene.grid, scene.legend.to_codes(scene.labels), legend=scene.legend)
+    alone = lf.open_map(path)
+    assert alone.legend.names == scene.legend.names
+    np.testing.assert_array_equal(alone.classes, scene.labels)
+    nameless = tmp_path / "codes.tif"
+    with GeotiffWriter(nameless, scene.grid) as writer:
+        codes = np.full((scene.grid.height, scene.grid.width), 7, np.uint8)
+        codes[0] = UNLABELLED
+        writer.write(scene.grid.window, codes)
+    assert [(c.name, c.code) for c in lf.open_map(nameless).legend] == [("class 7", 7)]
+    assert lf.open_map(nameless).areas()["class 7"].share == 1
+
+
+def test_a_map_of_another_place_is_refused(place: Path, tmp_path: Path) -> None:
+    scene = lf.open_scene(place)
+    write_raster(tmp_path / "map.tif", scene.grid.part(lf.Window(0, 0, 9, 9)), np.ones((9, 9), np.uint8))
+    with pytest.raises(lf.LandfuseError, match="has the grid"):
+        lf.open_map(tmp_path / "map.tif", scene)
+    with pytest.raises(lf.LandfuseError, match="no file"):
+        lf.open_map(tmp_path / "gone.tif")
+    write_raster(tmp_path / "odd.tif", scene.grid, np.full((96, 96), 9, np.uint8))
+    with pytest.raises(lf.LandfuseError, match="hold the code 9"):
+        _ = lf.open_map(tmp_path / "odd.tif", scene).classes
+
+
+def test_scenes_and_scores_are_made_without_drawing() -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"  # whoever imports it now fails
+        "import landfuse.scenes.scene, landfuse.accuracy.confusion, landfuse.scenes.land_cover_map\n"
+    )
+    stub = "import types; p = types.ModuleType('landfuse'); p.__path__ = [sys.argv[1]]; sys.modules['landfuse'] = p\n"
+    source = str(Path(lf.__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{stub}{code}", source], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

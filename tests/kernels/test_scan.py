@@ -1,0 +1,432 @@
+"""The selective scan: every way of computing it against the plain one in float64; types, compilers, mistakes."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from landfuse.errors import ModelError
+from landfuse.kernels import scan_native, scan_torch
+from landfuse.kernels.scan import implementation, scan_plain, selective_scan
+
+Inputs = list[Tensor | None]
+native = pytest.param(
+    "native", marks=pytest.mark.skipif(not scan_native.available(), reason="the kernel was not built")
+)
+FAST = (native, "torch")
+
+
+def inputs(batch: int, channels: int, length: int, states: int, groups: int, seed: int = 0, delta: str = "") -> Inputs:
+    """Float64: u, delta (before softplus unless a scale is named), A, B, C, D, delta_bias."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    deltas = draw(batch, channels, length)
+    if delta == "extreme":  # log-uniform from 1e-6 to 1e4, so that large and small meet
+        deltas = 10 ** (torch.rand(batch, channels, length, generator=generator, dtype=torch.float64) * 10 - 6)
+    elif delta:
+        deltas = float(delta) * (0.3 * deltas).exp()
+    A = -torch.exp(0.3 * draw(channels, states)) * torch.arange(1, states + 1)
+    B, C = draw(batch, groups, states, length), draw(batch, groups, states, length)
+    values: list[Tensor] = [draw(batch, channels, length), deltas, A, B, C, draw(channels), draw(channels)]
+    return [value.float().double() for value in values]
+
+
+def run(
+    scan: Callable[..., tuple[Tensor, Tensor]], tensors: Inputs, softplus: bool, seed: int = 1
+) -> dict[str, Tensor]:
+    """Results and gradients, by name."""
+    generator = torch.Generator().manual_seed(seed)
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
+    y, last = scan(*leaves, softplus)
+    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in (y, last)]
+    sum((t * w.to(t.dtype)).sum() for t, w in zip((y, last), weights, strict=True)).backward()
+    names = ("u", "delta", "A", "B", "C", "D", "bias")
+    gradients = {f"d{name}": leaf.grad for name, leaf in zip(names, leaves, strict=True) if leaf is not None}
+    return {"y": y.detach(), "last": last.detach(), **gradients}
+
+
+def by(path: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    return lambda *a: selective_scan(*a, path=path)
+
+
+def single(tensors: Inputs) -> Inputs:
+    return [None if t is None else t.float() for t in tensors]
+
+
+def assert_close(found: dict[str, Tensor], truth: dict[str, Tensor], relative: float = 1e-5) -> None:
+    for name, expected in truth.items():
+        scale = expected.abs().max().clamp(min=1e-30)
+        error = ((found[name].double() - expected).abs().max() / scale).item()
+        assert error < relative, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("path", FAST)
+@pytest.mark.parametrize(
+    ("batch", "channels", "length", "states", "groups"),
+    [
+        (1, 1, 1, 1, 1),
+        (2, 64, 50, 1, 1),
+        (3, 36, 121, 16, 2),
+        (1, 15, 1000, 3, 3),
+        (2, 128, 17, 64, 2),
+        (2, 1024, 33, 1, 4),
+        (5, 7, 300, 2, 7),
+    ],
+)
+def test_results_and_gradients_are_those_of_the_plain_scan(
+    path: str, batch: int, channels: int, length: int, states: int, groups: int
+) -> None:
+    tensors = inputs(batch, channels, length, states, groups)
+    truth = run(scan_plain, tensors, softplus=True)
+    if length == 1:
+        truth.pop("dA")  # nothing decays, so the gradient is zero
+    assert_close(run(by(path), single(tensors), softplus=True), truth)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    path=st.sampled_from(["native", "torch"] if scan_native.available() else ["torch"]),
+    batch=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    width=st.integers(1, 70),
+    length=st.integers(2, 70),
+    states=st.integers(1, 9),
+    softplus=st.booleans(),
+    has_D=st.booleans(),
+    has_bias=st.booleans(),
+)
+def test_any_shape_agrees(
+    path: str,
+    batch: int,
+    groups: int,
+    width: int,
+    length: int,
+    states: int,
+    softplus: bool,
+    has_D: bool,
+    has_bias: bool,
+) -> None:
+    tensors = inputs(batch, groups * width, length, states, groups, delta="" if softplus else "0.1")
+    tensors[5], tensors[6] = tensors[5] if has_D else None, tensors[6] if has_bias and softplus else None
+    assert_close(run(by(path), single(tensors), softplus), run(scan_plain, tensors, softplus))
+
+
+@functools.cache
+def long(delta: str) -> tuple[Inputs, dict[str, Tensor]]:
+    """65,536 steps, and the truth: the PyTorch scan in float64, which agrees with the plain one (see below)."""
+    tensors = inputs(1, 3, 65_536, 2, 1, delta="" if delta == "constant" else delta)
+    if delta == "constant":
+        tensors[1] = torch.full_like(tensors[1], 1e-5).float().double()  # every step has the same rounding error
+    tensors[5] = tensors[6] = None  # D u would hide errors of the state
+    truth = run(by("torch"), tensors, softplus=False)
+    if delta == "1e4":
+        truth.pop("dA")  # underflows to zero
+    return tensors, truth
+
+
+@pytest.mark.parametrize("delta", ["1e-6", "constant", "1e4", "extreme"])
+@pytest.mark.parametrize("path", FAST)
+def test_extreme_deltas_over_long_sequences(path: str, delta: str) -> None:
+    tensors, truth = long(delta)
+    assert_close(run(by(path), single(tensors), softplus=False), truth)
+
+
+def test_the_float64_scan_agrees_with_the_plain_one() -> None:
+    for delta in ("1e-6", "extreme"):
+        tensors = inputs(1, 2, 3000, 2, 1, delta=delta)
+        assert_close(run(by("torch"), tensors, False), run(scan_plain, tensors, False), relative=1e-11)
+
+
+def test_gradcheck() -> None:
+    tensors = [t.requires_grad_() for t in inputs(2, 6, 11, 2, 3) if t is not None]
+    assert torch.autograd.gradcheck(lambda *a: selective_scan(*a, True, path="torch"), tensors)
+
+
+@pytest.mark.parametrize("path", FAST)
+def test_strides_do_not_matter(path: str) -> None:
+    tensors = single(inputs(2, 34, 37, 4, 2))
+    truth = run(by(path), tensors, True)
+    u, delta, A, B, C, D, bias = tensors
+    strided: Inputs = [
+        u.transpose(1, 2).contiguous().transpose(1, 2),  # channels last
+        torch.stack([delta, delta], -1)[..., 0],
+        A.t().contiguous().t(),
+        B.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+        torch.cat([C, C], 2)[:, :, :4],
+        torch.stack([D, D], 1)[:, 0],
+        torch.stack([bias, bias], 1)[:, 1],
+    ]
+    leaves = [t.detach().requires_grad_() for t in strided]
+    y, _ = selective_scan(*leaves, True, path=path)
+    torch.testing.assert_close(y, truth["y"], rtol=1e-5, atol=1e-5)
+    y.sum().backward()  # its adjoint has strides of 0
+    again = [t.detach().clone().contiguous().requires_grad_() for t in tensors]
+    selective_scan(*again, True, path=path)[0].sum().backward()
+    for leaf, other in zip(leaves, again, strict=True):
+        torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", [*FAST, "plain"])
+def test_nan_stays_where_it_is_and_after_it(path: str) -> None:
+    for where in range(2):  # u, delta
+        tensors = single(inputs(2, 20, 90, 3, 2))
+        clean = selective_scan(*tensors, True, path=path)[0]
+        tensors[where][1, 7, 41] = torch.nan
+        y, last = selective_scan(*tensors, True, path=path)
+        assert y[1, 7, 41:].isnan().all()
+        assert last[1, 7].isnan().all()
+        y[1, 7, 41:] = clean[1, 7, 41:]
+        assert torch.equal(y, clean)
+
+
+@pytest.mark.parametrize("path", FAST)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_summed_in_float32(path: str, dtype: torch.dtype) -> None:
+    tensors = inputs(2, 16, 200, 4, 2, delta="0.05")
+    half = [t.to(dtype) if i in (0, 1, 3, 4) else t.float() for i, t in enumerate(tensors[:6])]
+    y, last = selective_scan(*half, path=path)
+    truth, _ = scan_plain(*(t.double() for t in half))
+    assert y.dtype == dtype
+    assert last.dtype == torch.float32
+    assert ((y.double() - truth).abs() <= torch.finfo(dtype).eps * truth.abs() + 1e-3).all()  # one rounding, at the end
+
+
+def test_autocast_gives_gradients_in_the_parameters_type() -> None:
+    projection = torch.nn.Linear(8, 8)
+    tensors = single(inputs(1, 8, 20, 2, 1))
+    A = tensors[2].requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        u = projection(tensors[0].transpose(1, 2)).transpose(1, 2)
+        assert u.dtype == torch.bfloat16
+        y, _ = selective_scan(u, tensors[1], A, *tensors[3:], True)
+    y.float().sum().backward()
+    assert projection.weight.grad is not None
+    assert A.grad is not None
+    assert A.grad.dtype == torch.float32
+
+
+class Layer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.A = torch.nn.Parameter(-torch.rand(6, 2) - 0.5)
+        self.B, self.C = (torch.nn.Parameter(torch.randn(1, 3, 2, 9)) for _ in range(2))
+
+    def forward(self, u: Tensor) -> Tensor:
+        B, C = (t.expand(u.shape[0], -1, -1, -1) for t in (self.B, self.C))
+        return selective_scan(u * 2, u.abs(), self.A, B, C, delta_softplus=True)[0].tanh()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_without_graph_breaks(backend: str) -> None:
+    layer, u = Layer(), torch.randn(2, 6, 9, requires_grad=True)
+    expected = layer(u)
+    (wanted,) = torch.autograd.grad(expected.sum(), u)
+    torch._dynamo.reset()
+    y = torch.compile(layer, fullgraph=True, backend=backend)(u)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), u)[0], wanted)
+
+
+def test_exports() -> None:
+    layer, u = Layer().eval(), torch.randn(2, 6, 9)
+    with torch.no_grad():
+        program = torch.export.export(layer, (u,))
+    torch.testing.assert_close(program.module()(u), layer(u))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing(reentrant: bool) -> None:
+    layer = Layer()
+    u = torch.randn(2, 6, 9, requires_grad=True)
+    layer(u).sum().backward()
+    expected, u.grad = (u.grad, layer.A.grad), None
+    layer.zero_grad()
+    checkpoint(layer, u, use_reentrant=reentrant).sum().backward()
+    torch.testing.assert_close((u.grad, layer.A.grad), expected)
+
+
+@pytest.mark.parametrize("path", FAST)
+def test_the_operator_keeps_torchs_contract(path: str) -> None:
+    u, delta, A, B, C, D, bias = (t.requires_grad_() for t in single(inputs(2, 6, 20, 2, 3)))
+    torch.library.opcheck(
+        torch.ops.landfuse.selective_scan.default, (u, delta, A, B, C, D, bias, True, True, path), rtol=1e-4, atol=1e-4
+    )
+    torch.library.opcheck(
+        torch.ops.landfuse.selective_scan.default,
+        (u, delta, A, B, C, None, None, True, True, path),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.skipif(not scan_native.available(), reason="the kernel was not built")
+def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
+    tensors, before = single(inputs(2, 256, 300, 1, 2)), torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(selective_scan(*tensors, True, path="native")[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+@pytest.mark.skipif(not scan_native.available(), reason="the kernel was not built")
+def test_every_instruction_set_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, make = inputs(2, 74, 70, 3, 2), scan_native._sequence
+    truth = run(scan_plain, tensors, True)
+    for isa in (0, 1, 2):  # baseline, AVX2, AVX-512; one that this machine lacks falls back to its best
+
+        def chosen(*arguments: object, isa: int = isa) -> object:
+            made = make(*arguments)
+            made.isa = isa
+            return made
+
+        monkeypatch.setattr(scan_native, "_sequence", chosen)
+        assert_close(run(by("native"), single(tensors), True), truth)
+
+
+def test_float32_on_a_cpu_takes_the_kernel_and_float64_does_not() -> None:
+    cpu = torch.device("cpu")
+    expected = scan_native if scan_native.available() else scan_torch
+    assert implementation("", cpu, torch.float32) is expected
+    assert implementation("native", cpu, torch.float64) is scan_torch
+    assert implementation("torch", cpu, torch.float32) is scan_torch
+
+
+def test_a_missing_kernel_is_said_once_and_the_pytorch_scan_serves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path
+) -> None:
+    monkeypatch.setattr(scan_native, "__file__", str(tmp_path / "scan_native.py"))
+    scan_native._library.cache_clear()
+    tensors = single(inputs(1, 4, 12, 1, 1))
+    with caplog.at_level(logging.WARNING):
+        y, _ = selective_scan(*tensors, True)
+        selective_scan(*tensors, True)
+    scan_native._library.cache_clear()
+    assert [record.message for record in caplog.records if "was not built" in record.message].__len__() == 1
+    torch.testing.assert_close(y, scan_plain(*tensors, True)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_environment_names_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [t.requires_grad_() for t in single(inputs(1, 4, 12, 1, 1)) if t is not None]
+    assert "landfuse" in type(selective_scan(*tensors)[1].grad_fn).__name__
+    monkeypatch.setattr("landfuse.kernels.scan.REQUESTED", "plain")
+    assert "landfuse" not in type(selective_scan(*tensors)[1].grad_fn).__name__
+    monkeypatch.setattr("landfuse.kernels.scan.REQUESTED", "fastest")
+    with pytest.raises(ModelError, match="LANDFUSE_SCAN"):
+        selective_scan(*tensors)
+
+
+def test_an_empty_batch_is_fine() -> None:
+    tensors = single(inputs(2, 4, 12, 1, 1))
+    empty = [t[:0] if i in (0, 1, 3, 4) else t for i, t in enumerate(tensors) if t is not None]
+    for path in ("native", "torch"):
+        assert selective_scan(*empty, True, path=path)[0].shape == (0, 4, 12)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.update(delta=t["delta"][..., 1:]), ["`delta`", "(2, 6, 8)", "(2, 6, 9)"]),
+        (lambda t: t.update(A=t["A"][1:]), ["`A`", "(5, 2)", "(6, 2)"]),
+        (lambda t: t.update(B=t["B"][:, :, :1]), ["`B`", "(2, 3, 1, 9)", "(2, 3, 2, 9)"]),
+        (lambda t: t.update(C=t["C"][:, :2]), ["`C`", "(2, 2, 2, 9)", "(2, 3, 2, 9)"]),
+        (lambda t: t.update(B=torch.rand(2, 4, 2, 9)), ["`B`", "4 groups", "(2, 4, 2, 9)", "(2, 6, 9)"]),
+        (lambda t: t.update(B=t["B"][0]), ["`B`", "(3, 2, 9)", "(B, G, N, L)"]),
+        (lambda t: t.update(D=t["D"][:3]), ["`D`", "(3,)", "(6,)"]),
+        (lambda t: t.update(delta_bias=t["delta_bias"][None]), ["`delta_bias`", "(1, 6)", "(6,)"]),
+        (lambda t: t.update(u=t["u"].long()), ["`u`", "torch.int64", "floating"]),
+        (lambda t: t.update(u=t["u"].to(torch.complex64)), ["`u`", "complex64"]),
+        (lambda t: t.update(C=t["C"].to("meta")), ["`C`", "meta", "cpu"]),
+        (lambda t: t.update(path="fastest"), ["`fastest`", "native, torch, triton, plain", "LANDFUSE_SCAN"]),
+        (
+            lambda t: t.update(u=t["u"][..., :0], delta=t["delta"][..., :0], B=t["B"][..., :0], C=t["C"][..., :0]),
+            ["empty", "(2, 6, 0)"],
+        ),
+    ],
+)
+def test_mistakes_name_the_argument_and_both_shapes(change: Callable[[dict], None], words: list[str]) -> None:
+    names = ("u", "delta", "A", "B", "C", "D", "delta_bias")
+    arguments: dict = dict(zip(names, single(inputs(2, 6, 9, 2, 3)), strict=True))
+    change(arguments)
+    with pytest.raises(ModelError) as caught:
+        selective_scan(**arguments)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+TRITON = """
+import torch
+from landfuse.kernels.scan import scan_plain, selective_scan
+from landfuse.kernels.scan_image import image_scan, image_scan_plain
+g = torch.Generator().manual_seed(0)
+draw = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64)
+
+def compare(fast, plain, tensors, half=()):
+    leaves = [[t.clone().requires_grad_() for t in ts] for ts in
+              ([t.bfloat16() if i in half else t.float() for i, t in enumerate(tensors)],
+               [t.bfloat16().double() if i in half else t for i, t in enumerate(tensors)])]
+    outs = [f(*ts) for f, ts in zip((fast, plain), leaves)]
+    weight = draw(*outs[1].shape)
+    for out in outs:
+        (out * weight.to(out.dtype)).sum().backward()
+    pairs = [(outs[0], outs[1])] + [(a.grad, b.grad) for a, b in zip(*leaves)]
+    for i, (a, b) in enumerate(pairs):
+        error = ((a.double() - b).abs().max() / b.abs().max()).item()
+        assert error < (2e-2 if half else 1e-5), (i, error)
+
+def sequence(b, channels, length, n, groups, scale):
+    delta = draw(b, channels, length) if scale is None else scale
+    return [draw(b, channels, length), delta, -draw(channels, n).exp(), draw(b, groups, n, length),
+            draw(b, groups, n, length), draw(channels), draw(channels)]
+
+softplus = lambda *a: selective_scan(*a, True, path="triton")[0]
+compare(softplus, lambda *a: scan_plain(*a, True)[0], sequence(2, 4, 70, 1, 2, None))
+compare(softplus, lambda *a: scan_plain(*a, True)[0], sequence(1, 2, 9, 2, 1, None), half=(0, 1, 3, 4))
+mixed = 10 ** (torch.rand(1, 2, 70, generator=g, dtype=torch.float64) * 10 - 6)
+compare(lambda *a: sum(t.sum(-1) for t in selective_scan(*a[:5], path="triton")),
+        lambda *a: sum(t.sum(-1) for t in scan_plain(*a[:5])), sequence(1, 2, 70, 1, 1, mixed)[:5])
+image = [draw(1, 3, 4, 2), draw(1, 3, 4, 4 * (2 + 2)), -draw(8, 1).exp(), draw(8, 2), draw(8), draw(8)]
+compare(lambda *a: image_scan(*a, path="triton"), image_scan_plain, image)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_triton_kernels_in_the_interpreter() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", TRITON], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("path", ["triton", "torch"])
+def test_results_and_gradients_on_cuda(path: str) -> None:
+    tensors = inputs(2, 96, 1000, 4, 2)
+    truth = run(scan_plain, tensors, softplus=True)
+    moved: Inputs = [None if t is None else t.float().cuda() for t in tensors]
+    leaves = [t.requires_grad_() for t in moved if t is not None]
+    y, last = selective_scan(*leaves, True, path=path)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64).float().cuda() for t in (y, last)]
+    ((y * weights[0]).sum() + (last * weights[1]).sum()).backward()
+    found = {"y": y.detach(), "last": last.detach()}
+    found |= {f"d{n}": t.grad for n, t in zip(("u", "delta", "A", "B", "C", "D", "bias"), leaves, strict=True)}
+    assert_close({name: t.cpu() for name, t in found.items()}, truth)

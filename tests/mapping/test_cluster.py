@@ -1,0 +1,170 @@
+"""A map by several processes has the bytes of one by a single process, also if one of them dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import distributed
+import pytest
+import rasterio
+import torch
+
+from landfuse.bundles.bundle import Bundle, ModelSpec, note
+from landfuse.errors import ClusterError, IncompleteError, MissingExtraError, OutputError
+from landfuse.mapping import cluster as module
+from landfuse.mapping.cluster import cluster_runner, local_cluster
+from landfuse.mapping.predict import predict
+from landfuse.rasters.geotiff import GdalRaster
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.scenes.scene import Scene, SceneModality
+from landfuse.simulate.scene import simulate_flat
+from landfuse.views.pixel_map import PixelMap
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[distributed.LocalCluster]:
+    """Two worker processes; one at most dies in these tests, and comes again."""
+    with local_cluster(2) as running:
+        yield running
+
+
+def scene_on_disk(folder: Path) -> Scene:
+    flat = simulate_flat(40, 1100, {"a": 3})
+    write_raster(folder / "a.tif", flat.grid, flat.read("a", flat.grid.window))
+    return replace(flat, modalities={"a": SceneModality(GdalRaster(str(folder / "a.tif")))})
+
+
+def exchange(path: Path, place: int, content: bytes) -> bytes:
+    """Writes into a file without changing its time, and gives what was there."""
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.seek(place)
+        before = file.read(len(content))
+        file.seek(place)
+        file.write(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    return before
+
+
+def classifier_of(scene: Scene) -> Bundle:
+    torch.manual_seed(0)
+    maps = {"a": PixelMap(torch.randn(2, 3), torch.randn(2))}
+    spec = ModelSpec("stacked", {"view": 32, "core": 24, "architecture": "Linknet", "encoder": "tu-test_resnet"})
+    return Bundle(spec, maps, {"a": note(scene, "a")}, scene.legend, 16, weights="smooth").eval()
+
+
+def test_the_same_bytes_though_a_worker_is_killed(cluster: distributed.LocalCluster, tmp_path: Path) -> None:
+    scene = scene_on_disk(tmp_path)
+    classifier = classifier_of(scene)
+    predict(classifier, scene, tmp_path / "one" / "map.tif", entropy=True)
+    victim = cluster.workers[0].pid
+    told: list[int] = []
+
+    def kill(done: int, total: int) -> None:
+        if len(told) == 5:
+            os.kill(victim, signal.SIGKILL)
+        told.append(done)
+
+    with cluster_runner(cluster.scheduler_address) as run:
+        predict(
+            classifier, scene, tmp_path / "two" / "map.tif", block=20, entropy=True, run=run, progress=kill
+        )  # fmt: skip
+    assert told == sorted(told)
+    assert told[-1] == 40 * 1100
+    assert len(told) == 2 * 55 + 1, "a block is told of once"
+    for name in ("map.tif", "map_entropy.tif", "map.tif.aux.xml"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+    assert not (tmp_path / "two" / "map.tif.parts").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(victim, 0)
+
+
+def test_workers_that_do_not_see_the_output_hand_their_blocks_to_the_client(
+    cluster: distributed.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = scene_on_disk(tmp_path)
+    classifier = classifier_of(scene)
+    classifier.save(tmp_path / "bundle")
+    predict(classifier, scene, tmp_path / "one" / "map.tif", entropy=True)
+    order = module._order
+    elsewhere = tmp_path / "a disk of another machine" / "map.tif"
+    monkeypatch.setattr(module, "_order", lambda job, bundle: replace(order(job, bundle), output=elsewhere))
+    path, seen = tmp_path / "two" / "map.tif", set()
+
+    def look(done: int, total: int) -> None:
+        seen.update(part.name for part in path.with_name("map.tif.parts").glob("*.tif"))
+        if done == total:
+            assert len(seen) == 28
+
+    with cluster_runner(cluster.scheduler_address, bundle=tmp_path / "bundle") as run:
+        predict(classifier, scene, path, block=40, entropy=True, run=run, progress=look)
+    for name in ("map.tif", "map_entropy.tif"):
+        assert path.with_name(name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert not elsewhere.parent.exists()
+    assert not path.with_name("map.tif.parts").exists()
+
+
+def test_faults_and_interruptions_are_as_in_one_process(cluster: distributed.LocalCluster, tmp_path: Path) -> None:
+    scene = scene_on_disk(tmp_path)
+    classifier = classifier_of(scene)
+    path = tmp_path / "maps" / "map.tif"
+
+    def stop(done: int, total: int) -> None:
+        if done > total / 3:
+            raise KeyboardInterrupt
+
+    with rasterio.open(tmp_path / "a.tif") as file:
+        first_byte = int(file.get_tag_item("BLOCK_OFFSET_2_0", "TIFF", bidx=1))  # of the pixels from column 1,024 on
+    first: list[int] = []
+    with cluster_runner(cluster.scheduler_address) as run:
+        with pytest.raises(KeyboardInterrupt):
+            predict(classifier, scene, path, block=32, run=run, progress=stop)
+        before = exchange(tmp_path / "a.tif", first_byte, bytes(100))
+        with pytest.raises(IncompleteError, match=r"8 of 70 blocks(.|\n)*row 32, column 1088 \(8 x 12 px\): .*a\.tif"):
+            predict(classifier, scene, path, block=32, run=run, progress=lambda done, total: first.append(done))
+        assert first[0] > 0, "it goes on"
+        exchange(tmp_path / "a.tif", first_byte, before)
+        predict(classifier, scene, path, block=32, run=run)
+    predict(classifier, scene, tmp_path / "one.tif")
+    assert path.read_bytes() == (tmp_path / "one.tif").read_bytes()
+
+
+def test_a_worker_that_cannot_write_ends_it(
+    cluster: distributed.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = scene_on_disk(tmp_path)
+
+    def away(*_: Any, **__: Any) -> None:
+        raise OutputError("x.tif cannot be written: No space left on device", "room", "free some")
+
+    monkeypatch.setattr(module, "_map_block", away)
+    with cluster_runner(cluster.scheduler_address) as run, pytest.raises(OutputError, match="No space left"):
+        predict(classifier_of(scene), scene, tmp_path / "map.tif", run=run)
+    assert not (tmp_path / "map.tif").exists()
+
+
+def test_a_scheduler_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = distributed.Client
+    monkeypatch.setattr(distributed, "Client", lambda *args, **options: client(*args, **{**options, "timeout": 0.3}))
+    for options, message in (
+        ({"scheduler": "tcp://127.0.0.1:9"}, r"tcp://127\.0\.0\.1:9 cannot be reached"),
+        ({"scheduler": "nowhere"}, r"nowhere cannot be reached"),
+        ({"scheduler_file": tmp_path / "no.json"}, r"no\.json cannot be reached: there is no file"),
+    ):
+        with pytest.raises(ClusterError, match=message), cluster_runner(**options):
+            pass
+    (tmp_path / "no.json").write_text("{}")
+    with pytest.raises(ClusterError, match="cannot be reached"), cluster_runner(scheduler_file=tmp_path / "no.json"):
+        pass
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'landfuse\[cluster\]'"), cluster_runner(workers=2):
+        pass

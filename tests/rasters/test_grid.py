@@ -1,0 +1,163 @@
+"""Grids, windows and the lattice, against plain loops."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pyproj
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from landfuse.rasters.grid import Grid
+from landfuse.rasters.windows import Window, blocks, lattice, mirrored
+
+GRID = Grid(30, 40, (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_400_000.0), "EPSG:32632")
+TURNED = Grid(30, 40, (8.0, 6.0, 500_000.0, 6.0, -8.0, 5_400_000.0), "EPSG:32632")
+sizes = st.integers(1, 23)
+
+
+def moved(grid: Grid, x: float = 0.0, y: float = 0.0, stretch: float = 1.0) -> Grid:
+    a, b, c, d, e, f = grid.transform
+    return dataclasses.replace(grid, transform=(a * stretch, b, c + x, d, e, f + y))
+
+
+@given(size=sizes, index=st.integers(-200, 200))
+def test_mirrored_against_walking_to_and_fro(size: int, index: int) -> None:
+    to_and_fro = [*range(size), *reversed(range(size))]  # ... 1 0 | 0 1 ... n-1 | n-1 ... 0 | ...
+    expected = to_and_fro[index % (2 * size)]
+    assert mirrored(np.array([index]), size).tolist() == [expected]
+
+
+@given(size=sizes, zoom=st.integers(1, 10), index=st.integers(-50, 50))
+def test_mirrors_of_finer_grids_lie_on_the_same_pixels(size: int, zoom: int, index: int) -> None:
+    fine = mirrored(np.arange(index * zoom, (index + 1) * zoom), size * zoom)
+    assert set(fine // zoom) == set(mirrored(np.array([index]), size))
+
+
+@given(height=sizes, width=sizes, side=st.integers(1, 30))
+def test_blocks_cover_each_pixel_once_row_by_row(height: int, width: int, side: int) -> None:
+    hits = np.zeros((height, width), int)
+    corners = []
+    for block in blocks(height, width, side):
+        assert 0 < block.height <= side
+        assert 0 < block.width <= side
+        hits[block.row : block.row + block.height, block.col : block.col + block.width] += 1
+        corners.append((block.row, block.col))
+    assert (hits == 1).all()
+    assert hits.shape == (height, width)
+    assert corners == sorted(corners)
+    assert all(row % side == 0 and col % side == 0 for row, col in corners)
+
+
+@settings(max_examples=300)
+@given(data=st.data(), size=st.integers(1, 60), core=st.integers(1, 20))
+def test_lattice_against_a_plain_loop(data: st.DataObject, size: int, core: int) -> None:
+    stride = data.draw(st.integers(1, core))
+    start = data.draw(st.integers(0, size - 1))
+    stop = data.draw(st.integers(start + 1, size))
+    whole = [0]
+    while whole[-1] + core < size:
+        whole.append(whole[-1] + stride)
+    expected = [first for first in whole if first < stop and first + core > start]
+    assert list(lattice(start, stop, size, core, stride)) == expected
+    covered = {pixel for first in expected for pixel in range(first, first + core)}
+    assert covered >= set(range(start, stop))
+
+
+@given(
+    st.tuples(st.integers(-9, 9), st.integers(-9, 9), sizes, sizes),
+    st.tuples(st.integers(-9, 9), st.integers(-9, 9), sizes, sizes),
+)
+def test_intersections_against_sets_of_pixels(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> None:
+    def pixels(window: Window) -> set[tuple[int, int]]:
+        rows = range(window.row, window.row + window.height)
+        return {(row, col) for row in rows for col in range(window.col, window.col + window.width)}
+
+    both = Window(*one).intersection(Window(*other))
+    assert pixels(both) == pixels(Window(*one)) & pixels(Window(*other))
+    assert both.empty == (not pixels(both))
+    assert both.pixels == len(pixels(both))
+
+
+def test_windows() -> None:
+    window = Window(3, 5, 4, 6)
+    assert window.padded(2) == Window(1, 3, 8, 10)
+    assert window.scaled(10) == Window(30, 50, 40, 60)
+    array = np.arange(200).reshape(10, 20)
+    np.testing.assert_array_equal(array[window.within(Window(0, 0, 10, 20))], array[3:7, 5:11])
+    inner = array[2:9, 4:15]
+    np.testing.assert_array_equal(inner[window.within(Window(2, 4, 7, 11))], array[3:7, 5:11])
+
+
+@pytest.mark.parametrize("grid", [GRID, TURNED])
+def test_equality_is_of_corners_within_a_hundredth_of_a_pixel(grid: Grid) -> None:
+    assert grid == dataclasses.replace(grid)
+    assert grid == moved(grid, 0.09, 0.0)
+    assert grid != moved(grid, 0.11, 0.0)
+    assert grid != moved(grid, 0.0, -0.2)
+    # A pixel size that is off by little adds up over the grid: 40 columns.
+    assert grid == moved(grid, stretch=1 + 2e-4)
+    assert grid != moved(grid, stretch=1 + 4e-4)
+    assert grid != dataclasses.replace(grid, height=31)
+    assert grid != dataclasses.replace(grid, width=39)
+    assert grid != dataclasses.replace(grid, crs="EPSG:32633")
+    assert grid != dataclasses.replace(grid, crs=None)
+    assert grid != "grid"
+
+
+def test_equality_knows_a_crs_by_its_meaning() -> None:
+    def laea(latitude: float) -> str:
+        return str(pyproj.CRS(f"+proj=laea +lat_0={latitude} +lon_0=20 +datum=WGS84 +units=m").to_wkt("WKT1_GDAL"))
+
+    named = laea(10).replace('PROJCS["unknown"', 'PROJCS["Africa"')
+    assert named != laea(10)
+    one = dataclasses.replace(GRID, crs=laea(10))
+    assert one == dataclasses.replace(GRID, crs=named)
+    assert one != dataclasses.replace(GRID, crs=laea(11))
+    assert one != GRID
+
+
+def test_a_grid_has_no_hash() -> None:
+    with pytest.raises(TypeError):
+        hash(GRID)
+
+
+@pytest.mark.parametrize("grid", [GRID, TURNED])
+@pytest.mark.parametrize("zoom", [1, 2, 10])
+def test_zoomed_grids_cover_the_same_ground(grid: Grid, zoom: int) -> None:
+    fine = grid.zoomed(zoom)
+    assert (fine.height, fine.width, fine.crs) == (30 * zoom, 40 * zoom, grid.crs)
+    for column, row in ((0, 0), (40, 30), (7, 13)):
+        assert fine.at(column * zoom, row * zoom) == pytest.approx(grid.at(column, row), rel=1e-12)
+    assert fine.pixel_size == pytest.approx([10 / zoom, 10 / zoom])
+    assert (fine == grid) == (zoom == 1)
+
+
+@pytest.mark.parametrize("grid", [GRID, TURNED])
+def test_parts(grid: Grid) -> None:
+    part = grid.part(Window(4, 6, 10, 12))
+    assert (part.height, part.width) == (10, 12)
+    assert part.at(3, 2) == pytest.approx(grid.at(9, 6))
+    assert grid.part(grid.window) == grid
+
+
+def test_places_against_a_matrix() -> None:
+    matrix = np.array([TURNED.transform[:3], TURNED.transform[3:], (0, 0, 1)])
+    for column, row in ((0, 0), (3.5, 1.25), (-7, 100)):
+        assert TURNED.at(column, row) == pytest.approx((matrix @ [column, row, 1])[:2])
+
+
+def test_georeferenced() -> None:
+    assert GRID.georeferenced
+    assert dataclasses.replace(GRID, crs=None).georeferenced
+    assert not Grid(3, 4).georeferenced
+
+
+def test_in_words() -> None:
+    assert str(GRID) == "30 x 40 px of 10 in EPSG:32632, upper left at 500000, 5400000"
+    assert str(Grid(3, 4, (2.0, 0.0, 0.0, 0.0, -1.0, 0.0))) == "3 x 4 px of 2 x 1 in no CRS, upper left at 0, 0"
+    assert "a CRS without authority code" in str(dataclasses.replace(GRID, crs="PROJCS[" + "x" * 40))
+    assert math.isclose(TURNED.pixel_size[0], 10)

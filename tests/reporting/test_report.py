@@ -1,0 +1,470 @@
+"""The report: its numbers and pictures against the map itself, its size, and what it says to a mistake."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+import shutil
+import signal
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from landfuse import cli
+from landfuse import report as report_function
+from landfuse.accuracy.bootstrap import block_confusions, scores_of
+from landfuse.accuracy.evaluate import evaluate, read_map
+from landfuse.accuracy.map_intervals import score_intervals
+from landfuse.errors import LandfuseError
+from landfuse.legend import UNLABELLED, LandClass, Legend
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.reporting import LARGEST, report
+from landfuse.reporting.images import Coded, Photograph, data_uris, unlike
+from landfuse.reporting.scores import Tally, findings
+from landfuse.scenes.scene_file import open_scenes
+from landfuse.scenes.split_rules import TEST
+
+TILES = ("north", "south", "west")
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    told: list[tuple[str, int, int]] = []
+    path = report(run, progress=lambda *words: told.append(words))
+    assert path == run / "report.html"
+    assert {what for what, _, _ in told} == {"mapping, px", "reading tiles"}
+    assert all(done <= total for _, done, total in told)
+    assert told[-1] == ("reading tiles", 3, 3)
+    return path.read_text(encoding="utf-8")
+
+
+def tiles_of(page: str) -> list[dict[str, Any]]:
+    """The tiles of a page, the first one's pictures put back from where they stand."""
+    found = re.search(r'<script type="application/json" id="tiles">(.*?)</script>', page, re.DOTALL)
+    assert found
+    tiles: list[dict[str, Any]] = json.loads(found.group(1))
+    uris = re.findall(r'<figure data-key="([^"]+)">.*?class="layer" src="([^"]+)"', page)
+    for layer, (key, uri) in zip(tiles[0]["layers"], uris, strict=True):
+        assert (layer["key"], layer["uri"]) == (key, "")
+        layer["uri"] = uri
+    return tiles
+
+
+def decoded(layer: dict[str, Any]) -> np.ndarray:
+    """(h, w) names of a coded layer, "" where it is transparent."""
+    image = np.asarray(picture(layer).convert("RGBA"))
+    names = {tuple(bytes.fromhex(colour[1:])): name for colour, name in layer["names"].items()}
+    return np.array([[names[tuple(p[:3])] if p[3] else "" for p in row] for row in image])
+
+
+def picture(layer: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(layer["uri"].partition(",")[2])))
+
+
+def test_the_page_needs_nothing_but_itself(page: str) -> None:
+    assert len(page.encode()) < LARGEST
+    assert "default-src 'none'" in page
+    without = re.sub(r'"data:image/[a-z]+;base64,[^"]+"', '""', page)
+    assert re.findall(r'(?:src|href)="(?!#|data:,")([^"]+)"', without) == []
+    assert not re.search(
+        r"url\(|@import|<link(?! rel=\"icon\" href=\"data:,\")|fetch\(|XMLHttp|<iframe|<object", without
+    )
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+
+
+def test_names_cannot_break_the_page(page: str, nasty: str) -> None:
+    assert "<script>alert" not in page
+    assert html.escape(nasty, quote=True).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
+    assert nasty in {name for layer in tiles_of(page)[0]["layers"] for name in layer["names"].values()}
+
+
+def test_the_scores_are_those_of_the_map(run: Path, page: str) -> None:
+    whole = evaluate(run / "maps", run.parent / "scene.yaml", split=run / "split")
+    bounds = score_intervals(run / "maps", run.parent / "scene.yaml", split=run / "split", block=64)
+    for one in bounds.intervals.scores.values():
+        assert f'<dd>{one.value:.3f}</dd><dd class="bounds">{one.low:.3f} to {one.high:.3f}</dd>' in page
+    rows = re.findall(
+        r"<tr>.*?</tr>", page.partition('<section id="classes">')[2].partition("</section>")[0], re.DOTALL
+    )
+    for row, one in zip(rows[1:], bounds.intervals.f1, strict=True):
+        assert row.count(f"{one.value:.3f}<span") >= 1
+        assert f"{one.low:.3f} to {one.high:.3f}" in row
+    counts = [int(n.replace(",", "")) for n in re.findall(r'class="(?:deep)?(?: hit)?">([\d,]+)<small>', page)]
+    assert counts == [n for n in whole.confusion.matrix.ravel().tolist() if n]
+    assert "are not those of the run" not in page  # scores.json says the same
+
+
+def test_the_areas_are_counted_from_the_maps(run: Path, page: str) -> None:
+    scenes = open_scenes(run.parent / "scene.yaml")
+    counts = sum(np.bincount(read_map(run / "maps" / f"{s.name}.tif", s).ravel(), minlength=256)[:4] for s in scenes)
+    found = re.findall(
+        r'data-class="[^"]*">.*?<td class="number">([\d.,]+)</td><td class="number px">([\d,]+)</td>', page
+    )
+    assert [int(pixels.replace(",", "")) for _, pixels in found] == counts.tolist()
+    for (hectares, _), count in zip(found, counts, strict=True):
+        assert float(hectares.replace(",", "")) == pytest.approx(count * 100 / 10_000, rel=0.005)
+
+
+def test_the_pictures_are_the_map_the_labels_the_errors_and_the_split(run: Path, page: str) -> None:
+    scenes = {scene.name: scene for scene in open_scenes(run.parent / "scene.yaml")}
+    tiles = tiles_of(page)
+    assert [tile["name"] for tile in tiles] == sorted(TILES)
+    for tile in tiles:
+        layers = {layer["key"]: layer for layer in tile["layers"]}
+        assert list(layers) == ["map", "labels", "errors", "confidence", "split", "modality-s2", "modality-dem"]
+        scene = scenes[tile["name"]]
+        mapped = read_map(run / "maps" / f"{scene.name}.tif", scene)
+        roles = read_map_raw(run / "split" / f"{scene.name}.tif")
+        names = np.array([*scene.legend.names, ""])
+        np.testing.assert_array_equal(decoded(layers["map"]), names[np.minimum(mapped, 4)])
+        np.testing.assert_array_equal(decoded(layers["labels"]), names[np.minimum(scene.labels, 4)])
+        np.testing.assert_array_equal(decoded(layers["split"]), np.array(["", "train", "validation", "test"])[roles])
+        verdict = np.where(mapped == scene.labels, "right", "wrong")
+        verdict[(roles != TEST) | (mapped == UNLABELLED)] = ""
+        np.testing.assert_array_equal(decoded(layers["errors"]), verdict)
+        steps = read_map_raw(run / "maps" / f"{scene.name}_confidence.tif")
+        margin = np.where(
+            steps == UNLABELLED, "", [[f"{v:.2f}" for v in row] for row in np.rint(steps / 250 * 40) / 40]
+        )
+        np.testing.assert_array_equal(decoded(layers["confidence"]), margin)
+        assert "Sentinel-2" in layers["modality-s2"]["how"]
+        assert picture(layers["modality-dem"]).size == (48, 48)
+        assert np.asarray(picture(layers["modality-s2"]).convert("RGBA"))[0, 0, 3] == 0
+
+
+def read_map_raw(path: Path) -> np.ndarray:
+    import rasterio
+
+    with rasterio.open(path) as file:
+        return file.read(1)
+
+
+def test_where_it_comes_from_and_how_to_repeat_it(run: Path, page: str) -> None:
+    text = html.unescape(page)
+    for name in ("model.safetensors", "model.json"):
+        assert hashlib.sha256((run / "bundle" / name).read_bytes()).hexdigest() in text
+    for word in ("Somebody 2026", "CC-BY-4.0", "s2/{tile}.tif", "EPSG:32632", "float32", "trees: 4", "forest"):
+        assert word in text
+    for verb in ("check", "train", "predict", "evaluate", "report"):
+        assert f"landfuse {verb} " in text
+    size = sum((run.parent / "s2" / f"{tile}.tif").stat().st_size for tile in TILES)
+    assert f"{size / 1000:.3g} kB" in text
+
+
+def test_every_picture_has_words_and_every_control_a_name(page: str) -> None:
+    assert all(re.search(r"\salt=", tag) for tag in re.findall(r"<img[^>]*>", page))
+    for wanted in (
+        'role="slider"',
+        'aria-valuenow="50"',
+        'aria-label="Zoom in"',
+        'lang="en"',
+        "<fieldset>",
+        "<legend>",
+    ):
+        assert wanted in page
+    assert len(re.findall(r'<input type="radio" name="left"', page)) == 7
+    assert len(re.findall(r'<input type="radio" name="right"', page)) == 7
+
+
+def test_a_map_that_is_there_is_not_made_anew(run: Path, page: str, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (run / "maps").iterdir()}
+    report(run, tmp_path / "again.html")
+    assert {path: path.stat().st_mtime_ns for path in (run / "maps").iterdir()} == before
+    other = tmp_path / "maps"
+    other.mkdir()
+    for tile in TILES:
+        shutil.copy(run / "maps" / f"{tile}.tif", other)
+    text = report(run, tmp_path / "other.html", maps=other).read_text()
+    assert "confidence" not in [layer["key"] for layer in tiles_of(text)[0]["layers"]]
+    (other / "west.tif").unlink()
+    with pytest.raises(LandfuseError, match=r"there is no map .*west\.tif"):
+        report(run, tmp_path / "none.html", maps=other)
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_another_map_than_the_run_s_is_told(run: Path, page: str, tmp_path: Path) -> None:
+    for scene in open_scenes(run.parent / "scene.yaml"):
+        codes = np.full((48, 48), scene.legend[0].code, np.uint8)
+        write_raster(tmp_path / "maps" / f"{scene.name}.tif", scene.grid, codes)
+    text = report(run, tmp_path / "x.html", maps=tmp_path / "maps").read_text()
+    assert "are not those of the run" in text
+
+
+def test_at_most_so_many_tiles_and_bytes(run: Path, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["landfuse.reporting.page"]
+    for name, value in (("MOST_TILES", 2), ("_ROOM", 9_000), ("_COARSEST", 8)):
+        monkeypatch.setattr(module, name, value)
+    text = report(run, tmp_path / "small.html").read_text()
+    tiles = tiles_of(text)
+    assert len(tiles) == 2
+    assert "2 of 3 tiles are shown" in text
+    assert sum(len(layer["uri"]) for tile in tiles for layer in tile["layers"]) <= 9_000
+    assert re.findall(r"<dd>[\d.]+</dd>", text) == re.findall(r"<dd>[\d.]+</dd>", page)  # scores count every tile
+
+
+def test_the_bands_that_are_asked_for_are_shown(run: Path, page: str, tmp_path: Path) -> None:
+    text = report(run, tmp_path / "x.html", bands={"s2": [8, 4, 3]}).read_text()
+    assert "bands 8, 4 and 3 as red, green and blue" in text
+    with pytest.raises(LandfuseError, match="bands 13"):
+        report(run, tmp_path / "y.html", bands={"s2": [13]})
+    with pytest.raises(LandfuseError, match="no modality lidar"):
+        report(run, tmp_path / "y.html", bands={"lidar": [1]})
+
+
+def test_calibration_curves_and_modalities_are_told_where_the_run_has_them(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    scores = json.loads((copy / "scores.json").read_text())
+    told = {
+        "ECE": 0.0321,
+        "NLL": 1.0,
+        "pixels": 9,
+        "bins": [{"low": 0, "high": 1, "pixels": 9, "stated": 0.6, "accuracy": 0.5}],
+    }
+    scores["calibration"] = {"temperature": 1.5, "fitted_on": "validation", "test": {"before": told, "after": told}}
+    (copy / "scores.json").write_text(json.dumps(scores))
+    (copy / "metrics.csv").write_text("epoch,val_mIoU,train_loss\n0,0.2,1.5\n1,0.4,0.75\n")
+    row = {
+        "how": "mean",
+        "withheld": ["dem"],
+        "seen": ["s2"],
+        "run": None,
+        "scores": dict.fromkeys(("OA", "AA", "kappa", "mF1", "mIoU"), 0.25),
+    }
+    row["differences"] = dict.fromkeys(row["scores"], -0.125)
+    whole = {**row, "how": "all", "seen": ["s2", "dem"], "withheld": [], "scores": dict.fromkeys(row["scores"], 0.375)}
+    (copy / "modalities.json").write_text(json.dumps({"role": "test", "rows": [whole, row], "notes": ["mind this"]}))
+    text = html.unescape(report(copy).read_text())
+    for word in ("ECE 0.032", "divides its logits by 1.500", "s2, and the mean of dem", "-0.125", "mind this"):
+        assert word in text
+    losses, scores_, reliable = re.findall(r'<figure class="chart">.*?</figure>', text, re.DOTALL)
+    assert "loss from 1.500 to 0.750" in losses
+    assert "mIoU from 0.200 to 0.400" in scores_
+    # On the scores' axis 0.2 lies twice as high above 0 as half of 0.4.
+    (first, second) = re.findall(r'points="([\d., ]+)"', scores_)[0].split()
+    bottom = 240
+    assert bottom - float(second.split(",")[1]) == pytest.approx(2 * (bottom - float(first.split(",")[1])), abs=0.2)
+    assert "stated = true" in reliable
+    (copy / "modalities.json").write_text(json.dumps({"rows": [{"how": "all"}]}))
+    with pytest.raises(LandfuseError, match=r"modalities\.json is broken"):
+        report(copy)
+
+
+def legend_of(count: int, unscored: int | None = None) -> Legend:
+    return Legend(tuple(LandClass("abcd"[k], k + 1, f"#{k}00000", k != unscored) for k in range(count)))
+
+
+def test_scores_of_classes_come_with_the_intervals_of_the_same_draws() -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 3, (60, 60)).astype(np.uint8)
+    mapped = np.where(rng.random((60, 60)) < 0.6, truth, rng.integers(0, 3, (60, 60))).astype(np.uint8)
+    truth[:5] = UNLABELLED
+    tally = Tally(legend_of(4), 10)
+    tally.add(truth[:, :30], mapped[:, :30], None)
+    tally.add(truth[:, 30:], mapped[:, 30:], None)
+    found = tally.scores()
+    assert found.intervals is not None
+    for name, wanted in (("precision", "precision"), ("recall", "recall"), ("IoU", "iou"), ("F1", "f1")):
+        values = [one.value for one in found.of_class[name]]
+        np.testing.assert_allclose(values, getattr(found.confusion, wanted))
+    np.testing.assert_allclose(
+        [(one.low, one.high) for one in found.of_class["F1"]], [(one.low, one.high) for one in found.intervals.f1]
+    )
+    # A plain loop over draws of blocks for the recall of one class.
+    blocks = np.concatenate(
+        [block_confusions(t, m, 10, 4) for t, m in ((truth[:, :30], mapped[:, :30]), (truth[:, 30:], mapped[:, 30:]))]
+    )
+    drawn = np.random.default_rng(0)
+    recalls = []
+    for _ in range(2000):
+        matrix = np.tensordot(drawn.multinomial(len(blocks), np.full(len(blocks), 1 / len(blocks))), blocks, 1)
+        recalls.append(matrix[1, 1] / matrix[1].sum())
+    low, high = np.percentile(recalls, (2.5, 97.5))
+    assert (found.of_class["recall"][1].low, found.of_class["recall"][1].high) == pytest.approx((low, high))
+    assert scores_of(blocks.sum(axis=0)[None])[0][0, 0] == found.overall["OA"].value
+    alone = Tally(legend_of(4), 100)
+    alone.add(truth, mapped, 4.0)
+    assert np.isnan(alone.scores().overall["OA"].low)
+    assert alone.scores().overall["OA"].value == found.overall["OA"].value
+    assert alone.square_metres is not None
+    assert alone.square_metres.sum() == 3600 * 4
+    assert tally.square_metres is None
+
+
+def test_counting_a_large_map_takes_few_bytes_a_pixel() -> None:
+    rng = np.random.default_rng(3)
+    truth, mapped = (rng.integers(0, 3, (1024, 2048)).astype(np.uint8) for _ in range(2))
+    tally = Tally(legend_of(3), 64)
+    tracemalloc.start()
+    tally.add(truth, mapped, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert tally.confusion.pixels == tally.mapped.sum() == truth.size
+    assert peak < 24 * truth.size, "at once it took 65 bytes a pixel"
+
+
+def test_what_the_scores_say_in_sentences() -> None:
+    legend = legend_of(2)
+    tally = Tally(legend, 4)
+    truth = np.zeros((4, 8), np.uint8)
+    truth[:, 6:] = 1
+    mapped = np.zeros((4, 8), np.uint8)
+    mapped[0, 6] = 1
+    tally.add(truth, mapped, None)
+    said = " ".join(findings(tally.scores(), legend, 0.25))
+    assert "names 78 rightly" in said
+    assert "call every pixel a, the commonest class, would be right at 75 of 100" in said
+    assert "b mapped as a, 7 pixels, 88% of all b" in said
+    assert "25.0% of the test pixels were labelled from a view" in said
+    assert "No test label" in findings(Tally(legend, 4).scores(), legend, None)[0]
+
+
+def test_a_class_that_is_not_scored_is_told_and_stays_out_of_the_means(run: Path, page: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    truth = rng.integers(0, 3, (40, 40)).astype(np.uint8)
+    mapped = np.where((truth != 1) & (rng.random(truth.shape) < 0.9), truth, 0).astype(np.uint8)
+    for block in (10, 100):  # 100: one block, without intervals
+        tally = Tally(legend_of(3, unscored=1), block)
+        tally.add(truth[:, :20], mapped[:, :20], None)
+        tally.add(truth[:, 20:], mapped[:, 20:], None)
+        found = tally.scores()
+        assert found.overall["AA"].value == pytest.approx((found.confusion.recall[0] + found.confusion.recall[2]) / 2)
+        assert found.overall["mIoU"].value == pytest.approx((found.confusion.iou[0] + found.confusion.iou[2]) / 2)
+        assert "least (F1 0.00)" not in " ".join(findings(found, tally.legend, None))
+    text = yaml.safe_load((run.parent / "scene.yaml").read_text())
+    text["root"] = str(run.parent)
+    text["legend"][2]["scored"] = False
+    (tmp_path / "scene.yaml").write_text(yaml.safe_dump(text))
+    said = html.unescape(report(run, tmp_path / "x.html", scene=tmp_path / "scene.yaml").read_text())
+    whole = evaluate(run / "maps", tmp_path / "scene.yaml", split=run / "split").confusion.scores()
+    for name, title in (("AA", "average accuracy"), ("mIoU", "mean IoU")):
+        assert f"<dt>{title}</dt><dd>{whole[name]:.3f}</dd>" in said
+    assert "Not in the means (AA, mean F1, mean IoU): trees;" in said
+    assert "other classes enter the means" in said
+    assert "Not in the means" not in page
+    assert "other classes enter the means" not in page
+
+
+def test_pictures_fit_their_room_and_keep_their_colours() -> None:
+    rng = np.random.default_rng(0)
+    noise = Photograph(rng.integers(0, 255, (400, 400, 3)).astype(np.uint8), np.ones((400, 400), bool))
+    few = Coded(rng.integers(0, 3, (50, 50)).astype(np.uint8), unlike([(0, 0, 0), (0, 0, 0), (255, 255, 255)]))
+    whole = data_uris([noise, few], 10_000_000)
+    fitted = data_uris([noise, few], 40_000)
+    assert sum(map(len, fitted)) <= 40_000 < sum(map(len, whole))
+    assert fitted[1] == whole[1], "the largest is halved, not the others"
+    assert len(set(few.colours)) == 3
+    small = Photograph(rng.integers(0, 255, (20, 20, 3)).astype(np.uint8), rng.random((20, 20)) < 0.5)
+    back = np.asarray(picture({"uri": data_uris([small], 10**6)[0]}).convert("RGBA"))
+    np.testing.assert_array_equal(back[..., 3] > 0, small.known)
+    np.testing.assert_array_equal(back[small.known, :3], small.image[small.known])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda run: shutil.rmtree(run), "no such folder"),
+        (lambda run: (run / "recipe.json").unlink(), "no recipe.json"),
+        (lambda run: (run / "scores.json").unlink(), "has not ended"),
+        (lambda run: (run / "scores.json").write_text("{"), "cannot be read"),
+        (lambda run: (run / "scores.json").write_text("[]"), "no table"),
+        (lambda run: (run / "scores.json").write_text("{}"), "broken"),
+        (lambda run: (run / "bundle" / "model.json").unlink(), "no bundle"),
+        (lambda run: shutil.rmtree(run / "split"), "split"),
+        (lambda run: (run / "report.html").mkdir(), "is a folder"),
+    ],
+)
+def test_a_folder_that_is_no_finished_run_is_told(run: Path, tmp_path: Path, spoil: Any, words: str) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("report.html", "maps"))
+    spoil(copy)
+    with pytest.raises(LandfuseError, match=words):
+        report(copy)
+    assert not (copy / "maps").exists()
+    assert not (copy / "report.html").is_file()
+
+
+def test_a_folder_of_runs_names_one(run: Path) -> None:
+    with pytest.raises(LandfuseError, match=r"name one of those in it, e\.g\. .*run"):
+        report(run.parent)
+
+
+def test_a_scene_that_has_moved_is_named_by_an_option(run: Path, page: str, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    recipe = json.loads((copy / "recipe.json").read_text())
+    recipe["scene"] = str(tmp_path / "gone" / "scene.yaml")
+    (copy / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(LandfuseError, match=r"is not there; the run .* names it") as told:
+        report(copy)
+    assert "--scene" in str(told.value)
+    report(copy, scene=run.parent)
+    text = yaml.safe_load((run.parent / "scene.yaml").read_text())
+    text["legend"][0]["name"] = "ocean"
+    text["root"] = str(run.parent)
+    (tmp_path / "scene.yaml").write_text(yaml.safe_dump(text))
+    with pytest.raises(LandfuseError, match="lists other classes"):
+        report(copy, scene=tmp_path / "scene.yaml")
+
+
+def test_a_modality_that_the_run_did_not_use_may_be_missing(run: Path, tmp_path: Path) -> None:
+    text = yaml.safe_load((run.parent / "scene.yaml").read_text())
+    text["root"] = str(run.parent)
+    text["modalities"]["lost"] = {"path": "lost/{tile}.tif"}
+    (tmp_path / "scene.yaml").write_text(yaml.safe_dump(text))
+    said = html.unescape(report(run, tmp_path / "x.html", scene=tmp_path / "scene.yaml").read_text())
+    assert "`lost` is not shown: the run did not use it" in said
+
+
+def test_the_public_name_is_the_function() -> None:
+    assert report_function is report
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["report", "RUN", "-o", "PAGE", "-q", "--bands", "s2=8,4,3"], 0, r"report: .* \(0\.\d MB\)"),
+        (["report", "RUN", "-o", "PAGE", "--bands", "s2"], 2, "a modality and its bands"),
+        (["report", "RUN", "-o", "PAGE", "--scene", "gone.yaml"], 2, "is not there"),
+        (["report", "RUN", "-o", "RUN"], 2, "is a folder"),
+        (["report", "nowhere"], 2, "is no run"),
+    ],
+)
+def test_the_command_says_one_thing_and_its_exit_code(
+    run: Path,
+    page: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    said: str,
+) -> None:
+    on_term = signal.getsignal(signal.SIGTERM)
+    places = {"RUN": str(run), "PAGE": str(tmp_path / "page.html")}
+    monkeypatch.setattr(sys, "argv", ["landfuse", *(places.get(word, word) for word in words)])
+    try:
+        cli.main()
+        ended = 0
+    except SystemExit as stopped:
+        ended = int(stopped.code or 0)
+    finally:
+        signal.signal(signal.SIGTERM, on_term)
+    told = capsys.readouterr()
+    assert ended == code, told.err
+    assert re.search(said, re.sub(r"\s+", " ", told.out + told.err))
+    assert "Traceback" not in told.err
+    assert (tmp_path / "page.html").exists() == (code == 0)

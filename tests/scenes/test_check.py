@@ -1,0 +1,363 @@
+"""`landfuse check`: what is there, what leaks, and every fault in one go."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io
+import yaml
+from numpy.typing import NDArray
+
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.rasters.grid import Grid
+from landfuse.rasters.windows import Window
+from landfuse.scenes.check import VIEWS, check
+from landfuse.scenes.leaks import leak_share
+from landfuse.scenes.scene_file import read_scene_file
+
+UTM = "EPSG:32632"
+GRID = Grid(40, 48, (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_400_000.0), UTM)
+AWAY = Grid(40, 48, (10.0, 0.0, 600_000.0, 0.0, -10.0, 5_400_000.0), UTM)
+REPO = Path(__file__).resolve().parents[2]
+
+Edit = Callable[[Path, dict[str, Any]], Any]
+
+
+def values(bands: int, grid: Grid = GRID, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).uniform(1, 9, (bands, grid.height, grid.width)).astype(np.float32)
+
+
+def codes() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 4, (40, 48)).astype(np.uint8)
+
+
+def scene_text() -> dict[str, Any]:
+    return {
+        "name": "place",
+        "modalities": {"s2": {"path": "s2.tif", "units": "[reflectance]"}, "dem": {"path": "dem.tif", "units": "m"}},
+        "labels": {"path": "labels.tif", "ignored": [0]},
+        "legend": [{"name": f"class {code}", "code": code} for code in (1, 2, 3)],
+        "split": {"kind": "blocks", "size": 8, "buffer": 1},
+    }
+
+
+def write_scene(folder: Path) -> dict[str, Any]:
+    write_raster(folder / "s2.tif", GRID, values(4), nodata=None)
+    write_raster(folder / "dem.tif", GRID, values(1, seed=1), nodata=None)
+    write_raster(folder / "labels.tif", GRID, codes(), nodata=None)
+    return scene_text()
+
+
+def save(folder: Path, text: dict[str, Any]) -> Path:
+    (folder / "scene.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+    return folder / "scene.yaml"
+
+
+def test_close_colours_are_told_in_words_and_are_no_fault(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    text = write_scene(tmp_path)
+    for kind, colour in zip(text["legend"], ("#C45A28", "#0000C8", "#78781E"), strict=True):
+        kind["colour"] = colour
+    path = save(tmp_path, text)
+    (pair,) = check(path).close_colours
+    assert (pair.first, pair.second) == (0, 2)
+    code, out, _ = landfuse("check", str(path), "--views", "1")
+    assert code == 0
+    assert f"class 1 and class 3 ({pair.distance:.1f} with {pair.vision})" in out
+    for kind in text["legend"]:
+        del kind["colour"]
+    assert check(save(tmp_path, text)).close_colours == []
+    assert "hard to tell apart" not in landfuse("check", str(path), "--views", "1")[1]
+
+
+# What it finds ------------------------------------------------------------------------------------------------------
+
+
+def test_modalities(tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    array = values(4)
+    array[1, 3:5, 7] = -1
+    array[2, 3, 7:9] = -1
+    write_raster(tmp_path / "s2.tif", GRID, array, nodata=-1)
+    other = Grid(90, 90, (6.0, 0.0, 499_970.0, 0.0, -6.0, 5_400_040.0), UTM)
+    write_raster(tmp_path / "dem.tif", other, values(1, other), nodata=None)
+    report = check(save(tmp_path, text))
+    assert not report.faults
+    assert (report.tiles, list(report.modalities)) == (1, ["s2", "dem"])
+    s2, dem = report.modalities["s2"], report.modalities["dem"]
+    known = array[array != -1].astype(np.float64)
+    assert (s2.bands, s2.dtype, s2.units, s2.pixel, s2.crs, s2.warped) == (4, "float32", "[reflectance]", 10, [UTM], 0)
+    assert (s2.pixels, s2.missing) == (40 * 48, 3)
+    assert (s2.low, s2.high) == (known.min(), known.max())
+    assert s2.mean == pytest.approx(known.mean())
+    assert (dem.pixel, dem.warped, dem.missing) == (6.0, 1, 0)
+
+
+def test_statistics_do_not_depend_on_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path, write_scene(tmp_path))
+    one = check(path).modalities["s2"]
+    monkeypatch.setattr(sys.modules["landfuse.scenes.check"], "_BLOCK", 7)
+    told: list[tuple[int, int]] = []
+    many = check(path, progress=lambda done, total: told.append((done, total))).modalities["s2"]
+    assert (one.low, one.high, one.pixels) == (many.low, many.high, many.pixels)
+    assert one.mean == pytest.approx(many.mean)
+    assert told[-1] == (42, 42)
+
+
+def test_classes_and_leaks(tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    text["split"]["buffer"] = 3
+    path = save(tmp_path, text)
+    report = check(path)
+    file = read_scene_file(path)
+    scenes = file.scenes()
+    (roles,) = file.roles(scenes)
+    for name, value in (("train", 1), ("validation", 2), ("test", 3), ("unused", 0)):
+        expected = [int(((codes() == code) & (roles == value)).sum()) for code in (1, 2, 3)]
+        assert report.counts[name].tolist() == expected
+    assert list(report.leaks) == list(VIEWS)
+    for (view, core), share in report.leaks.items():
+        assert share == leak_share([roles], view, core)
+    assert report.leaks[(1, 1)] == report.leaks[(7, 1)] == 0  # halo 3 = buffer
+    assert report.leaks[(11, 1)] > 0
+
+
+def test_a_scene_without_labels_or_split(tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    del text["split"]
+    report = check(save(tmp_path, text))
+    assert not report.faults
+    assert not report.leaks
+    assert report.counts["unused"].tolist() == [int((codes() == code).sum()) for code in (1, 2, 3)]
+    del text["labels"], text["legend"]
+    report = check(save(tmp_path, text))
+    assert not report.faults
+    assert not report.counts
+
+
+def test_a_tile_without_any_labelled_pixel(tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    for number in range(4):
+        for kind, array in (("s2", values(4)), ("dem", values(1)), ("labels", codes() * (number > 0))):
+            write_raster(tmp_path / f"{kind}_{number}.tif", GRID, array, nodata=None)
+    for m in (*text["modalities"].values(), text["labels"]):
+        m["path"] = m["path"].replace(".tif", "_{tile}.tif")
+    text["split"] = {"kind": "tiles", "test": 0.34}
+    report = check(save(tmp_path, text))
+    assert not report.faults
+    assert all(report.counts[role].all() for role in ("train", "validation", "test"))
+
+
+# What it says -------------------------------------------------------------------------------------------------------
+
+
+def no_crs(folder: Path, text: dict[str, Any]) -> None:
+    write_raster(folder / "s2.tif", Grid(40, 48, GRID.transform), values(4), nodata=None)
+    for kind, array in (("dem", values(1)), ("labels", codes())):
+        write_raster(folder / f"{kind}.tif", Grid(40, 48, GRID.transform), array, nodata=None)
+
+
+def mat(folder: Path, text: dict[str, Any]) -> None:
+    scipy.io.savemat(folder / "x.mat", {"cube": values(3).transpose(2, 1, 0)})
+    text["modalities"]["hsi"] = {"path": "x.mat", "variable": "cube", "axes": "HWC"}
+
+
+def with_nan(folder: Path, text: dict[str, Any]) -> None:
+    array = values(4)
+    array[2, 5, 5:8] = np.nan
+    array[0, 5, 5] = np.inf
+    write_raster(folder / "s2.tif", GRID, array, nodata=None)
+
+
+def fill(name: str, array: NDArray[Any], grid: Grid = GRID, nodata: float | None = None) -> Edit:
+    return lambda folder, text: write_raster(folder / name, grid, array, nodata=nodata)
+
+
+def rare(folder: Path, text: dict[str, Any]) -> None:
+    labels = codes() % 3
+    labels[0, 0] = 3  # one pixel, which a random split keeps for the test
+    write_raster(folder / "labels.tif", GRID, labels, nodata=None)
+    text["split"] = {"kind": "random", "train": 3, "validation": 0}
+
+
+FAULTS: dict[str, tuple[Edit, list[str]]] = {
+    "missing file": (lambda f, t: (f / "dem.tif").unlink(), ["there is no file", "dem.tif"]),
+    "missing reference": (lambda f, t: (f / "s2.tif").unlink(), ["there is no file", "s2.tif"]),
+    "no overlap": (fill("dem.tif", values(1), AWAY), ["dem.tif does not overlap the reference grid"]),
+    "unknown codes": (
+        fill("labels.tif", np.where(codes() == 3, 77, codes()).astype(np.uint8)),
+        ["labels.tif hold the code 77, which the legend lacks", "`labels: ignored:`"],
+    ),
+    "empty class": (
+        fill("labels.tif", np.where(codes() == 3, 0, codes()).astype(np.uint8)),
+        ["the class `class 3` has no labelled pixel"],
+    ),
+    "no labels at all": (fill("labels.tif", np.zeros((40, 48), np.uint8)), ["no pixel is labelled"]),
+    "labels off the grid": (
+        fill("labels.tif", codes(), Grid(40, 48, (10.0, 0.0, 500_005.0, 0.0, -10.0, 5_400_000.0), UTM)),
+        ["labels.tif lie off the reference grid", "`reference: labels`"],
+    ),
+    "NaN": (with_nan, ["`s2` holds NaN or infinity in 3 pixels", "`nodata: .nan`"]),
+    "no CRS": (no_crs, ["s2.tif, the reference, has no CRS", "`crs: EPSG:n`"]),
+    "axis order": (mat, ["by the axes HWC, 48 x 40 px", "write `axes: WHC`"]),
+    "no data anywhere": (
+        lambda f, t: t["modalities"]["dem"].update(scale=-1.0, decibel=True),
+        ["`dem` has no data anywhere"],
+    ),
+    "truncated": (
+        lambda f, t: (f / "dem.tif").write_bytes((f / "dem.tif").read_bytes()[:-3000]),
+        ["dem.tif cannot be"],
+    ),
+    "no training pixel": (rare, ["the class `class 3` has no training pixel, but 1 labelled ones"]),
+    "split": (lambda f, t: t["split"].update(buffer=40), ["the split leaves no labelled pixel for"]),
+    "misspelt key": (lambda f, t: t["split"].update(bufer=4), ["unknown key `split.bufer`; did you mean `buffer`?"]),
+    "empty scene file": (lambda f, t: t.clear(), ["scene.yaml: "]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_one_message_and_exit_code_2(fault: str, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    text = write_scene(tmp_path)
+    edit, parts = FAULTS[fault]
+    edit(tmp_path, text)
+    code, _, err = landfuse("check", str(save(tmp_path, text)))
+    assert code == 2
+    assert "Traceback" not in err
+    if fault != "empty scene file":
+        assert err.count("fault ") == 1
+    for part in parts:
+        assert part in err
+
+
+def test_all_faults_in_one_go(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    text = write_scene(tmp_path)
+    with_nan(tmp_path, text)  # in the reference
+    (tmp_path / "dem.tif").unlink()
+    mat(tmp_path, text)
+    write_raster(tmp_path / "away.tif", AWAY, values(1), nodata=None)
+    text["modalities"]["away"] = {"path": "away.tif"}
+    write_raster(tmp_path / "bare.tif", Grid(40, 48, AWAY.transform), values(1), nodata=None)
+    text["modalities"]["bare"] = {"path": "bare.tif"}
+    text["legend"].append({"name": "ice", "code": 9})
+    expected = [
+        "dem.tif", "by the axes HWC", "away.tif does not overlap", "bare.tif has no CRS", "`s2` holds NaN",
+        "`ice` has no labelled pixel",
+    ]  # fmt: skip
+    report = check(save(tmp_path, text))
+    told = [str(fault) for fault in report.faults]
+    assert len(told) == len(expected)
+    for part in expected:
+        assert sum(part in line for line in told) == 1
+    text["legend"] = text["legend"][:2]
+    code, out, err = landfuse("check", str(save(tmp_path, text)))
+    assert code == 2
+    assert err.count("fault ") == 6
+    assert "hold the code 3, which the legend lacks" in err
+    assert "no fault found" not in out
+
+
+def test_faults_of_several_tiles_in_one_go(tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    for tile, labels in (("a", codes()), ("b", codes() + 100), ("c", codes())):
+        for kind, array in (("s2", values(3 if tile == "c" else 4)), ("dem", values(1)), ("labels", labels)):
+            write_raster(tmp_path / f"{kind}_{tile}.tif", GRID, array, nodata=None)
+    (tmp_path / "dem_a.tif").unlink()
+    for m in (*text["modalities"].values(), text["labels"]):
+        m["path"] = m["path"].replace(".tif", "_{tile}.tif")
+    text["legend"].append({"name": "only in a tile whose labels are wrong", "code": 100})
+    report = check(save(tmp_path, text))
+    told = [str(fault) for fault in report.faults]
+    assert len(told) == 3
+    for part in ("dem_a.tif", "labels_b.tif hold the codes 101, 102, 103", "s2_c.tif has 3 bands"):
+        assert sum(part in line for line in told) == 1
+    assert report.tiles == 3
+
+
+def test_wrong_settings_are_told_one_by_one(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    text = write_scene(tmp_path)
+    text["modalities"]["s2"] |= {"zoom": 0, "unit": "m"}
+    text["lables"] = {}
+    code, _, err = landfuse("check", str(save(tmp_path, text)))
+    assert code == 2
+    assert err.count("fault ") == 3
+    for part in ("`modalities.s2.zoom` is 0", "unknown key `modalities.s2.unit`", "did you mean `labels`?"):
+        assert part in err
+
+
+def test_tables(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    text = write_scene(tmp_path)
+    text["legend"][0]["name"] = "[bare] soil"
+    code, out, err = landfuse("check", str(save(tmp_path, text)), "--views", "3,9/3")
+    assert (code, err) == (0, "")
+    for part in ("s2", "float32", UTM, "[reflectance]", "[bare] soil", "validation", "leak report", "no fault found"):
+        assert part in out
+    lines = [line.split() for line in out.splitlines()]
+    assert any(line[1:2] == ["3"] and line[3:4] == ["1"] and line[5:6] == ["0.0%"] for line in lines)
+    assert any(line[1:2] == ["9"] and line[3:4] == ["3"] for line in lines)
+
+
+@pytest.mark.parametrize("views", ["x", "9/", "0", "3/5", "9;7"])
+def test_views_that_are_none(views: str, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    code, _, err = landfuse("check", str(save(tmp_path, write_scene(tmp_path))), "--views", views)
+    assert code == 2
+    assert "--views" in err
+    assert "Traceback" not in err
+
+
+def test_no_scene(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    code, _, err = landfuse("check", str(tmp_path / "nowhere"))
+    assert code == 2
+    assert "there is no file" in err
+
+
+# Real data ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LANDFUSE_SHARED", str(shared))
+    return REPO / "benchmarks"
+
+
+def test_terramind(real: Path) -> None:
+    report = check(real / "terramind")
+    assert not report.faults
+    assert report.tiles == 3
+    assert {name: (m.bands, m.dtype, m.pixel) for name, m in report.modalities.items()} == {
+        "s2": (12, "int16", 10.0), "s1": (2, "float64", 10.0), "dem": (1, "int16", 10.0),
+    }  # fmt: skip
+    for m in report.modalities.values():
+        assert sorted(m.crs) == ["EPSG:32632", "EPSG:32718", "EPSG:32722"]
+        assert (m.pixels, m.missing, m.warped) == (3 * 224 * 224, 0, 0)
+    everything = np.sum(list(report.counts.values()), axis=0)
+    assert everything.tolist() == [29_118, 30_295, 65_595, 12_539, 3_316, 9_575]
+    assert all(report.counts[role].sum() > 10_000 for role in ("train", "validation", "test"))
+    assert [report.leaks[view, 1] for view in (1, 7, 11, 15)] == [0, 0, 0, 0]  # the buffer is 16
+    assert report.leaks[64, 64] > 0.3
+
+
+def test_idtrees_labels(real: Path) -> None:
+    file = read_scene_file(real / "idtrees")
+    scenes = file.scenes()
+    assert len(scenes) == len(file.tiles) == 69
+    assert {scene.grid.crs for scene in scenes} == {"EPSG:32617"}
+    assert {(scene.grid.height, scene.grid.width) for scene in scenes} == {(20, 20)}
+    assert {name: (m.raster.bands, m.zoom) for name, m in scenes[0].modalities.items()} == {
+        "hsi": (369, 1), "chm": (1, 1), "rgb": (3, 10),
+    }  # fmt: skip
+    roles = file.roles(scenes)
+    counts = np.zeros((4, len(file.legend)), int)
+    for scene, role in zip(scenes, roles, strict=True):
+        known = scene.labels != 255
+        assert len(set(role[known])) <= 1  # whole plots
+        np.add.at(counts, (role[known], scene.labels[known]), 1)
+    assert counts.sum(axis=0).tolist() == [4098, 2546, 2240, 1624, 875, 868, 747, 507, 191, 175]
+    assert (counts.sum(axis=0) >= 150).all()
+    assert not counts[0].any()
+    assert counts[1:].sum(axis=1).min() > 1000
+    rgb, chm = (scenes[0].read(name, Window(3, 4, 5, 6)) for name in ("rgb", "chm"))
+    assert (rgb.shape, chm.shape) == ((3, 50, 60), (1, 5, 6))

@@ -1,0 +1,109 @@
+"""Labels that are pictures: colours to classes, exactly, nearly, and not at all; in scene files too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import yaml
+
+from landfuse.errors import FaultsError, SceneError, SettingsError
+from landfuse.legend import UNLABELLED, LandClass, Legend
+from landfuse.scenes.labels import classes_of_colours
+from landfuse.scenes.scene_file import open_scene, read_scene_file
+
+LEGEND = Legend((LandClass("road", 1, "#FFFFFF"), LandClass("roof", 7, "#0000FF"), LandClass("car", 9, "#FFFF00")))
+
+
+def test_colours_become_classes() -> None:
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 4, (37, 53))
+    colours = np.array([(255, 255, 255), (0, 0, 255), (255, 255, 0), (0, 0, 0)], np.uint8)
+    picture = colours[truth].transpose(2, 0, 1)
+    got = classes_of_colours(picture, LEGEND, ignored=["#000000"])
+    assert got.dtype == np.uint8
+    assert np.array_equal(got, np.where(truth == 3, UNLABELLED, truth))
+
+
+def test_the_nearest_colour_within_the_tolerance_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("landfuse.scenes.labels._ROWS", 7)
+    random = np.random.default_rng(1)
+    picture = random.integers(0, 256, (3, 9, 11)).astype(np.uint8)
+    picture[:, 0, 0] = (252, 255, 0)
+    got = classes_of_colours(picture, LEGEND, ignored=["#000000"], tolerance=120, unlisted="unlabelled")
+    near = 0
+    for row in range(9):
+        for column in range(11):
+            pixel = picture[:, row, column].astype(float)
+            palette = [c.rgb for c in LEGEND] + [(0, 0, 0)]
+            distances = [float(np.sqrt(((pixel - colour) ** 2).sum())) for colour in palette]
+            nearest = int(np.argmin(distances))
+            expected = nearest if nearest < 3 and distances[nearest] <= 120 else UNLABELLED
+            assert got[row, column] == expected
+            near += expected != UNLABELLED
+    assert got[0, 0] == 2
+    assert 5 < near < 90
+
+
+def test_unknown_colours_are_counted_and_named() -> None:
+    picture = np.zeros((3, 4, 5), np.uint8)
+    picture[:, 0] = 255
+    picture[:, 1, :3] = np.array([250, 0, 3])[:, None]
+    with pytest.raises(SceneError) as raised:
+        classes_of_colours(picture, LEGEND, where="a.tif")
+    assert raised.value.found == "a.tif hold 15 pixels of 2 colours that the legend lacks: #000000, #FA0003"
+    assert "`labels: colours: ignored:`" in raised.value.do
+    with pytest.raises(SceneError, match="two have the same one"):
+        classes_of_colours(picture, LEGEND, ignored=["#ffffff"])
+
+
+def place(folder: Path, size: int = 12, **labels: object) -> Path:
+    """A scene with a world file and no CRS; its labels say nothing of where they lie."""
+    random = np.random.default_rng(0)
+    at = rasterio.Affine(0.09, 0, 1000, 0, -0.09, 2000)
+    shape = {"driver": "GTiff", "height": 12, "width": 14, "dtype": "uint8"}
+    with rasterio.open(folder / "top.tif", "w", count=3, transform=at, **shape) as file:
+        file.write(random.integers(0, 255, (3, 12, 14)).astype(np.uint8))
+    colours = np.array([c.rgb for c in LEGEND], np.uint8)
+    picture = colours[random.integers(0, 3, (size, 14))].transpose(2, 0, 1)
+    with rasterio.open(folder / "labels.tif", "w", count=3, **(shape | {"height": size})) as file:
+        file.write(picture)
+    text = {
+        "name": "streets",
+        "georeferenced": False,
+        "modalities": {"top": {"path": "top.tif"}},
+        "labels": {"path": "labels.tif", "colours": {}, **labels},
+        "legend": [{"name": c.name, "code": c.code, "colour": c.colour} for c in LEGEND],
+    }
+    (folder / "scene.yaml").write_text(yaml.safe_dump(text))
+    return folder / "scene.yaml"
+
+
+def test_a_scene_file_reads_them_and_lays_them_on_the_reference(tmp_path: Path) -> None:
+    scene = open_scene(place(tmp_path))
+    assert scene.grid.transform[2] == 1000  # of the world file
+    with rasterio.open(tmp_path / "labels.tif") as file:
+        picture = file.read()
+    assert np.array_equal(np.array([c.rgb for c in LEGEND])[scene.labels].transpose(2, 0, 1), picture)
+
+
+def test_labels_of_another_size_are_not_laid_anywhere(tmp_path: Path) -> None:
+    with pytest.raises(FaultsError, match="lie off the reference grid"):
+        read_scene_file(place(tmp_path, size=11)).scenes()
+
+
+def test_mistakes_are_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="`colours` goes with a picture"):
+        read_scene_file(place(tmp_path, ignored=[0]))
+    with pytest.raises(SettingsError, match="colours"):
+        read_scene_file(place(tmp_path, colours={"ignored": ["black"]}))
+    path = place(tmp_path)
+    path.write_text(path.read_text().replace("colours: {}", "crs: null"))
+    with pytest.raises(FaultsError, match=r"have 3 bands(.|\n)*one band of codes(.|\n)*`colours: \{\}`"):
+        read_scene_file(path).scenes()
+    path = place(tmp_path)
+    (tmp_path / "labels.tif").write_bytes((tmp_path / "top.tif").read_bytes())
+    with pytest.raises(SceneError, match="colours that the legend lacks"):
+        _ = open_scene(path).labels
