@@ -6,9 +6,9 @@
     python benchmarks/speed/mapping.py workers [--side 4096]     two worker processes beside one
     python benchmarks/speed/mapping.py bfloat16 [--side 2048]    bfloat16 beside float32: speed, and classes that change
 
-Scenes are mosaics (VRT) of any size of one written file of 2,048 x 2,048 px with 12 + 2 bands: 16-bit numbers in
-deflated tiles, as data portals give them. Each measurement is a process of its own, in turns; medians of `--repeats`.
-Seconds are of the clock; `cpu` are those of all threads, which a busy machine changes less.
+Scenes are mosaics of any size of one written file of 2,048 x 2,048 px with 12 + 2 bands (`flat_scene`). Each
+measurement is a process of its own, in turns; medians of `--repeats`. Seconds are of the clock; `cpu` are those of all
+threads, which a busy machine changes less.
 """
 
 from __future__ import annotations
@@ -26,28 +26,24 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as landfuse sets it where it is imported first
 
+import flat_scene
 import numpy as np
 import torch
+from flat_scene import BANDS, BASE, mosaic
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from landfuse.bundles.bundle import Bundle, ModelSpec, note
-from landfuse.legend import LandClass, Legend
+from landfuse.bundles.bundle import Bundle, ModelSpec
 from landfuse.mapping.cluster import cluster_runner
 from landfuse.mapping.engine import Engine
 from landfuse.mapping.predict import map_blocks, plan_map, predict
 from landfuse.models import MODELS
 from landfuse.models.base import FusionModel
 from landfuse.rasters.geotiff import GdalRaster
-from landfuse.rasters.geotiff_writer import GeotiffWriter
-from landfuse.rasters.windows import Window, blocks
-from landfuse.scenes.scene import Scene, SceneModality
+from landfuse.rasters.windows import Window
+from landfuse.scenes.scene import Scene
 from landfuse.settings import Settings
-from landfuse.simulate.scene import simulate_flat
-from landfuse.views.pixel_map import PixelMap
 
-BANDS = {"s2": 12, "s1": 2}
-BASE = 2048
 UNET = ModelSpec("stacked", {"architecture": "Unet", "encoder": "resnet18", "view": 256})
 PATCHES = ModelSpec("two_branch", {"view": 11})
 STRIDE = 192
@@ -72,44 +68,8 @@ class Averages(FusionModel):
 MODELS["averages"] = Averages
 
 
-def mosaic(name: str, side: int, folder: Path) -> Path:
-    """A VRT of a side that repeats one written file."""
-    base, path = folder / f"{name}-{BASE}.tif", folder / f"{name}-{side}.vrt"
-    if not base.exists():
-        scene = simulate_flat(BASE, BASE, BANDS, seed=1)
-        with GeotiffWriter(base, scene.grid, bands=BANDS[name], dtype="int16", nodata=None, scale=1e-3) as file:
-            for block in blocks(BASE, BASE, 512):
-                file.write(block, np.rint(scene.read(name, block) * 1000).astype(np.int16))
-    bands = "".join(
-        f'<VRTRasterBand dataType="Int16" band="{band}"><Scale>0.001</Scale>'
-        + "".join(
-            f'<SimpleSource><SourceFilename relativeToVRT="1">{base.name}</SourceFilename>'
-            f"<SourceBand>{band}</SourceBand>"
-            f'<SourceProperties RasterXSize="{BASE}" RasterYSize="{BASE}" DataType="Int16" BlockXSize="512" '
-            'BlockYSize="512"/>'
-            f'<SrcRect xOff="0" yOff="0" xSize="{w.width}" ySize="{w.height}"/>'
-            f'<DstRect xOff="{w.col}" yOff="{w.row}" xSize="{w.width}" ySize="{w.height}"/></SimpleSource>'
-            for w in blocks(side, side, BASE)
-        )
-        + "</VRTRasterBand>"
-        for band in range(1, BANDS[name] + 1)
-    )
-    path.write_text(
-        f'<VRTDataset rasterXSize="{side}" rasterYSize="{side}"><SRS>EPSG:32632</SRS>'
-        f"<GeoTransform>500000, 10, 0, 5400000, 0, -10</GeoTransform>{bands}</VRTDataset>"
-    )
-    return path
-
-
 def place(spec: ModelSpec, side: int, folder: Path) -> tuple[Bundle, Scene]:
-    rasters = {name: GdalRaster(str(mosaic(name, side, folder))) for name in BANDS}
-    legend = Legend(tuple(LandClass(f"c{i}", i, "#112233") for i in range(6)))
-    scene = Scene("flat", rasters["s2"].grid, {n: SceneModality(r) for n, r in rasters.items()}, legend)
-    maps = {name: PixelMap(torch.ones(bands), torch.zeros(bands)) for name, bands in BANDS.items()}
-    torch.manual_seed(0)
-    stride = None if spec is PATCHES else STRIDE
-    notes = {name: note(scene, name) for name in BANDS}
-    return Bundle(spec, maps, notes, legend, stride).eval(), scene
+    return flat_scene.place(spec, side, folder, None if spec is PATCHES else STRIDE)
 
 
 def timed(work: Callable[[], object]) -> dict[str, float]:

@@ -125,11 +125,10 @@ def plain_forward(model: MFNet, images: dict[str, Tensor]) -> Tensor:
     return F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)
 
 
-def build(encoder: str, side: int, device: str, checkpointing: bool = False) -> MFNet:
+def build(encoder: str, side: int, device: str, checkpointing: bool = False, **options: object) -> MFNet:
     torch.manual_seed(0)
-    config = MFNet.Settings(
-        encoder=f"samvit_{encoder}_patch16", weights="random", view=side, checkpointing=checkpointing
-    )
+    options |= {"encoder": f"samvit_{encoder}_patch16", "weights": "random", "view": side}
+    config = MFNet.Settings(checkpointing=checkpointing, **options)
     model = MFNet(MODALITIES, CLASSES, config)
     with torch.no_grad():
         for name, parameter in model.encoder.vit.named_parameters():

@@ -126,22 +126,32 @@ def mamba_py() -> Callable[..., Tensor] | None:
     return scan
 
 
+def four_copies(x: Tensor) -> Tensor:
+    """An image (B, H, W, D) in the order of VMamba's four walks: (B, 4, D, L)."""
+    image = x.permute(0, 3, 1, 2)
+    two = torch.stack([image.flatten(2), image.transpose(2, 3).flatten(2)], 1)
+    return torch.cat([two, two.flip(-1)], 1)
+
+
+def merged(y: Tensor, height: int, width: int) -> Tensor:
+    """The sum of four walks' results (B, 4 D, L), as an image (B, H, W, D)."""
+    y = y.unflatten(1, (4, -1))
+    y = y[:, :2] + y[:, 2:].flip(-1)
+    columns = y[:, 1].unflatten(2, (width, height)).transpose(2, 3).flatten(2)
+    return (y[:, 0] + columns).unflatten(2, (height, width)).permute(0, 2, 3, 1)
+
+
 def vmamba(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """VMamba's way around a scan: copy the image in four directions, scan, and merge."""
 
     def run(x: Tensor, projection: Tensor, A: Tensor, weight: Tensor, bias: Tensor, D: Tensor) -> Tensor:
         _, height, width, channels = x.shape
         rank, states = weight.shape[1], A.shape[1]
-        image = x.permute(0, 3, 1, 2)
-        two = torch.stack([image.flatten(2), image.transpose(2, 3).flatten(2)], 1)
-        four = torch.cat([two, two.flip(-1)], 1)  # (B, 4, D, L)
+        four = four_copies(x)
         factors = torch.einsum("bkdl,kcd->bkcl", four, projection.view(4, -1, channels))
         low_rank, B, C = factors.split([rank, states, states], 2)
         delta = torch.einsum("bkrl,kdr->bkdl", low_rank, weight.view(4, channels, rank))
-        y = scan(four.flatten(1, 2), delta.flatten(1, 2), A, B, C, D, bias).unflatten(1, (4, -1))
-        y = y[:, :2] + y[:, 2:].flip(-1)
-        columns = y[:, 1].unflatten(2, (width, height)).transpose(2, 3).flatten(2)
-        return (y[:, 0] + columns).unflatten(2, (height, width)).permute(0, 2, 3, 1)
+        return merged(scan(four.flatten(1, 2), delta.flatten(1, 2), A, B, C, D, bias), height, width)
 
     return run
 

@@ -1,0 +1,63 @@
+"""What these measurements use of landfuse: the one file here that imports it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import landfuse
+from landfuse.bundles.bundle import Bundle, ModelSpec
+from landfuse.kernels import scan as selective_scan
+from landfuse.kernels import scan_image
+from landfuse.kernels.attention import RelativeAttention
+from landfuse.mapping.engine import Engine, map_blocks
+from landfuse.models.base import FusionModel, Modality
+from landfuse.models.bdgf import Bdgf
+from landfuse.models.refnet import RefNet
+from landfuse.models.two_branch import TwoBranch
+from landfuse.rasters.windows import Window
+from landfuse.scenes.scene import Scene
+from landfuse.views.mapped_pixels import Patchwork
+
+prediction: ModuleType = importlib.import_module("landfuse.mapping.predict")
+predict = prediction.predict
+
+VERSION: str = landfuse.__version__
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+"""Where it is missing, landfuse computes the scan by PyTorch, whatever path is asked for."""
+
+SCAN_KERNELS = ("tile_states", "carry", "outputs", "tile_adjoints", "gradients")
+"""Names of the scan's Triton kernels, as a profile shows them."""
+
+STEPS_OF_MAPPING: dict[str, tuple[Any, str]] = {
+    "read": (Engine, "read"),
+    "cut views": (Patchwork, "views"),
+    "compute": (Engine, "compute"),
+    "write parts": (prediction.Job, "write"),
+    "join parts": (prediction, "assemble"),
+}
+"""Name -> where the function lies whose time it is. `compute` contains `cut views`; reading and writing are threads."""
+
+__all__ = [
+    "HAS_TRITON",
+    "SCAN_KERNELS",
+    "STEPS_OF_MAPPING",
+    "VERSION",
+    "Bdgf",
+    "Bundle",
+    "Engine",
+    "FusionModel",
+    "Modality",
+    "ModelSpec",
+    "RefNet",
+    "RelativeAttention",
+    "Scene",
+    "TwoBranch",
+    "Window",
+    "map_blocks",
+    "predict",
+    "scan_image",
+    "selective_scan",
+]
