@@ -1,4 +1,4 @@
-"""Whether a joint denoiser leans on one modality, and what hiding and weighting modalities does about it.
+"""Whether a joint denoiser depends on one modality, and what masking, swapping and weighting modalities change.
 
     python benchmarks/balance.py [--scenes simulated idtrees] [--settings NAME ...] [--seeds 0 1 2 3 4]
         [--steps 1000] [--base 24] [--out runs/balance.jsonl]
@@ -7,10 +7,10 @@
 Every run appends one line to the file; runs that are in it are not repeated, so that the same command goes on. A
 setting is judged on scenes or plots that its denoiser has not seen. `--report` prints means over the seeds.
 
-- D: how far the features depend on a modality (0 to 1), `layers/balance.py`; balance is |ln D_h/D_l|.
+- D: how far the features depend on a modality (0 to 1), `diffusion/balance.py`; balance is |ln D_h/D_l|.
 - NMSE: error of the denoised image over its variance at t = 50, 150, 300, 600; excess is its ratio to that of a
   denoiser of this modality alone (the `alone` runs), less 1.
-- hidden: error with which a modality is read from the features while it is hidden, over its variance (ridge).
+- masked: error with which a modality is read from the features while it is masked, over its variance (ridge).
 - R2: of a modality read from the features (ridge), and 1 - |difference| / sum.
 - OA: of a linear probe on the features, 10 labels per class.
 """
@@ -34,8 +34,9 @@ import torch
 
 from landfuse.diffusion.balance import Probe, swap_scores
 from landfuse.diffusion.crops import Crops
-from landfuse.diffusion.denoising import Denoising, PretrainSettings, run_steps
-from landfuse.diffusion.noise import add_noise, remove_noise
+from landfuse.diffusion.denoising import Denoising, run_steps
+from landfuse.diffusion.noise import add_noise
+from landfuse.diffusion.settings import PretrainSettings
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser, own_maps
 from landfuse.legend import UNLABELLED
 from landfuse.scenes.scene import Scene
@@ -52,15 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "none, gamma 0.5": {"kind": "none", "gamma": 0.5},
     "none, gamma 0": {"kind": "none", "gamma": 0.0},
     "swap": {},
-    "swap, no progress": {"progress": 0.0},
-    "progress alone": {"evenness": 0.0},
-    "whole, fixed": {"kind": "fixed", "hide": "whole", "progress": 0.0},
-    "whole": {"hide": "whole", "progress": 0.0},
-    "whole, progress": {"hide": "whole"},
-    "whole, weak one": {"hide": "whole", "kappa": -2.0, "progress": 0.0},
-    "cells": {"hide": "cells", "progress": 0.0},
-    "cells, imputed": {"hide": "cells", "imputation": 1.0, "progress": 0.0},
-    "opm": {"kind": "opm", "hide": "whole", "progress": 0.0},
+    "paper": {"kind": "paper"},
 }
 
 
@@ -75,7 +68,7 @@ def scenes_of(name: str, seed: int) -> tuple[list[Scene], list[Scene], tuple[str
 
 
 def classes_of(name: str, labels: np.ndarray) -> np.ndarray:
-    """Classes of the probe; in the simulated scene only road and building are left to the height."""
+    """Classes of the probe; in the simulated scene only road and building need the height."""
     if name != "simulated":
         return labels
     merged = np.full(256, UNLABELLED, np.uint8)
@@ -87,35 +80,36 @@ def classes_of(name: str, labels: np.ndarray) -> np.ndarray:
 def errors(denoiser: TrainedDenoiser, crops: Crops, seed: int) -> dict[str, dict[str, float]]:
     """NMSE by modality and timestep, on crops and noise that are the same for every denoiser."""
     images, missing = denoiser.images(crops.draw((seed, 99), 64, False))
-    share, found = denoiser.network.share, {name: {} for name in images}
+    alpha, found = denoiser.network.alpha, {name: {} for name in images}
     noise = {
         name: torch.randn(image.shape, generator=torch.Generator().manual_seed(seed + image.shape[1]))
         for name, image in images.items()
     }
     for t in TIMES:
         times = torch.full((64,), t)
-        noisy = {name: add_noise(image, noise[name], share[times]) for name, image in images.items()}
-        told = denoiser.network(noisy, missing, times).noise
+        noisy = {name: add_noise(image, noise[name], alpha[times]) for name, image in images.items()}
+        guess = denoiser.network(noisy, missing, times).noise
         for name, image in images.items():
             where = 1 - missing[name]
-            wrong = (remove_noise(noisy[name], told[name], share[times]) - image).square() * where
+            a = alpha[times].view(-1, 1, 1, 1)
+            wrong = ((noisy[name] - (1 - a).sqrt() * guess[name]) / a.sqrt() - image).square() * where
             mean = (image * where).sum((0, 2, 3), keepdim=True) / where.sum()
             found[name][str(t)] = float(wrong.sum() / ((image - mean).square() * where).sum())
     return found
 
 
 @torch.inference_mode()
-def features(denoiser: TrainedDenoiser, views: dict[str, torch.Tensor], seed: int, hide: str = "") -> torch.Tensor:
-    """Features of crops, (B, D, H, W), with one modality hidden or none."""
+def features(denoiser: TrainedDenoiser, views: dict[str, torch.Tensor], seed: int, masked: str = "") -> torch.Tensor:
+    """Features of crops, (B, D, H, W), with one modality masked or none."""
     images, missing = denoiser.images(views)
-    if hide:
-        missing[hide] = torch.ones_like(missing[hide])
+    if masked:
+        missing[masked] = torch.ones_like(missing[masked])
     generator = torch.Generator().manual_seed(seed)
-    share, found = denoiser.network.share, []
+    alpha, found = denoiser.network.alpha, []
     noise = {name: torch.randn(image.shape[1:], generator=generator) for name, image in images.items()}
     for t in FEATURE_TIMES:
         times = torch.full((len(next(iter(images.values()))),), t)
-        noisy = {n: add_noise(i, noise[n].expand_as(i), share[times]) for n, i in images.items()}
+        noisy = {n: add_noise(i, noise[n].expand_as(i), alpha[times]) for n, i in images.items()}
         levels = denoiser.network.levels(noisy, missing, times)
         side = levels[0].shape[-1]
         found += [torch.nn.functional.interpolate(level, size=(side, side), mode="bilinear") for level in levels]
@@ -137,16 +131,16 @@ def pixels(values: torch.Tensor) -> torch.Tensor:
 
 
 def read_outs(denoiser: TrainedDenoiser, learn: Crops, judge: Crops, seed: int) -> dict[str, Any]:
-    """R2 of each modality from the features, with everything shown and with the modality hidden."""
-    found: dict[str, Any] = {"R2": {}, "hidden": {}}
+    """R2 of each modality from the features, with everything shown and with the modality masked."""
+    found: dict[str, Any] = {"R2": {}, "masked": {}}
     views = [crops.draw((seed, 7), 24, False) for crops in (learn, judge)]
     images = [denoiser.images(view)[0] for view in views]
-    for kind in ("R2", "hidden"):
+    for kind in ("R2", "masked"):
         for name in denoiser.maps:
-            own, other = (pixels(features(denoiser, view, seed, name if kind == "hidden" else "")) for view in views)
+            own, other = (pixels(features(denoiser, view, seed, name if kind == "masked" else "")) for view in views)
             truth = pixels(images[1][name])
-            told = ridge(own, pixels(images[0][name]))(other)
-            wrong = float((told - truth).square().sum() / (truth - truth.mean(0)).square().sum())
+            guess = ridge(own, pixels(images[0][name]))(other)
+            wrong = float((guess - truth).square().sum() / (truth - truth.mean(0)).square().sum())
             found[kind][name] = 1 - wrong if kind == "R2" else wrong
     values = list(found["R2"].values())
     found["R2 balance"] = 1 - abs(values[0] - values[1]) / max(1e-6, abs(values[0]) + abs(values[1]))
@@ -163,10 +157,10 @@ def probe_accuracy(
         rows, classes = [], []
         for number, scene in enumerate(scenes):
             side = (scene.grid.height // 4 * 4, scene.grid.width // 4 * 4)
-            patchwork = next(store.grouped(torch.tensor([[number, 0, 0]])))[2]
+            mapped = next(store.grouped(torch.tensor([[number, 0, 0]])))[2]
             view = {
                 n: table.view(scene.grid.height, scene.grid.width, -1).movedim(-1, 0)[None, :, : side[0], : side[1]]
-                for n, table in patchwork.tables.items()
+                for n, table in mapped.tables.items()
             }
             labels = classes_of(name, scene.labels[: side[0], : side[1]])
             if not (labels != UNLABELLED).any():
@@ -182,8 +176,8 @@ def probe_accuracy(
         kinds = np.unique(own_classes)
         chosen = np.concatenate([rng.permutation(np.flatnonzero(own_classes == kind))[:10] for kind in kinds])
         target = torch.from_numpy((own_classes[chosen][:, None] == kinds[None]).astype(np.float32))
-        told = kinds[ridge(own[chosen], target, 1e-1)(other).argmax(1).numpy()]
-        results.append(float((told == other_classes).mean()))
+        guess = kinds[ridge(own[chosen], target, 1e-1)(other).argmax(1).numpy()]
+        results.append(float((guess == other_classes).mean()))
     return statistics.mean(results)
 
 
@@ -252,7 +246,7 @@ def report(path: Path) -> None:
                 alone |= {(r["seed"], name): by for name, by in r["NMSE"].items()}
         print(f"\n{group[0]}: {group[1]} steps, base {group[2]}, rate {group[3]}")
         print(
-            "setting | seeds | D_h / D_l | abs ln | excess h / l | worse | mean | hidden h / l | R2 h / l | index | OA"
+            "setting | seeds | D_h / D_l | abs ln | excess h / l | worse | mean | masked h / l | R2 h / l | index | OA"
         )
         for setting in dict.fromkeys(r["setting"] for r in own if "D" in r):
             lines = []
@@ -271,7 +265,7 @@ def report(path: Path) -> None:
                         *excess,
                         max(excess),
                         statistics.mean(excess),
-                        *r.get("hidden", NOTHING).values(),
+                        *r.get("masked", r.get("hidden", NOTHING)).values(),
                         *r.get("R2", NOTHING).values(),
                         r.get("R2 balance", math.nan),
                         r.get("OA", math.nan),

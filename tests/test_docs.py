@@ -17,7 +17,7 @@ import typer
 import yaml
 
 import landfuse as lf
-from landfuse.bundles.bundle import ModelSpec
+from landfuse.bundles.description import ModelSpec
 from landfuse.cli import app
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import Modality, cross_entropy

@@ -8,7 +8,8 @@ from types import ModuleType
 from typing import Any
 
 import landfuse
-from landfuse.bundles.bundle import Bundle, ModelSpec
+from landfuse.bundles.bundle import Bundle
+from landfuse.bundles.description import ModelSpec
 from landfuse.kernels import scan as selective_scan
 from landfuse.kernels import scan_image
 from landfuse.kernels.attention import RelativeAttention
@@ -19,7 +20,7 @@ from landfuse.models.refnet import RefNet
 from landfuse.models.two_branch import TwoBranch
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
-from landfuse.views.mapped_pixels import Patchwork
+from landfuse.views.mapped_pixels import MappedPixels
 
 prediction: ModuleType = importlib.import_module("landfuse.mapping.predict")
 predict = prediction.predict
@@ -33,7 +34,7 @@ SCAN_KERNELS = ("tile_states", "carry", "outputs", "tile_adjoints", "gradients")
 
 STEPS_OF_MAPPING: dict[str, tuple[Any, str]] = {
     "read": (Engine, "read"),
-    "cut views": (Patchwork, "views"),
+    "cut views": (MappedPixels, "views"),
     "compute": (Engine, "compute"),
     "write parts": (prediction.Job, "write"),
     "join parts": (prediction, "assemble"),

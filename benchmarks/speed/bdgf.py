@@ -3,14 +3,14 @@
     OMP_NUM_THREADS=1 python benchmarks/speed/bdgf.py [--width 64] [--base 64] [--repeats 3] [--device cpu]
 
 Mapping, of a simulated scene of 30 + 2 bands with random weights, pixels per second of CPU time:
-- `cached`: the engine over features that were computed once by tiles (also told: with that time added);
+- `cached`: the engine over features that were computed once by tiles (also with that time added);
 - `per patch`: the denoiser looks at the 32 px around each pixel, at every timestep, then the same network;
 - `loop`: a DataLoader that cuts the patches of every pixel out of padded arrays, features too, float32: the way of the
   field's repositories. Once for a network of single pixels, once for one with a core of 5 px, of which the loop
   reads the central pixel and the engine all 25.
 
 A step of classification (64 patches, guided) and one of pre-training (12 crops of 32 px; the mean of four, one of which
-swaps modalities): time of float32 and bfloat16, the share of the scan, and, in a process each, the peak of resident
+swaps modalities): time of float32 and bfloat16, the fraction of the scan, and, in a process each, the peak of resident
 memory above what there was before.
 """
 
@@ -36,20 +36,23 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 
-from landfuse.bundles.bundle import Bundle, ModelSpec, note
+from landfuse.bundles.bundle import Bundle
+from landfuse.bundles.description import ModelSpec
 from landfuse.diffusion.crops import Crops
-from landfuse.diffusion.denoising import Denoising, PretrainSettings
-from landfuse.diffusion.features import FeatureSettings, with_features
+from landfuse.diffusion.denoising import Denoising
+from landfuse.diffusion.features import DiffusionFeatures, compute_features
 from landfuse.diffusion.noise import add_noise
+from landfuse.diffusion.settings import FeatureSettings, PretrainSettings
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser, own_maps
 from landfuse.mapping.engine import Engine
+from landfuse.mapping.settings import map_options
 from landfuse.models.base import Modality
 from landfuse.models.bdgf import Bdgf
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
 from landfuse.simulate.scene import simulate_flat
 from landfuse.views.mapped_pixels import fit_pixel_maps
-from landfuse.views.pixel_map import PixelMapSettings
+from landfuse.views.settings import PixelMapSettings
 from landfuse.views.store import Store
 
 BANDS = {"hsi": 30, "lidar": 2}
@@ -65,7 +68,10 @@ def prepared(options: argparse.Namespace, folder: str) -> tuple[Scene, Scene, Tr
     maps = own_maps([scene], everywhere, list(BANDS))
     denoiser = TrainedDenoiser.untrained(maps, dict.fromkeys(BANDS, 1), options.base)
     start = time.process_time()
-    (guided,) = with_features([scene], denoiser, FeatureSettings(timesteps=TIMESTEPS, cache=folder))
+    guided = scene.with_modalities(
+        DiffusionFeatures(denoiser, FeatureSettings(timesteps=TIMESTEPS, cache=folder)).of(scene)
+    )
+    compute_features([guided])
     return scene, guided, denoiser, time.process_time() - start
 
 
@@ -73,9 +79,9 @@ def classifier(scene: Scene, options: argparse.Namespace, core: int) -> Bundle:
     """The network over a scene's modalities."""
     everywhere = [np.ones((options.side, options.side), dtype=bool)]
     maps = fit_pixel_maps([scene], everywhere, {name: PixelMapSettings() for name in scene.modalities})
-    notes = {name: note(scene, name) for name in maps}
+    inputs = {name: scene.modalities[name].info for name in maps}
     settings = {"width": options.width, "embedding": 2 * options.width, "heads": options.width // 16, "core": core}
-    return Bundle(ModelSpec("bdgf", settings), maps, notes, scene.legend).eval()
+    return Bundle(ModelSpec("bdgf", settings), maps, inputs, scene.legend).eval()
 
 
 class Patches(Dataset[tuple[dict[str, Tensor], int]]):
@@ -112,9 +118,9 @@ def by_loop(made: Bundle, scene: Scene, window: Window) -> NDArray[np.uint8]:
 
 @torch.inference_mode()
 def by_patch(made: Bundle, scene: Scene, denoiser: TrainedDenoiser, window: Window) -> None:
-    """Maps a window with features that are computed for each pixel anew."""
+    """Maps a window with features that are computed for each pixel separately."""
     view, half = made.model.view, CROP // 2
-    share = denoiser.network.share
+    alpha = denoiser.network.alpha
     padded = window.padded(half)
     mapped = {name: own(torch.from_numpy(scene.read(name, padded)).flatten(1).T) for name, own in denoiser.maps.items()}
     tables = {name: t.T.reshape(1, -1, padded.height, padded.width) for name, t in mapped.items()}
@@ -132,7 +138,7 @@ def by_patch(made: Bundle, scene: Scene, denoiser: TrainedDenoiser, window: Wind
         batch = {n: image.permute(0, 3, 1, 2)[..., cut, cut] for n, image in images.items()}
         levels: list[list[Tensor]] = [[], [], []]
         for timestep in TIMESTEPS:
-            noisy = {n: add_noise(x, torch.randn_like(x), share[timestep][None]) for n, x in shown.items()}
+            noisy = {n: add_noise(x, torch.randn_like(x), alpha[timestep][None]) for n, x in shown.items()}
             found = denoiser.network.levels(noisy, missing, torch.full((len(part),), timestep))
             for kept, level in zip(levels, found, strict=True):
                 whole = torch.nn.functional.interpolate(level, size=(CROP, CROP), mode="bilinear")
@@ -159,11 +165,11 @@ def mapping(options: argparse.Namespace) -> None:
         made = {core: classifier(guided, options, core) for core in (1, 5)}
 
         def engine(core: int, precision: str, window: Window) -> None:
-            ready = Engine(made[core], guided, batch=128, device="cpu", precision=precision)  # type: ignore[arg-type]
-            list(ready.blocks([window]))
+            options = map_options({"batch": 128, "device": "cpu", "precision": precision})
+            list(Engine(made[core], guided, options).blocks([window]))
 
         corner = Window(0, 0, 16, 16)
-        found = next(Engine(made[1], guided, device="cpu").blocks([corner])).classes
+        found = next(Engine(made[1], guided, map_options({"device": "cpu"})).blocks([corner])).classes
         agreed = (found == by_loop(made[1], guided, corner)).mean()
         print(f"the loop and the engine agree in {agreed:.2%} of the pixels")
         few, some, whole = Window(8, 8, 4, 8), Window(0, 0, 32, 32), guided.grid.window
@@ -234,8 +240,8 @@ def pretraining(options: argparse.Namespace) -> Callable[[str], None]:
 
     def steps(precision: str) -> None:
         if precision not in made:
-            told = settings.model_copy(update={"precision": precision})
-            made[precision] = Denoising(denoiser, told, crops, options.device)
+            own = settings.model_copy(update={"precision": precision})
+            made[precision] = Denoising(denoiser, own, crops, options.device)
         for _ in range(PARTS["pretraining"]):
             made[precision].step()
 
@@ -249,7 +255,7 @@ MAKERS = {"classification": classification, "pretraining": pretraining}
 
 
 def training(what: str, options: argparse.Namespace) -> None:
-    """Prints time, share of the scan, and memory of a step."""
+    """Prints time, fraction of the scan, and memory of a step."""
     step = MAKERS[what](options)
     on_gpu = options.device == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
@@ -269,13 +275,12 @@ def training(what: str, options: argparse.Namespace) -> None:
         events = profiled.key_averages()
         own = [(e.key, e.self_device_time_total if on_gpu else e.self_cpu_time_total) for e in events]
         inside = ("scan", "_forward_kernel", "_backward_kernel") if on_gpu else ("selective_scan",)
-        share = sum(t for key, t in own if any(word in key for word in inside)) / sum(t for _, t in own)
+        fraction = sum(t for key, t in own if any(word in key for word in inside)) / sum(t for _, t in own)
         command = [sys.executable, __file__, "--one", what, precision, "--width", str(options.width)]
         command += ["--base", str(options.base), "--device", options.device]
         peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        print(
-            f"{what}, {precision:9s} {1e3 * statistics.median(values):6.0f} ms per step, scan {share:.0%}, peak {peak}"
-        )
+        each = f"{1e3 * statistics.median(values):6.0f} ms per step"
+        print(f"{what}, {precision:9s} {each}, scan {fraction:.0%}, peak {peak}")
 
 
 def one(what: str, precision: str, options: argparse.Namespace) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from landfuse.bundles.bundle import Bundle, ModelSpec, note
+from landfuse.bundles.bundle import Bundle
+from landfuse.bundles.description import ModelSpec
 from landfuse.legend import LandClass, Legend
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.geotiff_writer import GeotiffWriter
@@ -63,5 +64,5 @@ def place(
     scene = Scene("flat", rasters["s2"].grid, {n: SceneModality(r) for n, r in rasters.items()}, legend)
     maps = {name: PixelMap(torch.ones(bands), torch.zeros(bands)) for name, bands in BANDS.items()}
     torch.manual_seed(0)
-    notes = {name: note(scene, name) for name in BANDS}
+    notes = {name: scene.modalities[name].info for name in BANDS}
     return Bundle(spec, maps, notes, legend, stride).eval(), scene

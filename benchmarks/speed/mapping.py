@@ -33,10 +33,10 @@ from flat_scene import BANDS, BASE, mosaic
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from landfuse.bundles.bundle import Bundle, ModelSpec
+from landfuse.bundles.bundle import Bundle
+from landfuse.bundles.description import ModelSpec
 from landfuse.mapping.cluster import cluster_runner
-from landfuse.mapping.engine import Engine
-from landfuse.mapping.predict import map_blocks, plan_map, predict
+from landfuse.mapping.engine import Engine, map_blocks, plan_map, predict
 from landfuse.models import MODELS
 from landfuse.models.base import FusionModel
 from landfuse.rasters.geotiff import GdalRaster

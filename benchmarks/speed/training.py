@@ -18,9 +18,10 @@ import torch
 from landfuse.models.base import Modality
 from landfuse.models.two_branch import TwoBranch
 from landfuse.simulate.scene import simulate
-from landfuse.training.samples import Draws, Sample, Samples, SampleSettings, loader
+from landfuse.training.samples import Draws, Sample, Samples, loader
+from landfuse.training.settings import SampleSettings
 from landfuse.views.mapped_pixels import fit_pixel_maps
-from landfuse.views.pixel_map import PixelMapSettings
+from landfuse.views.settings import PixelMapSettings
 from landfuse.views.store import Store
 
 

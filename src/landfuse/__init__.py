@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from landfuse.bundles.bundle_files import load_bundle
     from landfuse.errors import LandfuseError
     from landfuse.legend import UNLABELLED, LandClass, Legend
-    from landfuse.mapping.predict import map_array, predict
+    from landfuse.mapping.engine import map_array
+    from landfuse.mapping.predict import predict
     from landfuse.models import MODELS
     from landfuse.models.base import FusionModel, Modality
     from landfuse.rasters.grid import Grid

@@ -9,7 +9,7 @@ import re
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import pydantic
 import yaml
@@ -21,6 +21,20 @@ class Settings(pydantic.BaseModel):
     """The base of all settings: typed, frozen, and closed to unknown keys."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    retired: ClassVar[Mapping[str, tuple[object, str]]] = {}
+    """Settings that no longer exist: name -> (its default, what to do where a file has another value)."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_retired(cls, values: Any, info: pydantic.ValidationInfo) -> Any:
+        """Drops what is retired: where it has its default, or in a run that has ended (context `ended`)."""
+        if not cls.retired or not isinstance(values, Mapping):
+            return values
+        for name, (default, do) in cls.retired.items():
+            if name in values and values[name] != default and not (info.context or {}).get("ended"):
+                raise ValueError(f"`{name}` no longer exists; {do}")
+        return {name: value for name, value in values.items() if name not in cls.retired}
 
 
 S = TypeVar("S", bound=Settings)

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from landfuse.bundles.bundle import FORMAT, Bundle, ModelSpec, note
+from landfuse.bundles.bundle import FORMAT, Bundle
 from landfuse.bundles.bundle_files import load_bundle
+from landfuse.bundles.description import ModelSpec
+from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import BundleError, FaultsError, LandfuseError, OutputError
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.simulate.scene import SimulatedRaster, simulate_flat
@@ -29,13 +31,13 @@ def classifier(scene: Scene) -> Bundle:
         "a": PixelMap(torch.rand(2, 3), torch.rand(2)),
         "b": PixelMap(torch.rand(2), torch.rand(2), clip=3),
     }
-    notes = {name: note(scene, name) for name in maps}
+    notes = {name: scene.modalities[name].info for name in maps}
     return Bundle(ModelSpec("two_branch", {"view": 5, "width": 8}), maps, notes, scene.legend).eval()
 
 
 def logits(classifier: Bundle) -> torch.Tensor:
     random = torch.Generator().manual_seed(0)
-    images = {name: torch.randn(6, n.bands, 5, 5, generator=random) for name, n in classifier.notes.items()}
+    images = {name: torch.randn(6, n.bands, 5, 5, generator=random) for name, n in classifier.inputs.items()}
     images["b"][2, 0] = float("nan")
     with torch.no_grad():
         return classifier(images)
@@ -49,7 +51,7 @@ def test_a_bundle_gives_the_same_logits_and_words(classifier: Bundle, tmp_path: 
         loaded = load_bundle(path)
         assert torch.equal(logits(loaded), logits(classifier))
         assert loaded.legend == classifier.legend
-        assert loaded.notes == classifier.notes
+        assert loaded.inputs == classifier.inputs
         assert list(loaded.maps) == ["a", "b"]
         assert loaded.spec == classifier.spec
         assert loaded.stride == 1
@@ -160,16 +162,16 @@ def test_a_scene_of_another_kind_is_told_in_words(classifier: Bundle, scene: Sce
 
     a = scene.modalities["a"]
     assert isinstance(a.raster, SimulatedRaster)
-    classifier.check(scene)
-    classifier.check(changed(c=a))
+    classifier.description.check(scene, PredictorOptions())
+    classifier.description.check(changed(c=a), PredictorOptions())
     with pytest.raises(FaultsError, match=r"trained on 3 bands of `a`, this scene has 4"):
-        classifier.check(changed(a=replace(a, raster=replace(a.raster, bands=4))))
+        classifier.description.check(changed(a=replace(a, raster=replace(a.raster, bands=4))), PredictorOptions())
     with pytest.raises(FaultsError, match=r"trained on '1' as units of `a`, this scene has 'dB'"):
-        classifier.check(changed(a=replace(a, units="dB")))
+        classifier.description.check(changed(a=replace(a, units="dB")), PredictorOptions())
     with pytest.raises(FaultsError, match=r"trained on 1 as zoom of `a`, this scene has 2"):
-        classifier.check(changed(a=replace(a, zoom=2)))
+        classifier.description.check(changed(a=replace(a, zoom=2)), PredictorOptions())
     with pytest.raises(FaultsError, match=r"no modality `b`(.|\n)*name it so in the scene file"):
-        classifier.check(changed(b=None))
+        classifier.description.check(changed(b=None), PredictorOptions())
 
     class Whole(SimulatedRaster):
         @property
@@ -178,15 +180,15 @@ def test_a_scene_of_another_kind_is_told_in_words(classifier: Bundle, scene: Sce
 
     raster = Whole(a.raster.grid, 3, a.raster.source, "a")
     with pytest.raises(FaultsError, match=r"trained on 'float32' as data type of `a`, this scene has 'int16'"):
-        classifier.check(changed(a=replace(a, raster=raster)))
+        classifier.description.check(changed(a=replace(a, raster=raster)), PredictorOptions())
     with pytest.raises(FaultsError) as both:
-        classifier.check(changed(a=replace(a, raster=raster, units="dB"), b=None))
+        classifier.description.check(changed(a=replace(a, raster=raster, units="dB"), b=None), PredictorOptions())
     assert len(both.value.faults) == 3, "all in one go"
 
 
 def test_a_stride_beyond_the_core_is_told(scene: Scene) -> None:
     maps = {"a": PixelMap(torch.ones(3), torch.zeros(3))}
-    notes = {"a": note(scene, "a")}
+    notes = {"a": scene.modalities["a"].info}
     for stride in (-1, 9):
         with pytest.raises(BundleError, match="1 to 8, the model's core"):
             Bundle(ModelSpec("stacked", {"view": 8, "encoder": "tu-test_resnet"}), maps, notes, scene.legend, stride)

@@ -22,7 +22,7 @@ import yaml
 
 from landfuse import cli
 from landfuse.mapping.part_folder import PartFolder
-from landfuse.mapping.window_sharing import Share
+from landfuse.mapping.window_owners import Share
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 

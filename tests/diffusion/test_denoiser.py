@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from landfuse.diffusion.denoiser import DEVIATION, Denoiser
-from landfuse.diffusion.noise import add_noise, signal_share, wiener_bound
+from landfuse.diffusion.noise import add_noise, signal_alpha, wiener_bound
 
 CHANNELS = {"hsi": 5, "height": 1}
 
@@ -30,15 +30,24 @@ def random_weights(network: Denoiser) -> Denoiser:
 
 def test_every_modality_gets_its_noise_and_the_levels_halve() -> None:
     network = Denoiser(CHANNELS, 16)
-    told = network(images(), shown(), torch.tensor([10, 500]), images=True)
-    for part in (told.noise, told.images):
-        assert {name: tuple(value.shape) for name, value in part.items()} == {
-            "hsi": (2, 5, 16, 16),
-            "height": (2, 1, 16, 16),
-        }
-    assert [tuple(level.shape[1:]) for level in told.levels] == [(16, 16, 16), (32, 8, 8), (32, 4, 4)]
-    assert tuple(level.shape[1] for level in told.levels) == network.widths
-    assert network(images(), shown(), torch.tensor([10, 500])).images == {}
+    found = network(images(), shown(), torch.tensor([10, 500]))
+    assert {name: tuple(value.shape) for name, value in found.noise.items()} == {
+        "hsi": (2, 5, 16, 16),
+        "height": (2, 1, 16, 16),
+    }
+    assert [tuple(level.shape[1:]) for level in found.levels] == [(16, 16, 16), (32, 8, 8), (32, 4, 4)]
+    assert tuple(level.shape[1] for level in found.levels) == network.widths
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(found.levels, network.levels(images(), shown(), torch.tensor([10, 500])), strict=True)
+    )
+
+
+def test_the_schedule_is_no_part_of_its_state() -> None:
+    network = Denoiser(CHANNELS, 8)
+    assert torch.equal(network.alpha, signal_alpha())
+    assert "alpha" not in network.state_dict()
+    assert not any("image_heads" in name for name in network.state_dict())
 
 
 def test_the_published_size() -> None:
@@ -46,7 +55,7 @@ def test_the_published_size() -> None:
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(3.24e6, rel=0.01)
 
 
-def test_what_is_hidden_is_not_seen_and_the_mask_is() -> None:
+def test_what_is_masked_is_not_seen_and_the_mask_is() -> None:
     network = random_weights(Denoiser(CHANNELS, 8))
     one, other = images(seed=0), images(seed=0)
     other["height"] = images(seed=5)["height"]
@@ -81,12 +90,12 @@ def test_training_begins_at_the_bound_of_independent_pixels() -> None:
     clean = {name: DEVIATION * image for name, image in images(8, 64).items()}
     noise = images(8, 64, seed=1)
     for t in (50, 300, 700):
-        share = signal_share()[t]
-        noisy = {name: add_noise(image, noise[name], share.expand(8)) for name, image in clean.items()}
-        told = network(noisy, shown(8, 64), torch.full((8,), t)).noise
+        alpha = signal_alpha()[t]
+        noisy = {name: add_noise(image, noise[name], alpha.expand(8)) for name, image in clean.items()}
+        found = network(noisy, shown(8, 64), torch.full((8,), t)).noise
         for name in CHANNELS:
-            error = float((told[name] - noise[name]).square().mean().detach())
-            assert error == pytest.approx(float(wiener_bound(share, DEVIATION**2)), rel=0.05)
+            error = float((found[name] - noise[name]).square().mean().detach())
+            assert error == pytest.approx(float(wiener_bound(alpha, DEVIATION**2)), rel=0.05)
 
 
 @pytest.mark.parametrize(("channels", "height"), [({"a": 3}, 12), ({"a": 1, "b": 2, "c": 17}, 8)])
@@ -94,25 +103,25 @@ def test_any_number_of_modalities_and_any_multiple_of_four(channels: dict[str, i
     network = Denoiser(channels, 8)
     noisy = {name: torch.randn(1, c, height, 20) for name, c in channels.items()}
     hidden = {name: torch.zeros(1, 1, height, 20) for name in channels}
-    told = network(noisy, hidden, torch.tensor([3]))
-    assert {name: value.shape[1] for name, value in told.noise.items()} == channels
+    found = network(noisy, hidden, torch.tensor([3]))
+    assert {name: value.shape[1] for name, value in found.noise.items()} == channels
 
 
-def test_it_learns_below_the_bound_what_neighbours_tell() -> None:
-    """On smooth images neighbours tell of each other: a few steps go far below what single pixels allow."""
+def test_it_learns_from_neighbours_below_the_bound() -> None:
+    """On smooth images neighbours determine each other: a few steps go far below what single pixels allow."""
     torch.manual_seed(0)
     network = Denoiser({"a": 1}, 8)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
-    share, mask = signal_share(), torch.zeros(8, 1, 8, 8)
+    alpha, mask = signal_alpha(), torch.zeros(8, 1, 8, 8)
     error = 0.0
     for step in range(80):
         image = DEVIATION * torch.randn(8, 1, 1, 1).expand(8, 1, 8, 8)
         noise = torch.randn(8, 1, 8, 8)
         times = torch.full((8,), 300)
-        told = network({"a": add_noise(image, noise, share[times])}, {"a": mask}, times).noise["a"]
-        loss = (told - noise).square().mean()
+        found = network({"a": add_noise(image, noise, alpha[times])}, {"a": mask}, times).noise["a"]
+        loss = (found - noise).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         error += float(loss.detach()) / 20 * (step >= 60)
-    assert error < 0.5 * float(wiener_bound(share[300], DEVIATION**2))
+    assert error < 0.5 * float(wiener_bound(alpha[300], DEVIATION**2))

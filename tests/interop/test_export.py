@@ -67,7 +67,7 @@ def runs(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 def logits(classifier: Bundle) -> Tensor:
     generator = torch.Generator().manual_seed(3)
-    images = {name: torch.rand(2, n.bands, 32, 32, generator=generator) for name, n in classifier.notes.items()}
+    images = {name: torch.rand(2, n.bands, 32, 32, generator=generator) for name, n in classifier.inputs.items()}
     with torch.no_grad():
         return classifier(images)
 

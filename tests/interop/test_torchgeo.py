@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from landfuse.bundles.bundle import ModelSpec
+from landfuse.bundles.bundle import build_model
+from landfuse.bundles.description import ModelSpec
 from landfuse.errors import MissingExtraError, ModelError, SceneError
 from landfuse.interop.torchgeo import StackedImages, scenes, segmentation_task, write_scene
 from landfuse.legend import UNLABELLED, LandClass, Legend
@@ -97,7 +98,7 @@ def test_a_data_set_is_written_as_a_scene(tmp_path: Path) -> None:
 
 def model(name: str, **settings: Any) -> FusionModel:
     torch.manual_seed(0)
-    made = ModelSpec(name, settings).build({"sar": Modality(2), "optical": Modality(2)}, classes=2)
+    made = build_model(ModelSpec(name, settings), {"sar": Modality(2), "optical": Modality(2)}, classes=2)
     return made.eval()
 
 

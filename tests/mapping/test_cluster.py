@@ -15,7 +15,8 @@ import pytest
 import rasterio
 import torch
 
-from landfuse.bundles.bundle import Bundle, ModelSpec, note
+from landfuse.bundles.bundle import Bundle
+from landfuse.bundles.description import ModelSpec
 from landfuse.errors import ClusterError, IncompleteError, MissingExtraError, OutputError
 from landfuse.mapping import cluster as module
 from landfuse.mapping.cluster import cluster_runner, local_cluster
@@ -56,7 +57,7 @@ def classifier_of(scene: Scene) -> Bundle:
     torch.manual_seed(0)
     maps = {"a": PixelMap(torch.randn(2, 3), torch.randn(2))}
     spec = ModelSpec("stacked", {"view": 32, "core": 24, "architecture": "Linknet", "encoder": "tu-test_resnet"})
-    return Bundle(spec, maps, {"a": note(scene, "a")}, scene.legend, 16, weights="smooth").eval()
+    return Bundle(spec, maps, {"a": scene.modalities["a"].info}, scene.legend, 16, weights="smooth").eval()
 
 
 def test_the_same_bytes_though_a_worker_is_killed(cluster: distributed.LocalCluster, tmp_path: Path) -> None:

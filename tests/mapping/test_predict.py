@@ -24,21 +24,14 @@ from numpy.typing import NDArray
 from rio_cogeo.cogeo import cog_validate
 from torch import Tensor
 
-from landfuse.bundles.bundle import Bundle, ModelSpec, note
+from landfuse.bundles.bundle import Bundle
+from landfuse.bundles.description import ModelSpec
 from landfuse.errors import FaultsError, IncompleteError, OutputError, SceneError, SettingsError
 from landfuse.legend import UNLABELLED
-from landfuse.mapping import engine, window_sharing
-from landfuse.mapping.predict import (
-    Job,
-    batch_size,
-    beside,
-    confidence_of,
-    entropy_of,
-    map_array,
-    map_blocks,
-    map_parts,
-    predict,
-)
+from landfuse.mapping import engine, window_owners
+from landfuse.mapping.engine import batch_size, map_array, map_blocks
+from landfuse.mapping.map_layers import beside, confidence_of, entropy_of
+from landfuse.mapping.predict import Job, map_parts, predict
 from landfuse.models.base import FusionModel, Modality
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.geotiff_writer import write_raster
@@ -98,7 +91,7 @@ def classifier_of(
     maps = {
         name: PixelMap(torch.ones(m.raster.bands), torch.zeros(m.raster.bands)) for name, m in scene.modalities.items()
     }
-    notes = {name: note(scene, name) for name in maps}
+    notes = {name: scene.modalities[name].info for name in maps}
     modalities = {name: Modality(m.channels, notes[name].zoom) for name, m in maps.items()}
     model = WholeView(modalities, view, core)
     return Bundle(ModelSpec("fake"), maps, notes, scene.legend, stride, model, weights)
@@ -159,7 +152,7 @@ def test_any_cut_gives_the_map_of_a_plain_loop(
         place = part.window.within(scene.grid.window)
         np.testing.assert_array_equal(part.classes, classes[place])
         known = part.classes != UNLABELLED
-        np.testing.assert_array_equal(part.logits.numpy()[:, known], logits[:, *place][:, known])
+        np.testing.assert_array_equal(part.logits[:, known], logits[:, *place][:, known])
     np.testing.assert_array_equal(map_array(classifier, scene, block=block, batch=batch), classes)
 
 
@@ -187,10 +180,10 @@ def test_smooth_weights_give_the_weighted_mean_and_the_same_bytes_in_any_cut(
         whole = np.full((K, height, width), np.nan, np.float32)
         times = np.zeros((height, width), int)
         batch = data.draw(st.sampled_from([1, 3, 64]))
-        for part in map_blocks(classifier, scene, block=block, batch=batch, tell=told.append):
+        for part in map_blocks(classifier, scene, block=block, batch=batch, progress=told.append):
             place = part.window.within(scene.grid.window)
             times[place] += 1
-            whole[:, *place] = np.where(part.classes == UNLABELLED, np.nan, part.logits.numpy())
+            whole[:, *place] = np.where(part.classes == UNLABELLED, np.nan, part.logits)
         assert (times == 1).all(), "each pixel is labelled once"
         assert sum(told) == height * width, "and told of once"
         told.clear()
@@ -222,7 +215,7 @@ def test_the_weights_of_a_pixel_add_up_to_one(
     scene = whole_scene(height, width, holes=0)
     classifier = constant_classifier(scene, *shape, weights)
     for part in map_blocks(classifier, scene, block=block):
-        expected = torch.tensor([1.0, -1.0, 0.5])[:, None, None].expand_as(part.logits)
+        expected = np.broadcast_to(np.float32([1.0, -1.0, 0.5])[:, None, None], part.logits.shape)
         torch.testing.assert_close(part.logits, expected, rtol=3e-6, atol=0)
 
 
@@ -299,7 +292,7 @@ def test_what_is_carried_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = constant_classifier(scene, 10, 6, 4, "smooth")
     expected = map_array(classifier, scene, block=8)
     once = classifier.model.seen
-    monkeypatch.setattr(window_sharing, "CARRIED", 0)
+    monkeypatch.setattr(window_owners, "CARRIED", 0)
     np.testing.assert_array_equal(map_array(classifier, scene, block=8), expected)
     assert once * 2 < classifier.model.seen, "windows for the blocks below were computed again"
 
@@ -308,7 +301,7 @@ def test_lower_precision_computes_in_it_and_gives_the_same_bytes_in_any_blocks()
     scene = simulate_flat(50, 61, {"a": 3, "b": 2})
     torch.manual_seed(0)
     maps = {"a": PixelMap(torch.randn(2, 3), torch.randn(2)), "b": PixelMap(torch.rand(2), torch.rand(2))}
-    notes = {name: note(scene, name) for name in maps}
+    notes = {name: scene.modalities[name].info for name in maps}
     classifier = Bundle(ModelSpec("two_branch", {"view": 5, "width": 8}), maps, notes, scene.legend)
     kinds = []
     classifier.model.register_forward_hook(lambda module, args, out: kinds.append(out.dtype))
@@ -316,7 +309,7 @@ def test_lower_precision_computes_in_it_and_gives_the_same_bytes_in_any_blocks()
     for name, block, precision in (("a", 512, "bfloat16"), ("b", 17, "bfloat16"), ("full", 512, "float32")):
         logits[name] = np.zeros((4, 50, 61), np.float32)
         for part in map_blocks(classifier, scene, block=block, precision=precision):
-            logits[name][:, *part.window.within(scene.grid.window)] = part.logits.numpy()
+            logits[name][:, *part.window.within(scene.grid.window)] = part.logits
     assert set(kinds) == {torch.bfloat16, torch.float32}
     np.testing.assert_array_equal(logits["a"], logits["b"])
     difference = np.abs(logits["a"] - logits["full"]).max()
@@ -383,7 +376,7 @@ def test_real_networks_give_the_same_bytes_in_any_blocks() -> None:
         (ModelSpec("stacked", {"view": 32, "core": 24, "architecture": "Linknet", "encoder": "tu-test_resnet"}), 16),
     ):
         maps = {"a": PixelMap(torch.randn(2, 3), torch.randn(2)), "b": PixelMap(torch.rand(2), torch.rand(2))}
-        notes = {name: note(scene, name) for name in maps}
+        notes = {name: scene.modalities[name].info for name in maps}
         classifier = Bundle(spec, maps, notes, scene.legend, stride)
         probabilities = [np.zeros((4, 50, 61), np.float32) for _ in range(3)]
         for block, whole in zip((512, 17, 32), probabilities, strict=True):
@@ -471,7 +464,7 @@ def test_what_is_wrong_is_told_before_a_file_is_there(tmp_path: Path) -> None:
     classifier = classifier_of(scene, 5, 3)
     with pytest.raises(FaultsError, match="no modality `b`"):
         predict(classifier, replace(scene, modalities={"a": scene.modalities["a"]}), tmp_path / "map.tif")
-    with pytest.raises(SettingsError, match="block is 0 px"):
+    with pytest.raises(SettingsError, match="`block` is 0"):
         predict(classifier, scene, tmp_path / "map.tif", block=0)
     with pytest.raises(OutputError, match="cannot be written"):
         predict(classifier, scene, "/dev/null/map.tif")
@@ -574,10 +567,9 @@ def test_where_a_modality_is_missing_there_is_a_map_only_if_the_mean_may_stand_i
     a, b = (np.isfinite(scene.read(name, scene.grid.window)).all(axis=0) for name in ("a", "b"))
     assert (a & ~b).any()
     np.testing.assert_array_equal(map_array(classifier, scene) != UNLABELLED, a & b)
-    classifier.fill_mean("b")
-    np.testing.assert_array_equal(map_array(classifier, scene, block=13) != UNLABELLED, a)
+    np.testing.assert_array_equal(map_array(classifier, scene, block=13, mean_for=["b"]) != UNLABELLED, a)
     with pytest.raises(OutputError, match=r"what stands in for missing modalities \(-, now b 0\.0\)"):
-        predict(classifier, scene, path, block=16)
+        predict(classifier, scene, path, block=16, mean_for=["b"])
 
 
 def test_a_new_start_deletes_the_blocks(tmp_path: Path) -> None:
@@ -738,7 +730,7 @@ def test_layers_and_overviews_of_a_larger_map(tmp_path: Path) -> None:
     scene = replace(flat, grid=grid, modalities={"a": SceneModality(SimulatedRaster(grid, 2, _Holed(), "a"))})
     maps = {"a": PixelMap(torch.ones(2), torch.zeros(2))}
     model = Sign({"a": Modality(2)}, 4, view=48, core=40)
-    classifier = Bundle(ModelSpec("sign"), maps, {"a": note(scene, "a")}, scene.legend, 30, model)
+    classifier = Bundle(ModelSpec("sign"), maps, {"a": scene.modalities["a"].info}, scene.legend, 30, model)
     path = predict(classifier, scene, tmp_path / "map.tif", confidence=True, block=333)
     for each in (path, beside(path, "confidence")):
         assert cog_validate(each, strict=True) == (True, [], [])
@@ -787,7 +779,7 @@ def map_means(side: int, path: Path, block: int, **options: Any) -> None:
     scene = simulate_flat(side, side, {"a": 8})
     maps = {"a": PixelMap(torch.ones(8), torch.zeros(8))}
     model = Mean({"a": Modality(8)}, 4, view=48, core=32)
-    classifier = Bundle(ModelSpec("mean"), maps, {"a": note(scene, "a")}, scene.legend, model=model)
+    classifier = Bundle(ModelSpec("mean"), maps, {"a": scene.modalities["a"].info}, scene.legend, model=model)
     predict(classifier, scene, path, block=block, **options)
 
 
@@ -848,9 +840,9 @@ def test_a_signal_leaves_whole_blocks_to_go_on_from(tmp_path: Path, sent: signal
 
 
 def test_the_class_of_a_pixel_is_the_first_of_its_largest_logits() -> None:
-    logits = torch.from_numpy(np.random.default_rng(0).integers(-2, 3, (5, 40, 30)).astype(np.float32))
-    logits[:, 0, 0] = -torch.inf
+    logits = np.random.default_rng(0).integers(-2, 3, (5, 40, 30)).astype(np.float32)
+    logits[:, 0, 0] = -np.inf
     found = engine.best_of(logits)
-    assert found.dtype == torch.uint8
-    np.testing.assert_array_equal(found, logits.numpy().argmax(axis=0))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, logits.argmax(axis=0))
     assert not engine.best_of(logits[:1]).any()

@@ -14,12 +14,13 @@ import pyproj
 import pytest
 import torch
 
-from landfuse.bundles.bundle import Bundle, ModelSpec, note
+from landfuse.bundles.bundle import Bundle
+from landfuse.bundles.description import ModelSpec
 from landfuse.errors import GridError
 from landfuse.legend import LandClass, Legend
 from landfuse.mapping.map_extras import write_polygons, write_style
-from landfuse.mapping.map_layers import Wanted
-from landfuse.mapping.part_folder import hash_of
+from landfuse.mapping.map_layers import layers_of
+from landfuse.mapping.settings import map_options
 from landfuse.mapping.stac import write_item
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
@@ -29,12 +30,14 @@ from landfuse.views.pixel_map import PixelMap
 LEGEND = Legend((LandClass("wood & scrub", 3, "#00FF00"), LandClass("wood / scrub", 1, "#0000ff")))
 TURNED = Grid(20, 30, (9.0, 2.0, 5e5, 1.0, -7.0, 5.4e6), "EPSG:32632")
 
+PLAIN = layers_of(map_options({}), LEGEND)
+
 
 @pytest.fixture
 def classifier() -> Bundle:
     scene = simulate_flat(20, 30, {"a": 3, "b": 2})
     maps = {"a": PixelMap(torch.rand(2, 3), torch.rand(2)), "b": PixelMap(torch.rand(2), torch.rand(2))}
-    notes = {name: note(scene, name) for name in maps}
+    notes = {name: scene.modalities[name].info for name in maps}
     return Bundle(ModelSpec("two_branch", {"view": 5, "width": 8}), maps, notes, LEGEND).eval()
 
 
@@ -46,8 +49,9 @@ def item(classifier: Bundle, tmp_path: Path) -> dict[str, object]:
     write_style(path, LEGEND)
     write_polygons(path, LEGEND)
     classifier.save(tmp_path / "run" / "bundle")
-    wanted = Wanted(confidence=True)
-    place = write_item(path, TURNED, classifier, tmp_path / "run", wanted, datetime(2023, 6, 1, tzinfo=UTC))
+    layers = layers_of(map_options({"confidence": True}), LEGEND)
+    taken = datetime(2023, 6, 1, tzinfo=UTC)
+    place = write_item(path, TURNED, classifier.predictor(), tmp_path / "run" / "bundle", layers, taken)
     assert place == tmp_path / "maps" / "map.stac.json"
     return dict(json.loads(place.read_text()))
 
@@ -65,7 +69,7 @@ def test_the_fields_that_the_specification_demands(item: dict, classifier: Bundl
     assert {"mlm:name", "mlm:architecture", "mlm:tasks", "mlm:input", "mlm:output"} <= told.keys()
     assert (told["mlm:name"], told["mlm:architecture"]) == ("landfuse-two_branch", "TwoBranch")
     assert told["mlm:framework"] == "PyTorch"
-    assert told["landfuse:bundle"] == hash_of(classifier)
+    assert told["landfuse:bundle"] == classifier.digest
     inputs = [(one["name"], one["bands"], one["input"]["shape"]) for one in told["mlm:input"]]
     assert inputs == [("a", ["a_1", "a_2", "a_3"], [-1, 3, 5, 5]), ("b", ["b_1", "b_2"], [-1, 2, 5, 5])]
     assert {one["name"] for one in told["bands"]} == {"a_1", "a_2", "a_3", "b_1", "b_2"}
@@ -173,12 +177,12 @@ def test_a_crs_without_a_code_is_told_in_words_and_none_is_refused(classifier: B
     wkt = pyproj.CRS.from_proj4("+proj=laea +lat_0=47 +lon_0=11 +ellps=GRS80").to_wkt()
     grid = Grid(4, 6, (10.0, 0.0, 0.0, 0.0, -10.0, 0.0), wkt)
     write_raster(tmp_path / "m.tif", grid, np.full((4, 6), 3, np.uint8), legend=LEGEND)
-    told = json.loads(write_item(tmp_path / "m.tif", grid, classifier, tmp_path, Wanted()).read_text())
+    told = json.loads(write_item(tmp_path / "m.tif", grid, classifier.predictor(), tmp_path, PLAIN).read_text())
     assert told["properties"]["proj:code"] is None
     assert pyproj.CRS.from_wkt(told["properties"]["proj:wkt2"]) == pyproj.CRS.from_wkt(wkt)
     assert told["assets"]["map"]["raster:spatial_resolution"] == 10
     assert told["properties"]["datetime"] == told["properties"]["created"]
     (tmp_path / "m.stac.json").unlink()
     with pytest.raises(GridError, match="has no CRS"):
-        write_item(tmp_path / "m.tif", replace(grid, crs=None), classifier, tmp_path, Wanted())
+        write_item(tmp_path / "m.tif", replace(grid, crs=None), classifier.predictor(), tmp_path, PLAIN)
     assert not (tmp_path / "m.stac.json").exists()

@@ -10,16 +10,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from landfuse.bundles.bundle import Bundle, ModelSpec, note
+from landfuse.bundles.bundle import Bundle
+from landfuse.bundles.description import ModelSpec
 from landfuse.legend import UNLABELLED
 from landfuse.mapping.engine import Engine
 from landfuse.mapping.predict import predict
+from landfuse.mapping.settings import MapOptions
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import read_scene_file
 from landfuse.views.mapped_pixels import fit_pixel_maps
-from landfuse.views.pixel_map import PixelMapSettings
+from landfuse.views.settings import PixelMapSettings
 
 SETTINGS = {"view": 7, "core": 3, "width": 16, "embedding": 8, "states": 2}
 
@@ -35,8 +37,8 @@ def classifier(scene: Scene, stride: int) -> Bundle:
     torch.manual_seed(0)
     everywhere = [np.ones((scene.grid.height, scene.grid.width), dtype=bool)]
     maps = fit_pixel_maps([scene], everywhere, {name: PixelMapSettings() for name in scene.modalities})
-    notes = {name: note(scene, name) for name in maps}
-    return Bundle(ModelSpec("bdgf", SETTINGS), maps, notes, scene.legend, stride).eval()
+    inputs = {name: scene.modalities[name].info for name in maps}
+    return Bundle(ModelSpec("bdgf", SETTINGS), maps, inputs, scene.legend, stride).eval()
 
 
 @torch.no_grad()
@@ -66,10 +68,10 @@ def by_loop(made: Bundle, scene: Scene, window: Window) -> tuple[NDArray[np.floa
 @pytest.mark.parametrize("stride", [3, 2])
 def test_the_map_is_that_of_a_loop_over_all_windows(scene: Scene, stride: int) -> None:
     made, window = classifier(scene, stride), Window(8, 10, 14, 11)
-    (part,) = Engine(made, scene, layers=("disagreement",), batch=64, device="cpu").blocks([window])
+    (part,) = Engine(made, scene, MapOptions(layers=("disagreement",), batch=64, device="cpu")).blocks([window])
     logits, apart = by_loop(made, scene, window)
-    np.testing.assert_allclose(part.logits.numpy(), logits, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(part.layers["disagreement"].numpy(), apart, atol=1e-5)
+    np.testing.assert_allclose(part.logits, logits, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(part.layers["disagreement"], apart, atol=1e-5)
     assert 0.001 < apart.mean() < 1
     assert apart.std() > 1e-4
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from landfuse.bundles.bundle import Bundle, ModalityNote, ModelSpec
+from landfuse.bundles.bundle import Bundle, build_model
 from landfuse.bundles.bundle_files import load_bundle
+from landfuse.bundles.description import ModelSpec
 from landfuse.errors import ModelError
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.models import MODELS
 from landfuse.models.base import DirectFit, FusionModel, Modality
+from landfuse.scenes.scene import ModalityInfo
 from landfuse.views.pixel_map import PixelMap
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -37,7 +39,7 @@ CLASSES = 4
 
 def build(name: str, modalities: dict[str, Modality] = TWO) -> FusionModel:
     torch.manual_seed(0)
-    model = ModelSpec(name, SMALL.get(name, {})).build(modalities, CLASSES)
+    model = build_model(ModelSpec(name, SMALL.get(name, {})), modalities, CLASSES)
     if isinstance(model, DirectFit):
         x, y = images(model, 200), target(model, 200)
         y[:, 0, 0] = torch.where(x[next(iter(x))].mean(dim=(1, 2, 3)) > 0, 3, 1).to(torch.uint8)
@@ -163,7 +165,7 @@ def test_a_batch_without_labels_gives_no_nan(name: str) -> None:
 @each
 def test_saved_and_loaded_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     maps = {key: PixelMap(torch.rand(m.channels) + 0.5, torch.randn(m.channels), clip=5) for key, m in TWO.items()}
-    notes = {key: ModalityNote(m.channels, "float32", "1", 1) for key, m in TWO.items()}
+    notes = {key: ModalityInfo(m.channels, "float32", "1", 1) for key, m in TWO.items()}
     legend = Legend(tuple(LandClass(f"c{i}", 10 * i, "#123456") for i in range(CLASSES)))
     model = build(name)
     if not isinstance(model, DirectFit):  # running statistics and weights that a new model does not have

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from landfuse.bundles.bundle import Bundle, ModelSpec, note
+from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
+from landfuse.bundles.description import ModelSpec
+from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import BundleError, FaultsError, ModelError, SettingsError
 from landfuse.mapping.engine import map_array
 from landfuse.models.placeholders import WithPlaceholders
@@ -31,7 +33,7 @@ def scene() -> Scene:
 def made(scene: Scene, *droppable: str, spec: ModelSpec = SPEC) -> Bundle:
     torch.manual_seed(1)
     maps = {n: PixelMap(torch.ones(m.raster.bands), torch.zeros(m.raster.bands)) for n, m in scene.modalities.items()}
-    notes = {name: note(scene, name) for name in maps}
+    notes = {name: scene.modalities[name].info for name in maps}
     classifier = Bundle(spec, maps, notes, scene.legend, droppable=droppable)
     if droppable:
         assert isinstance(classifier.model, WithPlaceholders)
@@ -94,8 +96,9 @@ def test_a_bundle_keeps_it(scene: Scene, tmp_path: Path) -> None:
     classifier.save(tmp_path)
     loaded = load_bundle(tmp_path)
     assert loaded.droppable == ("b",)
-    gap = loaded.complete(lacking(scene, "b"))
-    np.testing.assert_array_equal(map_array(loaded, gap), map_array(classifier, gap))
+    gap = lacking(scene, "b")
+    mapped = [map_array(one, gap, allow_missing=True) for one in (loaded, classifier)]
+    np.testing.assert_array_equal(*mapped)
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), classifier.parameters(), strict=True))
     assert json.loads((tmp_path / "model.json").read_text())["format"] == 2
     made(scene).save(tmp_path / "plain")
@@ -109,7 +112,7 @@ def test_a_bundle_keeps_it(scene: Scene, tmp_path: Path) -> None:
 def test_without_dropout_nothing_changes(scene: Scene) -> None:
     plain = made(scene)
     assert not isinstance(plain.model, WithPlaceholders)
-    assert all(pixel_map.instead is None for pixel_map in plain.maps.values())
+    assert plain.description.stand_ins(PredictorOptions()) == {}
     learnt = made(scene, "a", "b")
     assert isinstance(learnt.model, WithPlaceholders)
     with torch.no_grad():
@@ -120,16 +123,16 @@ def test_without_dropout_nothing_changes(scene: Scene) -> None:
 def test_a_scene_that_lacks_a_modality(scene: Scene) -> None:
     learnt, plain = made(scene, "b"), made(scene)
     gap = lacking(scene, "b")
-    with pytest.raises(FaultsError, match=r"no modality `b`(.|\n)*the model has learnt: --allow-missing"):
-        learnt.check(gap)
-    with pytest.raises(FaultsError, match=r"no modality `b`(.|\n)*modality_dropout(.|\n)*--mean-for b"):
-        plain.check(gap)
+    with pytest.raises(FaultsError, match=r"no modality `b`(.|\n)*for which the model was trained: --allow-missing"):
+        map_array(learnt, gap)
+    for options in ({}, {"allow_missing": True}):
+        with pytest.raises(FaultsError, match=r"no modality `b`(.|\n)*modality_dropout(.|\n)*--mean-for b"):
+            map_array(plain, gap, **options)
     with pytest.raises(FaultsError, match="no modality `a`"):
-        learnt.check(learnt.complete(lacking(scene, "a")))
-    with pytest.raises(FaultsError, match="no modality `b`"):
-        map_array(plain, plain.complete(gap))
+        map_array(learnt, lacking(scene, "a"), allow_missing=True)
 
-    mapped = map_array(learnt, learnt.complete(gap))
+    mapped = map_array(learnt, gap, allow_missing=True)
+    np.testing.assert_array_equal(map_array(learnt, scene, withheld=["b"]), mapped)
     assert (mapped < 4).all()
     assert isinstance(learnt.model, WithPlaceholders)
     by_hand = scene.read("a", scene.grid.window.padded(2))
@@ -142,16 +145,18 @@ def test_a_scene_that_lacks_a_modality(scene: Scene) -> None:
             )
         assert mapped[row, col] == int(logits.flatten().argmax())
 
-    plain.fill_mean("b")
-    filled = map_array(plain, plain.complete(gap))
+    filled = map_array(plain, gap, mean_for=["b"])
+    np.testing.assert_array_equal(map_array(plain, scene, mean_for=["b"], withheld=["b"]), filled)
     assert (filled < 4).all()
     with torch.no_grad():
         logits = plain.model({"a": torch.from_numpy(by_hand[:, 7:12, 9:14])[None], "b": torch.zeros(1, 2, 5, 5)})
     assert filled[7, 9] == int(logits.flatten().argmax())
     with pytest.raises(SettingsError, match="no modality c"):
-        plain.fill_mean("c")
+        map_array(plain, scene, mean_for=["c"])
+    with pytest.raises(SettingsError, match="cannot do without b"):
+        map_array(plain, scene, withheld=["b"])
     with pytest.raises(FaultsError, match="trained on 3 bands"):
-        learnt.check(learnt.complete(replace(gap, modalities={"a": scene.modalities["b"]})))
+        map_array(learnt, replace(gap, modalities={"a": scene.modalities["b"]}), allow_missing=True)
 
 
 def test_a_forest_is_refused_in_words(scene: Scene) -> None:

@@ -19,7 +19,7 @@ from landfuse.models.base import Modality
 from landfuse.models.two_branch import TwoBranch
 from landfuse.settings import parse
 from landfuse.training.lightning_task import Task, optimizer_for, read_history
-from landfuse.training.recipe import TrainingSettings
+from landfuse.training.settings import TrainingSettings
 from landfuse.training.train import train
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,11 +13,12 @@ from numpy.typing import NDArray
 
 from landfuse.errors import SettingsError
 from landfuse.legend import UNLABELLED
+from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
-from landfuse.scenes.scene import Scene, without_data
+from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.simulate.scene import simulate_flat
-from landfuse.training.samples import Draws, Samples, SampleSettings, dropout_of, loader, patterns
-from landfuse.views.mapped_pixels import read_patchwork
+from landfuse.training.samples import Draws, Samples, WindowSampler, dropout_of, loader, patterns
+from landfuse.training.settings import SampleSettings
 from landfuse.views.pixel_map import PixelMap
 from landfuse.views.store import Store
 
@@ -24,11 +27,11 @@ from landfuse.views.store import Store
     "chances", [[0.2, 0.2], [0.5, 0.0], [0.9, 0.05], [0.3, 0.2, 0.1], [0.6, 0.6, 0.6], [0.0, 0.0], [0.4] * 5]
 )
 def test_patterns_add_up_to_what_was_asked_for(chances: list[float]) -> None:
-    shares = patterns(chances)
+    found = patterns(chances)
     bits = np.array(list(itertools.product((0, 1), repeat=len(chances))))[:, ::-1]  # bit m in column m
-    assert shares.sum() == pytest.approx(1, abs=1e-12)
-    assert shares[-1] == 0, "never all of them"
-    np.testing.assert_allclose(shares @ bits, chances, atol=1e-12)
+    assert found.sum() == pytest.approx(1, abs=1e-12)
+    assert found[-1] == 0, "never all of them"
+    np.testing.assert_allclose(found @ bits, chances, atol=1e-12)
 
 
 def test_beside_never_all_they_are_drawn_by_themselves() -> None:
@@ -54,124 +57,120 @@ def test_what_cannot_be_is_refused_in_words() -> None:
             SampleSettings(modality_dropout=wrong)  # type: ignore[arg-type]
 
 
-def scene_and_maps(*droppable: str) -> tuple[Scene, dict[str, PixelMap]]:
+def scene_and_maps() -> tuple[Scene, dict[str, PixelMap]]:
     scene = simulate_flat(48, 48, {"a": 2, "b": 1, "c": 3})
     maps = {n: PixelMap(torch.ones(m.raster.bands), torch.zeros(m.raster.bands)) for n, m in scene.modalities.items()}
-    for name in droppable:
-        maps[name].instead = torch.nan
     return scene, maps
 
 
-def gone(draws: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which modalities each row of draws drops: (rows, 3)."""
-    return np.stack([draws[:, 3].clip(min=0) // 8 >> bit & 1 for bit in range(3)], axis=1)
+def store_of(scene: Scene, maps: dict[str, PixelMap], view: int, droppable: str) -> Store:
+    return Store([scene], maps, view, 1 << 30, dict.fromkeys(droppable, math.nan))
+
+
+def joined(batches: WindowSampler) -> Draws:
+    """All draws of an epoch."""
+    parts = list(batches)
+    return Draws(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Draws)))
 
 
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_the_probabilities_are_those_of_the_settings(balanced: bool, ranks: int) -> None:
-    scene, maps = scene_and_maps("a", "c")
+    scene, maps = scene_and_maps()
     labels = scene.labels.copy()
     labels[:40][labels[:40] == 3] = UNLABELLED  # a rare class
-    samples = Samples(Store([scene], maps, 3, 1 << 30), [labels], 3, 1)
+    samples = Samples(store_of(scene, maps, 3, "ac"), [labels], 3, 1)
     given = SampleSettings(batch=100, windows=40_000, balanced=balanced, modality_dropout={"a": 0.3, "c": 0.15})
-    parts = [
-        np.concatenate(list(Draws(samples, given, train=True, seed=4, rank=rank, ranks=ranks))) for rank in range(ranks)
-    ]
+    parts = [joined(WindowSampler(samples, given, train=True, seed=4, rank=rank, ranks=ranks)) for rank in range(ranks)]
     for part in parts:
-        drawn = part[part[:, 3] >= 0]
-        dropped = gone(drawn)
+        drawn = part.take(np.flatnonzero(~part.filler))
+        dropped = drawn.dropped.astype(int)
+        assert dropped.shape == (len(drawn), 3)
         error = 4 * 0.5 / np.sqrt(len(drawn))
         np.testing.assert_allclose(dropped.mean(axis=0), [0.3, 0, 0.15], atol=error)
         assert (dropped[:, 0] * dropped[:, 2]).mean() == pytest.approx(0.3 * 0.15, abs=error)
-        classes = labels[drawn[:, 1], drawn[:, 2]]
+        classes = labels[drawn.row, drawn.col]
         for one in np.unique(classes):
             of_class = dropped[classes == one]
             np.testing.assert_allclose(of_class.mean(axis=0), [0.3, 0, 0.15], atol=2.5 / np.sqrt(len(of_class)))
-    turns = np.bincount(np.concatenate(parts)[:, 3].clip(min=0) % 8, minlength=8)
+    turns = np.bincount(np.concatenate([part.turn for part in parts]), minlength=8)
     assert turns.min() > 0.1 * turns.sum(), "turns are drawn as before"
 
 
 def test_without_dropout_the_draws_are_what_they_were_and_validation_drops_nothing() -> None:
-    scene, maps = scene_and_maps("a", "b", "c")
-    samples = Samples(Store([scene], maps, 3, 1 << 30), [scene.labels], 3, 1)
+    scene, maps = scene_and_maps()
+    samples = Samples(store_of(scene, maps, 3, "abc"), [scene.labels], 3, 1)
     plain, dropping = SampleSettings(batch=64), SampleSettings(batch=64, modality_dropout=0.3)
-    before = np.concatenate(list(Draws(samples, plain, train=True, seed=1)))
-    after = np.concatenate(list(Draws(samples, dropping, train=True, seed=1)))
-    assert not gone(before).any()
-    assert gone(after).any(axis=0).all()
-    assert not gone(after).all(axis=1).any(), "never all of them"
-    np.testing.assert_array_equal(before[:, :3], after[:, :3])
-    np.testing.assert_array_equal(before[:, 3], after[:, 3] % 8)
+    before = joined(WindowSampler(samples, plain, train=True, seed=1))
+    after = joined(WindowSampler(samples, dropping, train=True, seed=1))
+    assert not before.dropped.any()
+    assert after.dropped.any(axis=0).all()
+    assert not after.dropped.all(axis=1).any(), "never all of them"
+    for name in ("scene", "row", "col", "turn", "filler"):
+        np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
     for settings in (plain, dropping):
-        assert not gone(np.concatenate(list(Draws(samples, settings, train=False)))).any()
+        assert not joined(WindowSampler(samples, settings, train=False)).dropped.any()
 
 
 def test_what_is_dropped_is_nan_and_the_rest_is_what_it_was() -> None:
-    scene, maps = scene_and_maps("a", "b", "c")
-    samples = Samples(Store([scene], maps, 5, 1 << 30), [scene.labels], 5, 3)
-    whole = loader(samples, Draws(samples, SampleSettings(batch=50), train=True))
-    draws = Draws(samples, SampleSettings(batch=50, modality_dropout={"a": 0.4, "b": 0.4, "c": 0.4}), train=True)
-    for table, full, batch in zip(draws, whole, loader(samples, draws), strict=True):
-        dropped = torch.from_numpy(gone(table)).bool()
-        for bit, name in enumerate(("a", "b", "c")):
-            assert batch.images[name][dropped[:, bit]].isnan().all()
-            assert torch.equal(batch.images[name][~dropped[:, bit]], full.images[name][~dropped[:, bit]])
+    scene, maps = scene_and_maps()
+    samples = Samples(store_of(scene, maps, 5, "abc"), [scene.labels], 5, 3)
+    whole = loader(samples, WindowSampler(samples, SampleSettings(batch=50), train=True))
+    given = SampleSettings(batch=50, modality_dropout={"a": 0.4, "b": 0.4, "c": 0.4})
+    sampler = WindowSampler(samples, given, train=True)
+    for draws, full, batch in zip(sampler, whole, loader(samples, sampler), strict=True):
+        dropped = torch.from_numpy(draws.dropped)
+        assert dropped.any()
+        for place, name in enumerate(("a", "b", "c")):
+            assert batch.images[name][dropped[:, place]].isnan().all()
+            assert torch.equal(batch.images[name][~dropped[:, place]], full.images[name][~dropped[:, place]])
         assert torch.equal(batch.target, full.target)
-    by_workers = loader(samples, Draws(samples, SampleSettings(batch=50, workers=1, modality_dropout=0.4), train=True))
-    again = loader(samples, Draws(samples, SampleSettings(batch=50, modality_dropout=0.4), train=True))
+    often = SampleSettings(batch=50, modality_dropout=0.4)
+    by_workers = loader(samples, WindowSampler(samples, often.model_copy(update={"workers": 1}), train=True))
+    again = loader(samples, WindowSampler(samples, often, train=True))
     for one, other in zip(by_workers, again, strict=True):
         for name in one.images:
             np.testing.assert_array_equal(one.images[name], other.images[name])
 
 
-def test_a_pixel_at_which_nothing_is_left_is_not_learnt_from() -> None:
-    scene, maps = scene_and_maps("a", "b")
-    scene = without_data(scene, "b", bands=1, dtype="float32", zoom=1, units="1")
+@pytest.mark.parametrize("zoom", [1, 2])
+def test_a_pixel_at_which_nothing_is_left_is_not_learnt_from(zoom: int) -> None:
+    """A modality that the scene lacks is NaN everywhere; once the other is dropped as well, nothing is left."""
+    scene, maps = scene_and_maps()
+    gone = Absent(scene.grid.zoomed(zoom), 1)
+    scene = scene.with_modalities({"b": SceneModality(gone, zoom)})
     maps = {name: maps[name] for name in ("a", "b")}
-    samples = Samples(Store([scene], maps, 3, 1 << 30), [scene.labels], 3, 1)
-    where = [[0, row, 7, 8 * mask] for row, mask in ((5, 0b00), (5, 0b01), (5, 0b10))]
-    target = samples[np.array(where)].target[:, 0, 0].tolist()
-    assert target == [scene.labels[5, 7], UNLABELLED, scene.labels[5, 7]]
+    samples = Samples(store_of(scene, maps, 3, "ab"), [scene.labels], 3, 1)
+    batch = samples[draws_of([5, 5, 5], [7, 7, 7], dropped=[[False, False], [True, False], [False, True]])]
+    assert batch.target[:, 0, 0].tolist() == [scene.labels[5, 7], UNLABELLED, scene.labels[5, 7]]
+    assert batch.images["b"].shape == (3, 1, 3 * zoom, 3 * zoom)
+    assert batch.images["b"].isnan().all()
+    assert batch.images["a"].isnan().flatten(1).all(dim=1).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("droppable", [(), ("b",), ("a", "b")])
-def test_what_can_be_mapped(droppable: tuple[str, ...]) -> None:
-    """All that must be there is there, and one of all."""
-    scene = simulate_flat(12, 12, {"a": 2, "b": 2})
-    values = {name: scene.read(name, scene.grid.window) for name in scene.modalities}
-    values["a"][:, :4] = np.nan
-    values["b"][0, :, :4] = np.nan  # one band is enough
+def test_what_fills_up_a_batch_is_not_learnt_from() -> None:
+    scene, maps = scene_and_maps()
+    samples = Samples(store_of(scene, maps, 3, "abc"), [scene.labels], 3, 1)
+    draws = replace(draws_of([5, 5], [7, 7], dropped=[[False] * 3] * 2), filler=np.array([False, True]))
+    batch = samples[draws]
+    assert batch.target[:, 0, 0].tolist() == [scene.labels[5, 7], UNLABELLED]
+    assert torch.equal(batch.images["a"][0], batch.images["a"][1])
 
-    class Held:
-        def __init__(self, name: str) -> None:
-            self.name, self.bands, self.dtype, self.grid = name, 2, "float32", scene.grid
 
-        def read(self, window: Window) -> NDArray[np.float32]:
-            return values[self.name][:, *window.within(scene.grid.window)]
+def draws_of(rows: list[int], cols: list[int], dropped: list[list[bool]]) -> Draws:
+    still = np.zeros(len(rows), np.int64)
+    row, col = np.array(rows, np.int64), np.array(cols, np.int64)
+    return Draws(still, row, col, still.copy(), np.array(dropped), np.zeros(len(rows), bool))
 
-    scene = Scene(
-        "held",
-        scene.grid,
-        {n: type(m)(Held(n), m.zoom, m.units) for n, m in scene.modalities.items()},  # type: ignore[arg-type]
-        scene.legend,
-    )
-    maps = {name: PixelMap(torch.full((2,), 2.0), torch.ones(2)) for name in ("a", "b")}
-    for name in droppable:
-        maps[name].instead = torch.nan
-    patchwork = read_patchwork(scene, scene.grid.window, maps)
-    known = {name: np.asarray(np.isfinite(values[name]).all(axis=0)) for name in values}
-    expected = np.ones((12, 12), bool)
-    for row, col in itertools.product(range(12), repeat=2):
-        must = all(known[name][row, col] for name in values if name not in droppable)
-        expected[row, col] = must and any(known[name][row, col] for name in values)
-    np.testing.assert_array_equal(patchwork.valid, expected)
-    for name in values:
-        table = patchwork.tables[name].numpy().reshape(12, 12, 2)
-        np.testing.assert_array_equal(table[known[name]], np.moveaxis(values[name], 0, -1)[known[name]] * 2 + 1)
-        if name in droppable:
-            assert np.isnan(table[~known[name]]).all(), "a pixel has all its bands or none"
-        else:
-            assert not np.isnan(table).any()
-    maps["a"].instead = 0.0
-    assert (read_patchwork(scene, scene.grid.window, maps).tables["a"].reshape(12, 12, 2)[:4] == 0).all()
+
+class Absent:
+    """A raster without data."""
+
+    def __init__(self, grid: Grid, bands: int) -> None:
+        self.grid, self.bands, self.dtype, self.path = grid, bands, "float32", "(absent)"
+
+    def read(self, window: Window) -> NDArray[np.float32]:
+        return np.full((self.bands, window.height, window.width), np.nan, np.float32)
+
+    def undeclared_nan(self, window: Window) -> int:
+        return 0

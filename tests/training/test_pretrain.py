@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,20 @@ import torch
 import yaml
 
 from landfuse.bundles.bundle_files import load_bundle
-from landfuse.diffusion.denoising import Denoising, PretrainSettings
-from landfuse.diffusion.features import DiffusionFeatures, FeatureSettings
-from landfuse.diffusion.patch_features import WithPatchFeatures, built_with
-from landfuse.diffusion.trained_denoiser import TrainedDenoiser, load_denoiser, own_maps
-from landfuse.errors import BundleError, ModelError, SettingsError
-from landfuse.mapping.predict import map_array
-from landfuse.models.base import Modality
-from landfuse.models.two_branch import TwoBranch
+from landfuse.diffusion.denoising import Denoising
+from landfuse.diffusion.features import DiffusionFeatures, FeatureTiles
+from landfuse.diffusion.trained_denoiser import load_denoiser
+from landfuse.errors import BundleError, FaultsError, ModelError, SettingsError
+from landfuse.mapping.engine import map_array
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.scenes.scene_file import open_scene
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
-from landfuse.simulate.scene import simulate
 from landfuse.training.pretrain import pretrain
 from landfuse.training.recipe import Recipe, read_recipe
 from landfuse.training.train import train
 from landfuse.training.training_data import Ground, ground
-from landfuse.views.mapped_pixels import read_patchwork
 
+train_module = sys.modules["landfuse.training.train"]
 SMALL: dict[str, Any] = {
     "model": {"name": "two_branch", "view": 5, "width": 8},
     "samples": {"batch": 32, "windows": 64},
@@ -73,7 +70,9 @@ def test_a_run_with_features_trains_maps_and_reloads(read: Read, tmp_path: Path,
     run = tmp_path / "runs" / "run"
     assert list(classifier.model.modalities) == ["a", "b", "diffusion_1", "diffusion_2", "diffusion_3"]
     assert classifier.model.modalities["diffusion_2"].channels == 2 * 16
-    assert classifier.needed == ("a", "b")
+    assert list(classifier.description.modalities) == ["a", "b"]
+    assert classifier.description.computed == ("diffusion_1", "diffusion_2", "diffusion_3")
+    assert classifier.inputs["diffusion_2"].bands == 2 * 16
     scores = json.loads((run / "scores.json").read_text())
     assert scores["pretrain"]["fit_on"] == "scene"
     assert scores["pretrain"]["transductive"] is True
@@ -90,55 +89,57 @@ def test_a_run_with_features_trains_maps_and_reloads(read: Read, tmp_path: Path,
     assert bundle.features is not None
     assert bundle.features.denoiser.digest == load_denoiser(run).digest
     assert bundle.features.settings.timesteps == (50, 300)
-    bundle.features = DiffusionFeatures(bundle.features.denoiser, recipe.features)  # type: ignore[arg-type]
+    assert recipe.features is not None
+    bundle.features = DiffusionFeatures(bundle.features.denoiser, recipe.features)
     whole = map_array(classifier, scene)
     assert (whole != 255).any()
-    assert np.array_equal(map_array(bundle, scene, block=37), whole), "not from the block, nor from the reload"
+    assert (whole[:6, :9] == 255).all(), "no data, no map"
+    assert np.array_equal(map_array(bundle, scene, block=37), whole), "it depends neither on the block nor the reload"
 
     lacking = dataclasses.replace(scene, modalities={"a": scene.modalities["a"]})
-    with pytest.raises(BundleError, match="no modality `b`"):
-        bundle.prepare(lacking)
-    bundle.features = None
-    assert bundle.prepare(lacking) is lacking
+    with pytest.raises(FaultsError, match="no modality `b`"):
+        map_array(bundle, lacking)
+    with pytest.raises(BundleError, match=r"no modality `b`(.|\n)*the denoiser was trained on"):
+        map_array(bundle, lacking, mean_for=("b",))
 
 
-def test_features_of_views_train_map_and_reload(read: Read, tmp_path: Path, place: Path) -> None:
-    features = {"timesteps": [50, 300], "levels": [1, 3], "mode": "patch"}
-    classifier = train(read(features=features), progress=False)
-    assert classifier.needed == ("a", "b")
-    assert list(classifier.notes) == ["a", "b", "shown_a", "shown_b"]
-    assert isinstance(classifier.model, WithPatchFeatures)
-    assert list(classifier.model.network.modalities) == ["a", "b", "diffusion_1", "diffusion_3"]
-    assert not (tmp_path / "cache").exists()
-    bundle, scene = load_bundle(tmp_path / "runs" / "run"), open_scene(place / "scene.yaml")
-    whole = map_array(classifier, scene)
-    assert np.array_equal(map_array(bundle, scene, block=37), whole)
-    assert (whole[:6, :9] == 255).all(), "no data, no map"
-    assert (whole[20:] != 255).all()
+def test_features_are_computed_once_for_training_and_mapping(
+    read: Read, tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tile, when training begins; after that training, scoring and mapping read what is kept."""
+    features = {"timesteps": [50, 300], "cache": str(tmp_path / "cache"), "tile": 64, "overlap": 32}
+    recipe, computed, first = read(features=features), [], []
+    compute, maps = FeatureTiles._computed, train_module.fit_maps
+
+    def counted(self: FeatureTiles, tile: tuple[int, int]) -> Any:
+        computed.append(tile)
+        return compute(self, tile)
+
+    def begun(*args: Any) -> Any:
+        first.extend(computed)
+        return maps(*args)
+
+    monkeypatch.setattr(FeatureTiles, "_computed", counted)
+    monkeypatch.setattr(train_module, "fit_maps", begun)
+    classifier = train(recipe, progress=False)
+    assert sorted(first) == [(row, col) for row in range(3) for col in range(3)], "96 px by tiles of 32 px"
+    map_array(classifier, open_scene(place / "scene.yaml"), block=20)
+    assert computed == first
 
 
-def test_features_of_a_view_are_those_of_a_scene_of_its_size(tmp_path: Path) -> None:
-    """A scene that is no larger than the view: both ways see the same, with noise of one seed."""
-    scene = simulate(11, 11, hyperspectral_bands=6)
-    names = ["hsi", "height"]
-    torch.manual_seed(0)
-    maps = own_maps([scene], [np.ones((11, 11), bool)], names)
-    denoiser = TrainedDenoiser.untrained(maps, dict.fromkeys(names, 1), 8).eval()
-    by_view = DiffusionFeatures(denoiser, FeatureSettings(timesteps=(50, 300), mode="patch"))
-    by_scene = DiffusionFeatures(denoiser, FeatureSettings(timesteps=(50, 300), overlap=0, cache=str(tmp_path)))
-    (made,), (aliased,) = by_scene.append([scene]), by_view.append([scene])
-    assert list(aliased.modalities) == ["hsi", "height", "sar", "shown_hsi", "shown_height"]
-    model = built_with(
-        by_view,
-        {name: Modality(own.channels) for name, own in by_view.maps.items()},
-        lambda seen: TwoBranch(seen, 3, TwoBranch.Settings(view=11, width=4)),
-    ).eval()
-    assert isinstance(model, WithPatchFeatures)
-    views = read_patchwork(aliased, scene.grid.window, by_view.maps).views(torch.tensor([0]), torch.tensor([0]), 11)
-    for name, values in model.guided(views).items():
-        scale = np.sqrt(1 + 1e-5)  # of a norm that has seen nothing yet
-        expected = made.read(name, scene.grid.window) / scale
-        np.testing.assert_allclose(values[0].numpy(), expected, rtol=2e-3, atol=5e-3)
+def test_features_kept_in_memory_give_the_same_run(
+    read: Read, tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    features = {"timesteps": [50, 300], "tile": 64, "overlap": 32}
+    (tmp_path / "file").write_text("")
+    kept, held = (
+        train(read(run=name, features={**features, "cache": str(tmp_path / name)}), progress=False)
+        for name in ("kept", "file")
+    )
+    assert "kept in memory" in caplog.text
+    assert all(torch.equal(a, b) for a, b in zip(kept.state_dict().values(), held.state_dict().values(), strict=True))
+    scene = open_scene(place / "scene.yaml")
+    assert np.array_equal(map_array(kept, scene), map_array(held, scene, block=40))
 
 
 def test_interrupted_pretraining_goes_on_to_the_same_weights(
@@ -245,7 +246,9 @@ def test_one_modality_works_and_says_that_nothing_is_balanced(read: Read, caplog
         pretrained(read(pretrain={**PRETRAIN, "modalities": ["c"]}))
 
 
-def test_a_constant_modality_is_told(read: Read, place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_constant_modality_is_reported(
+    read: Read, place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
     for name in ("scene.yaml", "labels.tif", "a.tif"):
@@ -257,7 +260,7 @@ def test_a_constant_modality_is_told(read: Read, place: Path, tmp_path: Path, ca
     assert np.isfinite(list(made.facts["last"].values())).all()
 
 
-def test_a_loss_that_is_no_number_keeps_the_last_good_state(
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
     read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Denoising.step
@@ -268,7 +271,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_state(
         return step(self)
 
     monkeypatch.setattr(Denoising, "step", broken)
-    with pytest.raises(ModelError, match="denoise_b of pre-training step 3 is no number"):
+    with pytest.raises(ModelError, match="denoise_b of pre-training step 3 is not finite"):
         train(read(), progress=False)
     saved = torch.load(tmp_path / "runs" / "run" / "checkpoints" / "denoiser.pt", weights_only=True)
     assert saved["state"]["done"] == 3
@@ -281,9 +284,3 @@ def test_features_need_a_denoiser(read: Read) -> None:
     with pytest.raises(SettingsError, match="diffusion_9"):
         read(pixel_maps={"diffusion_9": {"kind": "pca"}}).read_scene()
     read(pixel_maps={"diffusion_2": {"kind": "pca", "components": 4}}).read_scene()
-
-
-def test_the_published_settings_are_known() -> None:
-    assert PretrainSettings().total == 2000
-    assert PretrainSettings(start_from="runs/x").total == 0
-    assert PretrainSettings(start_from="runs/x", steps=5).total == 5

@@ -1,4 +1,4 @@
-"""Recipes: what they may say, what is told when they say it wrong, and the split that two files make together."""
+"""Recipes: what they may say, the errors where they say it wrong, and the split that two files make together."""
 
 from __future__ import annotations
 
@@ -82,17 +82,17 @@ def test_what_was_resolved_reads_back(recipe: Path, tmp_path: Path) -> None:
         ("training=[", r"not valid YAML"),
     ],
 )
-def test_mistakes_are_told(recipe: Path, assignment: str, message: str) -> None:
+def test_mistakes_are_reported(recipe: Path, assignment: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         read_recipe(recipe, [assignment])
 
 
-def test_all_mistakes_are_told_in_one_go(recipe: Path) -> None:
+def test_all_mistakes_are_reported_at_once(recipe: Path) -> None:
     recipe.write_text("model: {name: two_branch}\ntraning: {}\nsamples: {batch: 0}\n")
-    with pytest.raises(SettingsError) as told:
+    with pytest.raises(SettingsError) as raised:
         read_recipe(recipe)
     for part in ("the key `scene` is missing", "unknown key `traning`", "`samples.batch` is 0"):
-        assert f"{recipe}: {part}" in str(told.value)
+        assert f"{recipe}: {part}" in str(raised.value)
 
 
 def test_a_recipe_that_is_not_there(recipe: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_recipe_that_is_not_there(recipe: Path) -> None:
         read_recipe(recipe.with_name("smal.yaml"))
 
 
-def test_unknown_modalities_are_told(place: Path, tmp_path: Path) -> None:
+def test_unknown_modalities_are_reported(place: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump({"scene": str(place / "scene.yaml"), "model": "forest"}))
     read_recipe(path, ["modalities=[b]", "pixel_maps={default: {clip: 3}, a: {clip: 2}}"]).read_scene()

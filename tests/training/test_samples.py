@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.simulate.scene import SimulatedRaster
-from landfuse.training.samples import Draws, Samples, SampleSettings, loader
+from landfuse.training.samples import Draws, Samples, WindowSampler, loader
+from landfuse.training.settings import SampleSettings
 from landfuse.views import store as store_module
-from landfuse.views.mapped_pixels import fit_pixel_maps, read_patchwork
-from landfuse.views.pixel_map import PixelMap, PixelMapSettings
+from landfuse.views.mapped_pixels import fit_pixel_maps, read_mapped_pixels
+from landfuse.views.pixel_map import PixelMap
+from landfuse.views.settings import PixelMapSettings
 from landfuse.views.store import Store
 
 TURNS: list[Callable[[NDArray[Any]], NDArray[Any]]] = [
@@ -68,7 +71,7 @@ def small_blocks() -> Iterator[None]:
 
 
 def scene_of(height: int, width: int, zooms: dict[str, int], *, seed: int = 0, holes: float = 0.0) -> Scene:
-    """A scene of noise with labels of three classes; `holes` is the share of pixels without data."""
+    """A scene of noise with labels of three classes; `holes` is the fraction of pixels without data."""
     rng = np.random.default_rng(seed)
     grid = Grid(height, width)
     modalities = {}
@@ -120,6 +123,28 @@ def plain_target(scene: Scene, targets: NDArray[np.uint8], row: int, col: int, c
     return out
 
 
+def draws_of(rows: Any, cols: Any, turns: Any = None, scenes: Any = None) -> Draws:
+    """Draws of so many windows; two modalities or more, none dropped."""
+    row = np.asarray(rows, np.int64)
+    col, still = np.asarray(cols, np.int64), np.zeros(len(row), np.int64)
+    turn, scene = (still if given is None else np.array(list(given), np.int64) for given in (turns, scenes))
+    return Draws(scene, row, col, turn, np.zeros((len(row), 3), bool), np.zeros(len(row), bool))
+
+
+def joined(sampler: WindowSampler) -> Draws:
+    """All draws of an epoch."""
+    return together(list(sampler))
+
+
+def together(parts: list[Draws]) -> Draws:
+    return Draws(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Draws)))
+
+
+def places(draws: Draws) -> NDArray[np.int64]:
+    """Scene, row and column: (B, 3)."""
+    return np.stack([draws.scene, draws.row, draws.col], axis=1)
+
+
 def turns_that_fit(image: NDArray[Any], truth: NDArray[Any]) -> set[int]:
     return {number for number, turn in enumerate(TURNS) if np.array_equal(image, turn(truth))}
 
@@ -142,8 +167,7 @@ def test_windows_are_those_of_a_plain_loop(
     store = Store([scene], plain_maps(scene), view, memory)
     assert store.in_memory == bool(memory)
     rows, cols = rng.integers(1 - core, height, 3), rng.integers(1 - core, width, 3)
-    draws = np.stack([np.zeros(3, np.int64), rows, cols, np.zeros(3, np.int64)], axis=1)
-    batch = Samples(store, [scene.labels], view, core)[draws]
+    batch = Samples(store, [scene.labels], view, core)[draws_of(rows, cols)]
     assert batch.target.shape == (3, core, core)
     halo = (view - core) // 2
     for number, (row, col) in enumerate(zip(rows.tolist(), cols.tolist(), strict=True)):
@@ -157,7 +181,7 @@ def test_windows_are_those_of_a_plain_loop(
 def test_all_eight_turns_are_applied_alike() -> None:
     scene = scene_of(9, 11, {"a": 1, "b": 2, "c": 3}, holes=0.05)
     view, core = 6, 4
-    draws = np.array([[0, 2, 3, turn] for turn in range(8)])
+    draws = draws_of([2] * 8, [3] * 8, range(8))
     batch = Samples(Store([scene], plain_maps(scene), view, 1 << 30), [scene.labels], view, core)[draws]
     seen = []
     for number in range(8):
@@ -174,22 +198,22 @@ def test_all_eight_turns_are_applied_alike() -> None:
 
 def test_reading_a_window_is_reading_its_pixels() -> None:
     scene = scene_of(7, 5, {"a": 1, "b": 2})
-    patchwork = read_patchwork(scene, Window(-3, -4, 15, 12), plain_maps(scene))
-    images = patchwork.views(torch.tensor([-3, 2]), torch.tensor([-4, 1]), 4)
+    mapped = read_mapped_pixels(scene, Window(-3, -4, 15, 12), plain_maps(scene))
+    images = mapped.views(torch.tensor([-3, 2]), torch.tensor([-4, 1]), 4)
     for name in ("a", "b"):
         for number, (row, col) in enumerate([(-3, -4), (2, 1)]):
             np.testing.assert_array_equal(images[name][number], plain_view(scene, name, row, col, 4))
-    assert patchwork.valid.all()
+    assert mapped.valid.all()
 
 
 @pytest.mark.parametrize("side", [20, 40])  # small squares are looked up pixel by pixel, large ones copied by rows
 @pytest.mark.parametrize("last", [(30, 24), (31, 24), (30, 25)])  # the square of 40 px ends with the window, or beyond
 def test_large_squares_are_those_of_their_pixels(side: int, last: tuple[int, int]) -> None:
     scene = scene_of(70, 64, {"a": 1, "b": 2})
-    patchwork = read_patchwork(scene, scene.grid.window, plain_maps(scene))
+    mapped = read_mapped_pixels(scene, scene.grid.window, plain_maps(scene))
     places = [(0, 0), (11, 7), last]
     rows, cols = (torch.tensor(values) for values in zip(*places, strict=True))
-    images = patchwork.views(rows, cols, side)
+    images = mapped.views(rows, cols, side)
     for name in ("a", "b"):
         assert images[name].is_contiguous(memory_format=torch.channels_last)
         for number, (row, col) in enumerate(places):
@@ -202,15 +226,15 @@ def test_pixels_are_mapped_alike_whatever_strip_they_lie_in(monkeypatch: pytest.
     mixed = PixelMap(torch.linspace(-1, 1, 2 * bands).reshape(2, bands), torch.tensor([0.5, -2.0]))
     whole = mixed(torch.from_numpy(scene.read("a", scene.grid.window)).flatten(1).T)
     monkeypatch.setattr("landfuse.views.mapped_pixels._STRIP", 1)
-    table = read_patchwork(scene, scene.grid.window, {"a": mixed}).tables["a"]
+    table = read_mapped_pixels(scene, scene.grid.window, {"a": mixed}).tables["a"]
     assert table.is_contiguous()
     assert torch.equal(table, whole), "7,200 pixels, in strips of 4,096"
 
 
 def all_batches(samples: Samples, given: SampleSettings, epoch: int = 0, **options: Any) -> list[Any]:
-    draws = Draws(samples, given, **{"train": True, **options})
-    draws.set_epoch(epoch)
-    return list(loader(samples, draws))
+    sampler = WindowSampler(samples, given, **{"train": True, **options})
+    sampler.set_epoch(epoch)
+    return list(loader(samples, sampler))
 
 
 def same(first: list[Any], second: list[Any]) -> bool:
@@ -257,13 +281,45 @@ def test_read_by_blocks_or_held_in_memory_is_the_same(two_tiles: list[Scene]) ->
 
 def test_each_labelled_pixel_is_drawn_once_per_epoch(two_tiles: list[Scene]) -> None:
     samples = samples_of(two_tiles, 5, 1)
-    drawn = np.concatenate(list(Draws(samples, SampleSettings(batch=50), train=True, seed=3)))
+    drawn = joined(WindowSampler(samples, SampleSettings(batch=50), train=True, seed=3))
     expected = {(n, r, c) for n, s in enumerate(two_tiles) for r, c in zip(*np.nonzero(s.labels != 255), strict=True)}
     assert len(drawn) == len(expected)
-    assert {tuple(place) for place in drawn[:, :3].tolist()} == expected
-    assert set(drawn[:, 3].tolist()) == set(range(8))
-    still = np.concatenate(list(Draws(samples, SampleSettings(augment=False), train=True)))
-    assert not still[:, 3].any()
+    assert {tuple(place) for place in places(drawn).tolist()} == expected
+    assert set(drawn.turn.tolist()) == set(range(8))
+    still = joined(WindowSampler(samples, SampleSettings(augment=False), train=True))
+    assert not still.turn.any()
+
+
+def test_draws_are_typed_and_of_one_length(two_tiles: list[Scene]) -> None:
+    samples = samples_of(two_tiles, 5, 1)
+    for train in (True, False):
+        for draws in WindowSampler(samples, SampleSettings(batch=50), train=train):
+            count = len(draws)
+            for name in ("scene", "row", "col", "turn"):
+                values = getattr(draws, name)
+                assert (values.dtype, values.shape) == (np.int64, (count,)), name
+            assert (draws.dropped.dtype, draws.dropped.shape) == (bool, (count, 2)), "a column per modality"
+            assert (draws.filler.dtype, draws.filler.shape) == (bool, (count,))
+            assert not draws.filler.any(), "one rank needs none"
+            some = draws.take(np.array([3, 0, 0]))
+            assert len(some) == 3
+            for field in fields(Draws):
+                np.testing.assert_array_equal(getattr(some, field.name), getattr(draws, field.name)[[3, 0, 0]])
+            with pytest.raises(AttributeError):
+                draws.row = draws.col  # type: ignore[misc]
+
+
+def test_windows_of_several_scenes_come_back_in_their_order(two_tiles: list[Scene]) -> None:
+    samples = samples_of(two_tiles, 5, 3)
+    rng = np.random.default_rng(0)
+    scenes, rows, cols, turns = (rng.integers(0, most, 12) for most in (2, 38, 28, 8))
+    draws = replace(draws_of(rows, cols, turns, scenes), dropped=np.zeros((12, 2), bool))
+    batch = samples[draws]
+    for number in range(12):
+        alone = samples[draws.take(np.array([number]))]
+        assert torch.equal(batch.target[number], alone.target[0])
+        for name in ("a", "b"):
+            assert torch.equal(batch.images[name][number], alone.images[name][0])
 
 
 def test_a_core_lies_at_any_place_over_its_pixel(two_tiles: list[Scene]) -> None:
@@ -271,8 +327,8 @@ def test_a_core_lies_at_any_place_over_its_pixel(two_tiles: list[Scene]) -> None
     only = np.full(two_tiles[0].labels.shape, UNLABELLED, np.uint8)
     only[20, 10] = 1
     samples.targets = [only, np.full_like(only, UNLABELLED)]
-    drawn = np.concatenate(list(Draws(samples, SampleSettings(windows=800), train=True)))
-    offsets = {(20 - row, 10 - col) for _, row, col, _ in drawn.tolist()}
+    drawn = joined(WindowSampler(samples, SampleSettings(windows=800), train=True))
+    offsets = {(20 - row, 10 - col) for _, row, col in places(drawn).tolist()}
     assert offsets == set(itertools.product(range(4), repeat=2))
 
 
@@ -280,27 +336,27 @@ def test_balanced_draws_each_class_equally_often(two_tiles: list[Scene]) -> None
     samples = samples_of(two_tiles, 3, 1)
     labels = np.stack([scene.labels for scene in two_tiles])
 
-    def counts(balanced: bool) -> list[int]:
-        drawn = np.concatenate(list(Draws(samples, SampleSettings(windows=3000, balanced=balanced), train=True)))
-        return np.bincount(labels[drawn[:, 0], drawn[:, 1], drawn[:, 2]], minlength=3).tolist()
+    def draw(balanced: bool) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        drawn = joined(WindowSampler(samples, SampleSettings(windows=3000, balanced=balanced), train=True))
+        return places(drawn), labels[drawn.scene, drawn.row, drawn.col]
 
-    assert counts(balanced=True) == [1000, 1000, 1000]
+    drawn, classes = draw(balanced=True)
+    assert np.bincount(classes, minlength=3).tolist() == [1000, 1000, 1000]
+    rare = drawn[classes == 2]
+    assert len(np.unique(rare, axis=0)) > 0.9 * (labels == 2).sum(), "all pixels of the class, not a few"
     frequency = np.bincount(labels[labels != UNLABELLED]) / (labels != UNLABELLED).sum()
-    np.testing.assert_allclose(np.array(counts(balanced=False)) / 3000, frequency, atol=0.03)
-    drawn = np.concatenate(list(Draws(samples, SampleSettings(windows=3000, balanced=True), train=True)))
-    rare = drawn[labels[drawn[:, 0], drawn[:, 1], drawn[:, 2]] == 2]
-    assert len(np.unique(rare[:, :3], axis=0)) > 0.9 * (labels == 2).sum(), "all pixels of the class, not a few"
+    np.testing.assert_allclose(np.bincount(draw(balanced=False)[1], minlength=3) / 3000, frequency, atol=0.03)
 
 
 @pytest.mark.parametrize(("view", "core"), [(5, 1), (8, 8), (11, 7)])
 def test_validation_covers_each_labelled_pixel_once(two_tiles: list[Scene], view: int, core: int) -> None:
     samples = samples_of(two_tiles, view, core)
-    walk = Draws(samples, SampleSettings(batch=16), train=False)
+    walk = WindowSampler(samples, SampleSettings(batch=16), train=False)
     seen = [np.zeros(scene.labels.shape, int) for scene in two_tiles]
-    for table in walk:
-        target = samples[table].target.numpy()
-        for (tile, row, col, turn), square in zip(table.tolist(), target, strict=True):
-            assert turn == 0
+    for draws in walk:
+        assert not draws.turn.any()
+        target = samples[draws].target.numpy()
+        for (tile, row, col), square in zip(places(draws).tolist(), target, strict=True):
             for r, c in zip(*np.nonzero(square != UNLABELLED), strict=True):
                 assert square[r, c] == two_tiles[tile].labels[row + r, col + c]
                 seen[tile][row + r, col + c] += 1
@@ -314,32 +370,34 @@ def test_validation_covers_each_labelled_pixel_once(two_tiles: list[Scene], view
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_the_ranks_share_out_each_batch(two_tiles: list[Scene], train: bool, ranks: int) -> None:
+def test_the_ranks_divide_each_batch(two_tiles: list[Scene], train: bool, ranks: int) -> None:
     samples = samples_of(two_tiles, 5, 1)
     given = SampleSettings(batch=101)
-    whole = list(Draws(samples, given, train=train, seed=1))
-    shares = [list(Draws(samples, given, train=train, seed=1, rank=rank, ranks=ranks)) for rank in range(ranks)]
-    assert {len(share) for share in shares} == {len(whole)}
+    whole = list(WindowSampler(samples, given, train=train, seed=1))
+    of_ranks = [list(WindowSampler(samples, given, train=train, seed=1, rank=r, ranks=ranks)) for r in range(ranks)]
+    assert {len(batches) for batches in of_ranks} == {len(whole)}
     for step, batch in enumerate(whole):
-        parts = [share[step] for share in shares]
+        parts = [batches[step] for batches in of_ranks]
         assert len({len(part) for part in parts}) == 1, "batches of one size on all ranks"
-        together = np.concatenate(parts)
-        np.testing.assert_array_equal(together[together[:, 3] >= 0], batch)
-        filler = np.concatenate([part[part[:, 3] < 0] for part in parts])
+        every = together(parts)
+        for field in fields(Draws):
+            found = getattr(every, field.name)[~every.filler]
+            np.testing.assert_array_equal(found, getattr(batch, field.name))
+        filler = every.take(np.flatnonzero(every.filler))
         assert len(filler) < ranks
         if len(filler):
             assert (samples[filler].target == UNLABELLED).all()
 
 
 def test_batches_are_of_even_size(two_tiles: list[Scene]) -> None:
-    draws = Draws(samples_of(two_tiles, 5, 1), SampleSettings(batch=64, windows=129), train=True)
-    assert [len(batch) for batch in draws] == [43, 43, 43]
-    assert len(draws) == 3
-    assert [len(batch) for batch in Draws(draws.samples, SampleSettings(windows=5), train=True)] == [5]
+    sampler = WindowSampler(samples_of(two_tiles, 5, 1), SampleSettings(batch=64, windows=129), train=True)
+    assert [len(batch) for batch in sampler] == [43, 43, 43]
+    assert len(sampler) == 3
+    assert [len(batch) for batch in WindowSampler(sampler.samples, SampleSettings(windows=5), train=True)] == [5]
 
 
-def test_nothing_to_draw_from_is_told(two_tiles: list[Scene]) -> None:
+def test_nothing_to_draw_from_is_an_error(two_tiles: list[Scene]) -> None:
     samples = samples_of(two_tiles, 5, 1)
     samples.targets = [np.full_like(target, UNLABELLED) for target in samples.targets]
     with pytest.raises(SplitError, match="no labelled pixel"):
-        Draws(samples, SampleSettings(), train=True)
+        WindowSampler(samples, SampleSettings(), train=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import landfuse as lf
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.errors import FaultsError, LandfuseError, ModelError, OutputError, SettingsError, SplitError
-from landfuse.mapping.predict import map_blocks
+from landfuse.mapping.engine import map_blocks
 from landfuse.models.base import FusionModel
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.geotiff_writer import write_raster
@@ -293,7 +294,7 @@ def test_nothing_of_the_test_split_gets_into_the_bundle(place: Path, write: Writ
     assert scores(tmp_path / "one")["test"] != scores(tmp_path / "two")["test"]
 
 
-def test_a_loss_that_is_no_number_is_told(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_is_an_error(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     original = FusionModel.loss
     seen = []
 
@@ -333,7 +334,7 @@ def test_a_view_larger_than_the_scene_works(tmp_path: Path, write: Write) -> Non
     assert scores(tmp_path / "run")["leak_share"] == 1
 
 
-def test_what_cannot_be_trained_is_told(write: Write, place: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_refused(write: Write, place: Path, tmp_path: Path) -> None:
     cases: list[tuple[type[LandfuseError], str, dict[str, Any]]] = [
         (SplitError, r"class `field 5` has no training pixel(.|\n)*take it out of the legend", {"legend": "field 5"}),
         (FaultsError, r"there is no file .*b\.tif", {"b": "gone"}),
@@ -357,7 +358,7 @@ def test_what_cannot_be_trained_is_told(write: Write, place: Path, tmp_path: Pat
         assert not (tmp_path / "run").exists()
 
 
-def test_tiles_of_different_kind_are_told_before_training(tmp_path: Path, write: Write) -> None:
+def test_tiles_of_different_kind_are_refused_before_training(tmp_path: Path, write: Write) -> None:
     grid = Grid(8, 8, (1.0, 0, 0, 0, -1.0, 0), "EPSG:32632")
     for tile, bands in (("t1", 3), ("t2", 4)):
         write_raster(
@@ -453,7 +454,7 @@ def test_the_temperature_is_fitted_on_what_mapping_gives(
     surprise = {}
     for role in (VALIDATION, TEST):
         known = (roles == role) & (part.classes != lf.UNLABELLED)
-        logits, truth = part.logits[:, torch.from_numpy(known)].T.double(), torch.from_numpy(scene.labels[known]).long()
+        logits, truth = torch.from_numpy(part.logits[:, known].T).double(), torch.from_numpy(scene.labels[known]).long()
         surprise[role] = [
             float(torch.nn.functional.cross_entropy(logits / t, truth))
             for t in (classifier.temperature, classifier.temperature * 1.02, classifier.temperature / 1.02, 1.0)
@@ -468,12 +469,12 @@ def test_the_temperature_is_fitted_on_what_mapping_gives(
     np.testing.assert_array_equal(
         part.classes[known], part.probabilities[:, known].argmax(axis=0), "the map is what it was"
     )
-    expected = torch.softmax(part.logits.double() / classifier.temperature, dim=0).numpy()
+    expected = torch.softmax(torch.from_numpy(part.logits).double() / classifier.temperature, dim=0).numpy()
     np.testing.assert_allclose(part.probabilities, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_a_model_trained_with_dropout_maps_with_whatever_is_there(write: Write, place: Path, tmp_path: Path) -> None:
-    """The corner without `b` is mapped, and so is a scene without `b`; the table tells what that costs."""
+    """The corner without `b` is mapped, and so is a scene without `b`; the table says what that costs."""
     samples = SMALL["samples"] | {"modality_dropout": {"b": 0.4}}
     train(write(samples=samples, training=SMALL["training"] | {"epochs": 6}), progress=False)
     run = tmp_path / "run"
@@ -509,11 +510,18 @@ def test_a_model_trained_with_dropout_maps_with_whatever_is_there(write: Write, 
     by_hand = lf.Confusion(4)
     [roles] = GdalRaster(str(run / "split" / "chequers.tif")).read_numbers(scene.grid.window)[0]
     truth = np.where(roles == TEST, scene.labels, lf.UNLABELLED).astype(np.uint8)
-    by_hand.update(truth, lf.map_array(classifier, classifier.without(scene, "b")))
+    by_hand.update(truth, lf.map_array(classifier, scene, withheld=("b",)))
     assert placeholder == pytest.approx(by_hand.scores(), abs=0)
-    classifier.fill_mean("b")
+    lacking = dataclasses.replace(scene, modalities={"a": scene.modalities["a"]})
+    assert np.array_equal(
+        lf.map_array(classifier, lacking, allow_missing=True), lf.map_array(classifier, scene, withheld=("b",))
+    )
     filled = lf.Confusion(4)
-    filled.update(truth, lf.map_array(classifier, classifier.without(scene, "b")))
+    filled.update(truth, lf.map_array(classifier, lacking, mean_for=("b",)))
+    assert np.array_equal(
+        lf.map_array(classifier, lacking, mean_for=("b",)),
+        lf.map_array(classifier, scene, mean_for=("b",), withheld=("b",)),
+    )
     assert mean == pytest.approx(filled.scores(), abs=0)
     assert mean != placeholder
 
@@ -529,7 +537,7 @@ def test_a_model_trained_with_dropout_maps_with_whatever_is_there(write: Write, 
         modality_table(tmp_path / "alone")
 
 
-def test_dropout_that_cannot_be_is_told_before_training(write: Write, tmp_path: Path) -> None:
+def test_dropout_that_cannot_be_is_refused_before_training(write: Write, tmp_path: Path) -> None:
     seen = {"pretrain": {"steps": 1}, "features": {}, "samples": {"modality_dropout": 0.1}}
     with pytest.raises(SettingsError, match=r"`features` see all modalities"):
         train(write(**seen), progress=False)

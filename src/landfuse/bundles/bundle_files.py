@@ -1,4 +1,7 @@
-"""The files of a bundle: `model.json` and `model.safetensors`."""
+"""Reading a bundle's files: `model.json` (all that is words and numbers) and `model.safetensors` (all tensors).
+
+No pickled code runs, and nothing is imported that a file names.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,52 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import pydantic
 import safetensors.torch
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor
 
-from landfuse.bundles.bundle import FORMAT, Bundle, ModalityNote, ModelSpec
-from landfuse.diffusion.features import DiffusionFeatures, FeatureSettings
-from landfuse.diffusion.patch_features import built_with
+from landfuse.bundles.bundle import FORMAT, Bundle, build_model
+from landfuse.bundles.description import ModelSpec
+from landfuse.diffusion.features import DiffusionFeatures
+from landfuse.diffusion.settings import FeatureSettings
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser
-from landfuse.errors import BundleError, LandfuseError, MissingFileError
+from landfuse.errors import BundleError, MissingFileError
 from landfuse.legend import LandClass, Legend
 from landfuse.models import MODELS
 from landfuse.models.base import Modality
+from landfuse.rasters.windows import CoreWeights
+from landfuse.scenes.scene import ModalityInfo
 from landfuse.views.pixel_map import PixelMap
+
+
+class _Model(pydantic.BaseModel):
+    name: str
+    settings: dict[str, Any]
+
+
+class _Tiling(pydantic.BaseModel):
+    stride: int = Field(ge=1)
+    weights: CoreWeights = "uniform"
+
+
+class _File(pydantic.BaseModel):
+    """What `model.json` holds."""
+
+    model: _Model
+    modalities: dict[str, ModalityInfo]
+    pixel_maps: dict[str, tuple[int, ...]]
+    legend: list[LandClass]
+    frozen: dict[str, str] | None = None
+    tiling: _Tiling
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    droppable: tuple[str, ...] = ()
+    denoiser: dict[str, Any] | None = None
+    features: FeatureSettings | None = None
 
 
 def bundle_folder(path: str | Path) -> Path:
@@ -30,86 +64,103 @@ def bundle_folder(path: str | Path) -> Path:
 
 
 def load_bundle(folder: str | Path) -> Bundle:
-    """Loads a bundle that `Bundle.save` wrote; the logits are those of the saved one, bit for bit.
+    """Loads a bundle; its logits are those of the saved one, bit for bit.
 
     Args:
         folder: the bundle, or a run folder that holds one in `bundle/`.
 
     Raises:
-        BundleError: if it is missing, truncated, or written by a newer version.
+        BundleError: if it is missing, damaged, or written by a newer version.
+        MissingFileError: if the frozen weights that it refers to are not there.
     """
     folder = bundle_folder(folder)
+    description = _read_json(folder)
+    tensors = _read_tensors(folder)
+    if description.model.name not in MODELS:
+        raise BundleError(
+            f"the bundle {folder} holds the model `{description.model.name}`", f"one of {', '.join(MODELS)}", "update"
+        )
+    maps = {name: PixelMap(torch.empty(shape), torch.empty(shape[0])) for name, shape in description.pixel_maps.items()}
+    modalities = {name: Modality(m.channels, description.modalities[name].zoom) for name, m in maps.items()}
+    features = None
+    if description.features is not None and description.denoiser is not None:
+        denoiser = TrainedDenoiser.unpacked(_part(tensors, "denoiser."), description.denoiser)
+        features = DiffusionFeatures(denoiser, description.features)
+    spec, legend = ModelSpec(description.model.name, description.model.settings), Legend(tuple(description.legend))
     try:
-        description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        if description["format"] > FORMAT:
+        model = build_model(spec, modalities, len(legend), saved=True)
+    except MissingFileError as error:
+        raise MissingFileError(
+            f"the bundle {folder} refers to frozen weights that are not here: {error.found}",
+            f"the file of SHA-256 {(description.frozen or {}).get('sha256')}; {error.expected}",
+            f"{error.do}; or make a bundle that needs none, where they are: landfuse export",
+        ) from None
+    bundle = Bundle(
+        spec, maps, description.modalities, legend, description.tiling.stride, model, description.tiling.weights,
+        features, description.droppable,
+    )  # fmt: skip
+    bundle.temperature = description.temperature
+    known, here = description.frozen or {}, bundle.model.frozen_reference() or {}
+    if known != here:
+        raise BundleError(
+            f"the bundle {folder} was trained on other frozen weights than those of {here.get('address')}",
+            f"the SHA-256 {known.get('sha256')} ({known.get('address')}), not {here.get('sha256')}",
+            "put that file there; or make a bundle that needs none, where it is: landfuse export",
+        )
+    try:
+        bundle.pixel_maps.load_state_dict(_part(tensors, "pixel_maps."))
+        bundle.model.load_trained_state(_part(tensors, "model."))
+    except (RuntimeError, KeyError, ValueError) as error:  # tensors of other names or shapes
+        raise _damaged(folder, error) from None
+    return bundle.eval()
+
+
+def _read_json(folder: Path) -> _File:
+    path = folder / "model.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] > FORMAT:
             raise BundleError(
-                f"the bundle {folder} has format {description['format']}, of landfuse {description['landfuse']}",
+                f"the bundle {folder} has format {values['format']}, of landfuse {values['landfuse']}",
                 f"format {FORMAT} or older, which landfuse {version('landfuse')} reads",
                 "update landfuse: pip install -U landfuse",
             )
-        tensors = safetensors.torch.load_file(folder / "model.safetensors")
-        spec = ModelSpec(description["model"]["name"], description["model"]["settings"])
-        if spec.name not in MODELS:
-            raise BundleError(
-                f"the bundle {folder} holds the model `{spec.name}`", f"one of {', '.join(MODELS)}", "update"
-            )
-        maps = {
-            name: PixelMap(torch.empty(shape), torch.empty(shape[0]))
-            for name, shape in description["pixel_maps"].items()
-        }
-        notes = {name: ModalityNote(**values) for name, values in description["modalities"].items()}
-        legend = Legend(tuple(LandClass(**values) for values in description["legend"]))
-        modalities = {name: Modality(m.channels, notes[name].zoom) for name, m in maps.items()}
-        features = None
-        if description.get("features") is not None:
-            denoiser = TrainedDenoiser.unpacked(_part(tensors, "denoiser."), description["denoiser"])
-            features = DiffusionFeatures(denoiser, FeatureSettings(**description["features"]))
-        try:
-            model = built_with(features, modalities, lambda seen: spec.build(seen, len(legend), saved=True))
-        except MissingFileError as error:
-            raise MissingFileError(
-                f"the bundle {folder} refers to frozen weights that are not here: {error.found}",
-                f"the file of SHA-256 {(description.get('frozen') or {}).get('sha256')}; {error.expected}",
-                f"{error.do}; or make a bundle that needs none, where they are: landfuse export",
-            ) from None
-        tiling = description["tiling"]
-        classifier = Bundle(
-            spec,
-            maps,
-            notes,
-            legend,
-            tiling["stride"],
-            model,
-            tiling.get("weights", "uniform"),
-            features,
-            droppable=description.get("droppable", ()),
-        )
-        classifier.temperature = float(description.get("temperature", 1.0))
-        known, here = description.get("frozen") or {}, classifier.model.frozen_reference() or {}
-        if known != here:
-            raise BundleError(
-                f"the bundle {folder} was trained on other frozen weights than those of {here.get('address')}",
-                f"the SHA-256 {known.get('sha256')} ({known.get('address')}), not {here.get('sha256')}",
-                "put that file there; or make a bundle that needs none, where it is: landfuse export",
-            )
-        classifier.pixel_maps.load_state_dict(_part(tensors, "pixel_maps."))
-        classifier.model.load_trained_state(_part(tensors, "model."))
-    except LandfuseError:
+        return _File.model_validate(values)
+    except BundleError:
         raise
-    except FileNotFoundError as error:
-        missing = [name for name in ("model.json", "model.safetensors") if not (folder / name).exists()]
-        raise BundleError(
-            f"{folder} holds no bundle: {' and '.join(missing) or error} is missing",
-            "a folder with model.json and model.safetensors, as `landfuse train` writes it",
-            "check the path, or whether the training ended",
-        ) from None
     except OSError as error:
-        raise BundleError(f"the bundle {folder} cannot be read: {error}", "a bundle", "check the path") from None
-    except (ValueError, SafetensorError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        raise BundleError(
-            f"the bundle {folder} is broken: {str(error)[:300]}", "a whole bundle", "copy it again, or train again"
-        ) from None
-    return classifier.eval()
+        raise _unreadable(folder, error) from None
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise _damaged(folder, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(folder / "model.safetensors")
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    except (SafetensorError, ValueError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _unreadable(folder: Path, error: OSError) -> BundleError:
+    missing = [name for name in ("model.json", "model.safetensors") if not (folder / name).exists()]
+    if not missing:
+        return BundleError(f"the bundle {folder} cannot be read: {error}", "a bundle", "check the path")
+    return BundleError(
+        f"{folder} holds no bundle: {' and '.join(missing)} is missing",
+        "a folder with model.json and model.safetensors, as `landfuse train` writes it",
+        "check the path, or whether the training ended",
+    )
+
+
+def _damaged(folder: Path, error: object) -> BundleError:
+    return BundleError(
+        f"the bundle {folder} is broken: {str(error)[:300]}", "a whole bundle", "copy it again, or train again"
+    )
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""Calibration: how far stated probabilities are true, and the one number that mends most of it.
+"""Calibration: the one number by which logits are divided so that stated probabilities come true.
 
-A network that says 0.9 should be right nine times in ten. `fit_temperature` finds the number that all logits are
-divided by so that they say what they can keep; `Reliability` counts how well it is kept.
+A network that states 0.9 should be right nine times in ten; `landfuse.accuracy.reliability` measures how far that
+holds.
 
 Source: Guo et al. 2017, On Calibration of Modern Neural Networks, https://arxiv.org/abs/1706.04599, sections 2 (ECE)
 and 4.2 (temperature).
@@ -10,22 +10,28 @@ and 4.2 (temperature).
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 COLDEST, HOTTEST = 0.05, 20.0
-"""Limits of a temperature. One lies outside if the pixels are too few or too easy to tell, as where all are right."""
+"""Limits of a temperature. A fit beyond them means that the pixels are too few or too easy, as where all are right."""
 
 _MOST = 1 << 18
 """Pixels that a temperature is fitted to at most; it is one number."""
 
 
 def probabilities_of(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float32]:
-    """softmax(logits / temperature) over the last axis: (..., K) -> (..., K), float32."""
-    # Over the last axis: over the first, the kernel rounds by a pixel's place in its block (P1).
-    scaled = torch.from_numpy(np.ascontiguousarray(logits)) / temperature
-    return np.asarray(torch.softmax(scaled, dim=-1).numpy())
+    """softmax(logits / temperature) over the first axis: (K, ...) -> (K, ...), float32."""
+    scale = np.float32(temperature)
+    highest = logits.max(axis=0)
+    # Class by class and contiguous: other orders sum in blocks whose bounds depend on a pixel's place (P1).
+    found = np.empty(logits.shape, np.float32)
+    total = np.zeros(logits.shape[1:], np.float32)
+    for number, of_class in enumerate(logits):
+        np.exp(np.ascontiguousarray((of_class - highest) / scale), out=found[number])
+        total += found[number]
+    found /= total
+    return found
 
 
 def fit_temperature(logits: NDArray[np.floating], truth: NDArray[np.integer]) -> float:
@@ -49,8 +55,8 @@ def fit_temperature(logits: NDArray[np.floating], truth: NDArray[np.integer]) ->
     of_truth = z[np.arange(len(z)), truth].mean()
 
     def slope(inverse: float) -> float:
-        shares = np.exp(inverse * z)
-        return float(((shares * z).sum(axis=1) / shares.sum(axis=1)).mean() - of_truth)
+        weights = np.exp(inverse * z)
+        return float(((weights * z).sum(axis=1) / weights.sum(axis=1)).mean() - of_truth)
 
     if slope(1 / HOTTEST) >= 0:
         return HOTTEST
@@ -68,7 +74,7 @@ class LogitSample:
     """
 
     def __init__(self, pixels: int, most: int = _MOST) -> None:
-        self._share = min(1.0, most / max(1, pixels))
+        self._fraction = min(1.0, most / max(1, pixels))
         self._random = np.random.default_rng(0)
         self._logits: list[NDArray[np.floating]] = []
         self._truth: list[NDArray[np.integer]] = []
@@ -80,7 +86,7 @@ class LogitSample:
             logits: (N, K).
             truth: (N,) classes.
         """
-        kept = self._random.random(len(truth)) < self._share
+        kept = self._random.random(len(truth)) < self._fraction
         self._logits.append(logits[kept])
         self._truth.append(truth[kept])
 

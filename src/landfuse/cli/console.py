@@ -110,7 +110,7 @@ class Tally:
         return f"{self.rate:.3g} Mpx/s{left}"
 
 
-def tell_json(event: str, **values: Any) -> None:
+def print_json(event: str, **values: Any) -> None:
     """One line of JSON."""
     say(json.dumps({"event": event, **values}, ensure_ascii=False))
 
@@ -134,7 +134,7 @@ def mapping_progress(pixels: int, *, quiet: bool, as_json: bool) -> Iterator[Cal
             if not quiet and (tally.clock() - last >= 1 or tally.done == tally.total):
                 last = tally.clock()
                 seconds = None if tally.left is None else round(tally.left, 1)
-                tell_json(
+                print_json(
                     "progress", tile=tile, pixels=tally.done, of=tally.total,
                     megapixels_per_second=round(tally.rate, 4), seconds_left=seconds,
                 )  # fmt: skip

@@ -8,13 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from landfuse.cli.console import bar, say, tell_json
+from landfuse.cli.console import bar, print_json, say
 
 if TYPE_CHECKING:
-    from landfuse.bundles.bundle import Bundle
+    from landfuse.bundles.predictor import Predictor
     from landfuse.errors import SceneError
     from landfuse.legend import Legend
-    from landfuse.mapping.map_layers import Wanted
+    from landfuse.mapping.map_layers import Layer
     from landfuse.scenes.scene import Scene
 
 
@@ -70,9 +70,9 @@ class BesideMaps:
         self,
         tiles: Sequence[Scene],
         paths: Mapping[str, Path],
-        classifier: Bundle,
+        predictor: Predictor,
         bundle: Path,
-        wanted: Wanted,
+        layers: Sequence[Layer],
         incomplete: Iterable[str],
     ) -> list[SceneError]:
         """Writes styles, and polygons and items of the maps that lack nothing; tells of each.
@@ -89,20 +89,20 @@ class BesideMaps:
         whole = [one for one in tiles if one.name not in lacking]
         faults: list[SceneError] = []
         for one in tiles:
-            write_style(paths[one.name], classifier.legend)
+            write_style(paths[one.name], predictor.description.legend)
         if self.polygons:
             with bar("polygons", self.quiet or self.as_json) as tell:
                 for number, one in enumerate(whole):
                     tell(number, len(whole))
                     try:
-                        made = write_polygons(paths[one.name], classifier.legend, self.minimum_area or 0.0)
+                        made = write_polygons(paths[one.name], predictor.description.legend, self.minimum_area or 0.0)
                     except SceneError as error:
                         faults.append(error)
                     else:
                         self._tell("polygons", made, one.name)
         if self.stac:
             for one in whole:
-                made = write_item(paths[one.name], one.grid, classifier, bundle, wanted, self.taken)
+                made = write_item(paths[one.name], one.grid, predictor, bundle, layers, self.taken)
                 self._tell("stac", made, one.name)
         if faults and len(faults) < len(whole):
             for fault in faults:
@@ -129,12 +129,12 @@ class BesideMaps:
 
     def _tell(self, what: str, made: Path, tile: str | None = None) -> None:
         if self.as_json:
-            tell_json(what, path=str(made), **({} if tile is None else {"tile": tile}))
+            print_json(what, path=str(made), **({} if tile is None else {"tile": tile}))
         else:
             say(f"{what}: {made}")
 
     def _note(self, words: str) -> None:
         if self.as_json:
-            tell_json("note", found=words)
+            print_json("note", found=words)
         else:
             say(words)

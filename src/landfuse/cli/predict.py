@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from landfuse.cli.console import Quiet, ScenePath, mapping_progress, say, tell_json
+from landfuse.cli.console import Quiet, ScenePath, mapping_progress, print_json, say
 from landfuse.cli.map_extras import BesideMaps
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from landfuse.errors import IncompleteError
     from landfuse.legend import Legend
     from landfuse.mapping.predict import Runner
+    from landfuse.mapping.settings import MapOptions
     from landfuse.scenes.scene import Scene
 
 
@@ -108,34 +110,34 @@ def predict(
     from landfuse.bundles.bundle_files import bundle_folder, load_bundle
     from landfuse.errors import OutputError, SceneError, SettingsError, several
     from landfuse.mapping.destination import Destination
-    from landfuse.mapping.map_layers import Wanted
+    from landfuse.mapping.map_layers import layers_of
     from landfuse.mapping.part_folder import PartFolder
+    from landfuse.mapping.predict import predict as run_mapping
+    from landfuse.mapping.settings import map_options
     from landfuse.scenes.scene_file import read_scene_file
-    from landfuse.settings import byte_count
 
-    try:
-        bytes_allowed = byte_count(memory)
-    except ValueError as error:
-        raise SettingsError(f"--memory: {error}", "a size like 2GiB", "mend it") from None
-    if precision not in ("float32", "bfloat16"):
-        raise SettingsError(f"--precision is {precision}", "float32 or bfloat16", "choose one")
+    options = map_options(
+        {
+            "probabilities": probabilities, "confidence": confidence, "entropy": entropy, "layers": layer or (),
+            "block": block, "memory": memory, "batch": batch, "precision": precision, "mean_for": mean_for or (),
+            "allow_missing": allow_missing,
+        }
+    )  # fmt: skip
     if sum(option is not None for option in (workers, scheduler, scheduler_file)) > 1:
         raise SettingsError(
             "several of --workers, --scheduler and --scheduler-file are given", "one at most", "choose one"
         )
-    classifier = load_bundle(bundle)
+    model = load_bundle(bundle)
+    known = model.description
     file = read_scene_file(scene)
-    scenes = file.scenes(only=list(classifier.notes))
-    classifier.fill_mean(*(mean_for or ()))
-    if allow_missing or mean_for:
-        scenes = [classifier.complete(one, only=None if allow_missing else mean_for) for one in scenes]
+    scenes = file.scenes(only=list(known.modalities))
     unknown = sorted(set(tile or ()) - {s.name for s in scenes})
     if unknown:
         raise SceneError(
             f"the scene has no tile {', '.join(unknown)}", f"some of {', '.join(s.name for s in scenes[:9])}", ""
         )
     for one in scenes:
-        classifier.check(one)
+        known.check(one, options)
     chosen = [one for one in scenes if not tile or one.name in tile]
     extras = BesideMaps(polygons, minimum_area, stac, taken, as_json, quiet)
     extras.check(chosen)
@@ -149,50 +151,41 @@ def predict(
             "name a folder by -o, or one tile by --tile",
         )
     paths = {one.name: place if as_file else place / f"{one.name}.tif" for one in chosen}
-    options: dict[str, Any] = {
-        "probabilities": probabilities,
-        "confidence": confidence,
-        "entropy": entropy,
-        "layers": layer or (),
-        "block": block,
-        "memory": bytes_allowed,
-        "batch": batch,
-        "precision": precision,
-    }
     if dry_run:
         for one in chosen:
-            _tell_plan(classifier, one, paths[one.name], options, workers or 1, as_json)
+            _print_plan(model, one, paths[one.name], options, workers or 1, as_json)
         return
     with destination.delivery():
+        keep = len(chosen) > 1 or extras.takes_time
         with _runner(bundle, workers, scheduler, scheduler_file) as (run, at_once):
-            options |= {"restart": restart, "run": run, "keep": len(chosen) > 1 or extras.takes_time}
-            incomplete = _map_tiles(classifier, chosen, paths, options, at_once, quiet=quiet, as_json=as_json)
+            job = partial(run_mapping, model, restart=restart, run=run, keep=keep, **dict(options))
+            incomplete = _map_tiles(job, chosen, paths, at_once, quiet=quiet, as_json=as_json)
         for one in chosen:
             path = paths[one.name]
             if as_json:
-                tell_json("map", tile=one.name, path=str(path), complete=one.name not in incomplete)
+                print_json("map", tile=one.name, path=str(path), complete=one.name not in incomplete)
             else:
                 say(f"map: {path}")
             if picture:
-                drawn = _picture(path, one, classifier.legend)
+                drawn = _picture(path, one, known.legend)
                 if not as_json:
                     say(f"picture: {drawn}")
-        wanted = Wanted(probabilities, confidence, entropy, tuple(layer or ()))
         if stac and destination.address is not None:
-            # Items tell where the bundle lies from them: it has to go where they go.
+            # Items name the bundle's place relative to theirs: it has to go where they go.
             home = place.with_name(f"{place.stem}_bundle") if as_file else place / "bundle"
             bundle = shutil.copytree(bundle_folder(bundle), home, dirs_exist_ok=True)
-        faults = extras.write(chosen, paths, classifier, bundle, wanted, incomplete)
+        predictor, layers = model.predictor(options), layers_of(options, known.legend)
+        faults = extras.write(chosen, paths, predictor, bundle_folder(bundle), layers, incomplete)
         if not as_file and len(scenes) > 1:
-            extras.write_overview(scenes, place, classifier.legend)
+            extras.write_overview(scenes, place, known.legend)
         if incomplete:
             raise several(list(incomplete.values()))
-        if options["keep"]:
-            for path in paths.values():  # until here they tell which tiles are finished
+        if keep:
+            for path in paths.values():  # until here they say which tiles are finished
                 PartFolder(path).remove()
     if destination.address is not None:
         if as_json:
-            tell_json("put", address=destination.address)
+            print_json("put", address=destination.address)
         else:
             say(f"put at: {destination.address}")
     if faults:
@@ -200,38 +193,36 @@ def predict(
 
 
 def _map_tiles(
-    classifier: Bundle,
+    job: Callable[..., Path],
     tiles: Sequence[Scene],
     paths: Mapping[str, Path],
-    options: Mapping[str, Any],
     at_once: int,
     *,
     quiet: bool,
     as_json: bool,
 ) -> dict[str, IncompleteError]:
-    """Maps tiles, several at once where a cluster does the work; gives those whose maps lack blocks."""
+    """Maps tiles, several at once where a cluster does the work; returns those whose maps lack blocks."""
     from landfuse.errors import IncompleteError
-    from landfuse.mapping.predict import predict as run_mapping
 
     incomplete: dict[str, IncompleteError] = {}
     stop = threading.Event()
 
-    with mapping_progress(sum(one.grid.window.pixels for one in tiles), quiet=quiet, as_json=as_json) as tell:
+    with mapping_progress(sum(one.grid.window.pixels for one in tiles), quiet=quiet, as_json=as_json) as report:
 
         def one_tile(one: Scene) -> None:
             def progress(done: int, total: int) -> None:
                 if stop.is_set():
                     raise KeyboardInterrupt
-                tell(one.name, done)
+                report(one.name, done)
 
             try:
-                run_mapping(classifier, one, paths[one.name], progress=progress, **options)
+                job(one, paths[one.name], progress=progress)
             except IncompleteError as error:
                 incomplete[one.name] = error
                 if as_json:
                     for where, fault in error.faults.items():
-                        tell_json("fault", tile=one.name, block=where, found=fault.found)
-            tell(one.name, one.grid.window.pixels)
+                        print_json("fault", tile=one.name, block=where, found=fault.found)
+            report(one.name, one.grid.window.pixels)
 
         if at_once == 1:
             for one in tiles:
@@ -265,33 +256,31 @@ def _runner(
         yield run, 8
 
 
-def _tell_plan(
-    classifier: Bundle, scene: Scene, path: Path, options: Mapping[str, Any], workers: int, as_json: bool
-) -> None:
+def _print_plan(model: Bundle, scene: Scene, path: Path, options: MapOptions, workers: int, as_json: bool) -> None:
     from landfuse.mapping.memory import in_bytes
     from landfuse.mapping.predict import plan_map
 
-    plan = plan_map(classifier, scene, path, **options)
+    plan = plan_map(model, scene, path, **dict(options))
     if as_json:
-        tell_json("plan", tile=scene.name, path=str(path), **asdict(plan))
+        print_json("plan", tile=scene.name, path=str(path), **asdict(plan))
         return
     say(f"{scene.name} -> {path}")
     say(f"  size:    {plan.height:,} x {plan.width:,} px")
     say(
-        f"  blocks:  {plan.blocks:,} of {plan.block:,} px; halos add {plan.halo_share:.0%} to what is read; "
+        f"  blocks:  {plan.blocks:,} of {plan.block:,} px; halos add {plan.halo_fraction:.0%} to what is read; "
         f"{plan.windows:,} windows"
     )
     if plan.blocks > 1:
         say(
             f"           where they are computed apart (on a cluster) halos add {plan.halo_apart:.0%}, "
-            f"and there are {plan.recomputed_share:.0%} more windows"
+            f"and there are {plan.recomputed_fraction:.0%} more windows"
         )
     say(f"  memory:  at most {in_bytes(plan.memory)} per process")
     say(f"  disk:    about {in_bytes(plan.expected_disk)}, at most {in_bytes(plan.disk)}")
     if plan.seconds is None:
         say("  time:    not known: there is no data in the scene's middle")
     else:
-        more = 1 + plan.recomputed_share if workers > 1 else 1
+        more = 1 + plan.recomputed_fraction if workers > 1 else 1
         time = timedelta(seconds=round(plan.seconds * more / workers))
         say(f"  time:    about {time} by {workers} process{'es' if workers > 1 else ''}, by one timed block")
 

@@ -70,13 +70,13 @@ class Crops:
         turns = torch.as_tensor(rng.integers(0, 8, size=count) if augment else np.zeros(count, np.int64))
         table = torch.as_tensor(np.column_stack([scene, place]).astype(np.int64))
         views: dict[str, Tensor] = {}
-        for members, number, patchwork in self.store.grouped(table):
+        for members, number, mapped in self.store.grouped(table):
             rows, cols = table[members, 1], table[members, 2]
-            parts = patchwork.views(rows, cols, self.side, turns[members])
+            parts = mapped.views(rows, cols, self.side, turns[members])
             if self._shown is not None:
-                squares = patchwork.targets(self._shown[number], rows, cols, self.side, turns[members])
+                squares = mapped.targets(self._shown[number], rows, cols, self.side, turns[members])
                 shown = (squares == 1).to(torch.float32)[:, None]  # mirrored pixels are not looked up, and not shown
-                zooms = patchwork.zooms
+                zooms = mapped.zooms
                 parts = {
                     name: part * shown.repeat_interleave(zooms[name], 2).repeat_interleave(zooms[name], 3)
                     for name, part in parts.items()

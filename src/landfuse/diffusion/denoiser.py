@@ -1,9 +1,9 @@
-"""A U-Net that tells the noise of several modalities at once: a stem and a head for each, one body for all.
+"""A U-Net that estimates the noise of several modalities at once: a stem and a head for each, one body for all.
 
 Source: sections D.2 and D.4 of our specification of Liu et al. 2025, "Balanced Diffusion-Guided Fusion for Multimodal
 Remote Sensing Classification", arXiv 2509.23310; the body follows Ho et al. 2020, arXiv 2006.11239.
 
-Differs from the usual U-Net of diffusion models, and why. (1) The network tells only what the best guess for
+Differs from the usual U-Net of diffusion models, and why. (1) The network estimates only what the best guess for
 independent Gaussian pixels leaves over, scaled to a variance of 1 (Karras et al. 2022, arXiv 2206.00364, section 5,
 here for the noise). Training begins at that bound; without it, a thousand steps on a CPU do not come near it. (2)
 Features are normalised over the channels of each pixel instead of over the image. What a pixel gets then depends on
@@ -21,23 +21,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landfuse.diffusion.noise import signal_share, wiener_bound
+from landfuse.diffusion.noise import signal_alpha, wiener_bound
 
 DEVIATION = 1 / 3
 """Standard deviation of the images that the denoiser takes: values within -1..1, three deviations from the mean."""
 
 
 class Denoised(NamedTuple):
-    """What the denoiser tells.
+    """What the denoiser returns.
 
     Args:
         noise: name -> (B, C, H, W), the noise in each modality.
-        images: name -> (B, C, H, W), the images themselves, for what was hidden; empty if the heads were not asked.
         levels: decoder activations from fine to deep, (B, base, H, W), (B, 2 base, H/2, W/2), (B, 2 base, H/4, W/4).
     """
 
     noise: dict[str, Tensor]
-    images: dict[str, Tensor]
     levels: tuple[Tensor, ...]
 
 
@@ -55,7 +53,7 @@ class Denoiser(nn.Module):
     SIDES = 4
     """Height and width must be multiples of this."""
 
-    share: Tensor
+    alpha: Tensor
 
     def __init__(self, channels: Mapping[str, int], base: int = 64) -> None:
         super().__init__()
@@ -74,34 +72,29 @@ class Denoiser(nn.Module):
         )
         self.up = nn.ModuleList([nn.Conv2d(deep, base, 3, padding=1), nn.Conv2d(deep, deep, 3, padding=1)])
         self.norm = _PixelNorm(base)
-        self.register_buffer("share", signal_share(), persistent=False)
+        self.register_buffer("alpha", signal_alpha(), persistent=False)
         self.noise_heads = nn.ModuleDict({name: nn.Conv2d(base, c, 3, padding=1) for name, c in self.channels.items()})
-        self.image_heads = nn.ModuleDict({name: nn.Conv2d(base, c, 3, padding=1) for name, c in self.channels.items()})
 
     @property
     def widths(self) -> tuple[int, int, int]:
         """Features of the levels, fine to deep."""
         return self.base, 2 * self.base, 2 * self.base
 
-    def forward(
-        self, noisy: Mapping[str, Tensor], hidden: Mapping[str, Tensor], timestep: Tensor, *, images: bool = False
-    ) -> Denoised:
-        """Tells noise from image.
+    def forward(self, noisy: Mapping[str, Tensor], hidden: Mapping[str, Tensor], timestep: Tensor) -> Denoised:
+        """Estimates the noise.
 
         Args:
             noisy: name -> (B, C, H, W), H and W multiples of 4.
             hidden: name -> (B, 1, H, W) float, 1 where a pixel is not shown (hidden, or without data), else 0.
             timestep: (B,) int64, 0..999; the same for all modalities.
-            images: also guess the images.
         """
         levels = self.levels(noisy, hidden, timestep)
         last = F.silu(self.norm(levels[0]))
-        share = self.share[timestep].view(-1, 1, 1, 1)
-        spread = share * DEVIATION**2 + 1 - share  # variance of what is shown
-        plain, scale = (1 - share).sqrt() / spread, wiener_bound(share, DEVIATION**2).sqrt()
+        alpha = self.alpha[timestep].view(-1, 1, 1, 1)
+        spread = alpha * DEVIATION**2 + 1 - alpha  # variance of what is shown
+        plain, scale = (1 - alpha).sqrt() / spread, wiener_bound(alpha, DEVIATION**2).sqrt()
         return Denoised(
             {name: noisy[name] * plain + head(last).float() * scale for name, head in self.noise_heads.items()},
-            {name: head(last) for name, head in self.image_heads.items()} if images else {},
             levels,
         )
 
@@ -109,8 +102,8 @@ class Denoiser(nn.Module):
         self, noisy: Mapping[str, Tensor], hidden: Mapping[str, Tensor], timestep: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The decoder's activations, fine to deep; arguments as in `forward`."""
-        share = self.share[timestep].view(-1, 1, 1, 1)
-        scale = (share * DEVIATION**2 + 1 - share).rsqrt()
+        alpha = self.alpha[timestep].view(-1, 1, 1, 1)
+        scale = (alpha * DEVIATION**2 + 1 - alpha).rsqrt()
         stems = []
         for name, stem in self.stems.items():
             mask, token = hidden[name], self.tokens[name].view(1, -1, 1, 1)

@@ -9,69 +9,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from landfuse.diffusion.balance import BalanceSettings, ModalityBalance, Probe, denoising_losses, swap_scores
+from landfuse.diffusion.balance import EVENNESS, ModalityBalance, Probe, denoising_losses, swap_scores
 from landfuse.diffusion.crops import Crops
-from landfuse.diffusion.noise import STEPS
+from landfuse.diffusion.settings import STEPS, PretrainSettings
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser, constant
 from landfuse.errors import ModelError
-from landfuse.settings import Settings
 
 _PROBE = 16
 """Crops that a probe looks at."""
-
-
-class PretrainSettings(Settings):
-    """How a denoiser learns, before the model and without labels.
-
-    Args:
-        modalities: which it looks at; by default those of the recipe.
-        fit_on: `scene` learns from all pixels of the scene, test pixels too (never from a label: transductive use,
-            and told in the run's scores); `train` from crops around training pixels, in which validation and test
-            pixels are left out.
-        start_from: a run, or a denoiser's folder, from the working directory: its network and pixel maps are taken
-            over, and trained for `steps` more.
-        base: features of the network at full resolution; 64 is the published size, 24 to 32 suit a CPU.
-        steps: of the optimiser; 20,000 on a GPU, 1,000 to 3,000 on a CPU. By default 2,000, or 0 after `start_from`.
-        batch: crops per step; 64 on a GPU.
-        crop: side of a crop, px; smaller scenes have smaller crops.
-        rate: learning rate of AdamW; rises over the first 5% of the steps, then falls as a cosine. 2e-4 suits long
-            training.
-        weight_decay: of AdamW.
-        clip: limit of the gradient's norm.
-        average: the weights that are kept are an exponential mean over the steps, with this share of the past.
-        augment: flip and turn by quarters, alike in all modalities.
-        balance: how the modalities are held in balance.
-        precision: `auto` takes bfloat16 on GPUs and float32 elsewhere; or name one.
-        seed: of weights, crops, noise and what is hidden.
-    """
-
-    modalities: tuple[str, ...] | None = None
-    fit_on: Literal["scene", "train"] = "scene"
-    start_from: str | None = None
-    base: int = Field(default=32, ge=8, multiple_of=8)
-    steps: int | None = Field(default=None, ge=0)
-    batch: int = Field(default=12, ge=2)
-    crop: int = Field(default=32, ge=4, multiple_of=4)
-    rate: float = Field(default=2e-3, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    clip: float = Field(default=1.0, gt=0)
-    average: float = Field(default=0.999, ge=0, lt=1)
-    augment: bool = True
-    balance: BalanceSettings = BalanceSettings()
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: int = Field(default=0, ge=0)
-
-    @property
-    def total(self) -> int:
-        """Steps of the optimiser."""
-        return self.steps if self.steps is not None else 0 if self.start_from else 2000
 
 
 class Denoising:
@@ -99,7 +50,6 @@ class Denoising:
         self._scored: tuple[int, dict[str, float]] = (-1, {})
         named = {"float32": False, "bfloat16": True, "auto": self.device.type == "cuda"}
         self._half = named[settings.precision]
-        self.variances = self._variances() if settings.balance.imputation else None
 
     def _draw(self, purpose: int, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], Any]:
         """Images, masks and noise of one step, and the generator that drew the noise."""
@@ -114,77 +64,60 @@ class Denoising:
     def _there(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.device, memory_format=torch.channels_last) for name, value in values.items()}
 
-    def _variances(self) -> dict[str, float]:
-        images, _, _, _ = self._draw(2, 8 * _PROBE)
-        return {name: float(image.var()) for name, image in images.items()}
-
     def probe(self) -> Probe:
         """A batch to look at the network as it is now."""
         images, missing, noise, _ = self._draw(1, _PROBE)
         return Probe(self.network, images, missing, noise)
 
-    def _swapped(self) -> dict[str, float]:
+    def _swap_scores(self) -> dict[str, float]:
         """The swap scores after the steps that are done; they are asked for twice."""
         if self._scored[0] != self.done:
             self._scored = (self.done, swap_scores(self.probe()))
         return self._scored[1]
 
     def step(self) -> dict[str, float]:
-        """One step of the optimiser: the loss, and its parts by modality.
+        """Takes one step of the optimiser and returns the loss, and its parts by modality.
 
         Raises:
-            ModelError: if the loss or its gradient is no number; nothing is changed by this step.
+            ModelError: if the loss or its gradient is not finite; nothing is changed by this step.
         """
         settings, balance = self.settings, self.balance
         if self.done % settings.balance.every == 0 and self.done and len(balance.balanced) > 1:
-            balance.update(self._swapped() if balance.scores is swap_scores else balance.scores(self.probe()))
+            balance.update(self._swap_scores())
         images, missing, noise, generator = self._draw(0, settings.batch)
         timestep = torch.randint(0, STEPS, (settings.batch,), generator=generator).to(self.device)
-        side = self.crops.side
-        hidden = self._there(balance.hidden(self.done, settings.batch, side, side, generator))
+        masked = self._there(balance.draw_masks(self.done, settings.batch, generator))
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate * self._pace()
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
-            parts = denoising_losses(
-                self.network,
-                images,
-                missing,
-                hidden,
-                noise,
-                timestep,
-                self.variances,
-                settings.balance.even,
-            )
+            parts = denoising_losses(self.network, images, missing, masked, noise, timestep)
         weights = balance.weights
-        loss = torch.stack([weights[name] * part for name, part in parts["denoise"].items()]).sum()
-        if "impute" in parts:
-            shares = torch.stack([weights[name] * part for name, part in parts["impute"].items()])
-            loss = loss + settings.balance.imputation * shares.sum()
-        told = {f"{kind}_{name}": float(part.detach()) for kind, by in parts.items() for name, part in by.items()}
+        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        values = {f"denoise_{name}": float(part.detach()) for name, part in parts.items()}
         if balance.swaps(self.done):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
                 uneven = balance.unevenness(Probe(self.network, images, missing, noise), generator)
-            loss = loss + settings.balance.evenness * loss.detach() * uneven
+            loss = loss + EVENNESS * loss.detach() * uneven
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
-        bad = [name for name, value in told.items() if not math.isfinite(value)]
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad or not math.isfinite(float(norm)):
             raise ModelError(
-                f"{', '.join(bad) or 'the gradient'} of pre-training step {self.done} is no number "
-                f"({', '.join(f'{name} {value:.4g}' for name, value in told.items())})",
+                f"{', '.join(bad) or 'the gradient'} of pre-training step {self.done} is not finite "
+                f"({', '.join(f'{name} {value:.4g}' for name, value in values.items())})",
                 "finite losses",
                 "lower pretrain.rate, or set pretrain.precision=float32; the last good state is kept, and the same "
                 "command goes on from it",
             )
         self.optimizer.step()
-        balance.saw(parts["denoise"])
+        balance.add_losses(parts)
         self.done += 1
         self._follow()
-        return {"loss": float(loss.detach()), **told}
+        return {"loss": float(loss.detach()), **values}
 
     def _pace(self) -> float:
-        """Share of the rate at this step: it rises over the first 5% of the steps, then falls as a cosine to 0."""
+        """Fraction of the rate at this step: it rises over the first 5% of the steps, then falls as a cosine to 0."""
         total = max(1, self.settings.total)
         rising = min(1.0, (self.done + 1) / (0.05 * total))
         return rising * 0.5 * (1 + math.cos(math.pi * min(1.0, self.done / total)))
@@ -192,18 +125,18 @@ class Denoising:
     @torch.no_grad()
     def _follow(self) -> None:
         """Moves the mean weights; while there are few steps behind them, the mean is over those."""
-        share = min(self.settings.average, (1 + self.done) / (10 + self.done))
+        weight = min(self.settings.average, (1 + self.done) / (10 + self.done))
         for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            mean.lerp_(now, 1 - share)
+            mean.lerp_(now, 1 - weight)
 
     def measured(self) -> dict[str, float]:
-        """What is told of the balance now: D, r and w of each modality."""
-        found = self._swapped()
-        shares = self.balance.shares(self.done)
+        """The balance now: D (dominance), r (fraction masked) and w (loss weight) of each modality."""
+        found = self._swap_scores()
+        masked = self.balance.masked(self.done)
         weights = self.balance.weights
         return {
             f"{letter}_{name}": values[name]
-            for letter, values in (("D", found), ("r", shares), ("w", weights))
+            for letter, values in (("D", found), ("r", masked), ("w", weights))
             for name in values
         }
 
@@ -232,20 +165,20 @@ class Denoising:
 
 
 def run_steps(
-    training: Denoising, steps: int, told: Callable[[int, dict[str, float]], None] = lambda step, row: None
+    training: Denoising, steps: int, progress: Callable[[int, dict[str, float]], None] = lambda step, row: None
 ) -> None:
     """Trains up to a number of steps.
 
     Args:
         training: what goes on.
         steps: when it ends.
-        told: after every `balance.every` steps and at the end: steps done, and means of the losses since the last
-            time with the balance.
+        progress: called after every `balance.every` steps and at the end with the steps done, and the means of the
+            losses since the last call with the balance.
     """
     rows: list[dict[str, float]] = []
     while training.done < steps:
         rows.append(training.step())
         if training.done % training.settings.balance.every == 0 or training.done == steps:
             means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-            told(training.done, {**means, **training.measured()})
+            progress(training.done, {**means, **training.measured()})
             rows = []

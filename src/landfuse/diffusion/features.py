@@ -1,241 +1,344 @@
-"""What a trained denoiser sees in a scene, as further modalities of it: computed once by tiles, then read like a file.
+"""What a trained denoiser sees in a scene, as rasters that are computed when they are read.
 
-The tiles lie on the scene's own lattice, whoever asks and for whatever block, and the noise is a function of the
-pixel's place; so the features of a pixel are one and the same (P1). Each level of the decoder is kept at its own
-resolution in half precision, and brought to the scene's grid when it is read.
+The tiles that features are computed by form a fixed lattice over the scene, whoever reads and whatever the window, and
+the noise is a function of the pixel's place; so the features of a pixel are always the same (P1). A tile is computed
+once for all levels and kept in half precision: in a folder where there is room, otherwise the last ones in memory.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
-import os
 import shutil
-import uuid
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from landfuse.diffusion.denoiser import Denoiser
-from landfuse.diffusion.feature_raster import FeatureRaster, close_files
-from landfuse.diffusion.noise import STEPS, add_noise
+from landfuse.diffusion.noise import add_noise
+from landfuse.diffusion.settings import FACTORS, FeatureSettings
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser
-from landfuse.errors import OutputError
-from landfuse.files import unwritable
+from landfuse.files import whole_file
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.place_noise import normal
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene, SceneModality
-from landfuse.settings import Settings
-from landfuse.views.mapped_pixels import read_patchwork
-from landfuse.views.pixel_map import PixelMap
+from landfuse.views.mapped_pixels import read_mapped_pixels
 
 log = logging.getLogger("landfuse")
 
-PREFIX = "diffusion_"
-"""The names of the appended modalities: this and the level's number."""
+_IN_MEMORY = 2**30
+"""Bytes of tiles that are kept where the folder has no room; reading a block level by level needs its tiles again."""
 
-SHOWN = "shown_"
-"""The names of modalities that are handed on for a denoiser within the model: this and their own name."""
-
-FACTORS = {1: 1, 2: 2, 3: 4}
-"""By level: how many times coarser than the scene's grid."""
-
-
-class FeatureSettings(Settings):
-    """What of a denoiser is handed to the model, as further modalities `diffusion_1`, `diffusion_2`, `diffusion_3`.
-
-    Args:
-        kind: `diffusion`, the only one.
-        timesteps: how much noise the scene is looked at through, 0 (none) to 999 (nothing else).
-        levels: of the decoder, 1 (fine) to 3 (deep); each becomes one modality of timesteps x its width channels.
-        mode: `scene` computes them once per scene and keeps them; `patch` anew for each view, from that view alone,
-            much slower, for comparison.
-        tile: side of the tiles that features are computed by, px; a multiple of 8.
-        overlap: of neighbouring tiles, px; a multiple of 8. Only a tile's centre is kept.
-        seed: of the noise.
-        cache: folder of the features; by default $LANDFUSE_CACHE/features, else ~/.cache/landfuse/features.
-    """
-
-    kind: Literal["diffusion"] = "diffusion"
-    timesteps: tuple[int, ...] = (50, 150, 300)
-    levels: tuple[int, ...] = (1, 2, 3)
-    mode: Literal["scene", "patch"] = "scene"
-    tile: int = Field(default=256, ge=16, multiple_of=8)
-    overlap: int = Field(default=32, ge=0, multiple_of=8)
-    seed: int = Field(default=0, ge=0)
-    cache: str | None = None
-
-    @field_validator("timesteps", "levels")
-    @classmethod
-    def _some_once(cls, value: tuple[int, ...], info: Any) -> tuple[int, ...]:
-        known = range(STEPS) if info.field_name == "timesteps" else FACTORS
-        if not value or len(set(value)) < len(value) or any(one not in known for one in value):
-            raise ValueError(f"name at least one, each once, of {min(known)} to {max(known)}")
-        return value
-
-    @field_validator("overlap")
-    @classmethod
-    def _below_tile(cls, value: int, info: Any) -> int:
-        if value >= info.data.get("tile", 256):
-            raise ValueError("the overlap must be less than the tile")
-        return value
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The modalities that it appends."""
-        return tuple(f"{PREFIX}{level}" for level in self.levels)
-
-    @property
-    def folder(self) -> Path:
-        """Where features are kept."""
-        if self.cache is not None:
-            return Path(self.cache)
-        return Path(os.environ.get("LANDFUSE_CACHE") or Path.home() / ".cache" / "landfuse") / "features"
+_LARGEST = 65_504
+"""Half precision's largest number."""
 
 
 @dataclass(frozen=True)
 class DiffusionFeatures:
-    """A denoiser, and what of it is handed to the model.
+    """A denoiser, and which of its features a model gets as further modalities.
 
     Args:
-        denoiser: what looks at scenes.
+        denoiser: computes the features.
         settings: at what noise, and which levels.
     """
 
     denoiser: TrainedDenoiser
     settings: FeatureSettings
 
-    def append(self, scenes: Sequence[Scene], *, progress: bool = False) -> list[Scene]:
-        """Scenes with the features as further modalities; see `with_features`.
-
-        Where they are computed from views, they get what the denoiser looks at a second time, for its own maps.
-        """
-        if self.settings.mode == "scene":
-            return with_features(scenes, self.denoiser, self.settings, progress=progress)
-        for scene in scenes:
-            self.denoiser.check(scene)
-        return [
-            dataclasses.replace(
-                scene,
-                modalities={
-                    **scene.modalities,
-                    **{f"{SHOWN}{name}": scene.modalities[name] for name in self.denoiser.maps},
-                },
-            )
-            for scene in scenes
-        ]
-
-    @property
-    def maps(self) -> dict[str, PixelMap]:
-        """Pixel maps of appended modalities that are not to be fitted: the denoiser's own."""
-        own = {f"{SHOWN}{name}": pixel_map for name, pixel_map in self.denoiser.maps.items()}
-        return own if self.settings.mode == "patch" else {}
-
-    @property
-    def appended(self) -> tuple[str, ...]:
-        """The names that `append` adds."""
-        return tuple(self.maps) if self.settings.mode == "patch" else self.settings.names
-
     @property
     def channels(self) -> dict[str, int]:
-        """Name of each level's modality -> its channels."""
+        """Name of each level's modality -> its channels: timesteps x the level's width, timestep by timestep."""
         widths, count = self.denoiser.network.widths, len(self.settings.timesteps)
-        return {f"{PREFIX}{level}": count * widths[level - 1] for level in self.settings.levels}
+        levels = zip(self.settings.names, self.settings.levels, strict=True)
+        return {name: count * widths[level - 1] for name, level in levels}
+
+    def of(self, scene: Scene) -> dict[str, SceneModality]:
+        """The features of a scene as modalities; nothing is computed before they are read.
+
+        Raises:
+            BundleError: if the scene lacks a modality of the denoiser, or has another number of bands in it.
+        """
+        self.denoiser.check(scene)
+        tiles = FeatureTiles(scene, self.denoiser, self.settings)
+        return {
+            name: SceneModality(FeatureRaster(tiles, place, FACTORS[level], self.channels[name]), units="activation")
+            for place, (name, level) in enumerate(zip(self.settings.names, self.settings.levels, strict=True))
+        }
 
 
-def with_features(
-    scenes: Sequence[Scene], denoiser: TrainedDenoiser, settings: FeatureSettings, *, progress: bool = False
-) -> list[Scene]:
-    """Appends a denoiser's features to scenes as modalities; what is cached is not computed again.
+def compute_features(scenes: Sequence[Scene], *, progress: bool = False) -> None:
+    """Computes all features of scenes that are to be read many times, where they can be kept.
 
     Args:
-        scenes: with the denoiser's modalities.
-        denoiser: what looks at them.
-        settings: which features.
+        scenes: with features among their modalities.
         progress: show a progress bar.
-
-    Raises:
-        BundleError: if a scene lacks a modality of the denoiser, or has another number of bands in it.
-        OutputError: if the cache cannot be written.
     """
-    digest = denoiser.digest
-    jobs = []
-    for scene in scenes:
-        denoiser.check(scene)
-        key = _key(scene, denoiser, digest, settings)
-        jobs.append((scene, settings.folder / key[:24], key))
-    missing = [job for job in jobs if not _whole(job, denoiser, settings)]
-    if missing:
-        size = sum(_bytes(scene.grid, denoiser, settings) for scene, _, _ in missing)
-        log.info("computing diffusion features: %.3g GB in %s", size / 1e9, settings.folder)
-        _has_room(settings.folder, size)
-        tiles = [(job, tile) for job in missing for tile in _tiles(job[0].grid, settings)]
-        with tqdm(total=len(tiles), desc="features", disable=not progress, leave=False) as bar:
-            for scene, folder, key in missing:
-                _compute(scene, denoiser, settings, folder, key, bar)
-    return [
-        dataclasses.replace(
-            scene,
-            modalities={
-                **scene.modalities,
-                **{
-                    f"{PREFIX}{level}": SceneModality(raster, units="activation")
-                    for level, raster in zip(
-                        settings.levels, _rasters(scene.grid, folder, denoiser, settings), strict=True
-                    )
-                },
-            },
+    rasters = [part.raster for scene in scenes for part in scene.modalities.values()]
+    found = [raster.tiles for raster in rasters if isinstance(raster, FeatureRaster)]
+    jobs = [(tiles, place) for tiles in dict.fromkeys(found) if tiles.folder is not None for place in tiles.places()]
+    missing = [(tiles, place) for tiles, place in jobs if not tiles.has(place)]
+    for tiles, place in tqdm(missing, desc="features", disable=not progress or not missing, leave=False):
+        tiles.level(place, 0)
+
+
+@dataclass(frozen=True)
+class FeatureRaster:
+    """One level of a scene's features; a `Raster` on the scene's own grid.
+
+    Args:
+        tiles: the features of all levels.
+        place: of the level among those of `tiles`.
+        factor: how many times coarser than the grid the level is.
+        bands: its channels.
+    """
+
+    tiles: FeatureTiles
+    place: int
+    factor: int
+    bands: int
+
+    @property
+    def grid(self) -> Grid:
+        """The scene's."""
+        return self.tiles.scene.grid
+
+    @property
+    def dtype(self) -> str:
+        """What features are kept in."""
+        return "float16"
+
+    @property
+    def path(self) -> str:
+        """For messages."""
+        return f"(diffusion features of {self.tiles.scene.name})"
+
+    def read(self, window: Window) -> NDArray[np.float32]:
+        """Reads a window inside the grid, (bands, height, width); coarse levels are interpolated linearly.
+
+        Raises:
+            SceneError: if the scene cannot be read.
+        """
+        if self.factor == 1:
+            values = self._stored(window.row, window.row + window.height, window.col, window.col + window.width)
+            return np.ascontiguousarray(np.moveaxis(values, -1, 0), dtype=np.float32)
+        height, width = -(-self.grid.height // self.factor), -(-self.grid.width // self.factor)
+        top, bottom, down = self._knots(window.row, window.height, height)
+        left, right, along = self._knots(window.col, window.width, width)
+        row, col = int(top[0]), int(left[0])
+        part = self._stored(row, int(bottom[-1]) + 1, col, int(right[-1]) + 1).astype(np.float32)
+        down, along = down[:, None, None], along[:, None]
+        rows = part[top - row] * (1 - down) + part[bottom - row] * down
+        smooth = rows[:, left - col] * (1 - along) + rows[:, right - col] * along
+        return np.ascontiguousarray(np.moveaxis(smooth, -1, 0))
+
+    def _knots(
+        self, start: int, count: int, size: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """The coarse pixels on both sides of each fine one's centre, and how far it is from the first to the second."""
+        place = (np.arange(start, start + count) + 0.5) / self.factor - 0.5
+        first = np.floor(place).astype(np.int64)
+        return first.clip(0, size - 1), (first + 1).clip(0, size - 1), (place - first).astype(np.float32)
+
+    def _stored(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.float16]:
+        """Rows and columns of the level itself, from the tiles that hold them: (rows, columns, bands)."""
+        side = self.tiles.side // self.factor
+        values = np.empty((bottom - top, right - left, self.bands), np.float16)
+        for row in range(top // side, (bottom - 1) // side + 1):
+            for col in range(left // side, (right - 1) // side + 1):
+                tile = self.tiles.level((row, col), self.place)
+                first_row, first_col = max(top, row * side), max(left, col * side)
+                last_row, last_col = min(bottom, (row + 1) * side), min(right, (col + 1) * side)
+                values[first_row - top : last_row - top, first_col - left : last_col - left] = tile[
+                    first_row - row * side : last_row - row * side, first_col - col * side : last_col - col * side
+                ]
+        return values
+
+    def undeclared_nan(self, window: Window) -> int:
+        """0: features are numbers wherever there is data."""
+        return 0
+
+
+class FeatureTiles:
+    """The tiles of a scene's features: kept where they were computed before, otherwise computed now.
+
+    Args:
+        scene: what the denoiser looks at.
+        denoiser: computes the features.
+        settings: which.
+    """
+
+    def __init__(self, scene: Scene, denoiser: TrainedDenoiser, settings: FeatureSettings) -> None:
+        self.scene, self.denoiser, self.settings = scene, denoiser, settings
+        self.side = settings.tile - settings.overlap
+        self._memory: OrderedDict[tuple[int, int], list[NDArray[np.float16]]] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, object]:
+        state = {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        return {**state, "_memory": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        """Row and column of every tile on their lattice."""
+        grid = self.scene.grid
+        for row in range(-(-grid.height // self.side)):
+            for col in range(-(-grid.width // self.side)):
+                yield row, col
+
+    def window(self, place: tuple[int, int]) -> Window:
+        """The centre of a tile in the scene's pixels; at the far edges it reaches beyond them to a multiple of 4."""
+        row, col, grid = place[0] * self.side, place[1] * self.side, self.scene.grid
+        tall, wide = (min(self.side, -(-left // 4) * 4) for left in (grid.height - row, grid.width - col))
+        return Window(row, col, tall, wide)
+
+    def shapes(self, place: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """Of a tile's levels: rows, columns and channels."""
+        window, channels = self.window(place), DiffusionFeatures(self.denoiser, self.settings).channels.values()
+        factors = [FACTORS[level] for level in self.settings.levels]
+        return [(window.height // f, window.width // f, depth) for f, depth in zip(factors, channels, strict=True)]
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Where the tiles are kept; None where there is no room for them."""
+        used = {**self.settings.model_dump(mode="json", exclude={"cache"}), "denoiser": self.denoiser.digest}
+        used["scene"] = fingerprint(self.scene, list(self.denoiser.maps))
+        key = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
+        folder = self.settings.folder / key[:24]
+        sizes = (2 * int(np.prod(shape)) for place in self.places() if not (folder / _name(place)).exists()
+                 for shape in self.shapes(place))  # fmt: skip
+        size = sum(sizes)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(folder).free
+        except OSError as error:
+            log.warning("diffusion features are kept in memory: %s", error)
+            return None
+        if free < size:
+            log.warning(
+                "diffusion features are kept in memory: they take %.3g GB, and %s has %.3g GB left; set features.cache "
+                "to a folder with more room to compute each of them once",
+                size / 1e9, self.settings.folder, free / 1e9,
+            )  # fmt: skip
+            return None
+        return folder
+
+    def has(self, place: tuple[int, int]) -> bool:
+        """Whether a tile is in the folder."""
+        return self.folder is not None and (self.folder / _name(place)).exists()
+
+    def level(self, place: tuple[int, int], number: int) -> NDArray[np.float16]:
+        """One level of a tile, (rows, columns, channels).
+
+        Raises:
+            SceneError: if the scene cannot be read.
+        """
+        with self._lock:
+            if place in self._memory:
+                self._memory.move_to_end(place)
+                return self._memory[place][number]
+            kept = self._kept(place, number)
+            if kept is not None:
+                return kept
+            levels = self._computed(place)
+            self._keep(place, levels)
+            return levels[number]
+
+    def _kept(self, place: tuple[int, int], number: int) -> NDArray[np.float16] | None:
+        if self.folder is None or not self.has(place):
+            return None
+        path, shapes = self.folder / _name(place), self.shapes(place)
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        if path.stat().st_size != 2 * sum(sizes):
+            log.warning("the features in %s are damaged and computed again", path)
+            return None
+        values = np.fromfile(path, np.float16, count=sizes[number], offset=2 * sum(sizes[:number]))
+        return values.reshape(shapes[number])
+
+    def _keep(self, place: tuple[int, int], levels: list[NDArray[np.float16]]) -> None:
+        if self.folder is not None:
+            try:
+                with whole_file(self.folder / _name(place)) as partial, partial.open("wb") as file:
+                    for level in levels:
+                        file.write(level.tobytes())
+                return
+            except OSError as error:
+                log.warning("diffusion features are kept in memory: %s", error)
+                self.__dict__["folder"] = None
+        self._memory[place] = levels
+        while (
+            len(self._memory) > 1 and sum(part.nbytes for tile in self._memory.values() for part in tile) > _IN_MEMORY
+        ):
+            self._memory.popitem(last=False)
+
+    @torch.inference_mode()
+    def _computed(self, place: tuple[int, int]) -> list[NDArray[np.float16]]:
+        """The levels of a tile's centre, (rows, columns, channels), the timesteps one after the other in channels."""
+        denoiser, settings, tile = self.denoiser, self.settings, self.window(place)
+        network = denoiser.network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        device = next(network.parameters()).device
+        halo = settings.overlap // 2
+        window = tile.padded(halo)
+        mapped = read_mapped_pixels(self.scene, window, denoiser.maps)
+        views = {
+            name: table.T.reshape(1, -1, window.height * denoiser.zooms[name], window.width * denoiser.zooms[name])
+            for name, table in mapped.tables.items()
+        }
+        images, missing = denoiser.images(views)
+        noise = noise_at(settings.seed, denoiser, window)
+        nothing = torch.stack(list(missing.values())).amin(dim=0)[0, 0]
+        nothing = nothing[halo : halo + tile.height, halo : halo + tile.width]
+        alpha, dark = network.alpha.cpu(), {name: mask.to(device) for name, mask in missing.items()}
+        found: list[list[NDArray[np.float16]]] = [[] for _ in settings.levels]
+        for timestep in settings.timesteps:
+            noisy = {
+                name: add_noise(image, noise[name], alpha[timestep][None]).to(device) for name, image in images.items()
+            }
+            levels = network.levels(noisy, dark, torch.tensor([timestep], device=device))
+            for parts, level in zip(found, settings.levels, strict=True):
+                inside = _cut(levels[level - 1], halo // FACTORS[level]).cpu()
+                if level == 1:
+                    inside[:, nothing == 1] = torch.nan  # features of nothing would pass for data
+                parts.append(inside.movedim(0, -1).to(torch.float16).numpy())
+        return [np.ascontiguousarray(np.concatenate(parts, axis=-1)) for parts in found]
+
+
+def _name(place: tuple[int, int]) -> str:
+    return f"{place[0]:05d}-{place[1]:05d}.f16"
+
+
+def _cut(level: Tensor, halo: int) -> Tensor:
+    inside: Tensor = level[0, :, halo : level.shape[2] - halo, halo : level.shape[3] - halo]
+    return inside.clamp(-_LARGEST, _LARGEST)
+
+
+def noise_at(seed: int, denoiser: TrainedDenoiser, window: Window) -> dict[str, Tensor]:
+    """Standard normal noise that is a function of the pixel's place: name -> (1, D, height, width)."""
+    rows = np.arange(window.row, window.row + window.height, dtype=np.int64)
+    cols = np.arange(window.col, window.col + window.width, dtype=np.int64)
+    noise, stream = {}, 0
+    for name, channels in denoiser.network.channels.items():
+        noise[name] = torch.from_numpy(
+            np.stack([normal(seed, stream + channel, rows, cols) for channel in range(channels)])[None]
         )
-        for scene, folder, _ in jobs
-    ]
-
-
-def _rasters(grid: Grid, folder: Path, denoiser: TrainedDenoiser, settings: FeatureSettings) -> list[FeatureRaster]:
-    return [
-        FeatureRaster(
-            str(folder / f"level_{level}.f16"),
-            grid,
-            DiffusionFeatures(denoiser, settings).channels[f"{PREFIX}{level}"],
-            FACTORS[level],
-        )
-        for level in settings.levels
-    ]
-
-
-def _bytes(grid: Grid, denoiser: TrainedDenoiser, settings: FeatureSettings) -> int:
-    return sum(2 * int(np.prod(raster.shape)) for raster in _rasters(grid, Path(), denoiser, settings))
-
-
-def _has_room(folder: Path, size: int) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise unwritable(folder, error) from None
-    if free < size:
-        raise OutputError(
-            f"the features take {size / 1e9:.3g} GB, and {folder} has {free / 1e9:.3g} GB left",
-            "room for the features",
-            "set features.cache to another disk, or take fewer features.timesteps or features.levels",
-        )
-
-
-# ---- which features these are ----------------------------------------------------------------------------------------
+        stream += channels
+    return noise
 
 
 def fingerprint(scene: Scene, names: Sequence[str]) -> str:
-    """A hash of what a scene shows: its files' sizes and times, and pixels of 16 places."""
+    """A hash of a scene's data: its files' sizes and times, and the pixels of 16 small windows."""
     known = hashlib.sha256(str(scene.grid).encode())
     height, width = scene.grid.height, scene.grid.width
     for name in names:
@@ -249,125 +352,3 @@ def fingerprint(scene: Scene, names: Sequence[str]) -> str:
             window = Window(row, col, min(8, height - row), min(8, width - col))
             known.update(np.ascontiguousarray(scene.read(name, window)).tobytes())
     return known.hexdigest()
-
-
-def _key(scene: Scene, denoiser: TrainedDenoiser, digest: str, settings: FeatureSettings) -> str:
-    used = {**settings.model_dump(mode="json", exclude={"cache"}), "scene": fingerprint(scene, list(denoiser.maps))}
-    return hashlib.sha256(json.dumps({**used, "denoiser": digest}, sort_keys=True).encode()).hexdigest()
-
-
-def _whole(job: tuple[Scene, Path, str], denoiser: TrainedDenoiser, settings: FeatureSettings) -> bool:
-    """Whether a cache is there and of this denoiser and scene; what is not is told, and made again."""
-    scene, folder, key = job
-    if not folder.exists():
-        return False
-    try:
-        found = json.loads((folder / "features.json").read_text(encoding="utf-8"))["key"]
-        sizes = [Path(raster.path).stat().st_size for raster in _rasters(scene.grid, folder, denoiser, settings)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("the features in %s are broken (%s) and made again", folder, error)
-        return False
-    if found != key:
-        log.warning("the features in %s are of another denoiser or scene and made again", folder)
-    elif sum(sizes) != _bytes(scene.grid, denoiser, settings):
-        log.warning("the features in %s are not whole and made again", folder)
-    else:
-        return True
-    return False
-
-
-# ---- computing -------------------------------------------------------------------------------------------------------
-
-
-def _tiles(grid: Grid, settings: FeatureSettings) -> Iterator[Window]:
-    """The centres of the tiles, row by row; those at the far edges reach beyond the scene to a multiple of 4."""
-    side = settings.tile - settings.overlap
-    for row in range(0, grid.height, side):
-        for col in range(0, grid.width, side):
-            tall, wide = (min(side, -(-left // 4) * 4) for left in (grid.height - row, grid.width - col))
-            yield Window(row, col, tall, wide)
-
-
-def _compute(
-    scene: Scene, denoiser: TrainedDenoiser, settings: FeatureSettings, folder: Path, key: str, bar: Any
-) -> None:
-    """Fills one scene's cache under another name, which it takes off when it is whole."""
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = denoiser.network.to(device).eval()
-    try:
-        partial.mkdir(parents=True)
-        stored = [
-            np.memmap(raster.path, dtype=np.float16, mode="w+", shape=raster.shape)
-            for raster in _rasters(scene.grid, partial, denoiser, settings)
-        ]
-        for tile in _tiles(scene.grid, settings):
-            for number, levels in enumerate(_tile_features(scene, denoiser, network, settings, tile)):
-                for file, level, values in zip(stored, settings.levels, levels, strict=True):
-                    factor, count = FACTORS[level], values.shape[-1]
-                    row, col = tile.row // factor, tile.col // factor
-                    place = file[row : row + len(values), col : col + values.shape[1]]
-                    place[..., number * count : (number + 1) * count] = values[: len(place), : place.shape[1]]
-            bar.update()
-        for file in stored:
-            file.flush()
-        del stored
-        notes = {"key": key, "scene": scene.name, **settings.model_dump(mode="json", exclude={"cache"})}
-        (partial / "features.json").write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
-        close_files()
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not (folder / "features.json").exists():  # else another process was as quick
-                raise
-    except OSError as error:
-        raise unwritable(folder, error) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-@torch.inference_mode()
-def _tile_features(
-    scene: Scene, denoiser: TrainedDenoiser, network: Denoiser, settings: FeatureSettings, tile: Window
-) -> Iterator[list[NDArray[np.float16]]]:
-    """The features of a tile's centre, timestep by timestep: per level (height, width, channels)."""
-    halo = settings.overlap // 2
-    window = tile.padded(halo)
-    patchwork = read_patchwork(scene, window, denoiser.maps)
-    views = {
-        name: table.T.reshape(1, -1, window.height * denoiser.zooms[name], window.width * denoiser.zooms[name])
-        for name, table in patchwork.tables.items()
-    }
-    images, missing = denoiser.images(views)
-    noise = place_noise(settings.seed, denoiser, window)
-    nothing = torch.stack(list(missing.values())).amin(dim=0)[0, 0, halo : halo + tile.height, halo : halo + tile.width]
-    device = next(network.parameters()).device
-    share, dark = network.share.cpu(), {name: mask.to(device) for name, mask in missing.items()}
-    for timestep in settings.timesteps:
-        noisy = {
-            name: add_noise(image, noise[name], share[timestep][None]).to(device) for name, image in images.items()
-        }
-        levels = network.levels(noisy, dark, torch.tensor([timestep], device=device))
-        cut = [_cut(levels[level - 1], halo // FACTORS[level]).cpu() for level in settings.levels]
-        if 1 in settings.levels:  # features of nothing would pass for data
-            cut[settings.levels.index(1)][:, nothing == 1] = torch.nan
-        yield [level.movedim(0, -1).to(torch.float16).numpy() for level in cut]
-
-
-def _cut(level: Tensor, halo: int) -> Tensor:
-    inside: Tensor = level[0, :, halo : level.shape[2] - halo, halo : level.shape[3] - halo]
-    return inside.clamp(-65_504, 65_504)  # half precision's largest number
-
-
-def place_noise(seed: int, denoiser: TrainedDenoiser, window: Window) -> dict[str, Tensor]:
-    """Standard normal noise that is a function of the pixel's place: name -> (1, D, height, width)."""
-    rows = np.arange(window.row, window.row + window.height, dtype=np.int64)
-    cols = np.arange(window.col, window.col + window.width, dtype=np.int64)
-    noise, stream = {}, 0
-    for name, channels in denoiser.network.channels.items():
-        noise[name] = torch.from_numpy(
-            np.stack([normal(seed, stream + channel, rows, cols) for channel in range(channels)])[None]
-        )
-        stream += channels
-    return noise

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
@@ -24,7 +25,8 @@ from landfuse.errors import BundleError, LandfuseError
 from landfuse.files import unwritable, whole_file
 from landfuse.scenes.scene import Scene
 from landfuse.views.mapped_pixels import fit_pixel_maps
-from landfuse.views.pixel_map import PixelMap, PixelMapSettings
+from landfuse.views.pixel_map import PixelMap
+from landfuse.views.settings import PixelMapSettings
 
 FORMAT = 1
 """Version of the folder's layout; a newer one is refused."""
@@ -36,7 +38,7 @@ _FEWEST, _MOST = 3, 16
 """How many components at least and at most: whitened noise of many weak ones would outweigh the strong."""
 
 _EXPLAINED = 0.999
-"""Share of the variance that the components hold, within these limits."""
+"""Fraction of the variance that the components hold, within these limits."""
 
 _LIMIT = 3.0
 """Values are limited to this many standard deviations, and divided by it: -1..1."""
@@ -68,7 +70,7 @@ def own_maps(scenes: Sequence[Scene], wanted: Sequence[NDArray[np.bool_]], names
 
 
 def _noted(fitted: PixelMap) -> PixelMap:
-    """Cuts the components, scales to -1..1, and adds the channel that tells of data.
+    """Cuts the components, scales to -1..1, and adds the channel that marks data.
 
     A row of zeros with a bias of 1 gives 1 for a pixel with data; NaN times 0 is NaN, which the map turns into 0.
     """
@@ -92,6 +94,17 @@ def constant(maps: Mapping[str, PixelMap]) -> list[str]:
     return [name for name, own in maps.items() if not bool(own.weight.any())]
 
 
+class _Description(pydantic.BaseModel):
+    base: int = pydantic.Field(ge=8)
+    zooms: dict[str, int]
+    pixel_maps: dict[str, tuple[int, ...]]
+    facts: dict[str, Any]
+
+
+def _damaged(error: object) -> BundleError:
+    return BundleError(f"the denoiser is broken: {str(error)[:300]}", "a whole folder", "copy it again, or train again")
+
+
 class TrainedDenoiser(nn.Module):
     """A denoiser and its pixel maps.
 
@@ -99,7 +112,7 @@ class TrainedDenoiser(nn.Module):
         network: the denoiser.
         maps: as `own_maps` gives them.
         zooms: name -> how many times finer than the scene's grid.
-        facts: what is to be told of its training, as plain values.
+        facts: what is known of its training, as plain values.
     """
 
     def __init__(
@@ -158,7 +171,7 @@ class TrainedDenoiser(nn.Module):
                 raise BundleError(
                     f"`{name}` of the scene `{scene.name}` has {part.raster.bands} bands at zoom {part.zoom}",
                     f"{own.bands} bands at zoom {self.zooms[name]}, as the denoiser was trained on",
-                    "choose the bands in the scene file, or pre-train anew",
+                    "choose the bands in the scene file, or pre-train again",
                 )
 
     @property
@@ -185,14 +198,24 @@ class TrainedDenoiser(nn.Module):
 
     @classmethod
     def unpacked(cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> TrainedDenoiser:
-        """Puts together what `packed` took apart; raises what broken values raise."""
-        maps = {
-            name: PixelMap(torch.empty(shape), torch.empty(shape[0]))
-            for name, shape in description["pixel_maps"].items()
-        }
-        made = cls.untrained(maps, description["zooms"], description["base"])
-        made.facts = dict(description["facts"])
-        made.load_state_dict(dict(tensors))
+        """Builds the denoiser that `packed` described.
+
+        Raises:
+            BundleError: if the description or the tensors are damaged.
+        """
+        try:
+            known = _Description.model_validate(dict(description))
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            raise _damaged(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        maps = {name: PixelMap(torch.empty(shape), torch.empty(shape[0])) for name, shape in known.pixel_maps.items()}
+        made = cls.untrained(maps, known.zooms, known.base)
+        made.facts = known.facts
+        try:
+            # Former versions had heads that estimated masked images; nothing reads them.
+            made.load_state_dict({name: value for name, value in tensors.items() if ".image_heads." not in name})
+        except RuntimeError as error:  # tensors of other names or shapes
+            raise _damaged(error) from None
         return made.eval()
 
     def save(self, folder: str | Path) -> None:
@@ -241,7 +264,7 @@ def load_denoiser(folder: str | Path) -> TrainedDenoiser:
             "a folder with denoiser.json and denoiser.safetensors, or a run folder that holds it in `denoiser/`",
             "check the path, or whether the pre-training ended",
         ) from None
-    except (OSError, ValueError, SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise BundleError(
             f"the denoiser {folder} is broken: {str(error)[:300]}", "a whole folder", "train it again"
         ) from None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from landfuse.bundles.bundle import ModelSpec
 from landfuse.bundles.bundle_files import load_bundle
+from landfuse.bundles.description import ModelSpec
 from landfuse.errors import ModelError, OutputError
 from landfuse.models.placeholders import WithPlaceholders
 from landfuse.settings import Settings

@@ -1,8 +1,8 @@
 """Mapping by several processes or machines: blocks are tasks of dask.distributed.
 
 Workers open bundle and scene themselves, once each, so that every machine has to see the bundle and the rasters under
-the same paths. They write their part files into the part folder; where they do not see it, they hand them to the
-client, which does. A worker that dies loses the blocks that it had begun; the scheduler gives them to others.
+the same paths. They write their part files into the part folder; where they do not see it, they send them to the
+client, which does. A worker that dies loses the blocks that it had begun; the scheduler assigns them to others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import multiprocessing
 import pickle
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -21,19 +21,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from landfuse.bundles.bundle import Bundle
-from landfuse.bundles.bundle_files import load_bundle
+from landfuse.bundles.predictor import Model
 from landfuse.errors import ClusterError, LandfuseError, MissingExtraError, SceneError
 from landfuse.files import whole_file
-from landfuse.mapping.engine import Engine, Precision
-from landfuse.mapping.map_layers import Wanted
-from landfuse.mapping.part_folder import PartFolder, hash_of
+from landfuse.mapping.engine import Engine, PixelProgress
+from landfuse.mapping.part_folder import PartFolder
 from landfuse.mapping.predict import Job, Runner
+from landfuse.mapping.settings import MapOptions
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
 
 _ROUND_TRIP = 2000
-"""Blocks that the scheduler is told of at once; more would only wait in its memory."""
+"""Blocks that the scheduler has at once; more would only wait in its memory."""
 
 
 _KEPT = 16
@@ -42,22 +41,19 @@ _KEPT = 16
 
 @dataclass(frozen=True)
 class _Order:
-    """What a worker has to know of a job: small enough to travel."""
+    """A job as it is sent to workers."""
 
     output: Path
     notes: dict[str, str] | None
     bundle: Path
-    made_by: str
+    digest: str
     scene: Scene
-    wanted: Wanted
-    batch: int
-    precision: Precision
-    filled: tuple[str, ...]
+    options: MapOptions
     landfuse: str
 
 
 _jobs: OrderedDict[bytes, tuple[Job, bool]] = OrderedDict()
-_classifiers: dict[tuple[str, tuple[str, ...]], Bundle] = {}
+_models: dict[str, Model] = {}
 _lock = threading.Lock()
 
 
@@ -65,48 +61,48 @@ def _job(order: bytes) -> tuple[Job, bool]:
     """The job of an order, opened once in each worker, and whether the worker sees its part folder."""
     with _lock:
         if order not in _jobs:
-            told: _Order = pickle.loads(order)
-            if told.landfuse != version("landfuse"):
+            known: _Order = pickle.loads(order)
+            if known.landfuse != version("landfuse"):
                 raise ClusterError(
-                    f"a worker has landfuse {version('landfuse')}, the client {told.landfuse}",
+                    f"a worker has landfuse {version('landfuse')}, the client {known.landfuse}",
                     "the same version everywhere",
                     "install the same on all machines",
                 )
-            engine = Engine(
-                _classifier(told), told.scene, batch=told.batch, precision=told.precision, layers=told.wanted.model
-            )
-            folder = PartFolder(told.output)
-            sees = folder.path.is_dir() and folder.noted() == told.notes  # the name alone may be that of another's
-            _jobs[order] = Job(engine, told.wanted, folder, told.made_by), sees
+            engine = Engine(_model(known), known.scene, known.options)
+            folder = PartFolder(known.output)
+            sees = folder.path.is_dir() and folder.noted() == known.notes  # another map's may have the same name
+            _jobs[order] = Job(engine, folder), sees
             while len(_jobs) > _KEPT:
                 _jobs.popitem(last=False)
         _jobs.move_to_end(order)
         return _jobs[order]
 
 
-def _classifier(order: _Order) -> Bundle:
-    key = order.made_by, order.filled
-    if key not in _classifiers:
-        classifier = load_bundle(order.bundle)
-        if hash_of(classifier) != order.made_by:
+def _model(order: _Order) -> Model:
+    from landfuse.bundles.bundle_files import load_bundle  # the worker's own; mapping itself needs no torch
+
+    if order.digest not in _models:
+        bundle = load_bundle(order.bundle)
+        if bundle.digest != order.digest:
             raise ClusterError(
-                f"a worker finds another model in {order.bundle} than the client", "the same bundle", "start anew"
+                f"a worker finds another model in {order.bundle} than the client",
+                "the same bundle",
+                "start the workers again",
             )
-        classifier.fill_mean(*order.filled)
-        _classifiers.clear()
-        _classifiers[key] = classifier
-    return _classifiers[key]
+        _models.clear()
+        _models[order.digest] = bundle
+    return _models[order.digest]
 
 
 def _map_block(order: bytes, window: Window) -> tuple[str, str, str] | bytes | None:
-    """Runs on a worker: writes a part, or gives its file; or the error's words if the block cannot be read."""
+    """Runs on a worker: writes a part, or returns its file; or the error's words if the block cannot be read."""
     job, sees = _job(order)
-    share = job.engine.alone(window)
+    owned = job.engine.alone(window)
     try:
-        patchwork = job.engine.read(share)
+        prepared = job.engine.read(owned)
     except SceneError as error:
         return error.found, error.expected, error.do
-    part = job.engine.compute(patchwork, share)
+    part = job.engine.compute(prepared, owned)
     if sees:
         job.write(part)
         return None
@@ -124,13 +120,13 @@ def cluster_runner(
     workers: int | None = None,
     bundle: str | Path | None = None,
 ) -> Iterator[Runner]:
-    """Gives who maps blocks on a cluster, for `predict(..., run=...)`.
+    """Yields a `Runner` that maps blocks on a cluster, for `predict(..., run=...)`.
 
     Args:
         scheduler: its address, e.g. `tcp://host:8786`.
         scheduler_file: the file that `dask scheduler --scheduler-file` writes, instead of the address.
         workers: start this many processes on this machine instead.
-        bundle: where the classifier lies, for workers too; by default it is written into each part folder.
+        bundle: its folder, for workers too; by default it is written into each part folder.
 
     Raises:
         MissingExtraError: if `distributed` is not installed.
@@ -139,16 +135,16 @@ def cluster_runner(
     distributed = _distributed()
     with _client(distributed, scheduler, scheduler_file, workers) as client:
 
-        def run(job: Job, windows: Sequence[Window], tell: Callable[[int], None]) -> dict[Window, SceneError]:
+        def run(job: Job, windows: Sequence[Window], progress: PixelProgress) -> dict[Window, SceneError]:
             try:
-                return _run(distributed, client, job, windows, tell, bundle)
+                return _run(distributed, client, job, windows, progress, bundle)
             except LandfuseError:
                 raise
             except distributed.scheduler.KilledWorker as error:
                 raise ClusterError(
                     f"several workers died of one block: {str(error)[:300]}",
                     "blocks that fit into a worker's memory",
-                    "give the workers more memory, or start anew by --restart with a smaller --memory",
+                    "give the workers more memory, or start again by --restart with a smaller --memory",
                 ) from None
             except (OSError, distributed.CancelledError, TimeoutError) as error:
                 raise _lost(f"the cluster was lost: {error}") from None
@@ -227,17 +223,14 @@ def _order(job: Job, bundle: str | Path | None) -> _Order:
     output = job.folder.output.resolve()
     place = PartFolder(output).path / "bundle" if bundle is None else Path(bundle).resolve()
     if bundle is None:
-        engine.classifier.save(place)
+        engine.model.save(place)
     return _Order(
         output,
         job.folder.noted(),
         place,
-        job.made_by,
+        engine.predictor.identity["the model"],
         replace(engine.source, read_labels=None),  # labels may hold much, and mapping needs none
-        job.wanted,
-        engine.batch,
-        engine.precision,
-        tuple(name for name in engine.classifier.needed if engine.maps[name].instead == 0.0),
+        engine.options.model_copy(update={"batch": engine.batch}),
         version("landfuse"),
     )
 
@@ -247,7 +240,7 @@ def _run(
     client: Any,
     job: Job,
     windows: Sequence[Window],
-    tell: Callable[[int], None],
+    progress: PixelProgress,
     bundle: str | Path | None,
 ) -> dict[Window, SceneError]:
     # A task, not scattered data: if the worker that holds it dies, it is simply made again.
@@ -275,7 +268,7 @@ def _run(
                     partial.write_bytes(given)
             elif given is not None:
                 faults[window] = SceneError(*given)
-            tell(window.pixels)
+            progress(window.pixels)
             following = submit()
             if following is not None:
                 done.add(following)

@@ -1,8 +1,9 @@
 """The mapping engine: any blocks of a scene, each from its own pixels and halo.
 
 A block computes every window of the scene's lattice whose core touches it and averages their logits in the lattice's
-order, whatever the block. What a pixel gets therefore does not depend on the block it lies in (P1), and what is held
-does not depend on the scene (P2). Reading the next block and computing this one overlap.
+order, whatever the block. What a pixel gets therefore does not depend on the block it is in (P1), and what is held does
+not depend on the scene (P2). The next block is read and prepared while this one is computed. Whoever predicts, the
+lattice, blending and nodata are here; no torch is imported.
 """
 
 from __future__ import annotations
@@ -11,28 +12,31 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.calibration import probabilities_of
-from landfuse.errors import SceneError, SettingsError
+from landfuse.bundles.predictor import Model
+from landfuse.errors import SceneError
 from landfuse.legend import UNLABELLED
-from landfuse.mapping.window_sharing import Place, Share, shares
+from landfuse.mapping.settings import MapOptions, map_options
+from landfuse.mapping.window_owners import BlockWindows, Corner, assign_windows
 from landfuse.rasters.geotiff_writer import TILE
 from landfuse.rasters.windows import Window, blocks, core_weights, lattice, total_weight
 from landfuse.scenes.scene import Scene
-from landfuse.views.mapped_pixels import Patchwork, read_patchwork
-
-Precision = Literal["float32", "bfloat16"]
-"""What the network computes in; pixel maps and averages are float32 in any case."""
+from landfuse.views.reading import read_window
 
 _LANES = 64
-"""Element-wise kernels take this many numbers at once and round what is left otherwise: batches leave nothing."""
+"""Element-wise kernels take this many numbers at once and round the rest in another way: batches leave no rest."""
+
+PixelProgress = Callable[[int], None]
+"""Called with how many more pixels are done."""
+
+
+def _silent(pixels: int) -> None:
+    """Reports nothing."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +47,39 @@ class BlockMap:
         window: of the scene.
         classes: (height, width) uint8, `UNLABELLED` where a modality has no data or the pixel was not wanted.
         logits: (K, height, width) float32; only meaningful where there is a class.
-        temperature: of the classifier: logits are divided by it on their way to probabilities.
-        layers: name -> (height, width) float32, 0..1, what else the model tells and was asked for.
+        temperature: logits are divided by it to obtain probabilities.
+        layers: name -> (height, width) float32, 0..1, what else the model returns and was asked for.
     """
 
     window: Window
     classes: NDArray[np.uint8]
-    logits: Tensor
+    logits: NDArray[np.float32]
     temperature: float = 1.0
-    layers: Mapping[str, Tensor] = field(default_factory=dict)
+    layers: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
         """(K, height, width) float32, summing to 1 over the classes."""
-        return self.shares(slice(None))
+        return self.probabilities_in(slice(None))
 
-    def shares(self, rows: slice) -> NDArray[np.float32]:
+    def probabilities_in(self, rows: slice) -> NDArray[np.float32]:
         """The probabilities of some rows: (K, rows, width) float32."""
-        return np.moveaxis(probabilities_of(self.logits[:, rows].movedim(0, -1).numpy(), self.temperature), -1, 0)
+        return probabilities_of(self.logits[:, rows], self.temperature)
+
+
+@dataclass(frozen=True)
+class PreparedBlock:
+    """A block that is read and mapped by the pixel maps.
+
+    Args:
+        window: what was read; it may reach beyond the scene.
+        valid: (height, width), true where a pixel can be mapped.
+        inputs: name -> what the predictor made of it.
+    """
+
+    window: Window
+    valid: NDArray[np.bool_]
+    inputs: Mapping[str, Any]
 
 
 def batch_size(view: int, views: int) -> int:
@@ -71,74 +90,53 @@ def batch_size(view: int, views: int) -> int:
     return min(most // _LANES * _LANES, -(-views // _LANES) * _LANES)
 
 
-def best_of(logits: Tensor) -> Tensor:
+def best_of(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The class of the largest logit, the first of equal ones: (K, height, width) -> (height, width) uint8.
 
-    What `argmax` gives over the first axis, for which it has no quick kernel.
+    The same as `argmax` over the first axis, for which NumPy has no fast path.
     """
-    best = logits[0].clone()
-    classes = torch.zeros(best.shape, dtype=torch.uint8)
+    best = logits[0].copy()
+    classes = np.zeros(best.shape, np.uint8)
     for number in range(1, len(logits)):
-        classes.masked_fill_(logits[number] > best, number)
-        torch.maximum(best, logits[number], out=best)
+        classes[logits[number] > best] = number
+        np.maximum(best, logits[number], out=best)
     return classes
 
 
 class Engine:
-    """A classifier made ready to map one scene. Several threads may use it at once.
-
-    Attributes:
-        source: the scene as it was given.
-        scene: with the features that the classifier appends.
+    """A model made ready to map one scene. Several threads may use it at once.
 
     Args:
-        classifier: what maps; it is put into evaluation mode.
-        scene: checked against the classifier.
-        batch: windows per forward pass; by default as many as make about 65,000 pixels.
-        device: where to compute; by default a GPU if there is one.
-        precision: what the network computes in.
-        layers: names of what the model is to tell beside logits.
+        model: what maps.
+        scene: checked against the model.
+        options: how it maps.
+
+    Attributes:
+        source: the scene as it was passed.
+        scene: with the inputs that are computed from it.
 
     Raises:
-        FaultsError: if the scene is not of the kind that the classifier was trained on.
-        SettingsError: if the model has no such layer.
+        FaultsError: if the scene is not of the kind that the model was trained on.
+        SettingsError: if the options do not fit the model.
     """
 
-    def __init__(
-        self,
-        classifier: Bundle,
-        scene: Scene,
-        *,
-        batch: int | None = None,
-        device: torch.device | str | None = None,
-        precision: Precision = "float32",
-        layers: Sequence[str] = (),
-    ) -> None:
-        classifier.check(scene)
+    def __init__(self, model: Model, scene: Scene, options: MapOptions = MapOptions()) -> None:  # noqa: B008  (frozen)
+        self.model, self.options, self.description = model, options, model.description
+        self.description.check(scene, options)
+        self.predictor = model.predictor(options)
         self.source = scene
-        self.scene = classifier.prepare(scene)
-        unknown = sorted(set(layers) - set(classifier.model.layers))
-        if unknown:
-            raise SettingsError(
-                f"the model `{classifier.spec.name}` has no layer {', '.join(unknown)}",
-                ", ".join(classifier.model.layers) or "none, for this model",
-                "ask for another, or none",
-            )
-        self.layers = tuple(layers)
-        self.classifier = classifier.eval()
-        self.model, self.stride, self.precision = classifier.model, classifier.stride, precision
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.maps = {name: pixel_map.to("cpu") for name, pixel_map in classifier.maps.items()}
-        self.model.to(self.device)
-        grid = self.scene.grid
+        shown = {name: part for name, part in scene.modalities.items() if name not in options.withheld}
+        self.scene = self.predictor.complete(Scene(scene.name, scene.grid, shown, scene.legend, scene.read_labels))
+        grid, core = self.scene.grid, self.description.core
         self.windows = len(self._starts(0, grid.height, grid.height)) * len(self._starts(0, grid.width, grid.width))
-        self.batch = batch or batch_size(self.model.view, self.windows)
-        self._along = core_weights(self.model.core, classifier.weights)
-        even = classifier.weights == "uniform"
-        self._weight = None if even else torch.from_numpy(np.outer(self._along, self._along))
+        self.batch = options.batch or batch_size(self.description.view, self.windows)
+        self.depth = len(self.description.legend) + len(options.layers)
+        self._along = core_weights(core, self.description.weights)
+        even = self.description.weights == "uniform"
+        self._weight = None if even else np.outer(self._along, self._along)
 
     def _starts(self, start: int, stop: int, size: int) -> range:
-        return lattice(start, stop, size, self.model.core, self.stride)
+        return lattice(start, stop, size, self.description.core, self.description.stride)
 
     def starts(self, window: Window) -> tuple[range, range]:
         """First rows and first columns of the cores that touch a block."""
@@ -148,92 +146,102 @@ class Engine:
             self._starts(window.col, window.col + window.width, grid.width),
         )
 
-    def alone(self, window: Window) -> Share:
-        """A block's share of the windows if no other block computes any: all that touch it."""
-        return Share(window, *self.starts(window))
+    def alone(self, window: Window) -> BlockWindows:
+        """The windows of a block if it owns all that touch it."""
+        return BlockWindows(window, *self.starts(window))
 
-    def shares(self, windows: Iterable[Window]) -> Iterator[Share]:
-        """Blocks' shares of the windows, where one process maps them in row order."""
-        depth = self.model.classes + len(self.layers)
-        return shares(windows, self.starts, self.model.core, depth, self.scene.grid.window)
+    def assigned(self, windows: Iterable[Window]) -> Iterator[BlockWindows]:
+        """The windows of each block, where one process maps them in row order."""
+        return assign_windows(windows, self.starts, self.description.core, self.depth, self.scene.grid.window)
 
-    def reach(self, share: Share) -> Window:
+    def reach(self, owned: BlockWindows) -> Window:
         """The block and all that its own windows look at; it may reach beyond the scene."""
-        return share.cores(self.model.core).padded(self.model.halo)
+        return owned.cores(self.description.core).padded(self.description.halo)
 
-    def read(self, share: Share) -> Patchwork:
-        """Reads a block with all that its own windows look at."""
-        return read_patchwork(self.scene, self.reach(share), self.maps)
+    def read(self, owned: BlockWindows) -> PreparedBlock:
+        """Reads and prepares a block with all that its own windows look at.
 
-    @torch.inference_mode()
+        Raises:
+            SceneError: if it cannot be read.
+        """
+        window, predictor = self.reach(owned), self.predictor
+        inputs: dict[str, Any] = {}
+
+        def prepare(name: str, values: NDArray[np.float32]) -> None:
+            inputs[name] = predictor.prepare(name, values)
+
+        valid = read_window(self.scene, window, self.description.inputs, predictor.stand_ins, prepare)
+        return PreparedBlock(window, valid, inputs)
+
     def compute(
         self,
-        patchwork: Patchwork,
-        share: Share,
+        prepared: PreparedBlock,
+        owned: BlockWindows,
         *,
         wanted: NDArray[np.bool_] | None = None,
-        carried: dict[Place, tuple[Window, Tensor]] | None = None,
-        tell: Callable[[int], None] = lambda pixels: None,
+        carried: dict[Corner, tuple[Window, NDArray[np.float32]]] | None = None,
+        progress: PixelProgress = _silent,
     ) -> BlockMap:
         """Maps a block.
 
         Args:
-            patchwork: as `read` gave it.
-            share: of the block.
+            prepared: from `read`.
+            owned: the block's windows.
             wanted: (H, W) of the scene, true where the map is needed.
-            carried: parts of cores and their logits, of earlier blocks; what the share keeps is added.
-            tell: told how many more pixels are done.
+            carried: parts of cores and their logits, of earlier blocks; those that this block keeps are added.
+            progress: called with how many more pixels are done.
         """
-        window, core, grid = share.window, self.model.core, self.scene.grid
-        inside = patchwork.window.intersection(grid.window)
-        known = inside.within(patchwork.window)
-        needed = np.zeros_like(patchwork.valid)
-        needed[known] = patchwork.valid[known]
+        window, core, grid = owned.block, self.description.core, self.scene.grid
+        inside = prepared.window.intersection(grid.window)
+        known = inside.within(prepared.window)
+        needed = np.zeros_like(prepared.valid)
+        needed[known] = prepared.valid[known]
         if wanted is not None:
             needed[known] &= wanted[inside.within(grid.window)]
-        places = torch.from_numpy(share.places(needed, patchwork.window, core))
-        summed = torch.zeros((self.model.classes + len(self.layers), window.height, window.width))
-        meter = _Meter(window.pixels, len(places), tell)
+        corners = owned.places(needed, prepared.window, core)
+        summed = np.zeros((self.depth, window.height, window.width), np.float32)
+        meter = _Meter(window.pixels, len(corners), progress)
         if core == 1:
-            for part, logits in self._computed(patchwork, places):
-                index = (part[:, 0] - window.row) * window.width + part[:, 1] - window.col
-                summed.view(len(summed), -1)[:, index] = logits[:, :, 0, 0].T
+            flat = summed.reshape(self.depth, -1)
+            for part, logits in self._computed(prepared, corners):
+                flat[:, (part[:, 0] - window.row) * window.width + part[:, 1] - window.col] = logits[:, :, 0, 0].T
                 meter.add(len(part))
         else:
-            self._blend(summed, patchwork, places, share, {} if carried is None else carried, meter)
-            rows = total_weight(window.row, window.row + window.height, grid.height, self.stride, self._along)
-            cols = total_weight(window.col, window.col + window.width, grid.width, self.stride, self._along)
-            summed /= torch.from_numpy(np.outer(rows, cols))
-        logits, told = summed.split([self.model.classes, len(self.layers)])
-        classes = best_of(logits).numpy()
-        classes[~needed[window.within(patchwork.window)]] = UNLABELLED
+            self._blend(summed, prepared, corners, owned, {} if carried is None else carried, meter)
+            stride = self.description.stride
+            rows = total_weight(window.row, window.row + window.height, grid.height, stride, self._along)
+            cols = total_weight(window.col, window.col + window.width, grid.width, stride, self._along)
+            summed /= np.outer(rows, cols)
+        logits, layers = np.split(summed, [len(self.description.legend)])
+        classes = best_of(logits)
+        classes[~needed[window.within(prepared.window)]] = UNLABELLED
         meter.end()
-        layers = dict(zip(self.layers, told, strict=True))
-        return BlockMap(window, classes, logits, self.classifier.temperature, layers)
+        named = dict(zip(self.options.layers, layers, strict=True))
+        return BlockMap(window, classes, logits, self.description.temperature, named)
 
     def _blend(
         self,
-        summed: Tensor,
-        patchwork: Patchwork,
-        places: Tensor,
-        share: Share,
-        carried: dict[Place, tuple[Window, Tensor]],
+        summed: NDArray[np.float32],
+        prepared: PreparedBlock,
+        corners: NDArray[np.int64],
+        owned: BlockWindows,
+        carried: dict[Corner, tuple[Window, NDArray[np.float32]]],
         meter: _Meter,
     ) -> None:
         """Adds the weighted logits of all cores where they touch the block, in the lattice's order."""
-        core, window = self.model.core, share.window
-        fresh = (logits for _, batch in self._computed(patchwork, places) for logits in batch)
-        own: set[Place] = {(row, col) for row, col in places.tolist()}
-        for place in sorted(own | (share.given & carried.keys())):
-            whole = Window(place[0], place[1], core, core)
-            if place in own:
+        core, window = self.description.core, owned.block
+        fresh = (logits for _, batch in self._computed(prepared, corners) for logits in batch)
+        own: set[Corner] = {(row, col) for row, col in corners.tolist()}
+        for corner in sorted(own | (owned.given & carried.keys())):
+            whole = Window(corner[0], corner[1], core, core)
+            if corner in own:
                 kept, logits = whole, next(fresh)
                 meter.add(1)
-                if place in share.kept:
-                    part = share.kept[place]
-                    carried[place] = part, logits[:, *part.within(whole)].clone()
+                if corner in owned.kept:
+                    part = owned.kept[corner]
+                    carried[corner] = part, logits[:, *part.within(whole)].copy()
             else:
-                kept, logits = carried[place]
+                kept, logits = carried[corner]
             inside = kept.intersection(window)
             added = logits[:, *inside.within(kept)]
             if self._weight is not None:
@@ -241,22 +249,16 @@ class Engine:
                 added = added * self._weight[inside.within(whole)]
             summed[:, *inside.within(window)] += added
 
-    def _computed(self, patchwork: Patchwork, places: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Places, (B, 2), and their logits with the layers behind them, (B, K + layers, core, core), by batches."""
-        halo, size = self.model.halo, self.batch
-        for start in range(0, len(places), size):
-            part = places[start : start + size]
-            # Every pass has the same shape: kernels differ in their last bits between batch sizes (P1).
-            full = part if len(part) == size else torch.cat([part, part[-1:].expand(size - len(part), 2)])
-            images = patchwork.views(full[:, 0] - halo, full[:, 1] - halo, self.model.view)
-            images = {name: image.to(self.device) for name, image in images.items()}
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                if self.layers:
-                    logits, told = self.model.map_layers(images)
-                    logits = torch.cat([logits, *(told[name].to(logits.dtype) for name in self.layers)], dim=1)
-                else:
-                    logits = self.model(images)
-            yield part, logits.float().cpu()[: len(part)]
+    def _computed(
+        self, prepared: PreparedBlock, corners: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Corners, (B, 2), and their logits with the layers behind them, (B, K + layers, core, core), by batches."""
+        parts = [corners[start : start + self.batch] for start in range(0, len(corners), self.batch)]
+        # Every pass has the same shape: kernels differ in their last bits between batch sizes (P1).
+        full = (np.concatenate([part, np.repeat(part[-1:], self.batch - len(part), axis=0)]) for part in parts)
+        found = self.predictor.logits(prepared.window, prepared.inputs, full)
+        for part, logits in zip(parts, found, strict=True):
+            yield part, logits[: len(part)]
 
     def blocks(
         self,
@@ -264,109 +266,100 @@ class Engine:
         *,
         wanted: NDArray[np.bool_] | None = None,
         on_fault: Callable[[Window, SceneError], None] | None = None,
-        tell: Callable[[int], None] = lambda pixels: None,
+        progress: PixelProgress = _silent,
     ) -> Iterator[BlockMap]:
         """Maps blocks, in row order, and reads the next while it computes; the rest as in `map_blocks`."""
-        carried: dict[Place, tuple[Window, Tensor]] = {}
-        lost: set[Place] = set()
-        coming = self.shares(windows)
+        carried: dict[Corner, tuple[Window, NDArray[np.float32]]] = {}
+        lost: set[Corner] = set()
+        coming = self.assigned(windows)
         with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
 
-            def read_next() -> tuple[Share, Future[Patchwork]] | None:
-                share = next(coming, None)
-                return None if share is None else (share, reader.submit(self.read, share))
+            def read_next() -> tuple[BlockWindows, Future[PreparedBlock]] | None:
+                owned = next(coming, None)
+                return None if owned is None else (owned, reader.submit(self.read, owned))
 
             ahead = read_next()
             while ahead is not None:
-                share, reading = ahead
-                patchwork: Patchwork | None = None
+                owned, reading = ahead
+                prepared: PreparedBlock | None = None
                 try:
-                    if lost & share.given:  # it has to read more than was thought
-                        share = share.alone()
-                        patchwork = self.read(share)
+                    if lost & owned.given:  # those windows are its own then, and it has to read more
+                        owned = owned.alone()
+                        prepared = self.read(owned)
                     else:
-                        patchwork = reading.result()
+                        prepared = reading.result()
                 except SceneError as error:
                     if on_fault is None:
                         raise
-                    on_fault(share.window, error)
-                    tell(share.window.pixels)
-                    lost |= share.kept.keys()
-                del reading  # it holds the patchwork
+                    on_fault(owned.block, error)
+                    progress(owned.block.pixels)
+                    lost |= owned.kept.keys()
+                del reading  # it holds the block
                 ahead = read_next()
-                for place in share.past:
-                    carried.pop(place, None)  # of a block without data, or that cannot be read, there is nothing
-                if patchwork is not None:
-                    yield self.compute(patchwork, share, wanted=wanted, carried=carried, tell=tell)
+                for corner in owned.past:
+                    carried.pop(corner, None)  # of a block without data, or that cannot be read, there is nothing
+                if prepared is not None:
+                    yield self.compute(prepared, owned, wanted=wanted, carried=carried, progress=progress)
 
 
 class _Meter:
-    """Tells of a block's pixels as its windows are done; all of them by its end."""
+    """Reports a block's pixels as its windows are done; all of them by its end."""
 
-    def __init__(self, pixels: int, windows: int, tell: Callable[[int], None]) -> None:
-        self.pixels, self.windows, self.tell = pixels, windows, tell
-        self.done = self.told = 0
+    def __init__(self, pixels: int, windows: int, progress: PixelProgress) -> None:
+        self.pixels, self.windows, self.progress = pixels, windows, progress
+        self.done = self.reported = 0
 
     def add(self, windows: int) -> None:
         self.done += windows
         pixels = self.pixels * self.done // self.windows
-        if pixels > self.told:
-            self.tell(pixels - self.told)
-            self.told = pixels
+        if pixels > self.reported:
+            self.progress(pixels - self.reported)
+            self.reported = pixels
 
     def end(self) -> None:
-        if self.pixels > self.told:
-            self.tell(self.pixels - self.told)
+        if self.pixels > self.reported:
+            self.progress(self.pixels - self.reported)
 
 
 def map_blocks(
-    classifier: Bundle,
+    model: Model,
     scene: Scene,
     *,
-    block: int = TILE,
     windows: Sequence[Window] | None = None,
-    batch: int | None = None,
     wanted: NDArray[np.bool_] | None = None,
-    device: torch.device | str | None = None,
-    precision: Precision = "float32",
-    layers: Sequence[str] = (),
     on_fault: Callable[[Window, SceneError], None] | None = None,
-    tell: Callable[[int], None] = lambda pixels: None,
+    progress: PixelProgress = _silent,
+    **options: Any,
 ) -> Iterator[BlockMap]:
     """Maps a scene block by block, in row order.
 
     Args:
-        classifier: what maps; it is put into evaluation mode.
-        scene: checked against the classifier.
-        block: side of a block, px.
+        model: what maps.
+        scene: checked against the model.
         windows: blocks of the scene, in row order, instead of all.
-        batch: windows per forward pass; by default as many as make about 65,000 pixels.
         wanted: (H, W), true where the map is needed; windows and blocks without such a pixel are skipped.
-        device: where to compute; by default a GPU if there is one.
-        precision: what the network computes in.
-        layers: names of what the model is to tell beside logits.
-        on_fault: told of a block that cannot be read; the others go on. By default its error is raised.
-        tell: told how many more pixels are done.
+        on_fault: called with each block that cannot be read and the error; the others go on. By default it is raised.
+        progress: called with how many more pixels are done.
+        options: those of `MapOptions`; `block` is 512 px by default.
 
     Raises:
-        FaultsError: if the scene is not of the kind that the classifier was trained on.
+        FaultsError: if the scene is not of the kind that the model was trained on.
         SceneError: if a block cannot be read.
+        SettingsError: if an option does not fit.
     """
-    if block < 1:
-        raise SettingsError(f"the block is {block} px", "at least 1", "set another")
-    engine = Engine(classifier, scene, batch=batch, device=device, precision=precision, layers=layers)
-    grid = engine.scene.grid
+    engine = Engine(model, scene, map_options(options))
+    grid, side = engine.scene.grid, engine.options.block or TILE
     todo = [
         window
-        for window in (blocks(grid.height, grid.width, block) if windows is None else windows)
+        for window in (blocks(grid.height, grid.width, side) if windows is None else windows)
         if wanted is None or wanted[window.within(grid.window)].any()
     ]
-    yield from engine.blocks(todo, wanted=wanted, on_fault=on_fault, tell=tell)
+    yield from engine.blocks(todo, wanted=wanted, on_fault=on_fault, progress=progress)
 
 
-def map_array(classifier: Bundle, scene: Scene, **options: object) -> NDArray[np.uint8]:
-    """Maps a scene into an array, (H, W) uint8 classes; options as in `map_blocks`."""
+def map_array(model: Model, scene: Scene, **options: Any) -> NDArray[np.uint8]:
+    """Maps a scene into an array, (H, W) uint8 classes; arguments as in `map_blocks`."""
     result = np.full((scene.grid.height, scene.grid.width), UNLABELLED, dtype=np.uint8)
-    for part in map_blocks(classifier, scene, **options):  # type: ignore[arg-type]
+    for part in map_blocks(model, scene, **options):
         result[part.window.within(scene.grid.window)] = part.classes
     return result

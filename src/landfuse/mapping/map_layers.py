@@ -1,4 +1,4 @@
-"""What a map consists of: the classes, and on request probabilities, confidence, entropy and what the model tells."""
+"""The files of a map: the classes, and on request probabilities, confidence, entropy and layers of the model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.mapping.engine import BlockMap
+from landfuse.mapping.settings import MapOptions
 from landfuse.rasters.geotiff_writer import (
     GeotiffWriter,
     Mosaic,
@@ -46,36 +47,20 @@ class Layer:
     values: Values | None = None
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is wanted beside the classes.
-
-    Args:
-        probabilities: of every class.
-        confidence: the margin between the best and the second class.
-        entropy: of the probabilities, 0 (sure) to 1 (any class alike).
-        model: names of layers that the model itself tells.
-    """
-
-    probabilities: bool = False
-    confidence: bool = False
-    entropy: bool = False
-    model: tuple[str, ...] = ()
-
-    def layers(self, legend: Legend) -> list[Layer]:
-        """The files of the map, the classes first."""
-        chosen = [Layer("", ("class",))]
-        if self.probabilities:
-            chosen.append(Layer("probabilities", tuple(legend.names), lambda part, rows, shares: shares))
-        if self.confidence:
-            chosen.append(Layer("confidence", ("confidence",), lambda part, rows, shares: confidence_of(shares)[None]))
-        if self.entropy:
-            chosen.append(Layer("entropy", ("entropy",), lambda part, rows, shares: entropy_of(shares)[None]))
-        return chosen + [Layer(name, (name,), _told(name)) for name in self.model]
+def layers_of(options: MapOptions, legend: Legend) -> list[Layer]:
+    """The files of a map, the classes first."""
+    chosen = [Layer("", ("class",))]
+    if options.probabilities:
+        chosen.append(Layer("probabilities", tuple(legend.names), lambda part, rows, found: found))
+    if options.confidence:
+        chosen.append(Layer("confidence", ("confidence",), lambda part, rows, found: confidence_of(found)[None]))
+    if options.entropy:
+        chosen.append(Layer("entropy", ("entropy",), lambda part, rows, found: entropy_of(found)[None]))
+    return chosen + [Layer(name, (name,), _model_layer(name)) for name in options.layers]
 
 
-def _told(name: str) -> Values:
-    return lambda part, rows, shares: part.layers[name][rows].clamp(0, 1).numpy()[None]
+def _model_layer(name: str) -> Values:
+    return lambda part, rows, found: part.layers[name][rows].clip(0, 1)[None]
 
 
 def beside(path: str | Path, layer: str) -> Path:
@@ -93,13 +78,13 @@ def confidence_of(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def entropy_of(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Shannon's entropy as a share of the largest, that of K equal classes: (K, ...) -> (...), 0..1."""
+    """Shannon's entropy as a fraction of the largest, that of K equal classes: (K, ...) -> (...), 0..1."""
     if len(probabilities) == 1:
         return np.zeros_like(probabilities[0])
     total = np.zeros(probabilities.shape[1:], np.float32)
     for of_class in probabilities:  # one by one and contiguous: else kernels round by a pixel's place (P1)
-        share = np.maximum(np.ascontiguousarray(of_class), np.float32(1e-30))  # 0 log 0 is 0
-        total -= share * np.log(share)
+        p = np.maximum(np.ascontiguousarray(of_class), np.float32(1e-30))  # 0 log 0 is 0
+        total -= p * np.log(p)
     return np.clip(total / np.float32(np.log(len(probabilities))), 0, 1)
 
 
@@ -111,7 +96,7 @@ def write_part(path: Path, part: BlockMap, grid: Grid, legend: Legend, layers: S
         part: the block.
         grid: of the scene.
         legend: of the map.
-        layers: as `Wanted.layers` gives them.
+        layers: from `layers_of`.
 
     Raises:
         OutputError: if it cannot be written.
@@ -123,9 +108,9 @@ def write_part(path: Path, part: BlockMap, grid: Grid, legend: Legend, layers: S
             classes = part.classes[rows]
             numbers = [legend.to_codes(classes)[None]]
             if len(layers) > 1:
-                shares = part.shares(rows)
+                found = part.probabilities_in(rows)
                 numbers += [
-                    _steps(layer.values(part, rows, shares), classes == UNLABELLED)
+                    _steps(layer.values(part, rows, found), classes == UNLABELLED)
                     for layer in layers
                     if layer.values is not None
                 ]
@@ -149,7 +134,7 @@ def assemble(
         scratch: a folder on the same disk, for what is not yet whole.
         grid: of the scene.
         legend: of the map.
-        layers: as the parts hold them.
+        layers: from `layers_of`; the parts hold them in this order.
         parts: block -> its file.
         tags: of each file.
 

@@ -1,4 +1,4 @@
-"""What mapping will take: the block that fits into memory, the disk, and the time by one timed block."""
+"""What mapping takes: the block that fits into memory, the disk, and the time by one timed block."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +13,9 @@ import numpy as np
 from landfuse.errors import SettingsError
 from landfuse.legend import UNLABELLED
 from landfuse.mapping.engine import Engine
-from landfuse.mapping.map_layers import Layer
-from landfuse.mapping.window_sharing import CARRIED
+from landfuse.mapping.map_layers import layers_of
+from landfuse.mapping.window_owners import CARRIED
 from landfuse.rasters.windows import Window, blocks
-
-MEMORY = 2 * 2**30
-"""Bytes that a mapping process takes at most unless it is told otherwise."""
 
 _BASE = 1000 * 2**20
 """Bytes of the interpreter and the libraries, as measured with torch 2.15 (torch alone 530, with all models 975)."""
@@ -33,7 +29,7 @@ _LARGEST = 2048
 _SMALLEST = 64
 
 
-def block_bytes(engine: Engine, block: int, layers: Sequence[Layer]) -> int:
+def block_bytes(engine: Engine, block: int) -> int:
     """The most that mapping in blocks of a side takes, in bytes, in all.
 
     The interpreter and its libraries, the weights, GDAL's cache, what is carried from block to block and a batch; two
@@ -43,57 +39,47 @@ def block_bytes(engine: Engine, block: int, layers: Sequence[Layer]) -> int:
     Args:
         engine: what maps, and what is mapped.
         block: side of a block, px.
-        layers: what is written.
     """
-    model, stride, scene = engine.model, engine.stride, engine.scene
-    height, width = (min(block, size) for size in (scene.grid.height, scene.grid.width))
-    ahead = model.core - (stride if block % stride == 0 else 1)
-    reach = (model.core - 1) // stride * stride + ahead + 2 * model.halo
+    known, grid, channels = engine.description, engine.scene.grid, engine.predictor.channels
+    height, width = (min(block, size) for size in (grid.height, grid.width))
+    ahead = known.core - (known.stride if block % known.stride == 0 else 1)
+    reach = (known.core - 1) // known.stride * known.stride + ahead + 2 * known.halo
     pixels = (height + reach) * (width + reach)
-    mapped, reading = 1, 0
-    views = 0
-    for name, pixel_map in engine.maps.items():
-        zoom, raster = scene.modalities[name].zoom, scene.modalities[name].raster
-        mapped += 4 * pixel_map.channels * zoom**2
-        views += pixel_map.channels * zoom**2
-        # Numbers as in the file, as float32 values, and once more for masks and mirrored edges.
-        reading = max(reading, raster.bands * zoom**2 * (np.dtype(raster.dtype).itemsize + 8))
-    depth = model.classes + sum(layer.values is not None for layer in layers)
+    views = sum(channels[name] * info.zoom**2 for name, info in known.inputs.items())
+    # Numbers as in the file, as float32 values, and once more for masks and mirrored edges.
+    reading = max(info.bands * info.zoom**2 * (np.dtype(info.dtype).itemsize + 8) for info in known.inputs.values())
+    depth = len(known.legend) + sum(layer.values is not None for layer in layers_of(engine.options, known.legend))
     return (
         _BASE
-        + sum(p.numel() * p.element_size() for p in model.parameters())
+        + engine.predictor.nbytes
         + _gdal_cache()
-        + (CARRIED if model.core > 1 else 0)
-        + 4 * engine.batch * model.view**2 * (views + _ACTIVATIONS)
-        + pixels * (2 * mapped + reading)
+        + (CARRIED if known.core > 1 else 0)
+        + 4 * engine.batch * known.view**2 * (views + _ACTIVATIONS)
+        + pixels * (2 * (4 * views + 1) + reading)
         + height * width * (2 * 4 * depth + 16)
     )
 
 
 def _gdal_cache() -> int:
-    told = os.environ.get("GDAL_CACHEMAX", "256")
-    return int(told) * 2**20 if told.isdigit() and int(told) < 100_000 else 256 * 2**20
+    size = os.environ.get("GDAL_CACHEMAX", "256")
+    return int(size) * 2**20 if size.isdigit() and int(size) < 100_000 else 256 * 2**20
 
 
-def block_side(engine: Engine, memory: int, layers: Sequence[Layer]) -> int:
-    """The side of the largest blocks whose mapping takes no more than some memory, at most 2,048 px.
+def block_side(engine: Engine) -> int:
+    """The side of the largest blocks whose mapping takes no more than the memory of the options, at most 2,048 px.
 
     It is a multiple of the stride, so that few cores lie across two blocks.
-
-    Args:
-        engine: what maps, and what is mapped.
-        memory: bytes.
-        layers: what is written.
 
     Raises:
         SettingsError: if even the smallest block takes more.
     """
-    unit = engine.stride * math.ceil(_SMALLEST / engine.stride)
-    largest = min(_LARGEST, max(engine.scene.grid.height, engine.scene.grid.width))
+    stride, grid, memory = engine.description.stride, engine.scene.grid, engine.options.memory
+    unit = stride * math.ceil(_SMALLEST / stride)
+    largest = min(_LARGEST, max(grid.height, grid.width))
     for side in range(max(1, -(-largest // unit)) * unit, 0, -unit):
-        if block_bytes(engine, side, layers) <= memory:
+        if block_bytes(engine, side) <= memory:
             return side
-    least = block_bytes(engine, unit, layers)
+    least = block_bytes(engine, unit)
     raise SettingsError(
         f"{in_bytes(memory)} of memory are too few: a block of {unit} px takes {in_bytes(least)}",
         f"at least {in_bytes(least)}",
@@ -119,10 +105,10 @@ class Plan:
         width: of the scene, px.
         block: side of a block, px.
         blocks: how many.
-        halo_share: pixels that one process reads beyond those of the blocks, as a share of the scene.
+        halo_fraction: pixels that one process reads beyond those of the blocks, as a fraction of the scene.
         halo_apart: the same where each block is computed alone, as on a cluster.
         windows: forward passes' windows, if no window is computed twice.
-        recomputed_share: windows computed more than once where each block is computed alone.
+        recomputed_fraction: windows computed more than once where each block is computed alone.
         memory: bytes of a process at most, by arithmetic.
         disk: bytes at most, parts and map, uncompressed.
         expected_disk: the same, compressed as well as the timed block.
@@ -133,23 +119,22 @@ class Plan:
     width: int
     block: int
     blocks: int
-    halo_share: float
+    halo_fraction: float
     halo_apart: float
     windows: int
-    recomputed_share: float
+    recomputed_fraction: float
     memory: int
     disk: int
     expected_disk: int
     seconds: float | None
 
 
-def plan(engine: Engine, block: int, layers: Sequence[Layer]) -> Plan:
-    """Says what mapping a scene will take, and times one block in its middle for that.
+def plan(engine: Engine, block: int) -> Plan:
+    """Estimates what mapping a scene takes, and times one block in its middle for that.
 
     Args:
         engine: what maps, and what is mapped.
         block: side of the blocks, px.
-        layers: what is written.
 
     Raises:
         SceneError: if the timed block cannot be read.
@@ -157,41 +142,30 @@ def plan(engine: Engine, block: int, layers: Sequence[Layer]) -> Plan:
     grid = engine.scene.grid
     cut = list(blocks(grid.height, grid.width, block))
     apart = [engine.alone(window) for window in cut]
-    recomputed = sum(share.windows for share in apart) / engine.windows - 1
+    recomputed = sum(owned.count for owned in apart) / engine.windows - 1
     total = grid.window.pixels
     halo, halo_apart = (
-        sum(engine.reach(share).pixels for share in shares) / total - 1 for shares in (engine.shares(cut), apart)
+        sum(engine.reach(owned).pixels for owned in every) / total - 1 for every in (engine.assigned(cut), apart)
     )
     # Small enough not to take long, and large enough for more than one pass where the block is.
-    side = min(block, max(256, 2 * engine.model.core))
+    side = min(block, max(256, 2 * engine.description.core))
     row, col = (max(0, (size - side) // 2) for size in (grid.height, grid.width))
-    middle = Window(row, col, min(side, grid.height), min(side, grid.width))
-    share = engine.alone(middle)
-    patchwork = engine.read(share)
+    owned = engine.alone(Window(row, col, min(side, grid.height), min(side, grid.width)))
+    engine.read(owned)
     begun = time.perf_counter()
-    patchwork = engine.read(share)  # once more, with files open
+    prepared = engine.read(owned)  # once more, with files open
     read = time.perf_counter()
-    part = engine.compute(patchwork, share)
+    part = engine.compute(prepared, owned)
     computed = time.perf_counter()
     seconds = None
     if (part.classes != UNLABELLED).any():
         # Reading goes on beside computing: the longer of the two counts.
-        reading = (read - begun) / engine.reach(share).pixels * (1 + halo) * total
-        seconds = max(reading, (computed - read) / share.windows * engine.windows)
+        reading = (read - begun) / engine.reach(owned).pixels * (1 + halo) * total
+        seconds = max(reading, (computed - read) / owned.count * engine.windows)
     squeezed = len(zlib.compress(part.classes.tobytes())) / part.classes.nbytes
-    bands = sum(len(layer.bands) for layer in layers)
+    bands = sum(len(layer.bands) for layer in layers_of(engine.options, engine.description.legend))
     pixels = total * 8 / 3  # parts, the map, and its overviews twice while they are made
     return Plan(
-        grid.height,
-        grid.width,
-        block,
-        len(cut),
-        halo,
-        halo_apart,
-        engine.windows,
-        recomputed,
-        block_bytes(engine, block, layers),
-        round(bands * pixels),
-        round((squeezed + bands - 1) * pixels),
-        seconds,
-    )
+        grid.height, grid.width, block, len(cut), halo, halo_apart, engine.windows, recomputed,
+        block_bytes(engine, block), round(bands * pixels), round((squeezed + bands - 1) * pixels), seconds,
+    )  # fmt: skip

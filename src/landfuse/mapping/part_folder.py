@@ -1,8 +1,8 @@
 """The part folder: blocks of a map that is not finished, each in a file of its own, so that mapping can go on.
 
 `map.tif.parts/` lies beside `map.tif`. A block is done if its file is there, since files are whole or absent; nothing
-else is noted down. `settings.json` says, in hashes and words, what the blocks were made of; `lock` keeps a second
-command away while one is at work.
+else is recorded. `settings.json` says, in hashes and words, what the blocks follow from; `lock` refuses a second
+command while one is running.
 """
 
 from __future__ import annotations
@@ -13,65 +13,53 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
-from landfuse.bundles.bundle import Bundle
 from landfuse.errors import OutputError
 from landfuse.files import unwritable, write_text
+from landfuse.mapping.engine import Engine
 from landfuse.mapping.locks import sole_use
 from landfuse.rasters.raster import Raster
 from landfuse.rasters.windows import Window
-from landfuse.scenes.scene import Scene
 
 FORMAT = 1
-"""Version of the folder's layout; blocks of another one are not gone on with."""
+"""Version of the folder's layout; mapping does not go on from blocks of another one."""
 
 _NOTES = "settings.json"
 _FINISHED = "finished"
 _LOCK = "lock"
 
 
-def hash_of(classifier: Bundle) -> str:
-    """SHA-256 of all that a bundle of the classifier holds."""
-    description, tensors = classifier.packed()
-    found = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+def fingerprint(engine: Engine) -> dict[str, str]:
+    """What a map follows from: its name -> a hash or a word; the same for the same map.
 
-
-def fingerprint(classifier: Bundle, scene: Scene) -> dict[str, str]:
-    """What a map is made of: its name -> a hash or a word; the same for the same map.
-
-    Rasters are known by their settings, path, size and time of change, a classifier by its weights.
+    Rasters are known by their settings, path, size and time of change.
     """
-    missing = {name: str(pixel_map.instead) for name, pixel_map in classifier.maps.items()}
+    scene, stand_ins = engine.source, engine.predictor.stand_ins
     found = {
-        "the model": hash_of(classifier),
-        "the version": f"landfuse {version('landfuse')}, torch {torch.__version__}",
+        **engine.predictor.identity,
         "the grid": str(scene.grid),
-        "what stands in for missing modalities": ", ".join(f"{n} {m}" for n, m in missing.items() if m != "None")
-        or "-",
+        "what stands in for missing modalities": ", ".join(f"{n} {value}" for n, value in stand_ins.items()) or "-",
+        "the withheld modalities": ", ".join(engine.options.withheld) or "-",
+        "the batch": f"{engine.batch} windows",
     }
-    for name, modality in scene.modalities.items():
-        told = f"{modality.zoom} {modality.units} {_told(modality.raster)}"
-        found[f"the modality `{name}`"] = hashlib.sha256(told.encode()).hexdigest()
+    for name in engine.description.modalities:
+        if name in scene.modalities:
+            part = scene.modalities[name]
+            words = f"{part.zoom} {part.units} {_raster_words(part.raster)}"
+            found[f"the modality `{name}`"] = hashlib.sha256(words.encode()).hexdigest()
     return found
 
 
-def _told(raster: Raster) -> str:
-    told = f"{raster.path} {raster.bands} {raster.dtype}"
+def _raster_words(raster: Raster) -> str:
+    words = f"{raster.path} {raster.bands} {raster.dtype}"
     if dataclasses.is_dataclass(type(raster)):
-        told += f" {raster!r}"
+        words += f" {raster!r}"
     file = Path(raster.path)
     if file.is_file():
         stat = file.stat()
-        told += f" {stat.st_size} {stat.st_mtime_ns}"
-    return told
+        words += f" {stat.st_size} {stat.st_mtime_ns}"
+    return words
 
 
 class PartFolder:
@@ -87,7 +75,7 @@ class PartFolder:
 
     @property
     def scratch(self) -> Path:
-        """A folder within, for what is not yet whole; made anew by `claim`."""
+        """A folder within, for what is not yet whole; emptied by `claim`."""
         return self.path / "assembly"
 
     def part(self, window: Window) -> Path:
@@ -158,7 +146,7 @@ class PartFolder:
                 f"{self.path} holds blocks of another map: other is "
                 + ", ".join(_change(name, noted.get(name), settings.get(name)) for name in differing),
                 "the model, scene and options that those blocks were made with, to go on with them",
-                "give the former command again, or start anew by --restart, which deletes those blocks",
+                "give the former command again, or start again by --restart, which deletes those blocks",
             )
         try:
             if self.output.is_dir():

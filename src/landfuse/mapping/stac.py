@@ -1,4 +1,4 @@
-"""A map as an item of a SpatioTemporal Asset Catalog (STAC): where it lies, what its codes mean, which model made it.
+"""A map as an item of a SpatioTemporal Asset Catalog (STAC): place, classes, files and the model that made it.
 
 Source:
     STAC 1.1.0, https://stacspec.org, with its extensions Machine Learning Model (mlm) 1.4.0, projection 2.0.0,
@@ -11,21 +11,19 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyproj
-import torch
 
-from landfuse.bundles.bundle import Bundle
-from landfuse.bundles.bundle_files import bundle_folder
+from landfuse.bundles.description import Description
+from landfuse.bundles.predictor import About, Predictor
 from landfuse.files import write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.mapping.map_extras import polygons_beside
-from landfuse.mapping.map_layers import PROBABILITY_STEPS, Wanted, beside
-from landfuse.mapping.part_folder import hash_of
-from landfuse.models import MODELS
+from landfuse.mapping.map_layers import PROBABILITY_STEPS, Layer, beside
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.vector_map import footprint
 
@@ -37,9 +35,9 @@ _GEOTIFF = "image/tiff; application=geotiff; profile=cloud-optimized"
 def write_item(
     path: str | Path,
     grid: Grid,
-    classifier: Bundle,
+    predictor: Predictor,
     bundle: str | Path,
-    wanted: Wanted,
+    layers: Sequence[Layer],
     taken: datetime | None = None,
 ) -> Path:
     """Writes a map's STAC item: `map.tif` -> `map.stac.json`.
@@ -47,9 +45,9 @@ def write_item(
     Args:
         path: of the map, which is there, as are its other layers.
         grid: of the map.
-        classifier: that made it.
+        predictor: what made it.
         bundle: its folder, or the run folder that holds it.
-        wanted: which other layers were made.
+        layers: the files of the map.
         taken: when the scene was taken; by default the time at which the map was made stands in.
 
     Returns:
@@ -61,24 +59,31 @@ def write_item(
     """
     path = Path(path)
     place = path.with_suffix(".stac.json")
-    item = item_of(path, place.parent, grid, classifier, bundle_folder(bundle), wanted, taken)
+    item = item_of(path, place.parent, grid, predictor, Path(bundle), layers, taken)
     write_text(place, json.dumps(item, indent=2, ensure_ascii=False) + "\n")
     return place
 
 
 def item_of(
-    path: Path, home: Path, grid: Grid, classifier: Bundle, bundle: Path, wanted: Wanted, taken: datetime | None
+    path: Path,
+    home: Path,
+    grid: Grid,
+    predictor: Predictor,
+    bundle: Path,
+    layers: Sequence[Layer],
+    taken: datetime | None,
 ) -> dict[str, Any]:
     """The item itself; as in `write_item`.
 
     Args:
-        home: folder of the item; hrefs are told from there.
+        home: folder of the item; hrefs are relative to it.
         bundle: folder of the bundle.
     """
     ring = footprint(grid)
     longitudes, latitudes = [x for x, _ in ring], [y for _, y in ring]
     made = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    model = model_fields(classifier)
+    known = predictor.description
+    model = model_fields(known, predictor.about)
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -93,42 +98,41 @@ def item_of(
             **_projection(grid),
             "bands": [{"name": band} for one in model["mlm:input"] for band in one["bands"]],
             **model,
-            "landfuse:bundle": hash_of(classifier),
+            "landfuse:bundle": predictor.identity["the model"],
         },
         "links": [],
-        "assets": _assets(path, home, grid, classifier.legend, bundle, wanted),
+        "assets": _assets(path, home, grid, known.legend, bundle, layers),
     }
 
 
-def model_fields(classifier: Bundle) -> dict[str, Any]:
-    """What the Machine Learning Model extension says of a classifier."""
-    view, core, classes = classifier.model.view, classifier.model.core, len(classifier.legend)
+def model_fields(known: Description, about: About) -> dict[str, Any]:
+    """The fields of the Machine Learning Model extension."""
+    view, core, classes = known.view, known.core, len(known.legend)
     axes, tasks = ["height", "width"], ["semantic-segmentation"]
     inputs = []
-    for name in classifier.needed:
-        known = classifier.notes[name]
-        side = view * known.zoom
+    for name, info in known.modalities.items():
+        side = view * info.zoom
         inputs.append(
             {
                 "name": name,
-                "bands": [f"{name}_{band + 1}" for band in range(known.bands)],
+                "bands": [f"{name}_{band + 1}" for band in range(info.bands)],
                 "input": {
-                    "shape": [-1, known.bands, side, side],
+                    "shape": [-1, info.bands, side, side],
                     "dim_order": ["batch", "bands", *axes],
                     "data_type": "float32",
                 },
-                "description": f"in {known.units or 'the units of the file'}; the bundle standardises it",
+                "description": f"in {info.units or 'the units of the file'}; the bundle standardises it",
             }
         )
-    release = re.match(r"\d+\.\d+\.\d+", torch.__version__)
+    release = re.match(r"\d+\.\d+\.\d+", about.framework_version)
     version = {"mlm:framework_version": release.group()} if release else {}
     return {
-        "mlm:name": f"landfuse-{classifier.spec.name}",
-        "mlm:architecture": MODELS[classifier.spec.name].__name__,
-        "mlm:framework": "PyTorch",
+        "mlm:name": f"landfuse-{known.spec.name}",
+        "mlm:architecture": about.architecture,
+        "mlm:framework": about.framework,
         **version,
         "mlm:tasks": tasks,
-        "mlm:total_parameters": sum(weights.numel() for weights in classifier.model.parameters()),
+        "mlm:total_parameters": about.parameters,
         "mlm:input": inputs,
         "mlm:output": [
             {
@@ -139,8 +143,8 @@ def model_fields(classifier: Bundle) -> dict[str, Any]:
                     "dim_order": ["batch", "class", *axes],
                     "data_type": "float32",
                 },
-                "description": f"logits of the core in the middle of the view; cores lie {classifier.stride} px apart",
-                "classification:classes": _classes(classifier.legend, codes=False),
+                "description": f"logits of the core in the middle of the view; cores are {known.stride} px apart",
+                "classification:classes": _classes(known.legend, codes=False),
             }
         ],
     }
@@ -177,12 +181,12 @@ def _projection(grid: Grid) -> dict[str, Any]:
 
 
 def _assets(
-    path: Path, home: Path, grid: Grid, legend: Legend, bundle: Path, wanted: Wanted
+    path: Path, home: Path, grid: Grid, legend: Legend, bundle: Path, layers: Sequence[Layer]
 ) -> dict[str, dict[str, Any]]:
     across, down = grid.pixel_size
     size = {"raster:spatial_resolution": across} if abs(across - down) <= 1e-9 * across else {}
     assets = {}
-    for layer in wanted.layers(legend):
+    for layer in layers:
         scale = {} if layer.values is None else {"raster:scale": 1 / PROBABILITY_STEPS, "raster:offset": 0.0}
         assets[layer.name or "map"] = {
             **_file(beside(path, layer.name), home),

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
-
-if TYPE_CHECKING:
-    pass
 
 
 class Raster(Protocol):
@@ -39,31 +35,3 @@ class Raster(Protocol):
 
     def undeclared_nan(self, window: Window) -> int:
         """How many pixels of a window hold a NaN or infinity though the raster declares no such nodata value."""
-
-
-@dataclass(frozen=True)
-class AbsentRaster:
-    """No data anywhere; see `Raster`.
-
-    Args:
-        grid: that it would lie on.
-        bands: that it would have.
-        dtype: that it would have in a file.
-    """
-
-    grid: Grid
-    bands: int
-    dtype: str
-
-    @property
-    def path(self) -> str:
-        """For messages."""
-        return "(absent)"
-
-    def read(self, window: Window) -> NDArray[np.float32]:
-        """(C, height, width) of NaN."""
-        return np.full((self.bands, window.height, window.width), np.nan, np.float32)
-
-    def undeclared_nan(self, window: Window) -> int:
-        """None: that there are no data is declared."""
-        return 0

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from landfuse.figures.overview import overview, thinned, thinned_classes, thinning
 from landfuse.legend import UNLABELLED, Legend
-from landfuse.mapping.predict import beside
+from landfuse.mapping.map_layers import beside
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.reporting.images import Coded, Colour, Photograph, Picture, unlike
 from landfuse.scenes.scene import Scene, SceneModality

@@ -12,8 +12,27 @@ from numpy.typing import NDArray
 from landfuse.errors import SceneError
 from landfuse.legend import Legend
 from landfuse.rasters.grid import Grid
-from landfuse.rasters.raster import AbsentRaster, Raster
+from landfuse.rasters.raster import Raster
 from landfuse.rasters.windows import Window, mirrored
+
+
+@dataclass(frozen=True)
+class ModalityInfo:
+    """What a model has to know of a modality; a bundle keeps it, and a scene to be mapped is checked against it.
+
+    Args:
+        bands: number of bands.
+        dtype: data type in the file, e.g. `int16`.
+        units: as the scene file names them.
+        zoom: how many times finer than the scene's grid.
+        metres: pixel size in CRS units; 0 where there is no CRS.
+    """
+
+    bands: int
+    dtype: str
+    units: str
+    zoom: int
+    metres: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +48,13 @@ class SceneModality:
     raster: Raster
     zoom: int = 1
     units: str = ""
+
+    @property
+    def info(self) -> ModalityInfo:
+        """What a model has to know of it."""
+        grid = self.raster.grid
+        size = grid.pixel_size[0] if grid.crs else 0.0
+        return ModalityInfo(self.raster.bands, self.raster.dtype, self.units, self.zoom, size)
 
 
 @dataclass(frozen=True)
@@ -84,6 +110,10 @@ class Scene:
             )
         return self.read_labels()
 
+    def with_modalities(self, more: Mapping[str, SceneModality]) -> Scene:
+        """The scene with further modalities."""
+        return replace(self, modalities={**self.modalities, **more})
+
     def __getstate__(self) -> dict[str, object]:
         state = dict(self.__dict__)
         state.pop("labels", None)  # held once, read again elsewhere
@@ -102,9 +132,3 @@ def validity(values: NDArray[np.float32], zoom: int) -> NDArray[np.bool_]:
         return valid
     height, width = valid.shape[0] // zoom, valid.shape[1] // zoom
     return np.asarray(valid.reshape(height, zoom, width, zoom).all(axis=(1, 3)))
-
-
-def without_data(scene: Scene, modality: str, *, bands: int, dtype: str, zoom: int, units: str) -> Scene:
-    """The scene with a modality that has no data anywhere, instead of its own or beside what it has."""
-    part = SceneModality(AbsentRaster(scene.grid.zoomed(zoom), bands, dtype), zoom, units)
-    return replace(scene, modalities={**scene.modalities, modality: part})

@@ -125,7 +125,7 @@ def modality_table(
     run = Path(run)
     record = read_run(run)
     classifier = load_bundle(run)
-    names = classifier.needed
+    names = list(classifier.description.modalities)
     if len(names) < 2:
         raise ModelError(f"the model of {run} has one modality, `{names[0]}`", "two or more", "choose another run")
     trained, notes = _trained_without(record, alone)
@@ -201,19 +201,15 @@ def _score(
 ) -> Confusion:
     """Scores the model without one modality; with nothing withheld, also takes unmapped pixels out of the truths."""
     confusion = Confusion.of(classifier.legend)
-    before = {name: pixel_map.instead for name, pixel_map in classifier.maps.items()}
-    if withheld is not None:
-        classifier.maps[withheld].instead = math.nan if how == "placeholder" else 0.0
+    missing = () if withheld is None else (withheld,)
+    mean_for = missing if how == "mean" else ()
     for number, (scene, truth) in enumerate(zip(scenes, truths, strict=True)):
         wanted = truth != UNLABELLED
         if wanted.any():
-            shown = scene if withheld is None else classifier.without(scene, withheld)
-            for part in map_blocks(classifier, shown, wanted=wanted):
+            for part in map_blocks(classifier, scene, wanted=wanted, withheld=missing, mean_for=mean_for):
                 inside = part.window.within(scene.grid.window)
                 confusion.update(truth[inside], part.classes)
                 if withheld is None:
                     truth[inside][part.classes == UNLABELLED] = UNLABELLED
         tell(number + 1)
-    for name, value in before.items():
-        classifier.maps[name].instead = value
     return confusion

@@ -19,8 +19,9 @@ from landfuse.errors import ModelError
 from landfuse.legend import Legend
 from landfuse.models.base import FusionModel
 from landfuse.training.lightning_task import History, Patience, Task, read_history
-from landfuse.training.recipe import Recipe, TrainingSettings
-from landfuse.training.samples import Draws, Sample, Samples, SampleSettings, loader
+from landfuse.training.recipe import Recipe
+from landfuse.training.samples import Sample, Samples, WindowSampler, loader
+from landfuse.training.settings import SampleSettings, TrainingSettings
 
 
 class _Data(LightningDataModule):
@@ -33,7 +34,8 @@ class _Data(LightningDataModule):
     def _loader(self, samples: Samples, train: bool) -> DataLoader[Sample]:
         ranks = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
-        return loader(samples, Draws(samples, self.settings, train=train, seed=self.seed, rank=rank, ranks=ranks))
+        sampler = WindowSampler(samples, self.settings, train=train, seed=self.seed, rank=rank, ranks=ranks)
+        return loader(samples, sampler)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         return self._loader(self.train, train=True)
@@ -91,7 +93,7 @@ def fit(
     """
     settings = recipe.training
     data = _Data(training, validation, recipe.samples, settings.seed)
-    per_epoch = len(Draws(training, recipe.samples, train=True))
+    per_epoch = len(WindowSampler(training, recipe.samples, train=True))
     steps = settings.steps(per_epoch)
     task = Task(model, settings, steps, legend.scored)
     folder = run / "checkpoints"
@@ -130,7 +132,7 @@ def fit(
             "gradient_clip_val": settings.clip,
             "callbacks": callbacks,
             "logger": TensorBoardLogger(run, name="tensorboard", version=""),
-            "use_distributed_sampler": False,  # Draws deal out the ranks' shares
+            "use_distributed_sampler": False,  # WindowSampler deals out the ranks' windows
             "enable_progress_bar": progress,
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,

@@ -21,8 +21,8 @@ from landfuse.accuracy.confusion import Confusion
 from landfuse.files import whole_file
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import FusionModel
-from landfuse.training.recipe import TrainingSettings
 from landfuse.training.samples import Sample
+from landfuse.training.settings import TrainingSettings
 
 
 class Task(LightningModule):

@@ -19,8 +19,9 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from landfuse.diffusion.crops import Crops
-from landfuse.diffusion.denoising import Denoising, PretrainSettings, run_steps
+from landfuse.diffusion.denoising import Denoising, run_steps
 from landfuse.diffusion.features import fingerprint
+from landfuse.diffusion.settings import PretrainSettings
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser, constant, load_denoiser, own_maps
 from landfuse.errors import LandfuseError, ModelError, SettingsError
 from landfuse.figures.figures import balance_figure, save

@@ -1,57 +1,26 @@
-"""Where the wings meet: windows of scenes become tensors.
+"""Windows of scenes as training samples.
 
-All randomness lives in `Draws`, in the main process: which windows, how flipped and turned. Fetching them is then
-plain indexing, so the batches are the same for any number of loader workers.
+All randomness is in `WindowSampler`, in the main process: which windows, how flipped and turned. Fetching them is
+then plain indexing, so the batches are the same for any number of loader workers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from landfuse.errors import SettingsError, SplitError
 from landfuse.legend import UNLABELLED
-from landfuse.settings import Settings, byte_count
+from landfuse.training.settings import SampleSettings
 from landfuse.views.store import Store
-
-Chance = Annotated[float, Field(ge=0, lt=1)]
-
-
-class SampleSettings(Settings):
-    """How training sees the scene.
-
-    Args:
-        batch: windows per step at most (over all devices); the steps of an epoch share its windows evenly.
-        windows: windows per epoch; by default as many as it takes to see each training pixel about once.
-        balanced: draw every class equally often, however rare.
-        augment: flip and turn by quarters, alike in all modalities.
-        modality_dropout: how often a sample goes without a modality, 0..1: one number, or by name, e.g. `{sar: 0.2}`.
-            Never without all of them. The model then learns to map where such a modality has no data.
-        memory: scenes up to this size (as float32, after the pixel maps) are held in memory, larger ones are read
-            by blocks.
-        workers: loader processes; 0 reads in the training process, best for scenes in memory.
-    """
-
-    batch: int = Field(default=64, ge=1)
-    windows: int | None = Field(default=None, ge=1)
-    balanced: bool = False
-    augment: bool = True
-    modality_dropout: Chance | dict[str, Chance] = 0.0
-    memory: int = 4 * 1024**3
-    workers: int = Field(default=0, ge=0)
-
-    @field_validator("memory", mode="before")
-    @classmethod
-    def _bytes(cls, value: str | int) -> int:
-        return byte_count(value)
 
 
 class Sample(NamedTuple):
@@ -67,12 +36,36 @@ class Sample(NamedTuple):
     target: Tensor
 
 
-class Samples(Dataset[Sample]):
-    """Batches of windows.
+@dataclass(frozen=True)
+class Draws:
+    """The windows of a batch, or of an epoch, as they were drawn; B of them.
 
-    Indexing takes a table of draws, (B, 4) int64: scene, row, column (of the core's first pixel), and how: the turn
-    (0..7), plus 8 times the modalities that are dropped, a bit for each in their order. If that is negative, the row
-    only fills up the batch, and its target is unlabelled.
+    Args:
+        scene: (B,) int64, the tile's number.
+        row: (B,) int64, of the core's first pixel.
+        col: (B,) int64, likewise.
+        turn: (B,) int64, 0..7: how it is flipped and turned.
+        dropped: (B, M) bool, which modalities are dropped, in their order.
+        filler: (B,) bool: the window only fills up the batch, and its target is unlabelled.
+    """
+
+    scene: NDArray[np.int64]
+    row: NDArray[np.int64]
+    col: NDArray[np.int64]
+    turn: NDArray[np.int64]
+    dropped: NDArray[np.bool_]
+    filler: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.scene)
+
+    def take(self, places: NDArray[np.intp]) -> Draws:
+        """Some of the windows."""
+        return Draws(*(getattr(self, field.name)[places] for field in fields(self)))
+
+
+class Samples(Dataset[Sample]):
+    """Batches of windows; indexing takes the `Draws` of a batch.
 
     Args:
         store: what is gathered from.
@@ -84,38 +77,35 @@ class Samples(Dataset[Sample]):
     def __init__(self, store: Store, targets: Sequence[NDArray[np.uint8]], view: int, core: int) -> None:
         self.store, self.targets, self.view, self.core = store, list(targets), view, core
 
-    def __getitem__(self, draws: NDArray[np.int64]) -> Sample:
-        """Fetches the batch that a table of draws describes."""
-        table = torch.as_tensor(draws)
-        how = table[:, 3].clamp(min=0)
-        halo = (self.view - self.core) // 2
+    def __getitem__(self, draws: Draws) -> Sample:
+        """Fetches a batch."""
+        row, col, turn = (torch.as_tensor(values) for values in (draws.row, draws.col, draws.turn))
+        halo, count = (self.view - self.core) // 2, len(draws)
         images: dict[str, Tensor] = {}
-        target = torch.empty((len(table), self.core, self.core), dtype=torch.uint8)
-        for members, scene, patchwork in self.store.grouped(table[:, :3]):
-            rows, cols, turns = table[members, 1], table[members, 2], how[members] % 8
-            views = patchwork.views(rows - halo, cols - halo, self.view, turns)
-            squares = patchwork.targets(self.targets[scene], rows, cols, self.core, turns)
-            if len(members) == len(table):
+        target = torch.empty((count, self.core, self.core), dtype=torch.uint8)
+        for members, scene, mapped in self.store.grouped(torch.stack([torch.as_tensor(draws.scene), row, col], dim=1)):
+            rows, cols, turns = row[members], col[members], turn[members]
+            views = mapped.views(rows - halo, cols - halo, self.view, turns)
+            squares = mapped.targets(self.targets[scene], rows, cols, self.core, turns)
+            if len(members) == count:
                 images, target = views, squares
                 break
             for name, view in views.items():
                 if name not in images:
-                    shape = (len(table), *view.shape[1:])
-                    images[name] = torch.empty(shape, memory_format=torch.channels_last)
+                    images[name] = torch.empty((count, *view.shape[1:]), memory_format=torch.channels_last)
                 images[name][members] = view
             target[members] = squares
-        dropped = how // 8
-        if dropped.any():
-            target = target.masked_fill(~self._drop(images, dropped), UNLABELLED)
-        return Sample(images, target.masked_fill((table[:, 3] < 0)[:, None, None], UNLABELLED))
+        if draws.dropped.any():
+            target = target.masked_fill(~self._drop(images, torch.as_tensor(draws.dropped)), UNLABELLED)
+        return Sample(images, target.masked_fill(torch.as_tensor(draws.filler)[:, None, None], UNLABELLED))
 
     def _drop(self, images: dict[str, Tensor], dropped: Tensor) -> Tensor:
-        """Takes modalities out of images, and tells at which core pixels anything is left: (B, core, core)."""
+        """Drops modalities from images and returns at which core pixels any is left: (B, core, core)."""
         core, halo = self.core, (self.view - self.core) // 2
         seen = torch.zeros((len(dropped), core, core), dtype=torch.bool)
-        for bit, name in enumerate(self.store.pixel_maps):
+        for number, name in enumerate(self.store.pixel_maps):
             image = images[name]
-            image[(dropped >> bit & 1).bool()] = torch.nan
+            image[dropped[:, number]] = torch.nan
             zoom = image.shape[-1] // self.view
             inside = slice(halo * zoom, (halo + core) * zoom)
             known = image[:, 0, inside, inside].isfinite()
@@ -123,12 +113,12 @@ class Samples(Dataset[Sample]):
         return seen
 
 
-class Draws(Sampler[NDArray[np.int64]]):
+class WindowSampler(Sampler[Draws]):
     """Which windows make up an epoch, batch by batch.
 
     Training draws labelled pixels (each once per epoch, or each class equally often), puts a core at a random place
-    over each, and drops modalities; validation walks the lattice and drops none. Every rank of several gets its share
-    of each batch.
+    over each, and drops modalities; validation walks the lattice and drops none. Every rank of several gets its
+    part of each batch.
 
     Args:
         samples: what is drawn from.
@@ -158,32 +148,37 @@ class Draws(Sampler[NDArray[np.int64]]):
         names = list(samples.store.pixel_maps)
         chances = dropout_of(settings.modality_dropout, names)
         self._patterns = patterns([chances.get(name, 0.0) for name in names]) if chances else None
-        self._walk = np.empty((0, 4), dtype=np.int64) if train else self._lattice()
+        self._walk = None if train else self._lattice()
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose draws come next."""
         self.epoch = epoch
 
-    def _lattice(self) -> NDArray[np.int64]:
+    def _draws(self, places: NDArray[np.int64], turn: NDArray[np.int64], dropped: NDArray[np.bool_]) -> Draws:
+        scene, row, col = (np.ascontiguousarray(column) for column in places.T)
+        return Draws(scene, row, col, turn, dropped, np.zeros(len(places), bool))
+
+    def _lattice(self) -> Draws:
         """The windows of the lattice whose core holds a labelled pixel."""
         core = self.samples.core
         cores = self._pixels[:, :3].copy()
         cores[:, 1:] = cores[:, 1:] // core * core
         cores = np.unique(cores, axis=0)
-        return np.concatenate([cores, np.zeros((len(cores), 1), dtype=np.int64)], axis=1)
+        none = np.zeros((len(cores), len(self.samples.store.pixel_maps)), bool)
+        return self._draws(cores, np.zeros(len(cores), np.int64), none)
 
     @property
     def windows(self) -> int:
         """Windows per epoch, over all ranks."""
-        if not self.train:
+        if self._walk is not None:
             return len(self._walk)
         return self.settings.windows or max(1, -(-len(self._pixels) // self.samples.core**2))
 
     def __len__(self) -> int:
         return -(-self.windows // self.settings.batch)
 
-    def _epoch(self) -> NDArray[np.int64]:
-        if not self.train:
+    def _epoch(self) -> Draws:
+        if self._walk is not None:
             return self._walk
         rng = np.random.default_rng((self.seed, self.epoch))
         count, core = self.windows, self.samples.core
@@ -195,31 +190,32 @@ class Draws(Sampler[NDArray[np.int64]]):
         else:
             rounds = -(-count // len(self._pixels))
             chosen = np.concatenate([rng.permutation(len(self._pixels)) for _ in range(rounds)])[:count]
-        draws = self._pixels[chosen].copy()
-        draws[:, 1:3] -= rng.integers(0, core, size=(count, 2))
-        draws[:, 3] = rng.integers(0, 8, size=count) if self.settings.augment else 0
+        places = self._pixels[chosen, :3]
+        places[:, 1:] -= rng.integers(0, core, size=(count, 2))
+        turn = rng.integers(0, 8, size=count) if self.settings.augment else np.zeros(count, np.int64)
+        dropped = np.zeros((count, len(self.samples.store.pixel_maps)), bool)
         if self._patterns is not None:
-            draws[:, 3] += 8 * rng.choice(len(self._patterns), size=count, p=self._patterns)
-        return draws
+            pattern = rng.choice(len(self._patterns), size=count, p=self._patterns)
+            dropped = (pattern[:, None] >> np.arange(dropped.shape[1]) & 1).astype(bool)
+        return self._draws(places, turn, dropped)
 
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+    def __iter__(self) -> Iterator[Draws]:
+        epoch = self._epoch()
         # Batches of even size: a last one of a single window would have no variance to normalise by.
-        for batch in np.array_split(self._epoch(), len(self)):
-            share = -(-len(batch) // self.ranks)
-            part = batch[self.rank * share : (self.rank + 1) * share]
-            if len(part) < share:  # every rank takes every step, and with a batch of the same size
-                filler = np.repeat(batch[:1], share - len(part), axis=0)
-                filler[:, 3] = -1
-                part = np.concatenate([part, filler])
-            yield part
+        for batch in np.array_split(np.arange(len(epoch)), len(self)):
+            each = -(-len(batch) // self.ranks)
+            own = batch[self.rank * each : (self.rank + 1) * each]
+            # Every rank takes every step, and with a batch of the same size.
+            filled = epoch.take(np.concatenate([own, np.repeat(batch[:1], each - len(own))]))
+            yield replace(filled, filler=np.arange(each) >= len(own))
 
 
-def loader(samples: Samples, draws: Draws) -> DataLoader[Sample]:
-    """A loader of whole batches; the sampler's tables of draws are its indices."""
-    workers = draws.settings.workers
+def loader(samples: Samples, sampler: WindowSampler) -> DataLoader[Sample]:
+    """A loader of whole batches; what the sampler draws are its indices."""
+    workers = sampler.settings.workers
     return DataLoader(
         samples,
-        sampler=draws,
+        sampler=sampler,
         batch_size=None,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -243,7 +239,7 @@ def dropout_of(wanted: float | Mapping[str, float], names: Sequence[str]) -> dic
         raise SettingsError(
             f"samples.modality_dropout names the modality {', '.join(unknown)}",
             f"those of the recipe: {', '.join(names)}",
-            "mend it",
+            "correct it",
         )
     chosen = {name: chance for name, chance in chosen.items() if chance}
     if chosen and sum(1 - chosen.get(name, 0.0) for name in names) <= 1:
@@ -268,13 +264,13 @@ def patterns(chances: Sequence[float]) -> NDArray[np.float64]:
     p = np.asarray(chances, np.float64)
     raised = p + _redrawn(p) * (1 - p)
     bits = np.arange(1 << p.size)[:, None] >> np.arange(p.size) & 1
-    share = np.where(bits, raised, 1 - raised).prod(axis=1)
-    share[-1] = 0.0
-    return np.asarray(share / share.sum())
+    chance = np.where(bits, raised, 1 - raised).prod(axis=1)
+    chance[-1] = 0.0
+    return np.asarray(chance / chance.sum())
 
 
 def _redrawn(p: NDArray[np.float64]) -> float:
-    """c, the share of draws in which all are dropped and which are drawn anew.
+    """c, the fraction of draws in which all are dropped and which are drawn again.
 
     With the raised chances q = p + c (1 - p), what is left after redrawing is (q - c) / (1 - c) = p if c is their
     product. That equation in c is convex and above 0 at c = 0: Newton's steps from there rise to its least root.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -23,15 +24,17 @@ from numpy.typing import NDArray
 
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.reliability import Reliability
-from landfuse.bundles.bundle import Bundle, ModelSpec, note
+from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.bundles.calibration import LogitSample, probabilities_of
-from landfuse.diffusion.features import DiffusionFeatures
+from landfuse.bundles.description import ModelSpec
+from landfuse.diffusion.features import DiffusionFeatures, compute_features
 from landfuse.errors import SettingsError
 from landfuse.figures.figures import curves_figure, reliability_figure, save
 from landfuse.files import write_text
 from landfuse.legend import UNLABELLED
-from landfuse.mapping.predict import map_blocks
+from landfuse.mapping.engine import map_blocks
+from landfuse.mapping.settings import MapOptions
 from landfuse.models.base import DirectFit
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.scenes.leaks import leak_share
@@ -41,7 +44,7 @@ from landfuse.training.lightning_task import read_history
 from landfuse.training.pretrain import facts_of, pretrain
 from landfuse.training.recipe import Recipe, read_recipe
 from landfuse.training.run import claim, environment, peak_memory, plain, release
-from landfuse.training.samples import Draws, Samples, dropout_of, loader
+from landfuse.training.samples import Samples, WindowSampler, dropout_of, loader
 from landfuse.training.training_data import Ground, fit_maps, ground
 from landfuse.views.store import Store
 
@@ -88,17 +91,18 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Bundle:
         denoiser = pretrain(recipe.pretrain, base, run, memory=recipe.samples.memory, progress=progress)
         if recipe.features is not None:
             features = DiffusionFeatures(denoiser, recipe.features)
-            base = replace(base, scenes=features.append(base.scenes, progress=progress))
+            base = replace(base, scenes=[scene.with_modalities(features.of(scene)) for scene in base.scenes])
+            compute_features(base.scenes, progress=progress)
     lightning.seed_everything(recipe.training.seed, workers=True, verbose=False)
-    given = features.maps if features is not None else {}
-    maps = fit_maps(recipe, base, given)
-    notes = {name: note(base.scenes[0], name) for name in maps}
+    maps = fit_maps(recipe, base)
+    inputs = {name: base.scenes[0].modalities[name].info for name in maps}
     spec = ModelSpec(str(recipe.model["name"]), {k: v for k, v in recipe.model.items() if k != "name"})
     stride, weights = recipe.mapping.stride, recipe.mapping.weights
-    dropped = dropout_of(recipe.samples.modality_dropout, [name for name in maps if name not in given])
-    classifier = Bundle(spec, maps, notes, base.legend, stride, weights=weights, features=features, droppable=dropped)
+    dropped = dropout_of(recipe.samples.modality_dropout, list(maps))
+    classifier = Bundle(spec, maps, inputs, base.legend, stride, weights=weights, features=features, droppable=dropped)
     model = classifier.model
-    store = Store(base.scenes, maps, model.view, recipe.samples.memory)
+    stand_ins = dict.fromkeys(dropped, math.nan)
+    store = Store(base.scenes, maps, model.view, recipe.samples.memory, stand_ins)
     training = Samples(store, base.targets(TRAIN), model.view, model.core)
     validation = Samples(store, base.targets(VALIDATION), model.view, model.core) if base.has(VALIDATION) else None
 
@@ -106,7 +110,7 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Bundle:
     facts: dict[str, Any] = {}
     if isinstance(model, DirectFit):
         whole = recipe.samples.model_copy(update={"augment": False, "windows": None})
-        batches = loader(training, Draws(training, whole, train=True, seed=recipe.training.seed))
+        batches = loader(training, WindowSampler(training, whole, train=True, seed=recipe.training.seed))
         model.fit(((batch.images, batch.target) for batch in batches), recipe.training.seed)
     else:
         trainer, facts = fit(recipe, run, model, base.legend, training, validation, progress)
@@ -117,17 +121,17 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Bundle:
     classifier.eval()
     if validation is not None:
         logits = LogitSample(sum(int((roles == VALIDATION).sum()) for roles in base.roles))
-        facts["validation"] = score_role(classifier, base, VALIDATION, recipe.mapping.batch, logits.update).scores()
+        facts["validation"] = score_role(classifier, base, VALIDATION, recipe.mapping, logits.update).scores()
         classifier.temperature = logits.temperature()
 
     start = time.perf_counter()
     before, after = Reliability(), Reliability()
 
     def count(values: NDArray[np.float32], truth: NDArray[np.uint8]) -> None:
-        before.update(probabilities_of(values), truth)
-        after.update(probabilities_of(values, classifier.temperature), truth)
+        before.update(probabilities_of(values.T).T, truth)
+        after.update(probabilities_of(values.T, classifier.temperature).T, truth)
 
-    confusion = score_role(classifier, base, TEST, recipe.mapping.batch, count)
+    confusion = score_role(classifier, base, TEST, recipe.mapping, count)
     facts["calibration"] = {
         "temperature": classifier.temperature,
         "fitted_on": "validation" if validation is not None else None,
@@ -157,7 +161,7 @@ def score_role(
     classifier: Bundle,
     base: Ground,
     role: int,
-    batch: int | None = None,
+    options: MapOptions = MapOptions(),  # noqa: B008  (frozen)
     watch: Callable[[NDArray[np.float32], NDArray[np.uint8]], None] = lambda logits, truth: None,
 ) -> Confusion:
     """Maps the pixels of a role with the mapping engine and scores them, as a map of the scene would score.
@@ -166,14 +170,15 @@ def score_role(
         classifier: what maps.
         base: the scenes and their roles.
         role: whose pixels are mapped.
-        batch: windows per forward pass.
-        watch: is given the logits, (N, K), and the truth, (N,), of the pixels that are scored, part by part.
+        options: how they are mapped.
+        watch: called with the logits, (N, K), and the truth, (N,), of the pixels that are scored, part by part.
     """
     confusion = Confusion.of(base.legend)
     for scene, roles, target in zip(base.scenes, base.roles, base.targets(role), strict=True):
-        for part in map_blocks(classifier, scene, wanted=roles == role, batch=batch):
+        same = options.model_dump(include={"batch", "precision", "device", "block"})
+        for part in map_blocks(classifier, scene, wanted=roles == role, **same):
             truth = target[part.window.within(scene.grid.window)]
             confusion.update(truth, part.classes)
             scored = (truth != UNLABELLED) & (part.classes != UNLABELLED)
-            watch(part.logits.numpy()[:, scored].T, truth[scored])
+            watch(part.logits[:, scored].T, truth[scored])
     return confusion

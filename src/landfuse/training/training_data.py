@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.bundles.bundle import note
 from landfuse.errors import FaultsError, SceneError, SplitError
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.scenes.scene import Scene
@@ -17,7 +16,8 @@ from landfuse.scenes.split_rules import TRAIN, Roles
 from landfuse.scenes.splits import counts_per_class
 from landfuse.training.recipe import Recipe
 from landfuse.views.mapped_pixels import fit_pixel_maps
-from landfuse.views.pixel_map import PixelMap, PixelMapSettings
+from landfuse.views.pixel_map import PixelMap
+from landfuse.views.settings import PixelMapSettings
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _alike(scenes: Sequence[Scene]) -> None:
         )
         for scene in scenes[1:]
         for name in first.modalities
-        for own, known in [(note(scene, name), note(first, name))]
+        for own, known in [(scene.modalities[name].info, first.modalities[name].info)]
         for what, words in (("bands", "bands"), ("dtype", "as data type"))
         if getattr(own, what) != getattr(known, what)
     ]
@@ -80,13 +80,12 @@ def _alike(scenes: Sequence[Scene]) -> None:
         raise FaultsError(faults)
 
 
-def fit_maps(recipe: Recipe, base: Ground, given: Mapping[str, PixelMap] | None = None) -> dict[str, PixelMap]:
-    """Fits the pixel maps of a recipe to the training pixels; those that are given are not fitted."""
-    given = given or {}
-    names = [name for name in base.scenes[0].modalities if name not in given]
+def fit_maps(recipe: Recipe, base: Ground) -> dict[str, PixelMap]:
+    """Fits the pixel maps of a recipe to the training pixels."""
     default = recipe.pixel_maps.get("default", PixelMapSettings())
-    appended = recipe.features.names if recipe.features else ()  # the default is for what the scene file names
+    computed = recipe.features.names if recipe.features else ()  # the default is for what the scene file names
     settings = {
-        name: recipe.pixel_maps.get(name, PixelMapSettings() if name in appended else default) for name in names
+        name: recipe.pixel_maps.get(name, PixelMapSettings() if name in computed else default)
+        for name in base.scenes[0].modalities
     }
-    return {**fit_pixel_maps(base.scenes, [roles == TRAIN for roles in base.roles], settings), **given}
+    return fit_pixel_maps(base.scenes, [roles == TRAIN for roles in base.roles], settings)

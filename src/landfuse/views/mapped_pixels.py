@@ -11,8 +11,10 @@ from torch import Tensor
 
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.windows import Window, blocks
-from landfuse.scenes.scene import Scene, validity
-from landfuse.views.pixel_map import CHUNK, PixelMap, PixelMapSettings, PixelStatistics
+from landfuse.scenes.scene import Scene
+from landfuse.views.pixel_map import CHUNK, PixelMap, PixelStatistics
+from landfuse.views.reading import read_window
+from landfuse.views.settings import PixelMapSettings
 
 _BLOCK = 512
 """Side of the blocks that large scenes are read by, px."""
@@ -32,27 +34,31 @@ def _turned(side: int) -> Tensor:
     return torch.stack([torch.stack(pair, dim=-1) for four in pairs for pair in four])
 
 
-class Patchwork:
+class MappedPixels:
     """The mapped modalities of one window of a scene, from which views of any place are gathered.
 
     Args:
         window: what it holds, in the scene's pixels.
         tables: name -> (pixels, D) with the channels of a pixel side by side.
         zooms: name -> zoom.
-        valid: (height, width) bool, which pixels can be mapped: every modality that must be there has data, and at
-            least one of all (see `PixelMap.instead`).
+        valid: (height, width) bool, which pixels can be mapped (see `read_window`); needed for targets only.
     """
 
     def __init__(
-        self, window: Window, tables: Mapping[str, Tensor], zooms: Mapping[str, int], valid: NDArray[np.bool_]
+        self,
+        window: Window,
+        tables: Mapping[str, Tensor],
+        zooms: Mapping[str, int],
+        valid: NDArray[np.bool_] | None = None,
     ) -> None:
-        self.window, self.tables, self.zooms, self.valid = window, dict(tables), dict(zooms), valid
+        self.window, self.tables, self.zooms = window, dict(tables), dict(zooms)
+        self.valid = np.ones((window.height, window.width), bool) if valid is None else valid
         self._turns: dict[int, Tensor] = {}
 
     def _offsets(self, side: int, turns: Tensor | None) -> Tensor:
         """Row and column of each pixel of turned squares: (B or 1, side, side, 2)."""
         if side not in self._turns:
-            self._turns[side] = _turned(side)
+            self._turns[side] = _turned(side).to(next(iter(self.tables.values())).device)
         return self._turns[side][:1] if turns is None else self._turns[side][turns]
 
     def _indices(self, rows: Tensor, cols: Tensor, side: int, zoom: int, turns: Tensor | None) -> Tensor:
@@ -125,35 +131,34 @@ class Patchwork:
         return sum(table.numel() * table.element_size() for table in self.tables.values()) + self.valid.nbytes
 
 
-def read_patchwork(scene: Scene, window: Window, pixel_maps: Mapping[str, PixelMap]) -> Patchwork:
+def read_mapped_pixels(
+    scene: Scene, window: Window, pixel_maps: Mapping[str, PixelMap], stand_ins: Mapping[str, float] | None = None
+) -> MappedPixels:
     """Reads and maps one window of a scene; it may reach beyond the scene's edges.
 
     Args:
         scene: in whose pixels `window` is.
         window: what is read.
         pixel_maps: name -> map, for the modalities to read.
+        stand_ins: what takes the place of a modality without data; see `read_window`.
     """
-    tables, zooms = {}, {}
-    valid = np.ones((window.height, window.width), dtype=bool)
-    seen = np.zeros_like(valid)
-    for name, pixel_map in pixel_maps.items():
-        zoom = scene.modalities[name].zoom
-        values = scene.read(name, window)  # (C, H * zoom, W * zoom)
-        known = validity(values, zoom)
-        seen |= known
-        if pixel_map.instead is None:
-            valid &= known
-        tables[name] = _table(torch.from_numpy(values).flatten(1), pixel_map)
-        zooms[name] = zoom
-    return Patchwork(window, tables, zooms, valid & seen)
+    modalities = {name: scene.modalities[name].info for name in pixel_maps}
+    tables: dict[str, Tensor] = {}
+
+    def take(name: str, values: NDArray[np.float32]) -> None:
+        tables[name] = pixel_table(values, pixel_maps[name], (stand_ins or {}).get(name))
+
+    valid = read_window(scene, window, modalities, stand_ins or {}, take)
+    return MappedPixels(window, tables, {name: info.zoom for name, info in modalities.items()}, valid)
 
 
-def _table(values: Tensor, pixel_map: PixelMap) -> Tensor:
-    """Mapped pixels with their channels side by side, (pixels, D), of (C, pixels); in strips that stay in the cache."""
-    table = torch.empty((values.shape[1], pixel_map.channels))
+def pixel_table(values: NDArray[np.float32], pixel_map: PixelMap, stand_in: float | None) -> Tensor:
+    """Maps (C, H, W) to a table of pixels, (H * W, D), in strips that stay in the cache."""
+    flat = torch.from_numpy(values).flatten(1)
+    table = torch.empty((flat.shape[1], pixel_map.channels))
     step = max(1, _STRIP // (4 * pixel_map.bands * CHUNK)) * CHUNK
     for start in range(0, len(table), step):
-        table[start : start + step] = pixel_map(values[:, start : start + step].T)
+        table[start : start + step] = pixel_map(flat[:, start : start + step].T, stand_in)
     return table
 
 
@@ -169,7 +174,7 @@ def fit_pixel_maps(
         scenes: the tiles.
         wanted: (H, W) per scene, true where a pixel may be looked at: the training pixels.
         settings: in the order of the modalities.
-        progress: told (blocks done, in all).
+        progress: called with the blocks done and the blocks in all.
 
     Raises:
         ModelError: if a modality has no data in the wanted pixels.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
 
+import numpy as np
 import torch
-from pydantic import Field, model_validator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.errors import ModelError
-from landfuse.settings import Settings
+from landfuse.views.settings import PixelMapSettings
 
 CHUNK = 4096
 """Pixels per matrix product. A product of fixed shape gives a pixel the same bits whatever block it came in (P1)."""
@@ -20,33 +21,35 @@ _LANES = 16
 """Outputs are padded to a multiple of this: narrow products take kernels whose bits depend on a pixel's place."""
 
 
-class PixelMapSettings(Settings):
-    """How the bands of one modality become channels.
+@dataclass(frozen=True)
+class PixelArrays:
+    """A pixel map as arrays: what is stored, and the form that needs no torch.
 
     Args:
-        kind: `standardise` (mean 0, standard deviation 1 per band), `given` (the same by published statistics), `pca`,
-            or `none`.
-        mean: of each band, for `given`; in the units of the modality, after its scale.
-        std: likewise.
-        components: channels that PCA keeps.
-        whiten: give each principal component a standard deviation of 1; else only the first has it.
-        clip: limit values to +- this many standard deviations; null for no limit.
+        weight: (C,) to scale each band, or (D, C) to mix them; float32.
+        bias: (C,) or (D,); float32.
+        clip: limit of |y|; infinity for none.
     """
 
-    kind: Literal["standardise", "given", "pca", "none"] = "standardise"
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    components: int = Field(default=30, ge=1)
-    whiten: bool = True
-    clip: float | None = Field(default=None, gt=0)
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    clip: float = math.inf
 
-    @model_validator(mode="after")
-    def _statistics_fit(self) -> PixelMapSettings:
-        if (self.kind == "given") != bool(self.mean and self.std):
-            raise ValueError("`kind: given` needs `mean` and `std`, a number per band each, and no other kind has them")
-        if len(self.mean) != len(self.std) or any(value <= 0 for value in self.std):
-            raise ValueError("`mean` and `std` must have the same length, and every `std` be above 0")
-        return self
+    def __call__(self, pixels: NDArray[np.float32], stand_in: float | None = None) -> NDArray[np.float32]:
+        """Maps pixels, (P, C) float32, to (P, D); see `PixelMap.forward`."""
+        if self.weight.ndim == 1:
+            mapped = pixels * self.weight + self.bias
+        else:
+            mapped = np.empty((len(pixels), len(self.weight)), np.float32)
+            chunk = np.zeros((CHUNK, pixels.shape[1]), np.float32)
+            for start in range(0, len(pixels), CHUNK):
+                part = pixels[start : start + CHUNK]
+                chunk[: len(part)] = part
+                mapped[start : start + CHUNK] = (chunk @ self.weight.T + self.bias)[: len(part)]
+        mapped = np.nan_to_num(mapped.clip(-self.clip, self.clip), copy=False, nan=0.0)
+        if stand_in is not None:
+            mapped[~np.isfinite(pixels).all(axis=1)] = stand_in
+        return mapped
 
 
 class PixelMap(nn.Module):
@@ -56,16 +59,11 @@ class PixelMap(nn.Module):
         weight: (C,) to scale each band, or (D, C) to mix them.
         bias: (C,) or (D,).
         clip: limit of |y|; infinity for none.
-
-    Attributes:
-        instead: what all channels of a pixel become where a band has no data, if a map can do without the modality:
-            NaN where the model puts a placeholder, 0 for the mean. None if the modality must be there.
     """
 
     weight: Tensor
     bias: Tensor
     clip: Tensor
-    instead: float | None = None
 
     def __init__(self, weight: Tensor, bias: Tensor, clip: float = float("inf")) -> None:
         super().__init__()
@@ -75,23 +73,24 @@ class PixelMap(nn.Module):
 
     @property
     def bands(self) -> int:
-        """C, what it takes."""
+        """C, the bands that go in."""
         return self.weight.shape[-1]
 
     @property
     def channels(self) -> int:
-        """D, what it gives."""
+        """D, the channels that come out."""
         return self.weight.shape[0]
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, stand_in: float | None = None) -> Tensor:
         """Maps pixels.
 
         Args:
             pixels: (..., C) float32, NaN where there is no data.
+            stand_in: what all channels of a pixel become where a band has no data; None leaves the other bands.
 
         Returns:
-            (..., D) float32, 0 (the mean) where a band that goes into a channel had no data; see `instead`.
+            (..., D) float32, 0 (the mean) where a band that goes into a channel had no data.
         """
         if self.weight.dim() == 1:
             # Two roundings everywhere: a fused multiply-add rounds once, and not every code path is fused.
@@ -110,9 +109,15 @@ class PixelMap(nn.Module):
         if torch.isfinite(self.clip):
             mapped = mapped.clamp(-self.clip, self.clip)
         mapped = torch.nan_to_num_(mapped, nan=0.0)
-        if self.instead is None:
+        if stand_in is None:
             return mapped
-        return torch.where(torch.isfinite(pixels).all(dim=-1, keepdim=True), mapped, self.instead)
+        return torch.where(torch.isfinite(pixels).all(dim=-1, keepdim=True), mapped, stand_in)
+
+    @property
+    def arrays(self) -> PixelArrays:
+        """The same map as arrays."""
+        weight, bias = self.weight.cpu().numpy(), self.bias.cpu().numpy()
+        return PixelArrays(weight, bias, float(self.clip))
 
 
 @dataclass
@@ -146,7 +151,7 @@ class PixelStatistics:
         self.count = total
 
     def pixel_map(self, settings: PixelMapSettings, modality: str) -> PixelMap:
-        """The map that these statistics give.
+        """Returns the map of these statistics.
 
         Args:
             settings: which.
@@ -162,7 +167,7 @@ class PixelStatistics:
                 raise ModelError(
                     f"`pixel_maps.{modality}` gives {len(settings.mean)} means and deviations for {self.bands} bands",
                     "one per band, in the order of the scene file's `bands`",
-                    f"mend pixel_maps.{modality}",
+                    f"correct pixel_maps.{modality}",
                 )
             weight = 1 / torch.tensor(settings.std, dtype=torch.float64)
             return PixelMap(

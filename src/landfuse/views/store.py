@@ -11,7 +11,7 @@ from torch import Tensor
 
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
-from landfuse.views.mapped_pixels import Patchwork, read_patchwork
+from landfuse.views.mapped_pixels import MappedPixels, read_mapped_pixels
 from landfuse.views.pixel_map import PixelMap
 
 _BLOCK = 512
@@ -26,13 +26,22 @@ class Store:
         pixel_maps: name -> map.
         reach: how far a view may extend beyond the pixel that it is asked for, px.
         memory: bytes that may be held.
+        stand_ins: what takes the place of a modality without data; see `read_window`.
     """
 
-    def __init__(self, scenes: Sequence[Scene], pixel_maps: Mapping[str, PixelMap], reach: int, memory: int) -> None:
+    def __init__(
+        self,
+        scenes: Sequence[Scene],
+        pixel_maps: Mapping[str, PixelMap],
+        reach: int,
+        memory: int,
+        stand_ins: Mapping[str, float] | None = None,
+    ) -> None:
+        self.stand_ins = dict(stand_ins or {})
         self.scenes, self.pixel_maps, self.reach, self.memory = list(scenes), dict(pixel_maps), reach, memory
         depth = sum(m.channels * scenes[0].modalities[name].zoom ** 2 for name, m in self.pixel_maps.items())
         self.in_memory = 4 * depth * sum(scene.grid.window.pixels for scene in scenes) <= memory
-        self._held: OrderedDict[tuple[int, int, int], Patchwork] = OrderedDict()
+        self._held: OrderedDict[tuple[int, int, int], MappedPixels] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, object]:
@@ -47,27 +56,27 @@ class Store:
         """Bytes held now."""
         return sum(held.nbytes for held in self._held.values())
 
-    def grouped(self, places: Tensor) -> Iterator[tuple[Tensor, int, Patchwork]]:
+    def grouped(self, places: Tensor) -> Iterator[tuple[Tensor, int, MappedPixels]]:
         """Groups places, (B, 3) scene, row, column, by what they are gathered from.
 
         Returns:
-            (which of the places, their scene, its patchwork), group by group.
+            (which of the places, their scene, its mapped pixels), group by group.
         """
         keys = places.clone()
         # Cores that begin before the scene belong to its first blocks.
         keys[:, 1:] = 0 if self.in_memory else keys[:, 1:].clamp(min=0) // _BLOCK
         distinct, inverse = torch.unique(keys, dim=0, return_inverse=True)
         for number, (scene, row, col) in enumerate(distinct.tolist()):
-            yield torch.nonzero(inverse == number).flatten(), scene, self._patchwork((scene, row, col))
+            yield torch.nonzero(inverse == number).flatten(), scene, self._mapped((scene, row, col))
 
-    def _patchwork(self, key: tuple[int, int, int]) -> Patchwork:
+    def _mapped(self, key: tuple[int, int, int]) -> MappedPixels:
         with self._lock:
             held = self._held.get(key)
             if held is None:
                 scene = self.scenes[key[0]]
                 block = Window(key[1] * _BLOCK, key[2] * _BLOCK, _BLOCK, _BLOCK).padded(self.reach)
                 window = scene.grid.window if self.in_memory else block
-                held = self._held[key] = read_patchwork(scene, window, self.pixel_maps)
+                held = self._held[key] = read_mapped_pixels(scene, window, self.pixel_maps, self.stand_ins)
                 while not self.in_memory and len(self._held) > 1 and self.held_bytes > self.memory:
                     self._held.popitem(last=False)
             self._held.move_to_end(key)

@@ -1,7 +1,7 @@
 """Which block computes which window, where one process maps several blocks in row order.
 
-A window whose core lies across several blocks belongs to the first of them; the others are given its logits, and need
-not read what it looks at. Its logits are the same bits wherever they are computed, so that this changes no map.
+A window whose core touches several blocks is owned by the first of them; the others take over its logits, and need not
+read what it looks at. Its logits are the same bits wherever they are computed, so that this changes no map.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ from landfuse.rasters.windows import Window, any_within, summed_area
 CARRIED = 128 * 2**20
 """Bytes of logits that are kept for the blocks below; those for the block to the right are kept in any case."""
 
-Place = tuple[int, int]
+Corner = tuple[int, int]
 """The first row and column of a core."""
 
 
 @dataclass(frozen=True)
-class Share:
+class BlockWindows:
     """The windows that touch a block, and which of them it computes.
 
     Args:
-        window: the block.
+        block: its pixels.
         rows: first rows of the cores that touch it.
         cols: first columns.
-        given: the windows whose logits it is given; the others are its own.
+        given: the windows whose logits it takes over; it owns the others.
         kept: of some of its own windows, the part of the core whose logits later blocks need.
         past: windows that were kept before, and that neither this block nor a later one touches.
     """
 
-    window: Window
+    block: Window
     rows: range
     cols: range
-    given: frozenset[Place] = frozenset()
-    kept: Mapping[Place, Window] = field(default_factory=dict)
-    past: Sequence[Place] = ()
+    given: frozenset[Corner] = frozenset()
+    kept: Mapping[Corner, Window] = field(default_factory=dict)
+    past: Sequence[Corner] = ()
 
     @property
-    def windows(self) -> int:
+    def count(self) -> int:
         """How many touch it, its own and others."""
         return len(self.rows) * len(self.cols)
 
-    def alone(self) -> Share:
-        """The same block if it is given nothing."""
+    def alone(self) -> BlockWindows:
+        """The same block if it owns all windows that touch it."""
         return replace(self, given=frozenset())
 
     def cores(self, core: int) -> Window:
         """The rectangle around its own cores, of a side, and the block."""
-        block = self.window
-        if len(self.given) == self.windows:
+        block = self.block
+        if len(self.given) == self.count:
             return block
         rows, cols = np.asarray(self.rows), np.asarray(self.cols)
         if self.given:
@@ -64,7 +64,7 @@ class Share:
         right = max(block.col + block.width, int(cols[-1]) + core)
         return Window(top, left, bottom - top, right - left)
 
-    def _where(self, places: Iterable[Place]) -> NDArray[np.bool_]:
+    def _where(self, places: Iterable[Corner]) -> NDArray[np.bool_]:
         """(rows, cols), true at these windows."""
         found = np.zeros((len(self.rows), len(self.cols)), dtype=bool)
         for row, col in places:
@@ -89,7 +89,7 @@ class Share:
             across = np.clip([cols, cols + core], area.col, area.col + area.width) - reach.col
             return any_within(table, down, across)
 
-        needing = holds(self.window)
+        needing = holds(self.block)
         if self.kept:
             needing |= self._where(self.kept) & holds(reach)
         if self.given:
@@ -104,23 +104,23 @@ def _passed(kept: Window, block: Window) -> bool:
     return bottom <= block.row + block.height and (bottom <= block.row or kept.col + kept.width <= block.col)
 
 
-def shares(
+def assign_windows(
     blocks: Iterable[Window],
     starts: Callable[[Window], tuple[range, range]],
     core: int,
     depth: int,
     scene: Window,
-) -> Iterator[Share]:
-    """Divides the windows among blocks.
+) -> Iterator[BlockWindows]:
+    """Assigns the windows to blocks.
 
     Args:
-        blocks: in row order; each share depends on those before.
-        starts: gives the first rows and columns of the cores that touch a block.
+        blocks: in row order; what a block owns depends on those before.
+        starts: returns the first rows and columns of the cores that touch a block.
         core: side of a core, px.
         depth: numbers per pixel of a window's logits, float32.
         scene: the whole; what lies beyond it is not kept.
     """
-    carried: dict[Place, Window] = {}
+    carried: dict[Corner, Window] = {}
     nbytes = 0
     for block in blocks:
         past = [place for place, part in carried.items() if _passed(part, block)]
@@ -128,7 +128,7 @@ def shares(
             nbytes -= 4 * depth * carried.pop(place).pixels
         rows, cols = starts(block)
         given = frozenset((row, col) for row, col in carried if row in rows and col in cols)
-        kept: dict[Place, Window] = {}
+        kept: dict[Corner, Window] = {}
         right, bottom = block.col + block.width, block.row + block.height
         beside = np.minimum(np.asarray(cols) + core, scene.width) > right
         below = np.minimum(np.asarray(rows) + core, scene.height) > bottom
@@ -143,4 +143,4 @@ def shares(
             kept[place] = part
             nbytes += 4 * depth * part.pixels
         carried |= kept
-        yield Share(block, rows, cols, given, kept, past)
+        yield BlockWindows(block, rows, cols, given, kept, past)

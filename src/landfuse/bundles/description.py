@@ -1,0 +1,127 @@
+"""What a bundle says of itself, and what it requires of a scene; no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from landfuse.bundles.settings import PredictorOptions
+from landfuse.errors import BundleError, FaultsError, LandfuseError, SettingsError
+from landfuse.legend import Legend
+from landfuse.rasters.windows import CoreWeights
+from landfuse.scenes.scene import ModalityInfo, Scene
+
+
+_COMPARED = {"bands": "bands", "zoom": "as zoom", "units": "as units", "dtype": "as data type"}
+"""What a scene's modality must have in common with the training scene's, and how messages word it."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model, and its settings as plain values."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Description:
+    """All of a bundle but its tensors.
+
+    Args:
+        spec: the model's name and settings.
+        inputs: modality -> what the pixel maps take: those of the training scene, then those that are computed from it.
+        computed: those of `inputs` that are computed from the scene (diffusion features).
+        legend: the classes.
+        view: side of the square that the model looks at, px.
+        core: side of the centred square that it labels, px.
+        stride: distance between windows in mapping, px; at most the core.
+        weights: how much the pixels of a window count where cores overlap.
+        temperature: logits are divided by it to obtain probabilities.
+        droppable: modalities that the model was trained to do without; placeholders stand in for them.
+        layers: names of what the model returns beside logits.
+    """
+
+    spec: ModelSpec
+    inputs: Mapping[str, ModalityInfo]
+    computed: tuple[str, ...]
+    legend: Legend
+    view: int
+    core: int
+    stride: int
+    weights: CoreWeights = "uniform"
+    temperature: float = 1.0
+    droppable: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+
+    @property
+    def halo(self) -> int:
+        """Pixels that a view extends beyond its core, on each side."""
+        return (self.view - self.core) // 2
+
+    @property
+    def modalities(self) -> dict[str, ModalityInfo]:
+        """What a scene must have."""
+        return {name: info for name, info in self.inputs.items() if name not in self.computed}
+
+    def stand_ins(self, options: PredictorOptions) -> dict[str, float]:
+        """What takes the place of modalities without data: NaN for the model's placeholder, 0 for the training mean.
+
+        Raises:
+            SettingsError: if the options name a modality that the model does not have, or withhold one that it
+                cannot do without.
+        """
+        named = (*options.mean_for, *options.withheld)
+        unknown = [name for name in named if name not in self.modalities]
+        found = dict.fromkeys(self.droppable, math.nan) | dict.fromkeys(options.mean_for, 0.0)
+        unknown += [name for name in options.withheld if name not in found and name not in unknown]
+        if unknown:
+            raise SettingsError(
+                f"the model has no modality {', '.join(dict.fromkeys(unknown))}"
+                if any(name not in self.modalities for name in unknown)
+                else f"the model cannot do without {', '.join(unknown)}",
+                ", ".join(self.modalities),
+                "correct the name, or let the training mean stand in by mean_for",
+            )
+        return found
+
+    def check(self, scene: Scene, options: PredictorOptions) -> None:
+        """Checks that a scene is of the kind that the model was trained on.
+
+        Raises:
+            FaultsError: naming every modality that is missing or differs in bands, data type, units or zoom.
+            SettingsError: if the options do not fit the model.
+        """
+        stand_ins = self.stand_ins(options)
+        dispensable = {*options.mean_for, *(self.droppable if options.allow_missing else ()), *options.withheld}
+        faults: list[LandfuseError] = []
+        for name, known in self.modalities.items():
+            if name not in scene.modalities:
+                if name not in dispensable:
+                    faults.append(
+                        BundleError(
+                            f"the scene `{scene.name}` has no modality `{name}`",
+                            f"the modalities of the training scene: {', '.join(self.modalities)}",
+                            "name it so in the scene file; or map without it, for which the model was trained: "
+                            "--allow-missing"
+                            if name in stand_ins
+                            else "name it so in the scene file; or train without it, or with samples.modality_dropout; "
+                            f"or let its training mean stand in, at your own risk: --mean-for {name}",
+                        )
+                    )
+                continue
+            found = scene.modalities[name].info
+            for what, unit in _COMPARED.items():
+                if getattr(found, what) != getattr(known, what):
+                    faults.append(
+                        BundleError(
+                            f"the model was trained on {getattr(known, what)!r} {unit} of `{name}`, this scene has "
+                            f"{getattr(found, what)!r}",
+                            "a scene of the same kind as the training scene",
+                            f"correct `modalities: {name}:` in the scene file (bands, scale, units), or train again",
+                        )
+                    )
+        if faults:
+            raise FaultsError(faults)

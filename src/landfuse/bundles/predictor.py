@@ -1,0 +1,95 @@
+"""Whoever runs a bundle's model: what the mapping engine asks of it; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landfuse.bundles.description import Description
+from landfuse.bundles.settings import PredictorOptions
+from landfuse.rasters.windows import Window
+from landfuse.scenes.scene import Scene
+
+
+class About(NamedTuple):
+    """What the metadata of a map say of the network that made it."""
+
+    architecture: str
+    parameters: int
+    framework: str
+    framework_version: str
+
+
+class Predictor(Protocol):
+    """A model that is ready to label views; several threads may prepare blocks while another computes."""
+
+    @property
+    def description(self) -> Description:
+        """The bundle without its tensors."""
+
+    @property
+    def stand_ins(self) -> Mapping[str, float]:
+        """What takes the place of modalities without data, by name; see `Description.stand_ins`."""
+
+    @property
+    def channels(self) -> Mapping[str, int]:
+        """The channels that the pixel maps make of each input."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+
+    @property
+    def about(self) -> About:
+        """For metadata."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """What the logits follow from beside the scene: hashes, versions, kind of device, precision."""
+
+    def complete(self, scene: Scene) -> Scene:
+        """The scene with the inputs that are computed from it."""
+
+    def prepare(self, name: str, values: NDArray[np.float32]) -> Any:
+        """Maps the pixels of one input and keeps them where they are needed.
+
+        Args:
+            name: of the input.
+            values: (C, height * zoom, width * zoom), NaN where there is no data.
+        """
+
+    def logits(
+        self, window: Window, prepared: Mapping[str, Any], batches: Iterable[NDArray[np.int64]]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Labels windows, batch by batch, in their order.
+
+        Args:
+            window: the pixels of the scene that were prepared.
+            prepared: name -> what `prepare` returned.
+            batches: (B, 2) each, first row and column of a core; B is always the same.
+
+        Returns:
+            (B, K + layers, core, core) for each batch.
+        """
+
+
+class Model(Protocol):
+    """A bundle, whatever runs it."""
+
+    @property
+    def description(self) -> Description:
+        """All but its tensors."""
+
+    def predictor(self, options: PredictorOptions) -> Predictor:
+        """Makes it ready to run.
+
+        Raises:
+            SettingsError: if the options do not fit.
+        """
+
+    def save(self, folder: str | Path) -> None:
+        """Writes its files."""

@@ -1,0 +1,44 @@
+"""The options of whatever runs a bundle's model; no torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from landfuse.settings import Settings
+
+Precision = Literal["float32", "bfloat16"]
+"""What a network computes in; pixel maps and averages are float32 in any case."""
+
+
+class PredictorOptions(Settings):
+    """How a model is run, and what it does where data are missing."""
+
+    layers: tuple[str, ...] = Field(
+        default=(),
+        description="also write these layers that the model returns beside classes, MAP_NAME.tif, in steps of 1/250",
+    )
+    batch: int | None = Field(
+        default=None, ge=1, description="windows per forward pass; by default about 65,000 pixels of views"
+    )
+    precision: Precision = Field(default="float32", description="what the network computes in")
+    device: str | None = Field(
+        default=None, description="where to compute, e.g. cpu or cuda:1; by default a GPU if any"
+    )
+    mean_for: tuple[str, ...] = Field(
+        default=(),
+        description="modalities whose training mean stands in where they have no data; the map may be far wrong there "
+        "unless the model was trained with `samples.modality_dropout`",
+    )
+    allow_missing: bool = Field(
+        default=False,
+        description="map scenes that lack a modality which the model was trained to do without "
+        "(`samples.modality_dropout`)",
+    )
+    withheld: tuple[str, ...] = Field(default=(), description="modalities that are treated as if the scene lacked them")
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _name(cls, value: Any) -> str | None:
+        return None if value is None else str(value)  # a torch.device too

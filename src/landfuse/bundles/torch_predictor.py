@@ -1,0 +1,104 @@
+"""A bundle run by PyTorch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from landfuse.bundles.predictor import About
+from landfuse.bundles.settings import PredictorOptions
+from landfuse.errors import SettingsError
+from landfuse.rasters.windows import Window
+from landfuse.scenes.scene import Scene
+from landfuse.views.mapped_pixels import MappedPixels, pixel_table
+
+if TYPE_CHECKING:
+    from landfuse.bundles.bundle import Bundle
+
+
+class TorchPredictor:
+    """A `Predictor`; the bundle is put into evaluation mode.
+
+    Args:
+        bundle: what is run.
+        options: how.
+
+    Raises:
+        SettingsError: if the model has no such layer, or there is no such device.
+    """
+
+    def __init__(self, bundle: Bundle, options: PredictorOptions) -> None:
+        self.bundle, self.options, self.description = bundle.eval(), options, bundle.description
+        unknown = sorted(set(options.layers) - set(self.description.layers))
+        if unknown:
+            raise SettingsError(
+                f"the model `{self.description.spec.name}` has no layer {', '.join(unknown)}",
+                ", ".join(self.description.layers) or "none, for this model",
+                "ask for another, or none",
+            )
+        try:
+            self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self.model = bundle.model.to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise SettingsError(
+                f"the device {options.device} cannot be used: {str(error).splitlines()[0]}", "cpu, or e.g. cuda:0"
+            ) from None
+        self.maps = {name: pixel_map.to("cpu") for name, pixel_map in bundle.maps.items()}
+        self.stand_ins = self.description.stand_ins(options)
+        self.channels = {name: pixel_map.channels for name, pixel_map in self.maps.items()}
+        network = getattr(self.model, "network", self.model)  # behind placeholders
+        parameters = sum(p.numel() for p in self.model.parameters())
+        self.about = About(type(network).__name__, parameters, "PyTorch", torch.__version__)
+        self.nbytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What the logits follow from beside the scene."""
+        return {
+            "the model": self.bundle.digest,
+            "the version": f"landfuse {version('landfuse')}, torch {torch.__version__}",
+            "the precision": self.options.precision,
+            "the device": self.device.type,
+        }
+
+    def complete(self, scene: Scene) -> Scene:
+        """The scene with its diffusion features, where the model takes some."""
+        return scene if self.bundle.features is None else scene.with_modalities(self.bundle.features.of(scene))
+
+    def prepare(self, name: str, values: NDArray[np.float32]) -> Tensor:
+        """Returns a table of mapped pixels, (pixels, D), on the device."""
+        return pixel_table(values, self.maps[name], self.stand_ins.get(name)).to(self.device)
+
+    def logits(
+        self, window: Window, prepared: Mapping[str, Tensor], batches: Iterable[NDArray[np.int64]]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Labels windows, batch by batch; on a GPU the next batch is begun before the last is copied back."""
+        zooms = {name: info.zoom for name, info in self.description.inputs.items()}
+        mapped = MappedPixels(window, prepared, zooms)
+        running: deque[Tensor] = deque()
+        for places in batches:
+            running.append(self._run(mapped, torch.from_numpy(places).to(self.device)))
+            if self.device.type == "cpu" or len(running) > 1:
+                yield running.popleft().float().cpu().numpy()
+        while running:
+            yield running.popleft().float().cpu().numpy()
+
+    @torch.inference_mode()
+    def _run(self, mapped: MappedPixels, places: Tensor) -> Tensor:
+        """(B, K + layers, core, core) of B windows."""
+        halo = self.description.halo
+        images = mapped.views(places[:, 0] - halo, places[:, 1] - halo, self.description.view)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
+            if not self.options.layers:
+                logits: Tensor = self.model(images)
+                return logits
+            logits, layers = self.model.map_layers(images)
+            return torch.cat([logits, *(layers[name].to(logits.dtype) for name in self.options.layers)], dim=1)

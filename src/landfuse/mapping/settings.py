@@ -1,0 +1,66 @@
+"""The options of mapping: one class for the command line, Python and the recipe's `mapping:`; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from landfuse.bundles.settings import PredictorOptions
+from landfuse.rasters.windows import CoreWeights
+from landfuse.settings import byte_count, parse
+
+MEMORY = 2 * 2**30
+"""Bytes that a mapping process takes at most by default."""
+
+
+class MapOptions(PredictorOptions):
+    """What a map holds, and how it is computed."""
+
+    probabilities: bool = Field(
+        default=False, description="also write MAP_probabilities.tif, a band per class, in steps of 1/250"
+    )
+    confidence: bool = Field(
+        default=False,
+        description="also write MAP_confidence.tif, the margin of the best class over the second, in steps of 1/250",
+    )
+    entropy: bool = Field(
+        default=False,
+        description="also write MAP_entropy.tif, the entropy of the probabilities, 0 (sure) to 1 (all classes equally "
+        "probable), in steps of 1/250",
+    )
+    block: int | None = Field(default=None, ge=1, description="side of the blocks, px; by default what `memory` allows")
+    memory: int = Field(
+        default=MEMORY,
+        description="memory that a process may take; chooses the blocks, up to 2,048 px, where `block` is not given. "
+        "Bytes, or e.g. 2GiB; large networks take more",
+    )
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _bytes(cls, value: str | int) -> int:
+        return byte_count(value)
+
+
+class MappingSettings(MapOptions):
+    """How the trained model maps: the options of its maps, and the lattice that its bundle keeps."""
+
+    stride: int | None = Field(
+        default=None,
+        ge=1,
+        description="distance between windows, px; by default the core. A smaller one averages overlapping logits",
+    )
+    weights: CoreWeights = Field(
+        default="uniform",
+        description="of a window's pixels in that average: `uniform`, or `smooth`, which falls towards its border",
+    )
+
+
+def map_options(values: Mapping[str, Any]) -> MapOptions:
+    """The options with these keywords.
+
+    Raises:
+        SettingsError: naming every keyword that is unknown or wrong.
+    """
+    return parse(MapOptions, values, "the options of mapping")
