@@ -72,7 +72,7 @@ class BidirectionalScan(nn.Module):
         factors = torch.einsum("grd,bgdl->bgrl", self.projection, by_direction)
         low_rank, B, C = factors.split([self.rank, self.states, self.states], dim=2)
         delta = torch.einsum("gdr,bgrl->bgdl", self.rank_weight, low_rank).flatten(1, 2)
-        y, _ = selective_scan(values, delta, -self.log_A.exp(), B, C, self.D, self.delta_bias, delta_softplus=True)
+        y = selective_scan(values, delta, -self.log_A.exp(), B, C, self.D, self.delta_bias, delta_softplus=True)
         out: Tensor = self.leave(_flip_second(y.transpose(1, 2)) * F.silu(gates))
         return out
 
