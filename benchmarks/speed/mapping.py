@@ -37,7 +37,7 @@ from landfuse.bundles.bundle import Bundle, ModelSpec
 from landfuse.mapping.cluster import cluster_runner
 from landfuse.mapping.engine import Engine
 from landfuse.mapping.predict import map_blocks, plan_map, predict
-from landfuse.models import MODELS
+from landfuse.models import register
 from landfuse.models.base import FusionModel
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.windows import Window
@@ -65,7 +65,7 @@ class Averages(FusionModel):
         return scores[:, :, None, None].expand(-1, -1, self.core, self.core)
 
 
-MODELS["averages"] = Averages
+register("averages", Averages)
 
 
 def place(spec: ModelSpec, side: int, folder: Path) -> tuple[Bundle, Scene]:

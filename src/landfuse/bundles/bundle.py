@@ -81,7 +81,7 @@ class ModelSpec:
             ModelError: if it cannot take these modalities.
         """
         kind = MODELS[self.name]
-        config = parse(kind.Settings, self.settings, f"model `{self.name}`")
+        config = parse(kind.Settings, self.settings, f"model `{self.name}`", saved=saved)
         if saved:
             config = kind.without_pretraining(config)
         return kind(modalities, classes, config)  # type: ignore[call-arg,arg-type]
