@@ -71,21 +71,9 @@ def selective_scan(
     delta_softplus: bool = False,
     path: str = "",
 ) -> Tensor:
-    """The scan, by the fastest way available, with gradients to all tensors.
+    """The scan, by the fastest way available, with gradients to all tensors: y (B, G*D, L) in the type of u.
 
-    Args:
-        u: (B, G*D, L), floating; any strides.
-        delta: (B, G*D, L), floating.
-        A: (G*D, N), usually negative.
-        B: (B, G, N, L).
-        C: (B, G, N, L).
-        D: (G*D,), weight of u itself.
-        delta_bias: (G*D,), added to delta.
-        delta_softplus: delta becomes log(1 + exp(delta)), after the bias.
-        path: one of `PATHS`; by default that in LANDFUSE_SCAN, or the fastest.
-
-    Returns:
-        y (B, G*D, L) in the type of u.
+    Arguments are those of `ScanInputs`, and `path`: one of `PATHS`; by default that in LANDFUSE_SCAN, or the fastest.
 
     Raises:
         ModelError: if shapes, types or devices do not match, or the sequence is empty.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from landfuse.errors import ModelError
 from landfuse.kernels import scan
@@ -57,20 +56,8 @@ def _sequence(image: Tensor, direction: int) -> Tensor:
 def image_scan(
     x: Tensor, factors: Tensor, A: Tensor, rank_weight: Tensor, delta_bias: Tensor, D: Tensor, path: str = ""
 ) -> Tensor:
-    """The sum of four scans over an image, with delta = softplus(rank_weight r + delta_bias).
-
-    Args:
-        x: (B, H, W, D), floating; fastest where contiguous.
-        factors: (B, H, W, 4*(R + 2N)): for each direction r (R), B (N) and C (N). The directions are: along rows,
-            along columns, backwards along rows, backwards along columns.
-        A: (4*D, N), usually negative.
-        rank_weight: (4*D, R).
-        delta_bias: (4*D,).
-        D: (4*D,), weight of x itself.
-        path: as for `selective_scan`.
-
-    Returns:
-        (B, H, W, D) in the type of x.
+    """The sum of four scans over an image, (B, H, W, D) in the type of x; arguments as in `ImageInputs`, and `path`
+    as for `selective_scan`.
 
     Raises:
         ModelError: if shapes, types or devices do not match, or the image is empty.
@@ -83,13 +70,6 @@ def image_scan(
         return image_scan_plain(*inputs)
     y: Tensor = torch.ops.landfuse.image_scan(*inputs, scan.needs_gradient(inputs._asdict()), path)[0]
     return y
-
-
-def project_and_scan(
-    x: Tensor, projection: Tensor, A: Tensor, rank_weight: Tensor, delta_bias: Tensor, D: Tensor, path: str = ""
-) -> Tensor:
-    """`image_scan` of x (B, H, W, D) with factors = projection x, where projection is (4*(R + 2N), D)."""
-    return image_scan(x, F.linear(x, projection), A, rank_weight, delta_bias, D, path)
 
 
 def _check_shapes(inputs: ImageInputs) -> None:

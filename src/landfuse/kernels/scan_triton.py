@@ -15,7 +15,7 @@ from landfuse.kernels import scan_triton_kernels as kernels
 from landfuse.kernels.scan_inputs import ImageInputs, ScanInputs
 
 READS_HALF = True
-"""Whether u, delta, B, C, x, factors and dy may come in half precision; if not, they are converted before."""
+"""Whether u, delta, B, C, x, factors and dy may come in half precision; else they are converted before."""
 _TIME = 64  # steps per tile
 _WIDE = 32  # channels per program
 _CARRIED = 128  # states per program of the carry

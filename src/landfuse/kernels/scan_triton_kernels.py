@@ -8,7 +8,7 @@ Time is cut into tiles, and each tile of each block of channels is one program:
     tile_adjoints   like `tile_states`, for the adjoint of the state, against time (`carry` serves again)
     gradients       all gradients; sums over channels and over time are left in one part per program
 
-A step t lies in memory at start + (t // inner) * outer_step + (t % inner) * inner_step, so that rows and columns of an
+Step t is in memory at start + (t // inner) * outer_step + (t % inner) * inner_step, so that rows and columns of an
 image are walked, forwards and backwards, without a copy. All arithmetic is float32, whatever type the inputs have.
 Inside a tile the recurrence is an associative scan of (decay, input); differences of running sums of delta would cancel
 where large and small deltas meet.

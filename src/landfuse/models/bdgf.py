@@ -22,7 +22,7 @@ Differs from the paper, and why:
   3x3 convolution per channel, which is smaller. Finer ones are averaged to the grid after that.
 - The guides are normalised over the channels of each pixel, not over the patch: a pixel's guide is then the same in
   every patch that holds it.
-- With a `core` of several pixels the read-out and the heads work on each of its pixels, and a training pixel may lie
+- With a `core` of several pixels the read-out and the heads work on each of its pixels, and a training pixel may be
   anywhere in it: one pass then maps core * core pixels.
 """
 
@@ -54,17 +54,11 @@ RAMP = 0.2
 
 
 class Scores(NamedTuple):
-    """What the network makes of a batch; P = core * core.
+    """What the network makes of a batch; P = core * core."""
 
-    Args:
-        features: of the branches, (J, B, P, Z).
-        branches: logits of their heads, (J, B, P, K).
-        final: logits of the final head, (B, P, K).
-    """
-
-    features: Tensor
-    branches: Tensor
-    final: Tensor
+    features: Tensor  # of the branches, (J, B, P, Z)
+    branches: Tensor  # logits of their heads, (J, B, P, K)
+    final: Tensor  # logits of the final head, (B, P, K)
 
 
 class Bdgf(FusionModel):

@@ -96,7 +96,7 @@ class MFNet(FusionModel):
         return logits[:, :, self.halo : self.halo + self.core, self.halo : self.halo + self.core]
 
     def features(self, images: dict[str, Tensor]) -> list[list[Tensor]]:
-        """What the encoder gives.
+        """What the encoder returns.
 
         Args:
             images: as in `forward`.
@@ -143,11 +143,8 @@ class MFNet(FusionModel):
         """
         if self._stores_encoder or self._reference is None:
             return None
-        return {
-            "name": self._reference.name,
-            "address": self._reference.address,
-            "sha256": self._reference.sha256,
-        }
+        name, address, sha256, _ = self._reference
+        return {"name": name, "address": address, "sha256": sha256}
 
     def trained_state(self) -> dict[str, Tensor]:
         """What a bundle stores: everything but the frozen encoder that `frozen_reference` names."""
@@ -156,7 +153,7 @@ class MFNet(FusionModel):
         return {name: value for name, value in state.items() if name not in frozen}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what `trained_state` gave; the frozen encoder is already there.
+        """Puts back what `trained_state` returned; the frozen encoder is already there.
 
         Raises:
             ModelError: if the weights are those of another model.
@@ -247,7 +244,7 @@ def from_authors(path: str | Path, modalities: Mapping[str, Modality] | None = N
         view: side of the images in pixels; the authors train at 256.
 
     Returns:
-        A model that gives the same logits. It stores its encoder when it is saved, and needs no other file.
+        A model with the same logits. It stores its encoder when it is saved, and needs no other file.
 
     Raises:
         MissingFileError: if there is no such file.

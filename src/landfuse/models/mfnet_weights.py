@@ -5,7 +5,7 @@ Layouts that are read, from `.pth`/`.pt` or `.safetensors`:
 - Segment Anything's own checkpoints (`image_encoder.*`, e.g. sam_vit_b_01ec64.pth),
 - Segment Anything from Hugging Face transformers (`vision_encoder.*`),
 - Segment Anything 2's own checkpoints (`image_encoder.trunk.*`),
-- DINOv3's, Meta's own and those from Hugging Face transformers (see `mfnet_dinov3`),
+- DINOv3's, Meta's own and those from Hugging Face transformers,
 - timm's, of any ViT (no prefix),
 - checkpoints of MFNet's authors (`image_encoder.*` with `rel_h`), see `mfnet.from_authors`.
 
@@ -40,19 +40,12 @@ log = logging.getLogger(__name__)
 
 
 class Reference(NamedTuple):
-    """Where an encoder's weights are from.
+    """Where an encoder's weights are from."""
 
-    Args:
-        name: timm's name of the encoder.
-        address: the public address, or the path of the file.
-        sha256: of the file, hexadecimal.
-        path: where the file lies here.
-    """
-
-    name: str
-    address: str
-    sha256: str
-    path: Path
+    name: str  # timm's name of the encoder
+    address: str  # the public address, or the path of the file
+    sha256: str  # of the file, hexadecimal
+    path: Path  # of the file on this machine
 
 
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -93,7 +86,7 @@ def from_file(name: str, path: str | Path) -> Reference:
 def by_name(name: str) -> Reference:
     """A reference to the published weights of an encoder, fetched on first use.
 
-    They lie in the directory that the environment variable LANDFUSE_CACHE names, or in ~/.cache/landfuse.
+    They are kept in the directory that the environment variable LANDFUSE_CACHE names, or in ~/.cache/landfuse.
 
     Raises:
         ModelError: if no weights are published for the encoder, or the file is not the published one.
@@ -277,7 +270,7 @@ def resized(name: str, value: Tensor, shape: torch.Size, prefix: int) -> Tensor:
     """Position embeddings at another size of images: absolute ones bicubic, relative ones linear.
 
     Args:
-        name: timm's name of the weight; anything but positions is given back as it is.
+        name: timm's name of the weight; anything but positions is returned as it is.
         value: as in the file.
         shape: as wanted.
         prefix: class and register tokens before those of the image.

@@ -100,7 +100,6 @@ class Smooth(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, H, W) -> the same."""
         return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
 
 
@@ -313,7 +312,7 @@ def _encoder(modality: str, channels: int, config: RefNetSettings) -> nn.Module:
         raise ModelError(
             f"the encoder {name!r} for `{modality}` is no backbone of timm" if name else f"`{modality}` has no encoder",
             "the name of a backbone, e.g. resnet50",
-            f"perhaps one of {', '.join(near)}" if near else "set `encoder`; timm.list_models() gives all names",
+            f"perhaps one of {', '.join(near)}" if near else "set `encoder`; timm.list_models() lists all names",
         )
     file = config.weights.get(modality)
     if file is not None and not file.exists():
@@ -331,7 +330,7 @@ def _encoder(modality: str, channels: int, config: RefNetSettings) -> nn.Module:
     strides = tuple(encoder.feature_info.reduction())  # type: ignore[union-attr, operator]
     if strides != STRIDES:
         raise ModelError(
-            f"the encoder {name} for `{modality}` gives features at stride {', '.join(map(str, strides))}",
+            f"the encoder {name} for `{modality}` has features at stride {', '.join(map(str, strides))}",
             f"features at stride {', '.join(map(str, STRIDES))}",
             "choose another backbone, e.g. a resnet, regnet or efficientnet",
         )
