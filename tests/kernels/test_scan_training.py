@@ -67,8 +67,8 @@ def test_two_processes_get_the_gradients_of_one(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    told = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told[0][-2000:] + told[1][-2000:]
+    printed = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed[0][-2000:] + printed[1][-2000:]
 
 
 def test_a_checkpointed_block_has_the_same_gradients() -> None:
@@ -119,6 +119,6 @@ def test_a_tensor_on_another_device_is_named(name: str) -> None:
 def test_an_images_tensor_on_another_device_or_of_integers_is_named(place: int) -> None:
     names = ("x", "factors", "A", "rank_weight", "delta_bias", "D")
     tensors = [torch.rand(shape) for shape in ((1, 2, 3, 4), (1, 2, 3, 12), (16, 1), (16, 1), (16,), (16,))]
-    for changed, told in ((tensors[place].to("meta"), "is on meta, `x` on cpu"), (tensors[place].long(), "int64")):
-        with pytest.raises(ModelError, match=rf"`{names[place]}` .*{told}"):
+    for changed, words in ((tensors[place].to("meta"), "is on meta, `x` on cpu"), (tensors[place].long(), "int64")):
+        with pytest.raises(ModelError, match=rf"`{names[place]}` .*{words}"):
             image_scan(*tensors[:place], changed, *tensors[place + 1 :])

@@ -243,7 +243,7 @@ def test_a_finer_modality_counts_by_its_mean_only_where_it_is_raw_guidance() -> 
 
 
 @pytest.mark.parametrize(
-    ("modalities", "values", "told"),
+    ("modalities", "values", "message"),
     [
         (FEATURES, {}, "only diffusion features"),
         ({**TWO, "diffusion_1": Modality(25)}, {}, "25 channels"),
@@ -254,6 +254,6 @@ def test_a_finer_modality_counts_by_its_mean_only_where_it_is_raw_guidance() -> 
         (TWO, {"core": 2}, "view of 5 px and a core of 2 px"),
     ],
 )
-def test_mistakes(modalities: dict[str, Modality], values: dict[str, Any], told: str) -> None:
-    with pytest.raises((ModelError, SettingsError), match=told):
+def test_mistakes(modalities: dict[str, Modality], values: dict[str, Any], message: str) -> None:
+    with pytest.raises((ModelError, SettingsError), match=message):
         make(modalities, **values)
