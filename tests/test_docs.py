@@ -20,6 +20,7 @@ import landfuse as lf
 from landfuse.bundles.description import ModelSpec
 from landfuse.cli import app
 from landfuse.legend import UNLABELLED
+from landfuse.models import SETTINGS
 from landfuse.models.base import Modality, cross_entropy
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
@@ -85,16 +86,16 @@ def test_the_eight_lines_of_the_readme_run(demo: Path, capsys: pytest.CaptureFix
 @pytest.fixture
 def documented() -> Iterator[dict[str, Any]]:
     """The names that the code of docs/add-a-model.md defines; its model is registered for the time of the test."""
-    before = dict(lf.MODELS)
-    names: dict[str, Any] = {"MODELS": lf.MODELS, "cross_entropy": cross_entropy}
+    names: dict[str, Any] = {"cross_entropy": cross_entropy}
     try:
         for code in blocks(ROOT / "docs" / "add-a-model.md", "python"):
             exec(compile(code, "docs/add-a-model.md", "exec"), names)
         assert "late_sum" in lf.MODELS
+        assert SETTINGS["late_sum"] is lf.MODELS["late_sum"].Settings
         yield names
     finally:
-        lf.MODELS.clear()
-        lf.MODELS.update(before)
+        lf.MODELS._homes.pop("late_sum", None)  # type: ignore[attr-defined]
+        SETTINGS.pop("late_sum", None)
 
 
 def test_the_documented_model_keeps_the_contract(documented: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ def of_image(path: str) -> Scan:
 
 
 def of_sequence(path: str) -> Scan:
-    return lambda *tensors: selective_scan.selective_scan(*tensors, True, path=path)[0]
+    return lambda *tensors: selective_scan.selective_scan(*tensors, True, path=path)
 
 
 def with_copies(scan: Scan) -> Scan:

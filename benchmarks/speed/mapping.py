@@ -36,8 +36,9 @@ from torch.utils.data import DataLoader, Dataset
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.description import ModelSpec
 from landfuse.mapping.cluster import cluster_runner
-from landfuse.mapping.engine import Engine, map_blocks, plan_map, predict
-from landfuse.models import MODELS
+from landfuse.mapping.engine import Engine, map_blocks
+from landfuse.mapping.predict import plan_map, predict
+from landfuse.models import register
 from landfuse.models.base import FusionModel
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.windows import Window
@@ -65,7 +66,7 @@ class Averages(FusionModel):
         return scores[:, :, None, None].expand(-1, -1, self.core, self.core)
 
 
-MODELS["averages"] = Averages
+register("averages", Averages)
 
 
 def place(spec: ModelSpec, side: int, folder: Path) -> tuple[Bundle, Scene]:

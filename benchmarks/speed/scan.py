@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from landfuse.kernels import scan_native
 from landfuse.kernels.scan import selective_scan
-from landfuse.kernels.scan_image import project_and_scan
+from landfuse.kernels.scan_image import image_scan
 
 CHANNELS, BATCH = 256, 2  # of the images: REF-Net's width 128, expanded twice
 PATCHES = (49, 81, 121)  # pixels of 7x7, 9x9 and 11x11 patches
@@ -157,11 +157,11 @@ def vmamba(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def ours(path: str) -> Callable[..., Tensor]:
-    return lambda u, delta, A, B, C, D, bias: selective_scan(u, delta, A, B, C, D, bias, True, path=path)[0]
+    return lambda u, delta, A, B, C, D, bias: selective_scan(u, delta, A, B, C, D, bias, True, path=path)
 
 
 def fused(path: str) -> Callable[..., Tensor]:
-    return lambda *tensors: project_and_scan(*tensors, path=path)
+    return lambda x, projection, *rest: image_scan(x, F.linear(x, projection), *rest, path=path)
 
 
 def mamba_kernel() -> Callable[..., Tensor] | None:

@@ -23,16 +23,18 @@ class Settings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     retired: ClassVar[Mapping[str, tuple[object, str]]] = {}
-    """Settings that no longer exist: name -> (its default, what to do where a file has another value)."""
+    """Settings that no longer exist: name -> (the old default, at which files may still set it; what to do)."""
+    retired_training: ClassVar[frozenset[str]] = frozenset()
+    """Those of them that only concerned training: what is saved may set them to anything."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _without_retired(cls, values: Any, info: pydantic.ValidationInfo) -> Any:
-        """Drops what is retired: where it has its default, or in a run that has ended (context `ended`)."""
-        if not cls.retired or not isinstance(values, Mapping):
+        if not isinstance(values, Mapping):
             return values
+        ignored = cls.retired_training if (info.context or {}).get("saved") else ()
         for name, (default, do) in cls.retired.items():
-            if name in values and values[name] != default and not (info.context or {}).get("ended"):
+            if name in values and values[name] != default and name not in ignored:
                 raise ValueError(f"`{name}` no longer exists; {do}")
         return {name: value for name, value in values.items() if name not in cls.retired}
 
@@ -121,19 +123,20 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def parse(kind: type[S], values: Mapping[str, Any], where: str) -> S:
+def parse(kind: type[S], values: Mapping[str, Any], where: str, *, saved: bool = False) -> S:
     """Checks values against a settings class.
 
     Args:
         kind: the settings class.
         values: as read from YAML.
         where: names the source in messages, e.g. the file's path.
+        saved: they are those of a trained model, see `Settings.retired_training`.
 
     Raises:
         SettingsError: naming every fault: unknown keys with the nearest known one, missing keys, wrong values.
     """
     try:
-        return kind.model_validate(dict(values))
+        return kind.model_validate(dict(values), context={"saved": saved})
     except pydantic.ValidationError as error:
         told = list(dict.fromkeys(_fault(kind, fault) for fault in error.errors()))
         faults = [SettingsError(f"{where}: {fault}") for fault in told]

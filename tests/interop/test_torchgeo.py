@@ -28,7 +28,7 @@ SIDE = 12
 
 
 class Chips:
-    """Like a torchgeo `NonGeoDataset`: five channels, and a mask that the first of them tells."""
+    """Like a torchgeo `NonGeoDataset`: five channels, and a mask that follows from the first of them."""
 
     def __init__(self, split: str = "train", count: int = 8) -> None:
         self.count, self.seed = count, {"train": 0, "val": 100, "test": 200}[split]
@@ -43,7 +43,7 @@ class Chips:
 
 
 class Placed(Chips):
-    """Like a `GeoDataset`: asked by slices of x, y and time, and says where it lies."""
+    """Like a `GeoDataset`: asked by slices of x, y and time, and states its place."""
 
     def __getitem__(self, query: Any) -> dict[str, Any]:
         sample: dict[str, Any] = {**super().__getitem__(int(query[0].start))}

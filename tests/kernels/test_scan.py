@@ -46,21 +46,18 @@ def inputs(batch: int, channels: int, length: int, states: int, groups: int, see
     return [value.float().double() for value in values]
 
 
-def run(
-    scan: Callable[..., tuple[Tensor, Tensor]], tensors: Inputs, softplus: bool, seed: int = 1
-) -> dict[str, Tensor]:
+def run(scan: Callable[..., Tensor], tensors: Inputs, softplus: bool, seed: int = 1) -> dict[str, Tensor]:
     """Results and gradients, by name."""
     generator = torch.Generator().manual_seed(seed)
     leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
-    y, last = scan(*leaves, softplus)
-    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in (y, last)]
-    sum((t * w.to(t.dtype)).sum() for t, w in zip((y, last), weights, strict=True)).backward()
+    y = scan(*leaves, softplus)
+    (y * torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)).sum().backward()
     names = ("u", "delta", "A", "B", "C", "D", "bias")
     gradients = {f"d{name}": leaf.grad for name, leaf in zip(names, leaves, strict=True) if leaf is not None}
-    return {"y": y.detach(), "last": last.detach(), **gradients}
+    return {"y": y.detach(), **gradients}
 
 
-def by(path: str) -> Callable[..., tuple[Tensor, Tensor]]:
+def by(path: str) -> Callable[..., Tensor]:
     return lambda *a: selective_scan(*a, path=path)
 
 
@@ -172,11 +169,11 @@ def test_strides_do_not_matter(path: str) -> None:
         torch.stack([bias, bias], 1)[:, 1],
     ]
     leaves = [t.detach().requires_grad_() for t in strided]
-    y, _ = selective_scan(*leaves, True, path=path)
+    y = selective_scan(*leaves, True, path=path)
     torch.testing.assert_close(y, truth["y"], rtol=1e-5, atol=1e-5)
     y.sum().backward()  # its adjoint has strides of 0
     again = [t.detach().clone().contiguous().requires_grad_() for t in tensors]
-    selective_scan(*again, True, path=path)[0].sum().backward()
+    selective_scan(*again, True, path=path).sum().backward()
     for leaf, other in zip(leaves, again, strict=True):
         torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-5, atol=1e-4)
 
@@ -185,11 +182,10 @@ def test_strides_do_not_matter(path: str) -> None:
 def test_nan_stays_where_it_is_and_after_it(path: str) -> None:
     for where in range(2):  # u, delta
         tensors = single(inputs(2, 20, 90, 3, 2))
-        clean = selective_scan(*tensors, True, path=path)[0]
+        clean = selective_scan(*tensors, True, path=path)
         tensors[where][1, 7, 41] = torch.nan
-        y, last = selective_scan(*tensors, True, path=path)
+        y = selective_scan(*tensors, True, path=path)
         assert y[1, 7, 41:].isnan().all()
-        assert last[1, 7].isnan().all()
         y[1, 7, 41:] = clean[1, 7, 41:]
         assert torch.equal(y, clean)
 
@@ -199,10 +195,9 @@ def test_nan_stays_where_it_is_and_after_it(path: str) -> None:
 def test_half_precision_is_summed_in_float32(path: str, dtype: torch.dtype) -> None:
     tensors = inputs(2, 16, 200, 4, 2, delta="0.05")
     half = [t.to(dtype) if i in (0, 1, 3, 4) else t.float() for i, t in enumerate(tensors[:6])]
-    y, last = selective_scan(*half, path=path)
-    truth, _ = scan_plain(*(t.double() for t in half))
+    y = selective_scan(*half, path=path)
+    truth = scan_plain(*(t.double() for t in half))
     assert y.dtype == dtype
-    assert last.dtype == torch.float32
     assert ((y.double() - truth).abs() <= torch.finfo(dtype).eps * truth.abs() + 1e-3).all()  # one rounding, at the end
 
 
@@ -213,7 +208,7 @@ def test_autocast_gives_gradients_in_the_parameters_type() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         u = projection(tensors[0].transpose(1, 2)).transpose(1, 2)
         assert u.dtype == torch.bfloat16
-        y, _ = selective_scan(u, tensors[1], A, *tensors[3:], True)
+        y = selective_scan(u, tensors[1], A, *tensors[3:], True)
     y.float().sum().backward()
     assert projection.weight.grad is not None
     assert A.grad is not None
@@ -229,7 +224,7 @@ class Layer(torch.nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         B, C = (t.expand(u.shape[0], -1, -1, -1) for t in (self.B, self.C))
-        return selective_scan(u * 2, u.abs(), self.A, B, C, delta_softplus=True)[0].tanh()
+        return selective_scan(u * 2, u.abs(), self.A, B, C, delta_softplus=True).tanh()
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -282,7 +277,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
         results = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            results.append(selective_scan(*tensors, True, path="native")[0])
+            results.append(selective_scan(*tensors, True, path="native"))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*results)
@@ -295,9 +290,9 @@ def test_every_instruction_set_gives_the_same_numbers(monkeypatch: pytest.Monkey
     for isa in (0, 1, 2):  # baseline, AVX2, AVX-512; one that this machine lacks falls back to its best
 
         def chosen(*arguments: object, isa: int = isa) -> object:
-            made = make(*arguments)
+            made, prepared = make(*arguments)
             made.isa = isa
-            return made
+            return made, prepared
 
         monkeypatch.setattr(scan_native, "_sequence", chosen)
         assert_close(run(by("native"), single(tensors), True), truth)
@@ -318,18 +313,18 @@ def test_a_missing_kernel_is_said_once_and_the_pytorch_scan_serves(
     scan_native._library.cache_clear()
     tensors = single(inputs(1, 4, 12, 1, 1))
     with caplog.at_level(logging.WARNING):
-        y, _ = selective_scan(*tensors, True)
+        y = selective_scan(*tensors, True)
         selective_scan(*tensors, True)
     scan_native._library.cache_clear()
     assert [record.message for record in caplog.records if "was not built" in record.message].__len__() == 1
-    torch.testing.assert_close(y, scan_plain(*tensors, True)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(y, scan_plain(*tensors, True), rtol=1e-4, atol=1e-5)
 
 
 def test_the_environment_names_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = [t.requires_grad_() for t in single(inputs(1, 4, 12, 1, 1)) if t is not None]
-    assert "landfuse" in type(selective_scan(*tensors)[1].grad_fn).__name__
+    assert "landfuse" in type(selective_scan(*tensors).grad_fn).__name__
     monkeypatch.setattr("landfuse.kernels.scan.REQUESTED", "plain")
-    assert "landfuse" not in type(selective_scan(*tensors)[1].grad_fn).__name__
+    assert "landfuse" not in type(selective_scan(*tensors).grad_fn).__name__
     monkeypatch.setattr("landfuse.kernels.scan.REQUESTED", "fastest")
     with pytest.raises(ModelError, match="LANDFUSE_SCAN"):
         selective_scan(*tensors)
@@ -339,7 +334,7 @@ def test_an_empty_batch_is_fine() -> None:
     tensors = single(inputs(2, 4, 12, 1, 1))
     empty = [t[:0] if i in (0, 1, 3, 4) else t for i, t in enumerate(tensors) if t is not None]
     for path in ("native", "torch"):
-        assert selective_scan(*empty, True, path=path)[0].shape == (0, 4, 12)
+        assert selective_scan(*empty, True, path=path).shape == (0, 4, 12)
 
 
 @pytest.mark.parametrize(
@@ -397,12 +392,11 @@ def sequence(b, channels, length, n, groups, scale):
     return [draw(b, channels, length), delta, -draw(channels, n).exp(), draw(b, groups, n, length),
             draw(b, groups, n, length), draw(channels), draw(channels)]
 
-softplus = lambda *a: selective_scan(*a, True, path="triton")[0]
-compare(softplus, lambda *a: scan_plain(*a, True)[0], sequence(2, 4, 70, 1, 2, None))
-compare(softplus, lambda *a: scan_plain(*a, True)[0], sequence(1, 2, 9, 2, 1, None), half=(0, 1, 3, 4))
+softplus = lambda *a: selective_scan(*a, True, path="triton")
+compare(softplus, lambda *a: scan_plain(*a, True), sequence(2, 4, 70, 1, 2, None))
+compare(softplus, lambda *a: scan_plain(*a, True), sequence(1, 2, 9, 2, 1, None), half=(0, 1, 3, 4))
 mixed = 10 ** (torch.rand(1, 2, 70, generator=g, dtype=torch.float64) * 10 - 6)
-compare(lambda *a: sum(t.sum(-1) for t in selective_scan(*a[:5], path="triton")),
-        lambda *a: sum(t.sum(-1) for t in scan_plain(*a[:5])), sequence(1, 2, 70, 1, 1, mixed)[:5])
+compare(lambda *a: selective_scan(*a, path="triton"), scan_plain, sequence(1, 2, 70, 1, 1, mixed)[:5])
 image = [draw(1, 3, 4, 2), draw(1, 3, 4, 4 * (2 + 2)), -draw(8, 1).exp(), draw(8, 2), draw(8), draw(8)]
 compare(lambda *a: image_scan(*a, path="triton"), image_scan_plain, image)
 """
@@ -423,10 +417,9 @@ def test_results_and_gradients_on_cuda(path: str) -> None:
     truth = run(scan_plain, tensors, softplus=True)
     moved: Inputs = [None if t is None else t.float().cuda() for t in tensors]
     leaves = [t.requires_grad_() for t in moved if t is not None]
-    y, last = selective_scan(*leaves, True, path=path)
+    y = selective_scan(*leaves, True, path=path)
     generator = torch.Generator().manual_seed(1)
-    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64).float().cuda() for t in (y, last)]
-    ((y * weights[0]).sum() + (last * weights[1]).sum()).backward()
-    found = {"y": y.detach(), "last": last.detach()}
+    (y * torch.randn(y.shape, generator=generator, dtype=torch.float64).float().cuda()).sum().backward()
+    found = {"y": y.detach()}
     found |= {f"d{n}": t.grad for n, t in zip(("u", "delta", "A", "B", "C", "D", "bias"), leaves, strict=True)}
     assert_close({name: t.cpu() for name, t in found.items()}, truth)

@@ -35,7 +35,7 @@ class Net(nn.Module):
     def forward(self, x):
         u = self.block(x).flatten(2)
         B = self.B.expand(len(u), -1, -1, -1)
-        return selective_scan(u, u, self.A, B, B, delta_softplus=True)[0]
+        return selective_scan(u, u, self.A, B, B, delta_softplus=True)
 
 rank = int(sys.argv[1])
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
@@ -67,8 +67,8 @@ def test_two_processes_get_the_gradients_of_one(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    told = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told[0][-2000:] + told[1][-2000:]
+    printed = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed[0][-2000:] + printed[1][-2000:]
 
 
 def test_a_checkpointed_block_has_the_same_gradients() -> None:
@@ -109,7 +109,7 @@ def test_a_tensor_on_another_device_is_named(name: str) -> None:
         "u": torch.rand(1, 2, 3), "delta": torch.rand(1, 2, 3), "A": torch.rand(2, 1), "B": torch.rand(1, 1, 1, 3),
         "C": torch.rand(1, 1, 1, 3), "D": torch.rand(2), "delta_bias": torch.rand(2),
     }  # fmt: skip
-    with pytest.raises(ModelError, match=rf"`{name}` lies on meta, `u` on cpu"):
+    with pytest.raises(ModelError, match=rf"`{name}` is on meta, `u` on cpu"):
         selective_scan(**{**tensors, name: tensors[name].to("meta")})
     with pytest.raises(ModelError, match=rf"`{name}` holds torch\.int32"):
         selective_scan(**{**tensors, name: tensors[name].int()})
@@ -119,6 +119,6 @@ def test_a_tensor_on_another_device_is_named(name: str) -> None:
 def test_an_images_tensor_on_another_device_or_of_integers_is_named(place: int) -> None:
     names = ("x", "factors", "A", "rank_weight", "delta_bias", "D")
     tensors = [torch.rand(shape) for shape in ((1, 2, 3, 4), (1, 2, 3, 12), (16, 1), (16, 1), (16,), (16,))]
-    for changed, told in ((tensors[place].to("meta"), "lies on meta, `x` on cpu"), (tensors[place].long(), "int64")):
-        with pytest.raises(ModelError, match=rf"`{names[place]}` .*{told}"):
+    for changed, words in ((tensors[place].to("meta"), "is on meta, `x` on cpu"), (tensors[place].long(), "int64")):
+        with pytest.raises(ModelError, match=rf"`{names[place]}` .*{words}"):
             image_scan(*tensors[:place], changed, *tensors[place + 1 :])

@@ -139,9 +139,9 @@ def test_lora_of_the_mlp_is_exchanged(modalities: int) -> None:
 def test_with_three_modalities_shares_still_sum_to_one() -> None:
     exchange = Exchange(3)
     exchange.own.data = torch.tensor([0.5, 0.1, 0.8])
-    shares = exchange()
-    torch.testing.assert_close(shares.sum(1), torch.ones(3))
-    torch.testing.assert_close(shares[1], torch.tensor([0.45, 0.1, 0.45]))
+    fractions = exchange()
+    torch.testing.assert_close(fractions.sum(1), torch.ones(3))
+    torch.testing.assert_close(fractions[1], torch.tensor([0.45, 0.1, 0.45]))
 
 
 def test_one_modality_has_no_scalar_to_exchange_by() -> None:

@@ -17,9 +17,9 @@ def test_timesteps_are_mixed_per_channel() -> None:
     features = torch.randn(2, 5, 24)
     mixed = torch.zeros(2, 5, 8)
     for channel in range(8):
-        shares = mix.weights[:, channel].exp() / mix.weights[:, channel].exp().sum()
+        fractions = mix.weights[:, channel].exp() / mix.weights[:, channel].exp().sum()
         for t in range(3):
-            mixed[..., channel] += shares[t] * features[..., 8 * t + channel]
+            mixed[..., channel] += fractions[t] * features[..., 8 * t + channel]
     normed = (mixed - mixed.mean(-1, keepdim=True)) / (mixed.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
     torch.testing.assert_close(mix(features), mix.project(normed))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -25,96 +24,66 @@ def features() -> Tensor:
     return torch.randn(J, P, Z, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def entropy(shares: list[float]) -> float:
-    return -sum(p * math.log(p) for p in shares if p)
+def entropy(probabilities: list[float]) -> float:
+    return -sum(p * math.log(p) for p in probabilities if p)
 
 
 def softened(logits: Tensor, temperature: float) -> list[list[list[float]]]:
     return [[torch.softmax(row / temperature, -1).tolist() for row in branch] for branch in logits]
 
 
-@pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_distillation_is_the_weighted_divergence(logits: Tensor, weighted: bool, temperature: float) -> None:
+def test_distillation_is_the_weighted_divergence(logits: Tensor, temperature: float) -> None:
     p, total = softened(logits, temperature), 0.0
     for pixel in range(P):
         for branch in range(J):
             others = [j for j in range(J) if j != branch]
-            weight = {j: math.exp(-entropy(p[j][pixel])) if weighted else 1.0 for j in others}
+            weight = {j: math.exp(-entropy(p[j][pixel])) for j in others}
             teacher = [sum(weight[j] * p[j][pixel][k] for j in others) / sum(weight.values()) for k in range(K)]
             total += sum(q * math.log(q / own) for q, own in zip(teacher, p[branch][pixel], strict=True))
     expected = temperature**2 * total / J / P
-    assert float(mutual.distil(logits, temperature, weighted)) == pytest.approx(expected, rel=1e-9)
-    if not weighted:
-        assert float(mutual.distil_evenly(logits, temperature)) == pytest.approx(expected, rel=1e-9)
+    assert float(mutual.distil(logits, temperature)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_surer_branch_teaches_more() -> None:
     sure, unsure = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.3, 0.0]])
     logits = torch.stack([torch.zeros(1, 3), sure, unsure])
-    weighted = mutual.teachers(logits, 1.0, True)[0, 0, 0]
-    even = mutual.teachers(logits, 1.0, False)[0, 0, 0]
-    assert weighted > even + 0.05
+    evenly = (sure.softmax(-1) + unsure.softmax(-1))[0, 0] / 2
+    assert mutual.teachers(logits, 1.0)[0, 0, 0] > evenly + 0.05
 
 
 def test_equal_branches_have_nothing_to_learn(logits: Tensor, features: Tensor) -> None:
     same, alike = logits[:1].expand(J, -1, -1), features[:1].expand(J, -1, -1)
-    for measure in (mutual.distil, mutual.distil_evenly, mutual.align_entropy):
-        assert float(measure(same, 2.0)) == pytest.approx(0, abs=1e-12)
-    for compare in (mutual.align_direction, mutual.align_relations):
-        assert float(compare(alike)) == pytest.approx(0, abs=1e-12)
+    assert float(mutual.distil(same, 2.0)) == pytest.approx(0, abs=1e-12)
+    assert float(mutual.align_direction(alike)) == pytest.approx(0, abs=1e-12)
     torch.testing.assert_close(mutual.disagreement(same.log_softmax(-1)), torch.zeros(P, dtype=torch.float64))
 
 
 def test_teachers_get_no_gradient(logits: Tensor) -> None:
     logits = logits.requires_grad_()
-    assert not mutual.teachers(logits, 2.0, True).requires_grad
+    assert not mutual.teachers(logits, 2.0).requires_grad
     # With two branches of which one is nothing but a teacher here: d/dz_b of T^2 KL(q || p_b) is T (p_b - q) / J / P.
     gradient = torch.autograd.grad(mutual.distil(logits, 2.0), logits)[0]
-    shares = torch.softmax(logits.detach() / 2, -1)
-    torch.testing.assert_close(gradient, 2.0 * (shares - mutual.teachers(logits, 2.0, True)) / J / P)
+    probabilities = torch.softmax(logits.detach() / 2, -1)
+    torch.testing.assert_close(gradient, 2.0 * (probabilities - mutual.teachers(logits, 2.0)) / J / P)
 
 
-def test_entropies_are_compared_pair_by_pair(logits: Tensor) -> None:
-    p = softened(logits, 2.0)
-    expected = sum(
-        (entropy(p[i][pixel]) - entropy(p[j][pixel])) ** 2
-        for pixel in range(P)
-        for i, j in itertools.combinations(range(J), 2)
-    )
-    assert float(mutual.align_entropy(logits, 2.0)) == pytest.approx(expected / P)
-
-
-def test_directions_and_relations_are_compared_pair_by_pair(features: Tensor) -> None:
+def test_directions_are_compared_pair_by_pair(features: Tensor) -> None:
     def cosine(a: Tensor, b: Tensor) -> float:
         return float(sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(float((a * a).sum() * (b * b).sum())))
 
     pairs = list(itertools.combinations(range(J), 2))
     direction = sum(1 - cosine(features[i, p], features[j, p]) for p in range(P) for i, j in pairs)
     assert float(mutual.align_direction(features)) == pytest.approx(direction / P / 3)
-    relations = sum(
-        (cosine(features[i, a], features[i, b]) - cosine(features[j, a], features[j, b])) ** 2
-        for a in range(P)
-        for b in range(P)
-        for i, j in pairs
-    )
-    assert float(mutual.align_relations(features)) == pytest.approx(relations / P**2 / 3)
 
 
-@pytest.mark.parametrize(
-    "measure",
-    [lambda x: mutual.align_entropy(x, 2.0), mutual.align_direction, mutual.align_relations],
-    ids=["entropy", "direction", "relations"],
-)
-def test_gradients_of_those_without_teachers(measure: Callable[[Tensor], Tensor], logits: Tensor) -> None:
-    assert torch.autograd.gradcheck(measure, (logits.requires_grad_(),))
+def test_the_gradient_of_directions(features: Tensor) -> None:
+    assert torch.autograd.gradcheck(mutual.align_direction, (features.requires_grad_(),))
 
 
 def test_no_pixels_give_zero_and_zero_gradients() -> None:
     nothing = torch.zeros(J, 0, K, requires_grad=True)
-    for measure in (mutual.distil, mutual.distil_evenly, mutual.align_entropy):
-        assert float(measure(nothing, 2.0).detach()) == 0
-    total = mutual.distil(nothing, 2.0) + mutual.align_direction(nothing) + mutual.align_relations(nothing)
+    total = mutual.distil(nothing, 2.0) + mutual.align_direction(nothing)
     total.backward()
     assert float(total.detach()) == 0
 

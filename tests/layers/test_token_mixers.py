@@ -72,6 +72,6 @@ def test_attention_is_the_softmax_of_products() -> None:
     mixed = torch.zeros_like(tokens)
     for b in range(2):
         for head in (slice(0, 4), slice(4, 8)):
-            shares = torch.softmax(query[b, :, head] @ key[b, :, head].T / math.sqrt(4), dim=-1)
-            mixed[b, :, head] = shares @ value[b, :, head]
+            weights = torch.softmax(query[b, :, head] @ key[b, :, head].T / math.sqrt(4), dim=-1)
+            mixed[b, :, head] = weights @ value[b, :, head]
     torch.testing.assert_close(attention(tokens, context), attention.leave(mixed))

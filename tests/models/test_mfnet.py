@@ -168,9 +168,9 @@ def test_global_local_attention_is_windowed_attention_pooled_in_strips() -> None
                             place = (i - r + w - 1) * (2 * w - 1) + (j - c + w - 1)
                             dot = (qkv[0, h, :, i, j] * qkv[1, h, :, r, c]).sum() * (D // heads) ** -0.5
                             logits.append(dot + layer.bias[place, h])
-                        shares = torch.stack(logits).softmax(0)
+                        weights = torch.stack(logits).softmax(0)
                         values = qkv[2, h, :, top : top + w, left : left + w].flatten(1)
-                        attended[0, h * (D // heads) : (h + 1) * (D // heads), i, j] = values @ shares
+                        attended[0, h * (D // heads) : (h + 1) * (D // heads), i, j] = values @ weights
         attended = attended[:, :, :H, :W]
         down = F.pad(F.pad(attended, (0, 0, 0, 1), mode="reflect"), (0, 0, 1, 1))
         across = F.pad(F.pad(attended, (0, 1, 0, 0), mode="reflect"), (1, 1, 0, 0))

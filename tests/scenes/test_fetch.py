@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import yaml
 
+from landfuse import download as module
 from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneError, SettingsError
-from landfuse.scenes import fetch as module
 from landfuse.scenes.benchmarks import place_folder, places
 from landfuse.scenes.fetch import NOTE, fetch
 from landfuse.scenes.scene_file import read_scene_file
@@ -150,7 +150,7 @@ def test_an_interrupted_download_goes_on(server: Server, root: Path, tmp_path: P
 def test_a_later_call_goes_on_where_an_earlier_one_stopped(server: Server, root: Path, tmp_path: Path) -> None:
     file = read_scene_file(scene(tmp_path, wanted(server)))
     server.cut = [100_000, 30_000, 20_000]
-    with pytest.raises(MissingFileError, match="150,000 bytes are there, and the same command goes on"):
+    with pytest.raises(MissingFileError, match="150,000 bytes are there, and the same command continues"):
         fetch(file)
     assert not (root / "a.bin").exists()
     server.asked.clear()

@@ -51,7 +51,7 @@ def build_model(
         ModelError: if it cannot take these modalities.
     """
     kind = MODELS[spec.name]
-    config = parse(kind.Settings, spec.settings, f"model `{spec.name}`")
+    config = parse(kind.Settings, spec.settings, f"model `{spec.name}`", saved=saved)
     if saved:
         config = kind.without_pretraining(config)
     return kind(modalities, classes, config)  # type: ignore[call-arg,arg-type]

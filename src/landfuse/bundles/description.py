@@ -13,7 +13,6 @@ from landfuse.legend import Legend
 from landfuse.rasters.windows import CoreWeights
 from landfuse.scenes.scene import ModalityInfo, Scene
 
-
 _COMPARED = {"bands": "bands", "zoom": "as zoom", "units": "as units", "dtype": "as data type"}
 """What a scene's modality must have in common with the training scene's, and how messages word it."""
 

@@ -110,8 +110,8 @@ def fetch(
     Data go into the folder that LANDFUSE_DATA names, by default the user's cache folder. An interrupted download goes
     on by the same command; what is there is not fetched again.
     """
+    from landfuse.download import Progress
     from landfuse.scenes.benchmarks import place_folder, places, recipes
-    from landfuse.scenes.fetch import Progress
     from landfuse.scenes.fetch import fetch as get
     from landfuse.scenes.scene_file import read_scene_file
 

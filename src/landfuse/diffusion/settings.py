@@ -51,6 +51,7 @@ class BalanceSettings(Settings):
         "even": (False, _RETIRED),
         "kappa": (2.0, _RETIRED),
     }
+    retired_training = frozenset(retired)
 
     @model_validator(mode="before")
     @classmethod
@@ -59,8 +60,8 @@ class BalanceSettings(Settings):
         if not isinstance(values, Mapping) or not ("hide" in values or values.get("kind") in _FORMER_KINDS):
             return values
         kind, hide = values.get("kind", "adaptive"), values.get("hide", "swap")
-        ended = (info.context or {}).get("ended")
-        if not ended and (kind in _FORMER_KINDS[1:] or hide == "cells"):
+        saved = (info.context or {}).get("saved")
+        if not saved and (kind in _FORMER_KINDS[1:] or hide == "cells"):
             raise ValueError(f"`kind: {kind}` with `hide: {hide}` no longer exists; {_RETIRED}")
         kind = kind if kind not in _FORMER_KINDS else "swap" if hide == "swap" else "paper"
         return {**{name: value for name, value in values.items() if name != "hide"}, "kind": kind}

@@ -14,7 +14,7 @@ from landfuse.settings import Settings
 
 @runtime_checkable
 class Foldable(Protocol):
-    """A model with frozen weights that lie in a file of their own, and trained updates of them."""
+    """A model with frozen weights in a file of their own, and trained updates of them."""
 
     config: Settings
 
@@ -26,19 +26,12 @@ class Foldable(Protocol):
 
 
 class Export(NamedTuple):
-    """What was done.
+    """What was done."""
 
-    Args:
-        folder: of the new bundle.
-        folded: names of the layers whose updates were folded in.
-        kept: names of those where no weight gives the same function.
-        whole: whether the bundle held all its weights before.
-    """
-
-    folder: Path
-    folded: list[str]
-    kept: list[str]
-    whole: bool
+    folder: Path  # of the new bundle
+    folded: list[str]  # names of the layers whose updates were folded in
+    kept: list[str]  # names of those where no single weight is the same function
+    whole: bool  # whether the bundle held all its weights before
 
 
 def export(bundle: str | Path, folder: str | Path, *, merge: bool = False) -> Export:

@@ -4,7 +4,7 @@ torchgeo stacks all sensors of a sample along the channels of one `image`. Namin
 it takes to cross over: `{"sar": range(0, 2), "optical": range(2, 14)}`.
 
 - `write_scene` writes a data set's samples as tiles with a scene file, for everything that landfuse does.
-- `scenes` gives them as scenes in memory, to map or to look at.
+- `scenes` yields them as scenes in memory, to map or to look at.
 - `StackedImages` lets a landfuse model take stacked images of any size; `segmentation_task` puts it into torchgeo's
   trainer, and so into its data modules.
 
@@ -43,7 +43,7 @@ Channels = Mapping[str, Sequence[int]]
 
 
 class Samples(Protocol):
-    """What a torchgeo data set is here: it gives a dictionary with `image` (C, H, W), and `mask` (H, W) if labelled."""
+    """A torchgeo data set: samples are dictionaries with `image` (C, H, W), and `mask` (H, W) if labelled."""
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -54,17 +54,11 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class SampleRaster:
-    """Channels of one sample as a `Raster`.
+    """Channels of one sample as a `Raster`."""
 
-    Args:
-        path: names the sample.
-        grid: where it lies.
-        numbers: (C, H, W).
-    """
-
-    path: str
+    path: str  # names the sample
     grid: Grid
-    numbers: NDArray[np.generic] = field(repr=False)
+    numbers: NDArray[np.generic] = field(repr=False)  # (C, H, W)
 
     @property
     def bands(self) -> int:
@@ -92,7 +86,7 @@ def scenes(
     queries: Iterable[Any] | None = None,
     ignored: Iterable[int] = (),
 ) -> Iterator[Scene]:
-    """Gives samples as scenes, one at a time.
+    """Yields samples as scenes, one at a time.
 
     Args:
         samples: a torchgeo data set.
@@ -118,7 +112,9 @@ def _scene(name: str, sample: Mapping[str, Any], channels: Channels, legend: Leg
     most = max(max(numbers) for numbers in channels.values())
     if most >= len(image):
         raise SceneError(
-            f"the sample {name} has {len(image)} channels, and channel {most} is named", "channels from 0", "mend them"
+            f"the sample {name} has {len(image)} channels, and channel {most} is named",
+            "channels from 0",
+            "correct `channels`",
         )
     grid = _grid(sample, image.shape[1], image.shape[2])
     modalities = {
@@ -133,7 +129,7 @@ def _scene(name: str, sample: Mapping[str, Any], channels: Channels, legend: Leg
 
 
 def _grid(sample: Mapping[str, Any], height: int, width: int) -> Grid:
-    """Where a sample lies, if it says so: torchgeo's `bounds` are slices of x, y and time."""
+    """The place of a sample, if it says so: torchgeo's `bounds` are slices of x, y and time."""
     bounds, crs = sample.get("bounds"), sample.get("crs")
     if crs is None or not isinstance(bounds, tuple) or len(bounds) < 2:
         return Grid(height, width)
@@ -201,7 +197,7 @@ class StackedImages(nn.Module):
     Windows are laid as in mapping, with a stride of one core; beyond the image a view holds its mirror image.
 
     Args:
-        model: the model; its channels are those that the data module gives, standardised.
+        model: the model; its channels are those of the data module, standardised.
         channels: modality -> channels.
 
     Raises:
@@ -214,7 +210,7 @@ class StackedImages(nn.Module):
         named = {name: len(numbers) for name, numbers in channels.items()}
         if wanted != named or any(m.zoom != 1 for m in model.modalities.values()):
             raise ModelError(
-                f"channels of {named} are named", f"those of the model, all at zoom 1: {wanted}", "mend the ranges"
+                f"channels of {named} are named", f"those of the model, all at zoom 1: {wanted}", "correct the ranges"
             )
         self.model = model
         self.channels = {name: list(numbers) for name, numbers in channels.items()}

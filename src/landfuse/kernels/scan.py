@@ -2,9 +2,9 @@
 
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,    y_t = C_t h_t + D u_t,    h_0 = 0 before the first step.
 
-`scan_plain` is the definition. `selective_scan` gives the same numbers by the fastest way that serves: `native`, the
+`scan_plain` is the definition. `selective_scan` returns the same numbers by the fastest way available: `native`, the
 compiled kernel, for float32 on a CPU; `triton` for CUDA; `torch` everywhere else. The environment variable
-LANDFUSE_SCAN names one of them, or `plain`; where the named one cannot take the tensors at hand, `torch` serves.
+LANDFUSE_SCAN names one of them, or `plain`; where the named one cannot take the tensors at hand, `torch` is used.
 
 Half precision: u, delta, B and C may be float16 or bfloat16; sums are carried in float32 and y comes in the type of u.
 
@@ -17,7 +17,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +27,13 @@ from torch.nn import functional as F
 
 from landfuse.errors import ModelError
 from landfuse.kernels import scan_native, scan_torch
+from landfuse.kernels.scan_inputs import WIDE, ImageInputs, ScanInputs
 
 PATHS = ("native", "torch", "triton", "plain")
 REQUESTED = os.environ.get("LANDFUSE_SCAN", "")
 """The path that LANDFUSE_SCAN named when this module was imported, or empty."""
+
+Inputs = ScanInputs | ImageInputs
 
 
 def scan_plain(
@@ -40,22 +45,8 @@ def scan_plain(
     D: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """The scan as it is defined, step by step, in the type of its inputs.
-
-    Args:
-        u: (B, G*D, L).
-        delta: (B, G*D, L).
-        A: (G*D, N).
-        B: (B, G, N, L).
-        C: (B, G, N, L).
-        D: (G*D,).
-        delta_bias: (G*D,), added to delta.
-        delta_softplus: delta becomes log(1 + exp(delta)), after the bias.
-
-    Returns:
-        y (B, G*D, L), and the state after the last step (B, G*D, N).
-    """
+) -> Tensor:
+    """The scan as it is defined, step by step, in the type of its inputs (see `ScanInputs`); y (B, G*D, L)."""
     repeats = u.shape[1] // B.shape[1]
     # unbind: indexing [..., t] inside the loop would make the backward pass quadratic in L
     Bs, Cs = (t.repeat_interleave(repeats, dim=1).unbind(-1) for t in (B, C))  # L times (B, G*D, N)
@@ -66,7 +57,7 @@ def scan_plain(
         state = torch.exp(delta_t[..., None] * A) * state + (delta_t * u_t)[..., None] * B_t
         ys.append((state * C_t).sum(-1))
     y = torch.stack(ys, dim=-1)
-    return (y if D is None else y + u * D[:, None]), state
+    return y if D is None else y + u * D[:, None]
 
 
 def selective_scan(
@@ -79,36 +70,28 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     path: str = "",
-) -> tuple[Tensor, Tensor]:
-    """The scan, by the fastest way that serves; arguments and result as in `scan_plain`, gradients to all tensors.
+) -> Tensor:
+    """The scan, by the fastest way available, with gradients to all tensors: y (B, G*D, L) in the type of u.
 
-    Args:
-        u: (B, G*D, L), floating; any strides.
-        delta: (B, G*D, L), floating.
-        A: (G*D, N), usually negative.
-        B: (B, G, N, L).
-        C: (B, G, N, L).
-        D: (G*D,).
-        delta_bias: (G*D,), added to delta.
-        delta_softplus: delta becomes log(1 + exp(delta)), after the bias.
-        path: one of `PATHS`; by default that in LANDFUSE_SCAN, or the fastest.
-
-    Returns:
-        y (B, G*D, L) in the type of u, and the state after the last step (B, G*D, N).
+    Arguments are those of `ScanInputs`, and `path`: one of `PATHS`; by default that in LANDFUSE_SCAN, or the fastest.
 
     Raises:
-        ModelError: if shapes, types or devices do not go together, or the sequence is empty.
+        ModelError: if shapes, types or devices do not match, or the sequence is empty.
     """
     path = path or REQUESTED
-    tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias}
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    given = {name: tensor for name, tensor in inputs._asdict().items() if isinstance(tensor, Tensor)}
     check_tensors(given, path)
     _check_shapes(given)
     if path == "plain":
-        return scan_plain(u, delta, A, B, C, D, delta_bias, delta_softplus)
-    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given.values())
-    y, last, _ = torch.ops.landfuse.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, save, path)
-    return y, last
+        return scan_plain(*inputs)
+    y: Tensor = torch.ops.landfuse.selective_scan(*inputs, needs_gradient(given), path)[0]
+    return y
+
+
+def needs_gradient(tensors: dict[str, Tensor]) -> bool:
+    """Whether a backward pass may follow, for which the forward one saves states."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors.values())
 
 
 def check_tensors(tensors: dict[str, Tensor], path: str) -> None:
@@ -125,7 +108,7 @@ def check_tensors(tensors: dict[str, Tensor], path: str) -> None:
             raise ModelError(f"`{name}` holds {tensor.dtype}", "a floating type", f"convert it: {name}.float()")
         if tensor.device != first.device:
             raise ModelError(
-                f"`{name}` lies on {tensor.device}, `{reference}` on {first.device}",
+                f"`{name}` is on {tensor.device}, `{reference}` on {first.device}",
                 "all tensors on one device",
                 f"move it: {name}.to({reference}.device)",
             )
@@ -178,11 +161,6 @@ def _triton_is_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def working_type(tensors: tuple[Tensor | None, ...]) -> torch.dtype:
-    """The type in which sums are carried: float64 if any tensor has it, else float32."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
 def implementation(path: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
     """The module that computes the scan for this device and working type."""
     if dtype == torch.float32:
@@ -197,137 +175,91 @@ def implementation(path: str, device: torch.device, dtype: torch.dtype) -> Modul
     return scan_torch
 
 
-def converted(
-    tensors: tuple[Tensor | None, ...], wide: tuple[bool, ...], module: ModuleType, dtype: torch.dtype
-) -> tuple[Tensor | None, ...]:
-    """The tensors in the working type; those that are `wide` stay as they are where the module can read them."""
-    return tuple(
-        t if t is None or (is_wide and module.READS_HALF) else t.to(dtype)
-        for t, is_wide in zip(tensors, wide, strict=True)
-    )
+def _prepared(inputs: Inputs, path: str) -> tuple[ModuleType, torch.dtype, Inputs]:
+    """The module that computes them, the type in which sums are carried, and the inputs as the module reads them."""
+    tensors = {name: tensor for name, tensor in inputs._asdict().items() if isinstance(tensor, Tensor)}
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors.values()) else torch.float32
+    module = implementation(path, inputs[0].device, dtype)
+    converted: Any = {n: t if module.READS_HALF and n in WIDE else t.to(dtype) for n, t in tensors.items()}
+    return module, dtype, inputs._replace(**converted)
 
 
-_WIDE = (True, True, False, True, True, False, False)  # u, delta, A, B, C, D, delta_bias
-
-
-@torch.library.custom_op(
-    "landfuse::selective_scan",
-    mutates_args=(),
-    schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, "
-    "bool softplus, bool save, str path) -> (Tensor, Tensor, Tensor)",
-)
-def _forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    softplus: bool,
-    save: bool,
-    path: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    tensors = (u, delta, A, B, C, D, delta_bias)
-    dtype = working_type(tensors)
-    module = implementation(path, u.device, dtype)
-    y, last, saved = module.forward(*converted(tensors, _WIDE, module, dtype), softplus, save)
-    return laid_out(y, u), last.contiguous(), saved
-
-
-@_forward.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    softplus: bool,
-    save: bool,
-    path: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, channels, length = u.shape
-    dtype, states = working_type((u, delta, A, B, C, D, delta_bias)), A.shape[1]
-    tiles = implementation(path, u.device, dtype).saved_tiles(batch, channels, length, states, u.device) if save else 0
-    saved = u.new_empty((batch, tiles, channels * states) if save else (0,), dtype=dtype)
-    return torch.empty_like(u), u.new_empty((batch, channels, states), dtype=dtype), saved
-
-
-@torch.library.custom_op(
-    "landfuse::selective_scan_backward",
-    mutates_args=(),
-    schema="(Tensor dy, Tensor? dlast, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
-    "Tensor? delta_bias, Tensor saved, bool softplus, str path) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _backward(
-    dy: Tensor,
-    dlast: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    saved: Tensor,
-    softplus: bool,
-    path: str,
-) -> tuple[Tensor, ...]:
-    tensors = (u, delta, A, B, C, D, delta_bias)
-    dtype = working_type(tensors)
-    module = implementation(path, u.device, dtype)
-    worked = converted(tensors, _WIDE, module, dtype)
-    # A constant adjoint (of a sum, say) comes with strides of 0, which are slow to read.
-    dy = dy.contiguous() if 0 in dy.stride() else dy
-    dy = dy if module.READS_HALF else dy.to(dtype)
-    dlast = u.new_zeros((*u.shape[:2], A.shape[1]), dtype=dtype) if dlast is None else dlast.to(dtype)
-    gradients = module.backward(dy, dlast, *worked, saved, softplus)
-    likes = (u, delta, A, B, C, A[:, 0] if D is None else D, A[:, 0] if delta_bias is None else delta_bias)
-    return tuple(laid_out(gradient, like) for gradient, like in zip(gradients, likes, strict=True))
-
-
-@_backward.register_fake
-def _(
-    dy: Tensor,
-    dlast: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    saved: Tensor,
-    softplus: bool,
-    path: str,
-) -> tuple[Tensor, ...]:
-    likes = (u, delta, A, B, C, A[:, 0] if D is None else D, A[:, 0] if delta_bias is None else delta_bias)
-    return tuple(torch.empty_like(like) for like in likes)
-
-
-def laid_out(result: Tensor, like: Tensor) -> Tensor:
-    """`result` with the type and strides of `torch.empty_like(like)`, as compiled graphs are told it has."""
+def _laid_out(result: Tensor, like: Tensor) -> Tensor:
+    """`result` with the type and strides of `torch.empty_like(like)`, which compiled graphs expect."""
     out = torch.empty_like(like, memory_format=torch.preserve_format)
     return result if result.dtype == out.dtype and result.stride() == out.stride() else out.copy_(result)
 
 
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:  # type: ignore[type-arg]
-    *tensors, softplus, _, path = inputs
-    ctx.save_for_backward(*tensors, output[2])
-    ctx.settings = softplus, path  # type: ignore[attr-defined]
-    ctx.set_materialize_grads(False)
+def register_operator(kind: type[Inputs], name: str, tensors: str, flags: str, prefix: str) -> None:
+    """Makes a scan an operator of torch (`torch.ops.landfuse`), with gradients, for compilers and export too.
+
+    Args:
+        kind: the record of its inputs: tensors, then flags.
+        name: of the operator.
+        tensors: the record's tensors as an operator's schema has them.
+        flags: the flags likewise, each with a comma behind it.
+        prefix: of the functions in the modules that compute it: `forward`, `backward` and `saved_shape`.
+    """
+    count = tensors.count(",") + 1
+
+    def likes(inputs: Inputs) -> list[Tensor]:
+        """What each gradient looks like; an absent vector's as A's rows."""
+        return [inputs.A[:, 0] if t is None else t for t in inputs[:count]]  # type: ignore[misc]
+
+    schema = f"({tensors}, {flags} bool save, str path) -> (Tensor, Tensor)"
+
+    @torch.library.custom_op(f"landfuse::{name}", mutates_args=(), schema=schema)
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        *values, save, path = arguments
+        module, _, inputs = _prepared(kind(*values), path)
+        y, saved = getattr(module, f"{prefix}forward")(inputs, save)
+        return _laid_out(y, values[0]), saved
+
+    @forward.register_fake
+    def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+        *values, save, path = arguments
+        module, dtype, inputs = _prepared(kind(*values), path)
+        shape = getattr(module, f"{prefix}saved_shape")(inputs) if save else (0,)
+        return torch.empty_like(values[0]), values[0].new_empty(shape, dtype=dtype)
+
+    schema = f"(Tensor dy, {tensors}, {flags} Tensor saved, str path) -> ({', '.join(['Tensor'] * count)})"
+
+    @torch.library.custom_op(f"landfuse::{name}_backward", mutates_args=(), schema=schema)
+    def backward(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        *values, saved, path = arguments
+        module, dtype, inputs = _prepared(kind(*values), path)
+        # A constant adjoint (of a sum, say) comes with strides of 0, which are slow to read.
+        dy = dy.contiguous() if 0 in dy.stride() else dy
+        gradients = getattr(module, f"{prefix}backward")(dy if module.READS_HALF else dy.to(dtype), inputs, saved)
+        return tuple(_laid_out(g, like) for g, like in zip(gradients, likes(kind(*values)), strict=True))
+
+    @backward.register_fake
+    def _(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(like) for like in likes(kind(*arguments[:-2])))
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:count], output[1])
+        ctx.flags, ctx.path = inputs[count:-2], inputs[-1]
+        ctx.set_materialize_grads(False)
+
+    run_backward: Callable[..., tuple[Tensor, ...]] = getattr(torch.ops.landfuse, f"{name}_backward")
+
+    def differentiate(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        *values, saved = ctx.saved_tensors
+        rest: tuple[None, ...] = (None,) * (len(ctx.flags) + 2)
+        if dy is None:
+            return (None,) * count + rest
+        gradients = run_backward(dy, *values, *ctx.flags, saved, ctx.path)
+        kept = [None if tensor is None else g for tensor, g in zip(values, gradients, strict=True)]
+        return (*kept, *rest)
+
+    forward.register_autograd(differentiate, setup_context=setup_context)
 
 
-def _differentiate(ctx, dy: Tensor | None, dlast: Tensor | None, _: Tensor | None):  # type: ignore[no-untyped-def]
-    *tensors, saved = ctx.saved_tensors
-    if dy is None:
-        dy = torch.zeros_like(tensors[0])
-    gradients = torch.ops.landfuse.selective_scan_backward(dy, dlast, *tensors, saved, *ctx.settings)
-    kept = (None if tensor is None else gradient for tensor, gradient in zip(tensors, gradients, strict=True))
-    return (*kept, None, None, None)
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+register_operator(
+    ScanInputs,
+    "selective_scan",
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias",
+    "bool delta_softplus,",
+    "",
+)

@@ -1,6 +1,6 @@
 """The selective scan of an image in four directions, fused: the core of VMamba's SS2D.
 
-Each pixel gives low-rank factors of delta, and B and C, for four walks over the image: along rows, along columns, and
+Each pixel has low-rank factors of delta, and B and C, for four walks over the image: along rows, along columns, and
 both backwards. Every walk reads the same image by its own strides and adds to the same result, so neither four
 copies of the image nor a full delta is ever stored.
 
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from landfuse.errors import ModelError
 from landfuse.kernels import scan
+from landfuse.kernels.scan_inputs import ImageInputs
 
 DIRECTIONS = 4
 
@@ -35,7 +35,7 @@ def image_scan_plain(
         )
         delta = torch.einsum("dr,brl->bdl", weight, low_rank)
         at = slice(k * channels, (k + 1) * channels)
-        out, _ = scan.scan_plain(
+        out = scan.scan_plain(
             _sequence(x, k), delta, A[at], B.unsqueeze(1), C.unsqueeze(1), D[at], delta_bias[at], delta_softplus=True
         )
         out = out.flip(-1) if k >= 2 else out
@@ -54,51 +54,26 @@ def _sequence(image: Tensor, direction: int) -> Tensor:
 
 
 def image_scan(
-    x: Tensor,
-    factors: Tensor,
-    A: Tensor,
-    rank_weight: Tensor,
-    delta_bias: Tensor,
-    D: Tensor,
-    path: str = "",
+    x: Tensor, factors: Tensor, A: Tensor, rank_weight: Tensor, delta_bias: Tensor, D: Tensor, path: str = ""
 ) -> Tensor:
-    """The sum of four scans over an image, with delta = softplus(rank_weight r + delta_bias).
-
-    Args:
-        x: (B, H, W, D), floating; fastest where contiguous.
-        factors: (B, H, W, 4*(R + 2N)): for each direction r (R), B (N) and C (N). The directions are: along rows,
-            along columns, backwards along rows, backwards along columns.
-        A: (4*D, N), usually negative.
-        rank_weight: (4*D, R).
-        delta_bias: (4*D,).
-        D: (4*D,), the weight of the input itself.
-        path: as for `selective_scan`.
-
-    Returns:
-        (B, H, W, D) in the type of x.
+    """The sum of four scans over an image, (B, H, W, D) in the type of x; arguments as in `ImageInputs`, and `path`
+    as for `selective_scan`.
 
     Raises:
-        ModelError: if shapes, types or devices do not go together, or the image is empty.
+        ModelError: if shapes, types or devices do not match, or the image is empty.
     """
     path = path or scan.REQUESTED
-    tensors = {"x": x, "factors": factors, "A": A, "rank_weight": rank_weight, "delta_bias": delta_bias, "D": D}
-    scan.check_tensors(tensors, path)
-    _check_shapes(x, factors, A, rank_weight, delta_bias, D)
+    inputs = ImageInputs(x, factors, A, rank_weight, delta_bias, D)
+    scan.check_tensors(inputs._asdict(), path)
+    _check_shapes(inputs)
     if path == "plain":
-        return image_scan_plain(x, factors, A, rank_weight, delta_bias, D)
-    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors.values())
-    y: Tensor = torch.ops.landfuse.image_scan(x, factors, A, rank_weight, delta_bias, D, save, path)[0]
+        return image_scan_plain(*inputs)
+    y: Tensor = torch.ops.landfuse.image_scan(*inputs, scan.needs_gradient(inputs._asdict()), path)[0]
     return y
 
 
-def project_and_scan(
-    x: Tensor, projection: Tensor, A: Tensor, rank_weight: Tensor, delta_bias: Tensor, D: Tensor, path: str = ""
-) -> Tensor:
-    """`image_scan` of x (B, H, W, D) with factors = projection x, where projection is (4*(R + 2N), D)."""
-    return image_scan(x, F.linear(x, projection), A, rank_weight, delta_bias, D, path)
-
-
-def _check_shapes(x: Tensor, factors: Tensor, A: Tensor, rank_weight: Tensor, delta_bias: Tensor, D: Tensor) -> None:
+def _check_shapes(inputs: ImageInputs) -> None:
+    x, factors, A, rank_weight, delta_bias, D = inputs
     if x.dim() != 4 or 0 in x.shape[1:]:
         raise ModelError(f"`x` has the shape {tuple(x.shape)}", "(B, H, W, D), with at least one pixel and channel", "")
     for name, tensor in (("A", A), ("rank_weight", rank_weight)):
@@ -115,98 +90,10 @@ def _check_shapes(x: Tensor, factors: Tensor, A: Tensor, rank_weight: Tensor, de
     scan.check_shape("D", D, (DIRECTIONS * channels,), "(4*D,)", of_x)
 
 
-_WIDE = (True, True, False, False, False, False)  # x, factors, A, rank_weight, delta_bias, D
-
-
-@torch.library.custom_op(
-    "landfuse::image_scan",
-    mutates_args=(),
-    schema="(Tensor x, Tensor factors, Tensor A, Tensor rank_weight, Tensor delta_bias, Tensor D, bool save, str path)"
-    " -> (Tensor, Tensor)",
+scan.register_operator(
+    ImageInputs,
+    "image_scan",
+    "Tensor x, Tensor factors, Tensor A, Tensor rank_weight, Tensor delta_bias, Tensor D",
+    "",
+    "image_",
 )
-def _forward(
-    x: Tensor,
-    factors: Tensor,
-    A: Tensor,
-    rank_weight: Tensor,
-    delta_bias: Tensor,
-    D: Tensor,
-    save: bool,
-    path: str,
-) -> tuple[Tensor, Tensor]:
-    tensors = (x, factors, A, rank_weight, delta_bias, D)
-    dtype = scan.working_type(tensors)
-    module = scan.implementation(path, x.device, dtype)
-    y, saved = module.image_forward(*scan.converted(tensors, _WIDE, module, dtype), save)
-    return scan.laid_out(y, x), saved
-
-
-@_forward.register_fake
-def _(
-    x: Tensor,
-    factors: Tensor,
-    A: Tensor,
-    rank_weight: Tensor,
-    delta_bias: Tensor,
-    D: Tensor,
-    save: bool,
-    path: str,
-) -> tuple[Tensor, Tensor]:
-    dtype = scan.working_type((x, factors, A, rank_weight, delta_bias, D))
-    shape = scan.implementation(path, x.device, dtype).image_saved(x.shape, A.shape[1]) if save else (0,)
-    return torch.empty_like(x), x.new_empty(shape, dtype=dtype)
-
-
-@torch.library.custom_op(
-    "landfuse::image_scan_backward",
-    mutates_args=(),
-    schema="(Tensor dy, Tensor x, Tensor factors, Tensor A, Tensor rank_weight, Tensor delta_bias, Tensor D, "
-    "Tensor saved, str path) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _backward(
-    dy: Tensor,
-    x: Tensor,
-    factors: Tensor,
-    A: Tensor,
-    rank_weight: Tensor,
-    delta_bias: Tensor,
-    D: Tensor,
-    saved: Tensor,
-    path: str,
-) -> tuple[Tensor, ...]:
-    tensors = (x, factors, A, rank_weight, delta_bias, D)
-    dtype = scan.working_type(tensors)
-    module = scan.implementation(path, x.device, dtype)
-    gradients = module.image_backward(*scan.converted((dy, *tensors), (True, *_WIDE), module, dtype), saved)
-    return tuple(scan.laid_out(gradient, like) for gradient, like in zip(gradients, tensors, strict=True))
-
-
-@_backward.register_fake
-def _(
-    dy: Tensor,
-    x: Tensor,
-    factors: Tensor,
-    A: Tensor,
-    rank_weight: Tensor,
-    delta_bias: Tensor,
-    D: Tensor,
-    saved: Tensor,
-    path: str,
-) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(like) for like in (x, factors, A, rank_weight, delta_bias, D))
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, _, path = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.path = path
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, dy: Tensor | None, _: Tensor | None):  # type: ignore[no-untyped-def]
-    if dy is None:
-        return (None,) * 8
-    return (*torch.ops.landfuse.image_scan_backward(dy, *ctx.saved_tensors, ctx.path), None, None)
-
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)

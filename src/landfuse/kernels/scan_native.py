@@ -10,12 +10,13 @@ import ctypes
 import functools
 import logging
 import sys
-from collections.abc import Sequence
 from ctypes import POINTER, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from landfuse.kernels.scan_inputs import ImageInputs, ScanInputs
 
 LOG = logging.getLogger(__name__)
 
@@ -74,9 +75,10 @@ def available() -> bool:
     return _library() is not None
 
 
-def saved_tiles(batch: int, channels: int, length: int, states: int, device: torch.device) -> int:
-    """How many states per channel the forward pass saves for the backward one."""
-    return -(-length // TIME_TILE)
+def saved_shape(inputs: ScanInputs) -> tuple[int, ...]:
+    """The shape of what `forward` saves."""
+    batch, channels, length = inputs.u.shape
+    return batch, -(-length // TIME_TILE), channels * inputs.A.shape[1]
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -111,83 +113,57 @@ def _parts(arguments: _Arguments) -> int:
     return -(-(arguments.channels // arguments.groups) // block)
 
 
-def _sequence(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor | None, bias: Tensor | None, softplus: bool
-) -> _Arguments:
-    """What forward and backward share; A, skip and bias contiguous, B and C (B, L, G, N) contiguous."""
-    batch, channels, length = u.shape
-    arguments = _Arguments(batch, length, channels, B.shape[2], A.shape[1], 0)
-    arguments.softplus, arguments.isa = softplus, -1
-    arguments.threads = _threads(u.numel() * A.shape[1])
-    arguments.directions = (_Direction * B.shape[2])(*[_Direction(0, length, 1, 0)] * B.shape[2])
-    arguments.A, arguments.skip, arguments.bias = A.data_ptr(), _pointer(skip), _pointer(bias)
-    arguments.u, arguments.delta = _channel_first(u), _channel_first(delta)
+def _sequence(inputs: ScanInputs) -> tuple[_Arguments, ScanInputs]:
+    """What forward and backward have in common, and the inputs with B and C as (B, L, G, N); all but u and delta are
+    contiguous, and must live as long as the arguments that point to them."""
+    B, C = (t.permute(0, 3, 1, 2).contiguous() for t in (inputs.B, inputs.C))
+    D, bias = (None if t is None else t.contiguous() for t in (inputs.D, inputs.delta_bias))
+    inputs = inputs._replace(A=inputs.A.contiguous(), B=B, C=C, D=D, delta_bias=bias)
+    (batch, channels, length), states, groups = inputs.u.shape, inputs.A.shape[1], B.shape[2]
+    arguments = _Arguments(batch, length, channels, groups, states, 0)
+    arguments.softplus, arguments.isa = inputs.delta_softplus, -1
+    arguments.threads = _threads(inputs.u.numel() * states)
+    arguments.directions = (_Direction * groups)(*[_Direction(0, length, 1, 0)] * groups)
+    arguments.A, arguments.skip, arguments.bias = inputs.A.data_ptr(), _pointer(D), _pointer(bias)
+    arguments.u, arguments.delta = _channel_first(inputs.u), _channel_first(inputs.delta)
     arguments.B, arguments.C = _states_last(B), _states_last(C)
-    return arguments
+    return arguments, inputs
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    skip: Tensor | None,
-    bias: Tensor | None,
-    softplus: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor]:
     """As `scan_torch.forward`; saves (B, tiles, N*G*D)."""
-    batch, channels, length = u.shape
-    states = A.shape[1]
-    A, B, C = A.contiguous(), B.permute(0, 3, 1, 2).contiguous(), C.permute(0, 3, 1, 2).contiguous()
-    skip, bias = (None if t is None else t.contiguous() for t in (skip, bias))
-    arguments = _sequence(u, delta, A, B, C, skip, bias, softplus)
-    y, last = torch.empty_like(u), u.new_empty(batch, channels, states)
-    saved = u.new_empty((batch, -(-length // TIME_TILE), states * channels) if save else (0,))
-    arguments.y, arguments.last = _channel_first(y), last.data_ptr()
-    arguments.checkpoints = saved.data_ptr() if save else None
+    arguments, inputs = _sequence(inputs)
+    y = torch.empty_like(inputs.u)
+    saved = y.new_empty(saved_shape(inputs) if save else (0,))
+    arguments.y, arguments.checkpoints = _channel_first(y), saved.data_ptr() if save else None
     _run(arguments, backward=False)
-    return y, last, saved
+    return y, saved
 
 
-def backward(
-    dy: Tensor,
-    dlast: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    skip: Tensor | None,
-    bias: Tensor | None,
-    saved: Tensor,
-    softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, inputs: ScanInputs, saved: Tensor) -> tuple[Tensor, ...]:
     """As `scan_torch.backward`."""
+    arguments, inputs = _sequence(inputs)
+    u, A, B = inputs.u, inputs.A, inputs.B
     batch, channels, _ = u.shape
-    A, B, C = A.contiguous(), B.permute(0, 3, 1, 2).contiguous(), C.permute(0, 3, 1, 2).contiguous()
-    skip, bias = (None if t is None else t.contiguous() for t in (skip, bias))
-    dlast, saved = dlast.contiguous(), saved.contiguous()
-    arguments = _sequence(u, delta, A, B, C, skip, bias, softplus)
-    du, ddelta = torch.empty_like(u), torch.empty_like(delta)
+    saved = saved.contiguous()
+    du, ddelta = torch.empty_like(u), torch.empty_like(inputs.delta)
     parts = _parts(arguments)
-    dB, dC = (u.new_empty(parts, *t.shape) for t in (B, C))
+    dB, dC = (u.new_empty(parts, *B.shape) for _ in range(2))
     dA, dskip, dbias = u.new_empty(batch, *A.shape), u.new_empty(batch, channels), u.new_empty(batch, channels)
     arguments.dy, arguments.du, arguments.ddelta = _channel_first(dy), _channel_first(du), _channel_first(ddelta)
     arguments.dB, arguments.dC = _states_last(dB), _states_last(dC)
     arguments.dB_part = arguments.dC_part = B.numel()
-    arguments.checkpoints, arguments.dlast = saved.data_ptr(), dlast.data_ptr()
+    arguments.checkpoints = saved.data_ptr()
     arguments.dA, arguments.dskip, arguments.dbias = dA.data_ptr(), dskip.data_ptr(), dbias.data_ptr()
     _run(arguments, backward=True)
     dB, dC = dB.sum(0).permute(0, 2, 3, 1), dC.sum(0).permute(0, 2, 3, 1)
     return du, ddelta, dA.sum(0), dB, dC, dskip.sum(0), dbias.sum(0)
 
 
-def _image(
-    x: Tensor, factors: Tensor, A: Tensor, rank_weight: Tensor, bias: Tensor, skip: Tensor
-) -> tuple[_Arguments, Tensor]:
-    """What forward and backward share, and `factors` as (B, L, 4, R + 2N); everything contiguous."""
+def _image(inputs: ImageInputs) -> tuple[_Arguments, ImageInputs, Tensor]:
+    """What forward and backward have in common, the inputs contiguous, and `factors` as (B, L, 4, R + 2N)."""
+    inputs = ImageInputs(*(t.contiguous() for t in inputs))
+    x, factors, A, rank_weight, bias, skip = inputs
     batch, height, width, channels = x.shape
     length, states, rank = height * width, A.shape[1], rank_weight.shape[1]
     factors = factors.view(batch, length, 4, rank + 2 * states)
@@ -204,13 +180,13 @@ def _image(
     arguments.rank_weight = rank_weight.data_ptr()
     arguments.u = _channels_last(x)
     arguments.low_rank, arguments.B, arguments.C = (_states_last(factors, at) for at in (0, rank, rank + states))
-    return arguments, factors
+    return arguments, inputs, factors
 
 
-def image_saved(shape: Sequence[int], states: int) -> tuple[int, ...]:
-    """The shape of what `image_forward` saves for x of this shape."""
-    batch, height, width, channels = shape
-    return batch, -(-(height * width) // TIME_TILE), 4 * channels * states
+def image_saved_shape(inputs: ImageInputs) -> tuple[int, ...]:
+    """The shape of what `image_forward` saves."""
+    batch, height, width, channels = inputs.x.shape
+    return batch, -(-(height * width) // TIME_TILE), 4 * channels * inputs.A.shape[1]
 
 
 def _channels_last(image: Tensor) -> _Strided:
@@ -219,33 +195,21 @@ def _channels_last(image: Tensor) -> _Strided:
     return _Strided(image.data_ptr(), height * width * channels, channels, 1)
 
 
-def image_forward(
-    x: Tensor, factors: Tensor, A: Tensor, rank_weight: Tensor, bias: Tensor, skip: Tensor, save: bool
-) -> tuple[Tensor, Tensor]:
+def image_forward(inputs: ImageInputs, save: bool) -> tuple[Tensor, Tensor]:
     """As `scan_torch.image_forward`; saves (B, tiles, N*4*D)."""
-    x, factors, A, rank_weight, bias, skip = (t.contiguous() for t in (x, factors, A, rank_weight, bias, skip))
-    arguments, _ = _image(x, factors, A, rank_weight, bias, skip)
-    y = torch.empty_like(x)
-    saved = x.new_empty((x.shape[0], -(-arguments.length // TIME_TILE), A.numel()) if save else (0,))
+    arguments, inputs, _ = _image(inputs)
+    y = torch.empty_like(inputs.x)
+    saved = y.new_empty(image_saved_shape(inputs) if save else (0,))
     arguments.y, arguments.checkpoints = _channels_last(y), saved.data_ptr() if save else None
     _run(arguments, backward=False)
     return y, saved
 
 
-def image_backward(
-    dy: Tensor,
-    x: Tensor,
-    factors: Tensor,
-    A: Tensor,
-    rank_weight: Tensor,
-    bias: Tensor,
-    skip: Tensor,
-    saved: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def image_backward(dy: Tensor, inputs: ImageInputs, saved: Tensor) -> tuple[Tensor, ...]:
     """As `scan_torch.image_backward`."""
-    x, factors, A, rank_weight, bias, skip = (t.contiguous() for t in (x, factors, A, rank_weight, bias, skip))
+    arguments, inputs, by_direction = _image(inputs)
+    x, factors, A, rank_weight, _, _ = inputs
     dy, saved = dy.contiguous(), saved.contiguous()
-    arguments, by_direction = _image(x, factors, A, rank_weight, bias, skip)
     batch, channels, states, rank = x.shape[0], A.shape[0], A.shape[1], rank_weight.shape[1]
     dx = torch.empty_like(x)
     dfactors = x.new_empty(_parts(arguments), *by_direction.shape)

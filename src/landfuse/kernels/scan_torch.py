@@ -1,16 +1,18 @@
 """The selective scan in PyTorch operations alone: any device, any floating dtype.
 
-The work is cut into pieces whose intermediate values stay in the cache, and each piece into sweeps (`scan_chunks`).
+The work is cut into pieces whose intermediate values stay in the cache, and each piece into sweeps (`Grid`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from landfuse.kernels.scan_inputs import ImageInputs, ScanInputs
 
 READS_HALF = False
 """Whether u, delta, B, C, x, factors and dy may come in half precision; if not, they are converted before."""
@@ -36,9 +38,11 @@ def _chunk_steps(length: int, width: int) -> int:
     return min(_MOST_STEPS, max(1, round(math.sqrt(length))))
 
 
-def saved_tiles(batch: int, channels: int, length: int, states: int, device: torch.device) -> int:
-    """How many states per channel the forward pass saves for the backward one."""
-    return -(-length // _chunk_steps(length, batch * channels * states))
+def saved_shape(inputs: ScanInputs) -> tuple[int, ...]:
+    """The shape of the states that `forward` saves for `backward`: one per chunk and channel."""
+    batch, channels, length = inputs.u.shape
+    states = inputs.A.shape[1]
+    return batch, -(-length // _chunk_steps(length, batch * channels * states)), channels * states
 
 
 def _at_once(count: int, size: int, device: torch.device) -> int:
@@ -77,9 +81,8 @@ def _planes(tensor: Tensor) -> Tensor:
 class _Sequences:
     """The inputs of a scan by group and piece."""
 
-    def __init__(
-        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor | None, softplus: bool
-    ) -> None:
+    def __init__(self, inputs: ScanInputs) -> None:
+        u, delta, A, B, C, D, bias, softplus = inputs
         self.batch, channels, self.length = u.shape
         self.groups, self.states = B.shape[1:3]
         self.width = channels // self.groups
@@ -87,7 +90,7 @@ class _Sequences:
         self.u, self.raw = _by_group(u, self.groups), _by_group(delta, self.groups)
         self.A = A.unflatten(0, (self.groups, -1)).permute(2, 0, 1).contiguous()  # (N, G, D)
         self.B, self.C = (t.permute(0, 3, 1, 2) for t in (B, C))  # (B, L, G, N)
-        self.bias = None if bias is None else bias.unflatten(0, (self.groups, -1))
+        self.bias, self.D = (None if t is None else t.unflatten(0, (self.groups, -1)) for t in (bias, D))
         self.softplus, self.scratch = softplus, Scratch(u)
 
     def pieces(self) -> Iterator[tuple[slice, slice, list[tuple[int, int, int]]]]:
@@ -112,65 +115,36 @@ class _Sequences:
 
 
 @torch.no_grad()
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    skip: Tensor | None,
-    bias: Tensor | None,
-    softplus: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The scan; shapes as in `selective_scan`.
-
-    Returns:
-        y (B, G*D, L), the last state (B, G*D, N), and the states that `backward` wants, (B, chunks, N*G*D) or empty.
-    """
-    all_ = _Sequences(u, delta, A, B, C, bias, softplus)
+def forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor]:
+    """The scan: y (B, G*D, L), and the states that `backward` needs, (B, chunks, N*G*D) or empty."""
+    all_ = _Sequences(inputs)
     batch, groups, states, width = all_.batch, all_.groups, all_.states, all_.width
-    y = torch.zeros_like(all_.u) if skip is None else all_.u * skip.unflatten(0, (groups, -1))
-    last = u.new_empty(states, batch, groups, width)
-    saved = u.new_empty((batch, -(-all_.length // all_.steps), states, groups, width) if save else (0,))
+    y = torch.zeros_like(all_.u) if all_.D is None else all_.u * all_.D
+    saved = y.new_empty((batch, -(-all_.length // all_.steps), states, groups, width) if save else (0,))
     for b, g, segments in all_.pieces():
-        state, chunk = u.new_zeros(states, b.stop - b.start, g.stop - g.start, width), 0
+        state, chunk = y.new_zeros(states, b.stop - b.start, g.stop - g.start, width), 0
         for segment in segments:
             grid, cut = all_.cut(b, g, segment)
             starts, state = sweep(grid, state, cut(y))
             if save:
                 saved[b, chunk : chunk + segment[2], :, g] = starts.movedim(0, 2)
             chunk += segment[2]
-        last[:, b, g] = state
-    return y.flatten(2).transpose(1, 2), last.permute(1, 2, 3, 0).flatten(1, 2), saved.flatten(2) if save else saved
+    return y.flatten(2).transpose(1, 2), saved.flatten(2) if save else saved
 
 
 @torch.no_grad()
-def backward(
-    dy: Tensor,
-    dlast: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    skip: Tensor | None,
-    bias: Tensor | None,
-    saved: Tensor,
-    softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of u, delta, A, B, C, skip and bias (the last two also where these are None)."""
-    all_ = _Sequences(u, delta, A, B, C, bias, softplus)
+def backward(dy: Tensor, inputs: ScanInputs, saved: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of all tensors (of D and the bias also where these are None)."""
+    all_ = _Sequences(inputs)
     batch, groups, states, width = all_.batch, all_.groups, all_.states, all_.width
     dys = _by_group(dy, groups)
-    dlasts = dlast.unflatten(1, (groups, -1)).permute(3, 0, 1, 2)
     starts = saved.view(batch, -1, states, groups, width).movedim(2, 0)
-    du = torch.zeros_like(all_.u) if skip is None else dys * skip.unflatten(0, (groups, -1))
+    du = torch.zeros_like(all_.u) if all_.D is None else dys * all_.D
     draw = torch.empty_like(all_.raw)
-    dB, dC = (t.new_empty(batch, all_.length, groups, states) for t in (B, C))
+    dB, dC = (t.new_empty(batch, all_.length, groups, states) for t in (all_.B, all_.C))
     dA = torch.zeros_like(all_.A)
     for b, g, segments in all_.pieces():
-        state, chunk = dlasts[:, b, g], starts.shape[2]
+        state, chunk = dA.new_zeros(states, b.stop - b.start, g.stop - g.start, width), starts.shape[2]
         for segment in reversed(segments):
             grid, cut = all_.cut(b, g, segment)
             out = Gradients(cut(du), cut(draw), dA[:, g], _planes(cut(dB)), _planes(cut(dC)))
@@ -195,22 +169,23 @@ def _sum_of_product(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
-def image_saved(shape: Sequence[int], states: int) -> tuple[int, ...]:
-    """The shape of what `image_forward` saves for x of this shape: a state per row and column, both ways."""
-    batch, height, width, channels = shape
-    return batch, 2 * (height + width), channels * states
+def image_saved_shape(inputs: ImageInputs) -> tuple[int, ...]:
+    """The shape of what `image_forward` saves: a state per row and column, both ways."""
+    batch, height, width, channels = inputs.x.shape
+    return batch, 2 * (height + width), channels * inputs.A.shape[1]
 
 
 class _Image:
     """The inputs of a scan over an image, by direction and piece."""
 
-    def __init__(self, x: Tensor, factors: Tensor, A: Tensor, rank_weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, inputs: ImageInputs) -> None:
+        x, factors, A, rank_weight, bias, D = inputs
         self.x, self.states, self.rank = x, A.shape[1], rank_weight.shape[1]
         self.batch, *self.sides, self.channels = x.shape
         self.factors = factors.unflatten(3, (4, -1))
         self.A = A.view(4, 1, -1, self.states).permute(0, 3, 1, 2).contiguous()  # (4, N, 1, D)
         self.weights, self.bias = rank_weight.view(4, -1, self.rank), bias.view(4, -1)
-        self.scratch = Scratch(x)
+        self.D, self.scratch = D.view(4, -1).sum(0), Scratch(x)
 
     def pieces(self) -> Iterator[tuple[int, slice, list[slice]]]:
         """Directions, batch items, and lines (rows, or columns for the odd directions) in the order of time."""
@@ -244,16 +219,10 @@ class _Image:
 
 
 @torch.no_grad()
-def image_forward(
-    x: Tensor, factors: Tensor, A: Tensor, rank_weight: Tensor, bias: Tensor, skip: Tensor, save: bool
-) -> tuple[Tensor, Tensor]:
-    """The scan of an image in four directions, summed; shapes as in `scan_image.image_scan`.
-
-    Returns:
-        y (B, H, W, D), and the states that `image_backward` wants, (B, chunks, N*D) or empty.
-    """
-    image = _Image(x, factors, A, rank_weight, bias)
-    y = x * skip.view(4, -1).sum(0)
+def image_forward(inputs: ImageInputs, save: bool) -> tuple[Tensor, Tensor]:
+    """The four scans' sum: y (B, H, W, D), and the states that `image_backward` needs, (B, chunks, N*D) or empty."""
+    image, x = _Image(inputs), inputs.x
+    y = x * image.D
     saved = x.new_empty((x.shape[0], 2 * sum(image.sides), image.states, 1, image.channels) if save else (0,))
     for k, b, bands in image.pieces():
         state = x.new_zeros(image.states, b.stop - b.start, 1, image.channels)
@@ -271,21 +240,12 @@ def _places(image: _Image, k: int, band: slice) -> slice:
 
 
 @torch.no_grad()
-def image_backward(
-    dy: Tensor,
-    x: Tensor,
-    factors: Tensor,
-    A: Tensor,
-    rank_weight: Tensor,
-    bias: Tensor,
-    skip: Tensor,
-    saved: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, factors, A, rank_weight, bias and skip."""
-    image = _Image(x, factors, A, rank_weight, bias)
+def image_backward(dy: Tensor, inputs: ImageInputs, saved: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of all tensors."""
+    image, x = _Image(inputs), inputs.x
     states, rank = image.states, image.rank
     starts = saved.view(x.shape[0], -1, states, 1, image.channels).movedim(2, 0)
-    dx, dfactors = dy * skip.view(4, -1).sum(0), torch.empty_like(image.factors)
+    dx, dfactors = dy * image.D, torch.empty_like(image.factors)
     dA, dbias, dweights = (torch.zeros_like(t) for t in (image.A, image.bias, image.weights))
     for k, b, bands in image.pieces():
         state = x.new_zeros(states, b.stop - b.start, 1, image.channels)
@@ -304,8 +264,8 @@ def image_backward(
     return (
         dx,
         dfactors.flatten(3),
-        dA.permute(0, 2, 3, 1).reshape(A.shape),
-        dweights.view_as(rank_weight),
+        dA.permute(0, 2, 3, 1).reshape(inputs.A.shape),
+        dweights.view_as(inputs.rank_weight),
         dbias.flatten(),
         dskip.repeat(4),
     )

@@ -5,7 +5,6 @@ Inputs may be float16 or bfloat16: the kernels read them as they are and compute
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,9 +12,10 @@ import triton
 from torch import Tensor
 
 from landfuse.kernels import scan_triton_kernels as kernels
+from landfuse.kernels.scan_inputs import ImageInputs, ScanInputs
 
 READS_HALF = True
-"""Whether u, delta, B, C, x, factors and dy may come in half precision; if not, they are converted before."""
+"""Whether u, delta, B, C, x, factors and dy may come in half precision; else they are converted before."""
 _TIME = 64  # steps per tile
 _WIDE = 32  # channels per program
 _CARRIED = 128  # states per program of the carry
@@ -77,19 +77,19 @@ def _time(length: int) -> int:
     return min(_TIME, max(16, triton.next_power_of_2(length)))
 
 
-def _carry(ends: Tensor, decays: Tensor, entering: Tensor, against: bool) -> tuple[Tensor, Tensor]:
-    """The states that enter each tile, (B, tiles, N, channels), and the one that leaves the last, (B, N, channels)."""
+def _carry(ends: Tensor, decays: Tensor, against: bool) -> Tensor:
+    """The states that enter each tile, (B, tiles, N, channels); the first is zero."""
     batch, tiles = ends.shape[:2]
     count = ends.shape[2] * ends.shape[3]
-    starts, last = torch.empty_like(ends), torch.empty_like(entering)
+    starts = torch.empty_like(ends)
     kernels.carry[(triton.cdiv(count, _CARRIED), batch)](
-        ends, decays, starts, entering, last, tiles, count, AGAINST=against, MANY=_CARRIED
+        ends, decays, starts, tiles, count, AGAINST=against, MANY=_CARRIED
     )
-    return starts, last
+    return starts
 
 
-def _forward(inputs: _Inputs, y: Tensor, add: bool) -> tuple[Tensor, Tensor]:
-    """Writes or adds to y; returns the states entering each tile and the last one, (B, N, channels)."""
+def _forward(inputs: _Inputs, y: Tensor, add: bool) -> Tensor:
+    """Writes or adds to y; returns the states entering each tile, (B, tiles, N, channels)."""
     sizes, batch = inputs.sizes(), inputs.u.shape[0]
     channels, states = inputs.A.shape
     ends = torch.empty((batch, sizes[3], states, channels), dtype=torch.float32, device=y.device)
@@ -98,12 +98,12 @@ def _forward(inputs: _Inputs, y: Tensor, add: bool) -> tuple[Tensor, Tensor]:
     kernels.tile_states[inputs.launch()](
         inputs.u, *inputs.delta_arguments, inputs.A, inputs.B, inputs.bias, ends, decays, *common, **inputs.constants()
     )
-    starts, last = _carry(ends, decays, ends.new_zeros(batch, states, channels), against=False)
+    starts = _carry(ends, decays, against=False)
     kernels.outputs[inputs.launch()](
         inputs.u, *inputs.delta_arguments, inputs.A, inputs.B, inputs.C, inputs.skip, inputs.bias, starts, y,
         *common, *inputs.C.stride(), *y.stride(), ADD=add, **inputs.constants(),
     )  # fmt: skip
-    return starts, last
+    return starts
 
 
 class _Gradients(NamedTuple):
@@ -116,10 +116,8 @@ class _Gradients(NamedTuple):
     bias: Tensor
 
 
-def _backward(
-    inputs: _Inputs, starts: Tensor, leaving: Tensor, dy: Tensor, du: Tensor, draw: Tensor, add: bool
-) -> _Gradients:
-    """Writes du (or adds to it) and draw; `leaving` is the adjoint of the last state, (B, N, channels)."""
+def _backward(inputs: _Inputs, starts: Tensor, dy: Tensor, du: Tensor, draw: Tensor, add: bool) -> _Gradients:
+    """Writes du (or adds to it) and draw."""
     sizes, batch = inputs.sizes(), inputs.u.shape[0]
     length, _, blocks, tiles = sizes
     channels, states = inputs.A.shape
@@ -129,7 +127,7 @@ def _backward(
         *inputs.delta_arguments, inputs.A, inputs.C, inputs.bias, dy, ends, decays,
         *sizes, *inputs.walk, *inputs.delta_strides, *inputs.C.stride(), *dy.stride(), **inputs.constants(),
     )  # fmt: skip
-    adjoints, _ = _carry(ends, decays, leaving, against=True)
+    adjoints = _carry(ends, decays, against=True)
     dB = starts.new_empty(blocks, batch, length, groups, states)
     dfactors = starts.new_empty(blocks, batch, length, rank)
     dA = torch.empty_like(starts)
@@ -148,14 +146,14 @@ def _backward(
     )
 
 
-def saved_tiles(batch: int, channels: int, length: int, states: int, device: torch.device) -> int:
-    """How many states per channel the forward pass saves for the backward one."""
-    return -(-length // _time(length))
+def saved_shape(inputs: ScanInputs) -> tuple[int, ...]:
+    """The shape of what `forward` saves."""
+    batch, channels, length = inputs.u.shape
+    return batch, -(-length // _time(length)), channels * inputs.A.shape[1]
 
 
-def _sequence(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor | None, bias: Tensor | None, softplus: bool
-) -> _Inputs:
+def _sequence(inputs: ScanInputs) -> _Inputs:
+    u, delta, A, B, C, D, bias, softplus = inputs
     zeros = torch.zeros_like(A[:, 0], memory_format=torch.contiguous_format)
     return _Inputs(
         u.transpose(1, 2),
@@ -165,62 +163,38 @@ def _sequence(
         A.contiguous(),
         B.permute(0, 3, 1, 2),
         C.permute(0, 3, 1, 2),
-        zeros if skip is None else skip.contiguous(),
+        zeros if D is None else D.contiguous(),
         zeros if bias is None else bias.contiguous(),
         softplus,
         _Walk(0, u.shape[2], 1, 0),
     )
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    skip: Tensor | None,
-    bias: Tensor | None,
-    softplus: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor]:
     """As `scan_torch.forward`; saves (B, tiles, N*G*D)."""
-    y = torch.empty_like(u, dtype=torch.float32)
-    starts, last = _forward(_sequence(u, delta, A, B, C, skip, bias, softplus), y.transpose(1, 2), add=False)
-    return y, last.transpose(1, 2), starts.flatten(2) if save else starts.new_empty(0)
+    y = torch.empty_like(inputs.u, dtype=torch.float32)
+    starts = _forward(_sequence(inputs), y.transpose(1, 2), add=False)
+    return y, starts.flatten(2) if save else starts.new_empty(0)
 
 
-def backward(
-    dy: Tensor,
-    dlast: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    skip: Tensor | None,
-    bias: Tensor | None,
-    saved: Tensor,
-    softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, inputs: ScanInputs, saved: Tensor) -> tuple[Tensor, ...]:
     """As `scan_torch.backward`."""
-    inputs = _sequence(u, delta, A, B, C, skip, bias, softplus)
-    du, draw = torch.empty_like(u, dtype=torch.float32), torch.empty_like(delta, dtype=torch.float32)
+    u, A = inputs.u, inputs.A
+    du, draw = torch.empty_like(u, dtype=torch.float32), torch.empty_like(inputs.delta, dtype=torch.float32)
     starts = saved.view(u.shape[0], -1, A.shape[1], A.shape[0])
-    leaving = dlast.transpose(1, 2).contiguous()
-    out = _backward(inputs, starts, leaving, dy.transpose(1, 2), du.transpose(1, 2), draw.transpose(1, 2), add=False)
+    out = _backward(_sequence(inputs), starts, dy.transpose(1, 2), du.transpose(1, 2), draw.transpose(1, 2), add=False)
     return du, draw, out.A, out.B.permute(0, 2, 3, 1), out.C.permute(0, 2, 3, 1), out.skip, out.bias
 
 
-def image_saved(shape: Sequence[int], states: int) -> tuple[int, ...]:
-    """The shape of what `image_forward` saves for x of this shape."""
-    batch, height, width, channels = shape
-    return batch, 4, saved_tiles(0, 0, height * width, 0, torch.device("cpu")), states * channels
+def image_saved_shape(inputs: ImageInputs) -> tuple[int, ...]:
+    """The shape of what `image_forward` saves."""
+    batch, height, width, channels = inputs.x.shape
+    return batch, 4, -(-(height * width) // _time(height * width)), channels * inputs.A.shape[1]
 
 
-def _image(
-    x: Tensor, factors: Tensor, A: Tensor, rank_weight: Tensor, bias: Tensor, skip: Tensor
-) -> tuple[list[_Inputs], list[slice]]:
+def _image(image: ImageInputs) -> tuple[list[_Inputs], list[slice]]:
     """The four walks' inputs, and each one's place among the factors."""
+    x, factors, A, rank_weight, bias, skip = image
     _, height, width, channels = x.shape
     length, states, rank = height * width, A.shape[1], rank_weight.shape[1]
     walks = (
@@ -253,42 +227,29 @@ def _image(
     return inputs, places
 
 
-def image_forward(
-    x: Tensor, factors: Tensor, A: Tensor, rank_weight: Tensor, bias: Tensor, skip: Tensor, save: bool
-) -> tuple[Tensor, Tensor]:
+def image_forward(image: ImageInputs, save: bool) -> tuple[Tensor, Tensor]:
     """As `scan_torch.image_forward`; saves (B, 4, tiles, N*D)."""
-    x, factors = x.contiguous(), factors.contiguous()
-    y = torch.empty_like(x, dtype=torch.float32)
-    inputs, _ = _image(x, factors, A, rank_weight, bias, skip)
-    states = [_forward(one, y.flatten(1, 2), add=k > 0)[0] for k, one in enumerate(inputs)]
+    image = image._replace(x=image.x.contiguous(), factors=image.factors.contiguous())
+    y = torch.empty_like(image.x, dtype=torch.float32)
+    states = [_forward(one, y.flatten(1, 2), add=k > 0) for k, one in enumerate(_image(image)[0])]
     return y, torch.stack(states, 1).flatten(3) if save else y.new_empty(0)
 
 
-def image_backward(
-    dy: Tensor,
-    x: Tensor,
-    factors: Tensor,
-    A: Tensor,
-    rank_weight: Tensor,
-    bias: Tensor,
-    skip: Tensor,
-    saved: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def image_backward(dy: Tensor, image: ImageInputs, saved: Tensor) -> tuple[Tensor, ...]:
     """As `scan_torch.image_backward`."""
-    x, factors, dy = x.contiguous(), factors.contiguous(), dy.contiguous()
-    inputs, places = _image(x, factors, A, rank_weight, bias, skip)
-    batch, _, _, channels = x.shape
-    states = A.shape[1]
+    image = image._replace(x=image.x.contiguous(), factors=image.factors.contiguous())
+    x, factors, dy = image.x, image.factors, dy.contiguous()
+    inputs, places = _image(image)
+    batch, channels, states = len(x), x.shape[3], image.A.shape[1]
     starts = saved.view(batch, 4, -1, states, channels)
     dx = torch.empty_like(x, dtype=torch.float32)
     dfactors = torch.empty_like(factors, dtype=torch.float32)
     flat = dfactors.flatten(1, 2)
     outs = []
     for k, (one, place) in enumerate(zip(inputs, places, strict=True)):
-        leaving = dx.new_zeros(batch, states, channels)
         wide = dx.flatten(1, 2)
-        out = _backward(one, starts[:, k].contiguous(), leaving, dy.flatten(1, 2), wide, wide, add=k > 0)
+        out = _backward(one, starts[:, k].contiguous(), dy.flatten(1, 2), wide, wide, add=k > 0)
         flat[:, :, place] = torch.cat([out.factors, out.B.squeeze(2), out.C.squeeze(2)], dim=-1)
         outs.append(out)
     joined = (torch.cat([getattr(out, name) for out in outs]) for name in ("A", "weight", "bias", "skip"))
-    return dx, dfactors, *joined  # type: ignore[return-value]
+    return dx, dfactors, *joined

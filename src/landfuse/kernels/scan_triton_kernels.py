@@ -8,7 +8,7 @@ Time is cut into tiles, and each tile of each block of channels is one program:
     tile_adjoints   like `tile_states`, for the adjoint of the state, against time (`carry` serves again)
     gradients       all gradients; sums over channels and over time are left in one part per program
 
-A step t lies in memory at start + (t // inner) * outer_step + (t % inner) * inner_step, so that rows and columns of an
+Step t is in memory at start + (t // inner) * outer_step + (t % inner) * inner_step, so that rows and columns of an
 image are walked, forwards and backwards, without a copy. All arithmetic is float32, whatever type the inputs have.
 Inside a tile the recurrence is an associative scan of (decay, input); differences of running sums of delta would cancel
 where large and small deltas meet.
@@ -120,18 +120,18 @@ def tile_states(
 
 
 @triton.jit
-def carry(ends, decays, starts, entering, last, tiles, count, AGAINST: tl.constexpr, MANY: tl.constexpr):
-    """Over `count` states: starts[tile] is the state that enters it; decays hold the decay less 1."""
+def carry(ends, decays, starts, tiles, count, AGAINST: tl.constexpr, MANY: tl.constexpr):
+    """Over `count` states: starts[tile] is the state that enters it, zero before the first; decays hold the decay
+    less 1."""
     b = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * MANY + tl.arange(0, MANY)
     there = i < count
-    h = tl.load(entering + b * count + i, mask=there, other=0.0)
+    h = tl.zeros((MANY,), tl.float32)
     for k in range(tiles):
         tile = tiles - 1 - k if AGAINST else k
         at = (b * tiles + tile) * count + i
         tl.store(starts + at, h, mask=there)
         h += tl.load(decays + at, mask=there, other=0.0) * h + tl.load(ends + at, mask=there, other=0.0)
-    tl.store(last + b * count + i, h, mask=there)
 
 
 @triton.jit

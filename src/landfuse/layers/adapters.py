@@ -12,25 +12,10 @@ With two modalities x, y the formulas are the paper's, per token:
     LoRA of the MLP's layers W x + w_x B_x A_x x + (1 - w_x) B_y A_y y
 
 and the same with x and y exchanged; w_x, w_y are learned scalars of each layer and start at 0.5. Their extension to M
-modalities: a modality keeps the share w of its own update and takes (1 - w) / (M - 1) of every other's. The shares sum
-to 1, so with one modality there is no scalar and the update is its own.
+modalities: a modality keeps the share w of its own update and takes (1 - w) / (M - 1) of every other's. The fractions
+sum to 1, so with one modality there is no scalar and the update is its own.
 
-A new mechanism is one class and one line in `MECHANISMS`. For example IA3, a learned rescaling per modality of what an
-MLP gives (Liu et al. 2022, doi 10.48550/arXiv.2205.05638):
-
-    class Scaled(nn.Module):
-        def __init__(self, inner, modalities, features):
-            super().__init__()
-            self.inner = inner
-            self.scale = nn.Parameter(torch.ones(modalities, 1, features))
-
-        def forward(self, x):
-            y = self.inner(x)
-            return (by_modality(y, len(self.scale)) * self.scale).view(y.shape)
-
-    class Rescale(Mechanism):
-        def attach(self, block):
-            block.mlp = Scaled(block.mlp, self.modalities, block.mlp.fc2.out_features)
+A new mechanism is one class with `attach` and one line in `MECHANISMS` (tests/layers/test_adapters.py has an example).
 
 Source: Ma et al. 2025, "A Unified Framework with Multimodal Fine-tuning for Remote Sensing Semantic Segmentation",
 doi 10.1109/TGRS.2025.3585238, sections on the multimodal Adapter and the multimodal LoRA; LoRA: Hu et al. 2022,
@@ -68,31 +53,27 @@ class Bottlenecks(nn.Module):
         self.up = nn.Parameter(torch.empty(modalities, hidden, features))
         self.up_bias = nn.Parameter(torch.empty(modalities, 1, features))
         # nn.Linear's own start, as in the authors' release.
-        for parameter, fan_in in (
-            (self.down, features),
-            (self.down_bias, features),
-            (self.up, hidden),
-            (self.up_bias, hidden),
-        ):
-            nn.init.uniform_(parameter, -(fan_in**-0.5), fan_in**-0.5)
+        for fan_in, parameters in ((features, (self.down, self.down_bias)), (hidden, (self.up, self.up_bias))):
+            for parameter in parameters:
+                nn.init.uniform_(parameter, -(fan_in**-0.5), fan_in**-0.5)
 
-    def forward(self, x: Tensor, shares: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, fractions: Tensor | None = None) -> Tensor:
         """(M, T, D) -> (M, T, D).
 
         Args:
             x: the tokens of every modality.
-            shares: (M, M), what each modality takes of every perceptron's outcome; if not given, its own.
+            fractions: (M, M), what each modality takes of every perceptron's output; by default its own.
         """
         hidden = linear_each(x, self.down, self.down_bias)
         if torch.is_grad_enabled() and hidden.requires_grad:
             # Only the narrow layer is kept; the second half costs little to compute again.
-            y: Tensor = checkpoint(self._second, hidden, shares, use_reentrant=False, preserve_rng_state=False)
+            y: Tensor = checkpoint(self._second, hidden, fractions, use_reentrant=False, preserve_rng_state=False)
             return y
-        return self._second(hidden, shares)
+        return self._second(hidden, fractions)
 
-    def _second(self, hidden: Tensor, shares: Tensor | None) -> Tensor:
+    def _second(self, hidden: Tensor, fractions: Tensor | None) -> Tensor:
         y = linear_each(F.gelu(hidden), self.up, self.up_bias)
-        return y if shares is None else torch.matmul(shares, y.flatten(1)).view(y.shape)
+        return y if fractions is None else torch.matmul(fractions, y.flatten(1)).view(y.shape)
 
 
 class AdaptedAttention(nn.Module):
@@ -105,14 +86,13 @@ class AdaptedAttention(nn.Module):
         self.adapters = Bottlenecks(modalities, features, hidden)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As the inner attention: (M * B, ..., D) -> (M * B, ..., D)."""
         y: Tensor = self.inner(x, *args, **kwargs)
         update: Tensor = self.adapters(by_modality(y, self.modalities))
         return y + update.view(y.shape)
 
 
 class AdaptedMlp(nn.Module):
-    """An MLP with adapters beside it, whose outcomes are exchanged between the modalities."""
+    """An MLP with adapters beside it, whose outputs are exchanged between the modalities."""
 
     def __init__(self, inner: nn.Module, modalities: int, features: int, hidden: int) -> None:
         super().__init__()
@@ -122,10 +102,9 @@ class AdaptedMlp(nn.Module):
         self.exchange = Exchange(modalities)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M * B, ..., D) -> (M * B, ..., D)."""
         y: Tensor = self.inner(x)
-        shares = self.exchange() if self.modalities > 1 else None
-        update: Tensor = self.adapters(by_modality(x, self.modalities), shares)
+        fractions = self.exchange() if self.modalities > 1 else None
+        update: Tensor = self.adapters(by_modality(x, self.modalities), fractions)
         return y + update.view(y.shape)
 
 
@@ -176,7 +155,6 @@ class Adapter(Mechanism):
     """The multimodal Adapter: after attention, and beside the MLP with exchange."""
 
     def attach(self, block: nn.Module) -> None:
-        """Wraps `attn` and `mlp`."""
         features = _width(block)
         block.attn = AdaptedAttention(block.get_submodule("attn"), self.modalities, features, self.hidden(features))
         block.mlp = AdaptedMlp(block.get_submodule("mlp"), self.modalities, features, self.hidden(features))
@@ -186,7 +164,6 @@ class Lora(Mechanism):
     """The multimodal LoRA: of q and v per modality, in the MLP with exchange."""
 
     def attach(self, block: nn.Module) -> None:
-        """Wraps the projections to q and v, and every linear layer of the MLP."""
         attention, mlp = block.get_submodule("attn"), block.get_submodule("mlp")
         fused = getattr(attention, "qkv", None)
         if isinstance(fused, nn.Linear):
@@ -213,8 +190,7 @@ class AdapterAndLora(Mechanism):
     """Both, LoRA inside and adapters around."""
 
     def attach(self, block: nn.Module) -> None:
-        """LoRA first: the adapters then wrap layers that hold it."""
-        for mechanism in (Lora, Adapter):
+        for mechanism in (Lora, Adapter):  # the adapters then wrap layers that hold LoRA
             mechanism(self.modalities, rank=self.rank, bottleneck=self.bottleneck).attach(block)
 
 

@@ -32,26 +32,20 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 3, H, W)."""
-        if self.mix is not None:
-            y: Tensor = self.mix(x)
-            return y
-        return x.expand(-1, 3, -1, -1)
+        return x.expand(-1, 3, -1, -1) if self.mix is None else self.mix(x)
 
 
 class SqueezeExcitation(nn.Module):
     """Weighs channels by what the whole map holds."""
 
-    def __init__(self, channels: int, reduction: int = 16) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
+        reduced = channels // 16
         self.fc = nn.Sequential(
-            nn.Conv2d(channels, channels // reduction, 1),
-            nn.ReLU(),
-            nn.Conv2d(channels // reduction, channels, 1),
-            nn.Sigmoid(),
+            nn.Conv2d(channels, reduced, 1), nn.ReLU(), nn.Conv2d(reduced, channels, 1), nn.Sigmoid()
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
         y: Tensor = x * self.fc(F.adaptive_avg_pool2d(x, 1))
         return y
 
@@ -84,7 +78,7 @@ class DeepFusion(nn.Module):
 
     Args:
         modalities: M.
-        scales: maps that the encoder gives per modality: 1, or 4, which then are the pyramid.
+        scales: maps of the encoder per modality: 1, or 4, which then are the pyramid.
     """
 
     def __init__(self, modalities: int, scales: int) -> None:

@@ -34,8 +34,8 @@ class TimestepMix(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(..., T * C), the channels of a timestep side by side -> (..., D)."""
         if self.weights is not None:
-            shares = self.weights.softmax(dim=0)
-            features = (features.unflatten(-1, shares.shape) * shares).sum(dim=-2)
+            weights = self.weights.softmax(dim=0)
+            features = (features.unflatten(-1, weights.shape) * weights).sum(dim=-2)
         guide: Tensor = self.project(self.norm(features))
         return guide
 
@@ -54,7 +54,6 @@ class FeatureFusion(nn.Module):
         nn.init.constant_(self.gate.bias, -1.0)
 
     def forward(self, tokens: Tensor, guide: Tensor) -> Tensor:
-        """See the module's docstring."""
         alone, paired = tokens[:, : tokens.shape[1] - guide.shape[1]], tokens[:, tokens.shape[1] - guide.shape[1] :]
         gate = torch.sigmoid(self.gate(torch.cat([paired, guide], dim=-1)))
         return torch.cat([alone, paired + gate * self.value(guide)], dim=1)
@@ -83,7 +82,6 @@ class GroupChannelAttention(nn.Module):
         return between, torch.sigmoid(self.within(query)).unflatten(-1, (self.groups, -1))
 
     def forward(self, tokens: Tensor, guide: Tensor) -> Tensor:
-        """See the module's docstring."""
         between, within = self.weights(tokens, guide)
         return tokens + tokens * (between[..., None] * within).flatten(1)[:, None]
 
@@ -104,5 +102,4 @@ class CrossAttention(nn.Module):
         self.amount = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, tokens: Tensor, guide: Tensor) -> Tensor:
-        """See the module's docstring."""
         return tokens + torch.tanh(self.amount) * self.attention(self.norm(tokens), self.norm_guide(guide))

@@ -26,7 +26,7 @@ def by_modality(x: Tensor, modalities: int) -> Tensor:
 
 
 class Exchange(nn.Module):
-    """How much of every modality's update each modality takes: its own share, and equal parts of the rest.
+    """How much of every modality's update each modality takes: a fraction of its own, and equal parts of the rest.
 
     Args:
         modalities: M; with one there is nothing to learn.
@@ -38,7 +38,7 @@ class Exchange(nn.Module):
         self.own: nn.Parameter | None = nn.Parameter(torch.full((modalities,), 0.5)) if modalities > 1 else None
 
     def forward(self) -> Tensor:
-        """The shares, (M, M): row m holds what modality m takes of each; rows sum to 1."""
+        """The fractions, (M, M): row m holds what modality m takes of each; rows sum to 1."""
         if self.own is None:
             return torch.ones(1, 1)
         others = (1 - self.own) / (self.modalities - 1)
@@ -47,14 +47,14 @@ class Exchange(nn.Module):
 
 
 class LoraLinear(nn.Module):
-    """A linear layer with a low-rank update per modality, of some parts of its outcome.
+    """A linear layer with a low-rank update per modality, of some parts of its output.
 
     Args:
         inner: the frozen layer, O x D.
         modalities: M.
         rank: r, of every part's update.
         scale: factor of the update.
-        parts: into how many equal parts the outcome is cut; 3 for a fused qkv.
+        parts: into how many equal parts the output is cut; 3 for a fused qkv.
         updated: the parts that are updated; 0 and 2 for q and v.
 
     Raises:
@@ -84,14 +84,14 @@ class LoraLinear(nn.Module):
         """The updates of all parts as one matrix per modality, (M, updated * r, O); zero for a part without one."""
         if self.parts == 1:
             return self.up[:, 0] * self.scale
-        rows = []
-        for place, part in enumerate(self.updated):
-            width = self.up.shape[-1]
-            rows.append(F.pad(self.up[:, place], (part * width, (self.parts - 1 - part) * width)))
+        width = self.up.shape[-1]
+        rows = [
+            F.pad(self.up[:, place], (part * width, (self.parts - 1 - part) * width))
+            for place, part in enumerate(self.updated)
+        ]
         return torch.cat(rows, dim=1) * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M * B, ..., D) -> (M * B, ..., O)."""
         y: Tensor = self.inner(x)
         low = torch.bmm(by_modality(x, self.modalities), self.down)
         return torch.baddbmm(by_modality(y, self.modalities), low, self._up()).view(y.shape)
@@ -125,14 +125,13 @@ class ExchangedLoraLinear(nn.Module):
         nn.init.uniform_(self.down, -(inner.in_features**-0.5), inner.in_features**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M * B, ..., D) -> (M * B, ..., O)."""
         M = self.modalities
         y: Tensor = self.inner(x)
         low = torch.bmm(by_modality(x, M), self.down)  # (M, T, r)
         if M > 1:
-            # Sum over n of share[m, n] low[n] up[n], as one product with the updates of all modalities side by side.
-            shares = self.exchange().to(low.dtype)
-            low = (shares[:, None, :, None] * low.transpose(0, 1)[None]).flatten(2)  # (M, T, M * r)
+            # Sum over n of fraction[m, n] low[n] up[n], as one product with the updates of all modalities side by side.
+            fractions = self.exchange().to(low.dtype)
+            low = (fractions[:, None, :, None] * low.transpose(0, 1)[None]).flatten(2)  # (M, T, M * r)
         return torch.addmm(y.reshape(-1, y.shape[-1]), low.flatten(0, 1), self.up.flatten(0, 1)).view(y.shape)
 
     def merged(self) -> nn.Module | None:
@@ -156,7 +155,6 @@ class PerModalityLinear(nn.Module):
         self.bias = nn.Parameter(bias.detach().clone(), requires_grad=False) if bias is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M * B, ..., D) -> (M * B, ..., O)."""
         modalities = by_modality(x, len(self.weight))
         each = [linear(tokens, weight, self.bias) for tokens, weight in zip(modalities, self.weight, strict=True)]
         return torch.stack(each).view(*x.shape[:-1], -1)
@@ -182,7 +180,7 @@ def _check_rank(rank: int, layer: nn.Linear) -> None:
 
 
 def merge_lora(model: nn.Module) -> tuple[list[str], list[str]]:
-    """Folds low-rank updates into weights, where the outcome stays the same function.
+    """Folds low-rank updates into weights, where the function stays the same.
 
     With one modality every update folds into the frozen weight. With several, q and v fold into one weight per modality
     (M times the memory of that layer), but the exchanged updates of the MLP do not fold: modality m takes

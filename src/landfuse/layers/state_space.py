@@ -12,41 +12,35 @@ from collections.abc import Mapping
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from landfuse.kernels.linear import Linear
-from landfuse.kernels.scan_image import DIRECTIONS, project_and_scan
+from landfuse.kernels.scan_image import DIRECTIONS, image_scan
+
+
+def initialise_scan(rank_weight: Tensor, log_A: Tensor, delta_bias: Tensor) -> None:
+    """Draws the parameters of a scan: A is -1, -2, ..., -N, and delta starts between 0.001 and 0.1."""
+    rank = rank_weight.shape[-1]
+    nn.init.uniform_(rank_weight, -(rank**-0.5), rank**-0.5)
+    with torch.no_grad():
+        log_A.copy_(torch.arange(1, log_A.shape[1] + 1, dtype=log_A.dtype).log().expand_as(log_A))
+        delta = torch.empty_like(delta_bias).uniform_(math.log(0.001), math.log(0.1)).exp_()
+        delta_bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus
 
 
 class SS2D(nn.Module):
     """Mixes the pixels of an image along four directions by selective scans.
 
     Args:
-        width: channels of the image.
+        width: channels of the image; twice as many inside.
         states: N, states per channel.
-        expansion: inner channels per channel.
-        rank: of the projection of delta; by default a sixteenth of `width`, rounded up.
-        kernel: side of the depthwise convolution before the scan; 1 for none.
-        kernel_bias: whether that convolution has a bias.
     """
 
-    def __init__(
-        self,
-        width: int,
-        states: int = 1,
-        expansion: float = 2.0,
-        rank: int | None = None,
-        kernel: int = 3,
-        kernel_bias: bool = False,
-    ) -> None:
+    def __init__(self, width: int, states: int = 1) -> None:
         super().__init__()
-        inner = int(expansion * width)
-        rank = rank or math.ceil(width / 16)
+        inner, rank = 2 * width, math.ceil(width / 16)
         self.enter = Linear(width, inner, bias=False)
-        self.smooth = (
-            nn.Conv2d(inner, inner, kernel, padding=kernel // 2, groups=inner, bias=kernel_bias)
-            if kernel > 1
-            else nn.Identity()
-        )
+        self.smooth = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False)
         self.activation = nn.SiLU()
         self.projection = nn.Parameter(torch.empty(DIRECTIONS * (rank + 2 * states), inner))
         self.rank_weight = nn.Parameter(torch.empty(DIRECTIONS * inner, rank))
@@ -55,26 +49,15 @@ class SS2D(nn.Module):
         self.D = nn.Parameter(torch.ones(DIRECTIONS * inner))
         self.norm = nn.LayerNorm(inner)
         self.leave = Linear(inner, width, bias=False)
-        self.reset()
-
-    def reset(self) -> None:
-        """Draws fresh parameters of the scan: A is -1, -2, ..., -N, and delta starts between 0.001 and 0.1."""
         nn.init.kaiming_uniform_(self.projection, a=math.sqrt(5))
-        rank = self.rank_weight.shape[1]
-        nn.init.uniform_(self.rank_weight, -(rank**-0.5), rank**-0.5)
-        with torch.no_grad():
-            states = torch.arange(1, self.log_A.shape[1] + 1, dtype=self.log_A.dtype)
-            self.log_A.copy_(states.log().expand_as(self.log_A))
-            low, high = math.log(0.001), math.log(0.1)
-            delta = torch.empty_like(self.delta_bias).uniform_(low, high).exp_()
-            self.delta_bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus
+        initialise_scan(self.rank_weight, self.log_A, self.delta_bias)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, H, W, width) -> the same."""
         x = self.enter(image).permute(0, 3, 1, 2)
-        x = self.activation(self.smooth(x)).permute(0, 2, 3, 1)
-        A = -self.log_A.exp()
-        y = project_and_scan(x.contiguous(), self.projection, A, self.rank_weight, self.delta_bias, self.D)
+        x = self.activation(self.smooth(x)).permute(0, 2, 3, 1).contiguous()
+        factors = F.linear(x, self.projection)
+        y = image_scan(x, factors, -self.log_A.exp(), self.rank_weight, self.delta_bias, self.D)
         out: Tensor = self.leave(self.norm(y))
         return out
 
@@ -85,20 +68,15 @@ class VSSBlock(nn.Module):
     Args:
         width: channels.
         states: N, states per channel.
-        expansion: inner channels of SS2D, per channel.
-        mlp_ratio: hidden channels of the perceptron, per channel.
-        drop_path: share of samples for which a branch is left out in training.
+        drop_path: fraction of samples for which a branch is left out in training.
     """
 
-    def __init__(
-        self, width: int, states: int = 1, expansion: float = 2.0, mlp_ratio: float = 4.0, drop_path: float = 0.0
-    ) -> None:
+    def __init__(self, width: int, states: int = 1, drop_path: float = 0.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.mix = SS2D(width, states, expansion)
+        self.mix = SS2D(width, states)
         self.norm2 = nn.LayerNorm(width)
-        hidden = int(mlp_ratio * width)
-        self.mlp = nn.Sequential(Linear(width, hidden), nn.GELU(), Linear(hidden, width))
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
         self.drop = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, image: Tensor) -> Tensor:
@@ -128,13 +106,7 @@ _VMAMBA = {
 
 
 def from_vmamba(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the parameters of one VSS block from VMamba's names to those of `VSSBlock`.
-
-    Args:
-        block: parameters of one block, without the block's own prefix (`norm.weight`, `op.in_proj.weight`, ...).
-
-    Returns:
-        The same values for `VSSBlock.load_state_dict`.
+    """Renames the parameters of one block, without its prefix, from VMamba's names to those of `VSSBlock`.
 
     Raises:
         KeyError: for a name that such a block does not have.

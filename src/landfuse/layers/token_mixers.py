@@ -5,13 +5,12 @@ Tokens are (B, L, D): the pixels of a square, in rows or along the spiral, perha
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.kernels.scan import selective_scan
+from landfuse.layers.state_space import initialise_scan
 
 
 def spiral(side: int) -> Tensor:
@@ -38,30 +37,21 @@ class BidirectionalScan(nn.Module):
         width: D.
         states: N, states per channel.
         rank: of the projection of delta.
-        kernel: steps of the causal convolution before the scan.
     """
 
-    def __init__(self, width: int, states: int = 16, rank: int = 4, kernel: int = 4) -> None:
+    def __init__(self, width: int, states: int = 16, rank: int = 4) -> None:
         super().__init__()
-        self.rank, self.states, self.kernel = rank, states, kernel
+        self.rank, self.states, self.kernel = rank, states, 4
         self.enter = nn.Linear(width, 4 * width, bias=False)  # values and gates of both directions
-        self.smooth = nn.Conv1d(2 * width, 2 * width, kernel, groups=2 * width)
+        self.smooth = nn.Conv1d(2 * width, 2 * width, self.kernel, groups=2 * width)
         self.projection = nn.Parameter(torch.empty(2, rank + 2 * states, width))
         self.rank_weight = nn.Parameter(torch.empty(2, width, rank))
         self.delta_bias = nn.Parameter(torch.empty(2 * width))
         self.log_A = nn.Parameter(torch.empty(2 * width, states))
         self.D = nn.Parameter(torch.ones(2 * width))
         self.leave = nn.Linear(2 * width, width, bias=False)
-        self.reset()
-
-    def reset(self) -> None:
-        """Draws fresh parameters of the scan: A is -1, -2, ..., -N, and delta starts between 0.001 and 0.1."""
-        nn.init.uniform_(self.projection, -(self.projection.shape[2] ** -0.5), self.projection.shape[2] ** -0.5)
-        nn.init.uniform_(self.rank_weight, -(self.rank**-0.5), self.rank**-0.5)
-        with torch.no_grad():
-            self.log_A.copy_(torch.arange(1, self.states + 1, dtype=self.log_A.dtype).log().expand_as(self.log_A))
-            delta = torch.empty_like(self.delta_bias).uniform_(math.log(0.001), math.log(0.1)).exp_()
-            self.delta_bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus
+        nn.init.uniform_(self.projection, -(width**-0.5), width**-0.5)
+        initialise_scan(self.rank_weight, self.log_A, self.delta_bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L, D) -> the same."""
@@ -72,7 +62,7 @@ class BidirectionalScan(nn.Module):
         factors = torch.einsum("grd,bgdl->bgrl", self.projection, by_direction)
         low_rank, B, C = factors.split([self.rank, self.states, self.states], dim=2)
         delta = torch.einsum("gdr,bgrl->bgdl", self.rank_weight, low_rank).flatten(1, 2)
-        y, _ = selective_scan(values, delta, -self.log_A.exp(), B, C, self.D, self.delta_bias, delta_softplus=True)
+        y = selective_scan(values, delta, -self.log_A.exp(), B, C, self.D, self.delta_bias, delta_softplus=True)
         out: Tensor = self.leave(_flip_second(y.transpose(1, 2)) * F.silu(gates))
         return out
 

@@ -17,14 +17,9 @@ from torch.nn import functional as F
 
 
 def mirrored(x: Tensor, height: int, width: int) -> Tensor:
-    """Continues a map downwards and to the right by mirroring at its edge, without repeating the edge itself.
+    """Continues a map (B, C, H, W) downwards and to the right by mirroring at its edge, without repeating the edge.
 
     Unlike reflection padding it goes further than the map is wide, by mirroring again.
-
-    Args:
-        x: (B, C, H, W).
-        height: at least H.
-        width: at least W.
     """
     for axis, size in ((2, height), (3, width)):
         if x.shape[axis] != size:
@@ -38,14 +33,10 @@ def _reflection(length: int, size: int, device: torch.device) -> Tensor:
     return torch.where(place < length, place, period - place)
 
 
-def convolution(inputs: int, outputs: int, kernel: int, *, norm: bool = True, relu: bool = False) -> nn.Sequential:
-    """Convolution without bias that keeps the size, then as asked batch norm and ReLU6."""
-    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, padding=(kernel - 1) // 2, bias=False)]
-    if norm:
-        layers.append(nn.BatchNorm2d(outputs))
-    if relu:
-        layers.append(nn.ReLU6())
-    return nn.Sequential(*layers)
+def convolution(inputs: int, outputs: int, kernel: int, *, relu: bool = False) -> nn.Sequential:
+    """Convolution without bias that keeps the size, and batch norm; then ReLU6 if asked for."""
+    convolve = nn.Conv2d(inputs, outputs, kernel, padding=(kernel - 1) // 2, bias=False)
+    return nn.Sequential(convolve, nn.BatchNorm2d(outputs), *([nn.ReLU6()] if relu else []))
 
 
 def separable(features: int, kernel: int) -> nn.Sequential:
@@ -66,6 +57,8 @@ class GlobalLocalAttention(nn.Module):
         window: side of a window in cells, even.
     """
 
+    pair: Tensor  # (window**2, window**2), the place of each pair's distance in `bias`
+
     def __init__(self, features: int, heads: int, window: int) -> None:
         super().__init__()
         self.heads, self.window = heads, window
@@ -82,10 +75,8 @@ class GlobalLocalAttention(nn.Module):
         distance_h = row[:, None] - row[None, :] + window - 1
         distance_w = column[:, None] - column[None, :] + window - 1
         self.register_buffer("pair", distance_h * (2 * window - 1) + distance_w, persistent=False)
-        self.pair: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D, H, W) -> (B, D, H, W)."""
         B, D, H, W = x.shape
         w = self.window
         rows, columns = -(-H // w), -(-W // w)
@@ -113,27 +104,26 @@ class GlobalLocalBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Conv2d(features, 4 * features, 1), nn.ReLU6(), nn.Conv2d(4 * features, features, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D, H, W) -> (B, D, H, W)."""
         x = x + self.attn(self.norm1(x))
         y: Tensor = x + self.mlp(self.norm2(x))
         return y
 
 
 class WeightedFusion(nn.Module):
-    """Doubles a map and adds a skip to it, by two learned shares that are not negative and sum to 1."""
+    """Doubles a map and adds a skip to it, by two learned weights, not negative, that sum to 1."""
 
     def __init__(self, skip_channels: int, features: int) -> None:
         super().__init__()
         self.pre = nn.Conv2d(skip_channels, features, 1, bias=False)
-        self.shares = nn.Parameter(torch.ones(2))
+        self.shares = nn.Parameter(torch.ones(2))  # saved models have this name
         self.post = convolution(features, features, 3, relu=True)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, D, H, W) and (B, C, 2 H, 2 W) -> (B, D, 2 H, 2 W)."""
         x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        shares = F.relu(self.shares)
-        shares = shares / (shares.sum() + 1e-8)
-        y: Tensor = self.post(shares[0] * self.pre(skip) + shares[1] * x)
+        weights = F.relu(self.shares)
+        weights = weights / (weights.sum() + 1e-8)
+        y: Tensor = self.post(weights[0] * self.pre(skip) + weights[1] * x)
         return y
 
 
@@ -170,14 +160,11 @@ class UNetFormerDecoder(nn.Module):
         features: D within the decoder, a multiple of 8.
         classes: K.
         dropout: of whole channels before the scores, 0..1.
-        window: side of an attention window in cells, even.
     """
 
-    def __init__(
-        self, channels: Sequence[int], classes: int, *, features: int = 64, dropout: float = 0.1, window: int = 8
-    ) -> None:
+    def __init__(self, channels: Sequence[int], classes: int, *, features: int = 64, dropout: float = 0.1) -> None:
         super().__init__()
-        heads = 8
+        heads = window = 8
         self.pre = convolution(channels[3], features, 1)
         self.block4 = GlobalLocalBlock(features, heads, window)
         self.fusion3 = WeightedFusion(channels[2], features)

@@ -1,6 +1,6 @@
 """A timm ViT that sees several modalities in one pass, stacked along the batch.
 
-SAM's attention is replaced by `RelativeAttention`, which gives the same numbers; other ViTs stay as timm makes them.
+SAM's attention is replaced by `RelativeAttention`, which returns the same numbers; other ViTs stay as timm makes them.
 """
 
 from __future__ import annotations

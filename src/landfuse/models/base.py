@@ -15,15 +15,10 @@ from landfuse.legend import UNLABELLED
 
 
 class Modality(NamedTuple):
-    """What a model is told of one modality.
+    """What a model knows of one modality."""
 
-    Args:
-        channels: number of channels, after the pixel map.
-        zoom: how many times finer than the scene's grid it is.
-    """
-
-    channels: int
-    zoom: int = 1
+    channels: int  # after the pixel map
+    zoom: int = 1  # how many times finer than the scene's grid
 
 
 class FusionModel(nn.Module):
@@ -39,23 +34,23 @@ class FusionModel(nn.Module):
         core: side of the centred square that is labelled; 1 for a model that classifies single pixels.
 
     Raises:
-        ModelError: if the core does not lie centred in the view.
+        ModelError: if the core is not centred in the view.
     """
 
     Settings: ClassVar[type[settings.Settings]]
 
     progress: float = 1.0
-    """Share of the training's steps that is done, 0..1; training sets it before each step, `loss` may ramp by it."""
+    """Fraction of the training's steps that are done, 0..1; set before each step, so that `loss` may ramp by it."""
 
     layers: tuple[str, ...] = ()
-    """Names of what `map_layers` gives beside logits; may be set by instance."""
+    """Names of what `map_layers` returns beside logits; may be set by instance."""
 
     def __init__(self, modalities: Mapping[str, Modality], classes: int, *, view: int, core: int) -> None:
         super().__init__()
         if not 1 <= core <= view or (view - core) % 2:
             raise ModelError(
                 f"the model has a view of {view} px and a core of {core} px",
-                "a core no larger than the view, both odd or both even, so that it lies in the middle",
+                "a core no larger than the view, both odd or both even, so that it is in the middle",
                 f"set view to {core + 2 * max(0, -(-(view - core) // 2))}",
             )
         self.modalities = dict(modalities)
@@ -91,7 +86,7 @@ class FusionModel(nn.Module):
             images: as in `forward`.
 
         Returns:
-            Logits, as `forward` gives them, and (B, 1, core, core), 0..1, for each name in `layers`.
+            Logits, as from `forward`, and (B, 1, core, core), 0..1, for each name in `layers`.
         """
         return self(images), {}
 
@@ -116,7 +111,7 @@ class FusionModel(nn.Module):
         return self.state_dict()
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what `trained_state` gave."""
+        """Puts back what `trained_state` returned."""
         self.load_state_dict(dict(state))
 
 
@@ -124,7 +119,7 @@ class DirectFit(FusionModel):
     """A model that is fitted in one pass over all samples instead of by gradient descent (a forest, say)."""
 
     def fit(self, samples: Iterable[tuple[dict[str, Tensor], Tensor]], seed: int) -> None:
-        """Fits to batches of (images, target), as `loss` would get them; the same seed gives the same model."""
+        """Fits to batches of (images, target), as for `loss`; the same seed gives the same model."""
         raise NotImplementedError
 
 
@@ -134,7 +129,7 @@ def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Ten
     Args:
         logits: (B, K, H, W).
         target: (B, H, W) uint8, classes or `UNLABELLED`.
-        smoothing: share of each label that is spread over all classes.
+        smoothing: fraction of each label that is spread over all classes.
     """
     labelled = target != UNLABELLED
     total = F.cross_entropy(

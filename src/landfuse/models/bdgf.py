@@ -1,7 +1,7 @@
 """BDGF: diffusion features guide a CNN, a Mamba and a transformer side by side, and the three teach each other.
 
 Source: Liu et al. 2025, "Balanced Diffusion-Guided Fusion for Multimodal Remote Sensing Classification", arXiv
-2509.23310. Neither its equations nor its code could be had. What is known of the paper: a multimodal diffusion model,
+2509.23310. Neither its equations nor its code are available. What is known of the paper: a multimodal diffusion model,
 balanced by masking modalities, whose features guide three branches (a CNN by feature fusion, a Mamba by group channel
 attention, a transformer by cross-attention) that learn from each other's probabilities and features.
 
@@ -16,149 +16,49 @@ The features come as modalities named `diffusion_1`, `diffusion_2`, `diffusion_3
 channels of a timestep side by side. Without them the network runs unguided; a stage whose level is missing is too.
 
 Differs from the paper, and why:
-- All shapes, the operators' forms and the losses' forms are our own choice, since the paper's could not be had; the
+- All shapes, the operators' forms and the losses' forms are our own choice, since the paper's are not available; the
   pairing of operators and branches, and what is aligned, are the paper's.
 - Any number of modalities from one; narrow ones enter by a 3x3 convolution, wide ones pixel by pixel and then by one
   3x3 convolution per channel, which is smaller. Finer ones are averaged to the grid after that.
 - The guides are normalised over the channels of each pixel, not over the patch: a pixel's guide is then the same in
   every patch that holds it.
-- With a `core` of several pixels the read-out and the heads work on each of its pixels, and a training pixel may lie
+- With a `core` of several pixels the read-out and the heads work on each of its pixels, and a training pixel may be
   anywhere in it: one pass then maps core * core pixels.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-import pydantic
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landfuse import settings
 from landfuse.errors import ModelError
 from landfuse.layers import guidance, mutual
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import FusionModel, Modality, cross_entropy
 from landfuse.models.bdgf_branches import KINDS, Branch, Size
+from landfuse.models.settings import BdgfSettings
 
 STAGES = 3
 
 _LEVEL = re.compile(r"diffusion_(\d+)")
 
-Operator = Literal["fusion", "group_attention", "cross_attention"]
-
-PROBABILITIES: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "weighted": mutual.distil,
-    "dml": mutual.distil_evenly,
-    "entropy": mutual.align_entropy,
-}
-FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
-    "cosine": mutual.align_direction,
-    "relational": mutual.align_relations,
-}
-
-
-class MutualSettings(settings.Settings):
-    """How branches learn from each other.
-
-    Args:
-        probabilities: `weighted` learns from the others' mean probabilities, the more from the surer ones; `dml` from
-            their even mean; `entropy` makes the branches equally sure.
-        probability_weight: weight of that part; 0 for none.
-        temperature: softens the probabilities in it.
-        features: `cosine` aligns the features of each pixel; `relational` the cosines among the batch's pixels.
-        feature_weight: weight of that part; 0 for none.
-        ramp: share of the training over which both rise from 0.
-    """
-
-    probabilities: Literal["weighted", "dml", "entropy"] = "weighted"
-    probability_weight: float = pydantic.Field(default=0.5, ge=0)
-    temperature: float = pydantic.Field(default=2.0, gt=0)
-    features: Literal["cosine", "relational"] = "cosine"
-    feature_weight: float = pydantic.Field(default=0.1, ge=0)
-    ramp: float = pydantic.Field(default=0.2, ge=0, le=1)
-
-
-class OperatorSettings(settings.Settings):
-    """How each kind of branch is guided.
-
-    Args:
-        cnn: `fusion`, `group_attention` or `cross_attention`.
-        mamba: likewise.
-        transformer: likewise.
-    """
-
-    cnn: Operator = "fusion"
-    mamba: Operator = "group_attention"
-    transformer: Operator = "cross_attention"
-
-
-class BdgfSettings(settings.Settings):
-    """Settings of BDGF.
-
-    Args:
-        view: side of the patch, px.
-        core: side of the centred square that is labelled, px; 1 classifies single pixels, 5 maps 25 at once.
-        width: D, channels of the branches; a multiple of `heads` and `groups`.
-        embedding: features that each branch reads out.
-        branches: which, each `cnn`, `mamba` or `transformer`; a kind may come several times.
-        guidance: `full` guides every branch by level 1, 2, 3 in its first, second, third stage; `one_level_each` guides
-            the first branch by level 1 in all stages, the second by level 2, and so on; `raw` puts the modalities
-            themselves in the features' place, a control of nearly as many parameters; `none` ignores the features.
-        operators: how each kind of branch is guided.
-        timesteps: of the diffusion features.
-        states: N of the scans.
-        heads: of the attention.
-        groups: of the group channel attention.
-        ensemble: average the probabilities of the final head and of the branches' heads; else the final head alone.
-        label_smoothing: share of each label that is spread over all classes.
-        mutual: how branches learn from each other.
-    """
-
-    view: int = pydantic.Field(default=11, ge=1)
-    core: int = pydantic.Field(default=1, ge=1)
-    width: int = pydantic.Field(default=64, ge=4)
-    embedding: int = pydantic.Field(default=128, ge=1)
-    branches: tuple[Literal["cnn", "mamba", "transformer"], ...] = ("cnn", "mamba", "transformer")
-    guidance: Literal["full", "one_level_each", "raw", "none"] = "full"
-    operators: OperatorSettings = OperatorSettings()
-    timesteps: int = pydantic.Field(default=3, ge=1)
-    states: int = pydantic.Field(default=16, ge=1, le=64)
-    heads: int = pydantic.Field(default=4, ge=1)
-    groups: int = pydantic.Field(default=8, ge=1)
-    ensemble: bool = True
-    label_smoothing: float = pydantic.Field(default=0.05, ge=0, lt=1)
-    mutual: MutualSettings = MutualSettings()
-
-    @pydantic.model_validator(mode="after")
-    def _width_divides(self) -> BdgfSettings:
-        if not self.branches:
-            raise ValueError("name at least one branch: cnn, mamba, transformer")
-        operators = {getattr(self.operators, kind) for kind in self.branches if self.guidance != "none"}
-        for name, parts, used in (
-            ("heads", self.heads, "transformer" in self.branches or "cross_attention" in operators),
-            ("groups", self.groups, "group_attention" in operators),
-        ):
-            if used and self.width % parts:
-                raise ValueError(f"`width` is {self.width}, which the {parts} `{name}` do not divide")
-        return self
+TEMPERATURE = 2.0
+"""Softens the probabilities that branches learn from."""
+RAMP = 0.2
+"""Fraction of the training over which mutual learning rises from nothing."""
 
 
 class Scores(NamedTuple):
-    """What the network makes of a batch; P = core * core.
+    """What the network makes of a batch; P = core * core."""
 
-    Args:
-        features: of the branches, (J, B, P, Z).
-        branches: logits of their heads, (J, B, P, K).
-        final: logits of the final head, (B, P, K).
-    """
-
-    features: Tensor
-    branches: Tensor
-    final: Tensor
+    features: Tensor  # of the branches, (J, B, P, Z)
+    branches: Tensor  # logits of their heads, (J, B, P, K)
+    final: Tensor  # logits of the final head, (B, P, K)
 
 
 class Bdgf(FusionModel):
@@ -167,7 +67,7 @@ class Bdgf(FusionModel):
     Args:
         modalities: name -> channels and zoom; `diffusion_1` to `diffusion_3` are guides, all others are looked at.
         classes: K.
-        config: see `BdgfSettings`.
+        config: the settings.
 
     Raises:
         ModelError: if there are only diffusion features, or their channels do not divide by the timesteps.
@@ -207,11 +107,10 @@ class Bdgf(FusionModel):
             self.layers = ("disagreement",)
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
-        """Logits, (B, K, core, core); see `FusionModel.forward`."""
         return self._logits(self.scores(images))
 
     def map_layers(self, images: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and how far the branches disagree; see `FusionModel.map_layers`."""
+        """Logits, and how far the branches disagree."""
         scores = self.scores(images)
         if len(self.names) == 1:
             return self._logits(scores), {}
@@ -226,16 +125,15 @@ class Bdgf(FusionModel):
         for name, logits in zip(self.names, scores.branches, strict=True):
             parts[name] = cross_entropy(self._on_core(logits), target, smoothing)
         total = torch.stack(list(parts.values())).sum()
-        ramp = min(1.0, self.progress / config.ramp) if config.ramp else 1.0
+        ramp = min(1.0, self.progress / RAMP)
         if len(self.names) > 1:
             labelled = target.flatten(1) != UNLABELLED  # (B, P)
-            for weight, name, measure in (
-                (config.probability_weight, "probabilities", self._probabilities),
-                (config.feature_weight, "features", self._features),
-            ):
-                if weight:
-                    parts[name] = measure(scores, labelled)
-                    total = total + ramp * weight * parts[name]
+            if config.probability_weight:
+                parts["probabilities"] = mutual.distil(scores.branches[:, labelled].float(), TEMPERATURE)
+                total = total + ramp * config.probability_weight * parts["probabilities"]
+            if config.feature_weight:
+                parts["features"] = mutual.align_direction(scores.features[:, labelled].float())
+                total = total + ramp * config.feature_weight * parts["features"]
         return {"loss": total, **parts}
 
     def scores(self, images: Mapping[str, Tensor]) -> Scores:
@@ -267,13 +165,6 @@ class Bdgf(FusionModel):
     def _on_core(self, values: Tensor) -> Tensor:
         """(B, P, K) -> (B, K, core, core)."""
         return values.transpose(1, 2).unflatten(2, (self.core, self.core))
-
-    def _probabilities(self, scores: Scores, labelled: Tensor) -> Tensor:
-        measure = PROBABILITIES[self.config.mutual.probabilities]
-        return measure(scores.branches[:, labelled].float(), self.config.mutual.temperature)
-
-    def _features(self, scores: Scores, labelled: Tensor) -> Tensor:
-        return FEATURES[self.config.mutual.features](scores.features[:, labelled].float())
 
 
 def _per_pixel(guide: nn.Module, image: Tensor) -> Tensor:

@@ -21,40 +21,25 @@ SPECTRAL = 8
 
 @dataclass(frozen=True)
 class Size:
-    """The sizes of a branch.
+    """The sizes of a branch."""
 
-    Args:
-        view: side of the images on the grid, px.
-        core: side of the centred square that is read out, px.
-        width: D.
-        embedding: Z, features that are read out.
-        states: N of the scans.
-        heads: of the attention.
-    """
-
-    view: int
-    core: int
-    width: int
-    embedding: int
-    states: int
-    heads: int
+    view: int  # side of the images on the grid, px
+    core: int  # side of the centred square that is read out, px
+    width: int  # D
+    embedding: int  # Z, features that are read out
+    states: int  # N of the scans
+    heads: int  # of the attention
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What makes a branch a CNN, a Mamba or a transformer.
+    """What makes a branch a CNN, a Mamba or a transformer."""
 
-    Args:
-        mix: what mixes the tokens at the start of a stage.
-        alone: what works on each token at its end; None for nothing.
-        order: side of the view -> the pixels in the order of the tokens, (view * view,) int64.
-        class_token: whether a token that stands for the whole view precedes them, and all have learned positions.
-    """
-
-    mix: Callable[[Size], nn.Module]
-    alone: Callable[[Size], nn.Module] | None = None
+    mix: Callable[[Size], nn.Module]  # mixes the tokens at the start of a stage
+    alone: Callable[[Size], nn.Module] | None = None  # works on each token at its end
+    # side of the view -> the pixels in the order of the tokens, (view * view,) int64
     order: Callable[[int], Tensor] = lambda view: torch.arange(view * view)
-    class_token: bool = False
+    class_token: bool = False  # whether one that stands for the whole view precedes them, and all have positions
 
 
 class Stem(nn.Module):
@@ -90,21 +75,17 @@ class Branch(nn.Module):
     """Images in, features of the core's pixels out.
 
     Args:
-        kind: see `KINDS`.
-        modalities: what the stem gets.
+        kind: one of `KINDS`.
+        modalities: of the images.
         operators: one per stage; None where a stage is not guided.
-        size: see `Size`.
+        size: its sizes.
     """
 
     walk: Tensor  # (view * view,) the pixel of each token
     core_places: Tensor  # (core * core,) the token of each pixel of the core, row by row
 
     def __init__(
-        self,
-        kind: Kind,
-        modalities: Mapping[str, Modality],
-        operators: Sequence[nn.Module | None],
-        size: Size,
+        self, kind: Kind, modalities: Mapping[str, Modality], operators: Sequence[nn.Module | None], size: Size
     ) -> None:
         super().__init__()
         self.stem = Stem(modalities, size.width)

@@ -10,48 +10,30 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-from pydantic import Field
 from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor
 
-from landfuse import settings
 from landfuse.errors import ModelError
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import DirectFit, Modality
+from landfuse.models.settings import ForestSettings
 
 _PIXELS_AT_ONCE = 1 << 13
 _STEPS = 6
 
 
 class Forest(DirectFit):
-    """Trees on the stacked channels of a pixel; a finer modality gives its mean and standard deviation.
+    """Trees on the stacked channels of a pixel; of a finer modality, its mean and standard deviation.
 
     Args:
         modalities: name -> channels and zoom.
         classes: K.
-        config: see `Forest.Settings`.
+        config: the settings.
     """
 
-    class Settings(settings.Settings):
-        """Settings of `forest`.
+    Settings = ForestSettings
 
-        Args:
-            trees: number of trees.
-            depth: limit of their depth; null for none.
-            leaf: fewest training pixels in a leaf.
-            features: share of the channels tried at a split; `sqrt` for their square root.
-            pixels: training pixels at most, drawn at random where there are more.
-            balanced: weigh classes by the inverse of their frequency.
-        """
-
-        trees: int = Field(default=200, ge=1)
-        depth: int | None = Field(default=None, ge=1)
-        leaf: int = Field(default=1, ge=1)
-        features: float | str = "sqrt"
-        pixels: int = Field(default=100_000, ge=2)
-        balanced: bool = False
-
-    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: Settings) -> None:
+    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: ForestSettings) -> None:
         super().__init__(modalities, classes, view=1, core=1)
         self.config = config
         # Shapes are known after `fit`; `_load_from_state_dict` takes over those of a saved forest.
@@ -64,7 +46,7 @@ class Forest(DirectFit):
     branches: Tensor  # (T, nodes, 2) left and right; a leaf is its own child
     feature: Tensor  # (T, nodes) channel that is compared
     threshold: Tensor  # (T, nodes) go left if <=
-    share: Tensor  # (T, nodes, K) share of training pixels of each class
+    share: Tensor  # (T, nodes, K) fraction of training pixels of each class
     depth: Tensor  # steps from any root to its deepest leaf
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
@@ -84,7 +66,7 @@ class Forest(DirectFit):
         return torch.cat(columns, dim=1)
 
     def fit(self, samples: Iterable[tuple[dict[str, Tensor], Tensor]], seed: int) -> None:
-        """Grows the trees on all labelled pixels; see `DirectFit.fit`.
+        """Grows the trees on all labelled pixels.
 
         Raises:
             ModelError: if no pixel is labelled.
@@ -136,12 +118,12 @@ class Forest(DirectFit):
         self.depth = torch.tensor(max(tree.max_depth for tree in trees), dtype=torch.int32)
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
-        """Log of the mean share of each class over the trees, (B, K, 1, 1); see `FusionModel.forward`."""
+        """Log of the mean probability of each class over the trees, (B, K, 1, 1)."""
         pixels = self._channels(images)
-        shares = torch.cat([self._shares(part) for part in pixels.split(_PIXELS_AT_ONCE)])
-        return shares.clamp(min=1e-6).log()[:, :, None, None]
+        probabilities = torch.cat([self._probabilities(part) for part in pixels.split(_PIXELS_AT_ONCE)])
+        return probabilities.clamp(min=1e-6).log()[:, :, None, None]
 
-    def _shares(self, pixels: Tensor) -> Tensor:
+    def _probabilities(self, pixels: Tensor) -> Tensor:
         count, channels = pixels.shape
         values = pixels.contiguous().view(-1)
         total = pixels.new_zeros((count, self.classes))

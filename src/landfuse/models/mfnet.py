@@ -30,9 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import pydantic
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,6 +43,7 @@ from landfuse.layers.unetformer import UNetFormerDecoder, mirrored
 from landfuse.layers.vit_encoder import StackedEncoder
 from landfuse.models import mfnet_authors, mfnet_weights
 from landfuse.models.base import FusionModel, Modality
+from landfuse.models.settings import MFNetSettings
 
 MAX_SIDE = 4096  # px; global attention over more patches than 256 x 256 fits no machine
 
@@ -55,56 +54,16 @@ class MFNet(FusionModel):
     Args:
         modalities: name -> channels and zoom; the first is the paper's optical image.
         classes: K.
-        config: see `MFNet.Settings`.
+        config: the settings.
 
     Raises:
         ModelError: if the settings, the zooms or the encoder's weights cannot be used.
         MissingFileError: if the encoder's weights are not there.
     """
 
-    class Settings(settings.Settings):
-        """Settings of `mfnet`.
+    Settings = MFNetSettings
 
-        Args:
-            encoder: timm's name, e.g. samvit_base_patch16, sam2_hiera_tiny, vit_large_patch16_dinov3.sat493m.
-            weights: `pretrained` (published weights, fetched once), `random`, or the path of a file.
-            encoder_options: passed to timm, for an encoder of another size; its weights must fit.
-            encoder_zoom: pixels of the encoder per pixel of the scene's grid; the finest modality's if not set.
-            finetune: adapter, lora, both, none or full.
-            first_block: blocks before it are not fine-tuned, and keep no activations.
-            rank: of LoRA.
-            bottleneck: width of an adapter's hidden layer, as a part of the encoder's.
-            checkpointing: recompute each block in the backward pass, for less memory and about a third more time.
-            view: side of the square that is looked at, px of the scene's grid.
-            core: side of the square that is labelled; the view's if not set.
-            decoder_features: channels within the decoder, a multiple of 8.
-            dropout: of channels before the scores.
-            merged: LoRA is folded into the weights, as `merge` leaves it; not for training.
-        """
-
-        encoder: str = "samvit_base_patch16"
-        weights: str = "pretrained"
-        encoder_options: dict[str, Any] = pydantic.Field(default_factory=dict)
-        encoder_zoom: int | None = pydantic.Field(default=None, ge=1)
-        finetune: str = "adapter"
-        first_block: int = pydantic.Field(default=0, ge=0)
-        rank: int = pydantic.Field(default=4, ge=1)
-        bottleneck: float = pydantic.Field(default=0.25, gt=0, le=1)
-        checkpointing: bool = False
-        view: int = pydantic.Field(default=256, ge=1)
-        core: int | None = pydantic.Field(default=None, ge=1)
-        decoder_features: int = pydantic.Field(default=64, ge=8, multiple_of=8)
-        dropout: float = pydantic.Field(default=0.1, ge=0, lt=1)
-        merged: bool = False
-
-        @pydantic.field_validator("finetune")
-        @classmethod
-        def _known(cls, value: str) -> str:
-            if value not in MECHANISMS:
-                raise ValueError(f"no such fine-tuning; known: {', '.join(MECHANISMS)}")
-            return value
-
-    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: Settings) -> None:
+    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: MFNetSettings) -> None:
         super().__init__(modalities, classes, view=config.view, core=config.core or config.view)
         self.config = config
         self.zoom = _zoom(modalities, config)
@@ -127,11 +86,7 @@ class MFNet(FusionModel):
             self.merge()
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
-        """Scores the classes of every core pixel; see `FusionModel.forward`.
-
-        Raises:
-            ModelError: if a modality is missing or has another size.
-        """
+        """Raises a ModelError if a modality is missing or has another size."""
         maps = self.features(images)
         logits = self.decoder(self.fusion(maps))
         side, padded = self.encoder.side, self.encoder.padded
@@ -141,7 +96,7 @@ class MFNet(FusionModel):
         return logits[:, :, self.halo : self.halo + self.core, self.halo : self.halo + self.core]
 
     def features(self, images: dict[str, Tensor]) -> list[list[Tensor]]:
-        """What the encoder gives.
+        """What the encoder returns.
 
         Args:
             images: as in `forward`.
@@ -176,7 +131,7 @@ class MFNet(FusionModel):
     @classmethod
     def without_pretraining(cls, config: settings.Settings) -> settings.Settings:
         """A bundle of a wholly trained encoder holds all of it; the others need their frozen encoder's file."""
-        if isinstance(config, cls.Settings) and config.finetune == "full":
+        if isinstance(config, MFNetSettings) and config.finetune == "full":
             return config.model_copy(update={"weights": "random"})
         return config
 
@@ -188,11 +143,8 @@ class MFNet(FusionModel):
         """
         if self._stores_encoder or self._reference is None:
             return None
-        return {
-            "name": self._reference.name,
-            "address": self._reference.address,
-            "sha256": self._reference.sha256,
-        }
+        name, address, sha256, _ = self._reference
+        return {"name": name, "address": address, "sha256": sha256}
 
     def trained_state(self) -> dict[str, Tensor]:
         """What a bundle stores: everything but the frozen encoder that `frozen_reference` names."""
@@ -201,7 +153,7 @@ class MFNet(FusionModel):
         return {name: value for name, value in state.items() if name not in frozen}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what `trained_state` gave; the frozen encoder is already there.
+        """Puts back what `trained_state` returned; the frozen encoder is already there.
 
         Raises:
             ModelError: if the weights are those of another model.
@@ -250,7 +202,7 @@ class MFNet(FusionModel):
         self._reference, self._stores_encoder = None, True
 
 
-def _zoom(modalities: Mapping[str, Modality], config: MFNet.Settings) -> int:
+def _zoom(modalities: Mapping[str, Modality], config: MFNetSettings) -> int:
     """Pixels of the encoder per pixel of the scene's grid."""
     if not modalities:
         raise ModelError("MFNet got no modality", "at least one", "name the modalities in the scene file")
@@ -259,7 +211,7 @@ def _zoom(modalities: Mapping[str, Modality], config: MFNet.Settings) -> int:
             raise ModelError(
                 f"the modality `{name}` has {modality.channels} channels at zoom {modality.zoom}",
                 "at least one channel, and a zoom of 1 or more",
-                f"mend `{name}` in the scene file",
+                f"correct `{name}` in the scene file",
             )
     zoom = config.encoder_zoom or max(modality.zoom for modality in modalities.values())
     if config.view * zoom > MAX_SIDE:
@@ -271,7 +223,7 @@ def _zoom(modalities: Mapping[str, Modality], config: MFNet.Settings) -> int:
     return zoom
 
 
-def _load(encoder: StackedEncoder, config: MFNet.Settings) -> mfnet_weights.Reference | None:
+def _load(encoder: StackedEncoder, config: MFNetSettings) -> mfnet_weights.Reference | None:
     if config.weights == "random":
         return None
     if config.weights == "pretrained":
@@ -292,7 +244,7 @@ def from_authors(path: str | Path, modalities: Mapping[str, Modality] | None = N
         view: side of the images in pixels; the authors train at 256.
 
     Returns:
-        A model that gives the same logits. It stores its encoder when it is saved, and needs no other file.
+        A model with the same logits. It stores its encoder when it is saved, and needs no other file.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -308,7 +260,7 @@ def from_authors(path: str | Path, modalities: Mapping[str, Modality] | None = N
         )
     values, state = mfnet_authors.convert(mfnet_weights.read(path), view, str(path))
     classes = state["decoder.head.2.weight"].shape[0]
-    config = settings.parse(MFNet.Settings, values, str(path))
+    config = settings.parse(MFNetSettings, values, str(path))
     model = MFNet(modalities, classes, config)
     wanted = model.state_dict()
     for name in state.keys() & wanted.keys():

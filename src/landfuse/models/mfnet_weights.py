@@ -5,7 +5,7 @@ Layouts that are read, from `.pth`/`.pt` or `.safetensors`:
 - Segment Anything's own checkpoints (`image_encoder.*`, e.g. sam_vit_b_01ec64.pth),
 - Segment Anything from Hugging Face transformers (`vision_encoder.*`),
 - Segment Anything 2's own checkpoints (`image_encoder.trunk.*`),
-- DINOv3's, Meta's own and those from Hugging Face transformers (see `mfnet_dinov3`),
+- DINOv3's, Meta's own and those from Hugging Face transformers,
 - timm's, of any ViT (no prefix),
 - checkpoints of MFNet's authors (`image_encoder.*` with `rel_h`), see `mfnet.from_authors`.
 
@@ -19,38 +19,33 @@ import logging
 import os
 import pickle
 import re
-import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
 import timm
 import torch
+from timm.models import eva, hieradet_sam2, vision_transformer_sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landfuse.errors import MissingFileError, ModelError
+from landfuse.download import download
+from landfuse.errors import LandfuseError, MissingFileError, ModelError, OutputError
 
 log = logging.getLogger(__name__)
 
 
 class Reference(NamedTuple):
-    """Where an encoder's weights are from.
+    """Where an encoder's weights are from."""
 
-    Args:
-        name: timm's name of the encoder.
-        address: the public address, or the path of the file.
-        sha256: of the file, hexadecimal.
-        path: where the file lies here.
-    """
-
-    name: str
-    address: str
-    sha256: str
-    path: Path
+    name: str  # timm's name of the encoder
+    address: str  # the public address, or the path of the file
+    sha256: str  # of the file, hexadecimal
+    path: Path  # of the file on this machine
 
 
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -91,7 +86,7 @@ def from_file(name: str, path: str | Path) -> Reference:
 def by_name(name: str) -> Reference:
     """A reference to the published weights of an encoder, fetched on first use.
 
-    They lie in the directory that the environment variable LANDFUSE_CACHE names, or in ~/.cache/landfuse.
+    They are kept in the directory that the environment variable LANDFUSE_CACHE names, or in ~/.cache/landfuse.
 
     Raises:
         ModelError: if no weights are published for the encoder, or the file is not the published one.
@@ -108,11 +103,15 @@ def by_name(name: str) -> Reference:
     file = address.rsplit("/", 1)[-1]
     path = cache / (file if expected else f"{timm.get_pretrained_cfg(name).hf_hub_id.split('/')[-1]}.safetensors")
     if not path.is_file():
+        log.info("fetching %s to %s", address, path)
         try:
-            _fetch(address, path, expected or _hub_sha256(address))
+            download(address, path, sha256=expected or _hub_sha256(address), variable="LANDFUSE_CACHE")
+        except OutputError:
+            raise
         except (OSError, ValueError) as error:
+            reason = error.found if isinstance(error, LandfuseError) else str(error)
             raise MissingFileError(
-                f"the weights of `{name}` are not here, and {address} cannot be reached ({error})",
+                f"the weights of `{name}` are not here, and cannot be fetched from {address} ({reason})",
                 f"the file {path}",
                 f"fetch {address} where there is a network and put it at {path}, or set `weights: path/to/file`",
             ) from None
@@ -164,29 +163,6 @@ def _hub_sha256(address: str) -> str | None:
     return stated if re.fullmatch("[0-9a-f]{64}", stated) else None
 
 
-def _fetch(address: str, path: Path, expected: str | None) -> None:
-    """Fetches a file; it is whole and as published, or absent.
-
-    Raises:
-        OSError: if it cannot be reached or written.
-        ValueError: if it is not what was published.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log.info("fetching %s to %s", address, path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-        try:
-            with urllib.request.urlopen(address, timeout=60) as answer:
-                while block := answer.read(1 << 20):
-                    part.write(block)
-            part.close()
-            found = sha256(Path(part.name))
-            if expected and found != expected:
-                raise ValueError(f"what came has the SHA-256 {found}, and {expected} was published")
-            Path(part.name).replace(path)
-        finally:
-            Path(part.name).unlink(missing_ok=True)
-
-
 def read(path: str | Path) -> dict[str, Tensor]:
     """Reads all tensors of a checkpoint, without running any code in it.
 
@@ -220,38 +196,39 @@ def read(path: str | Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
-_SAM_NAMES = ((".mlp.lin1.", ".mlp.fc1."), (".mlp.lin2.", ".mlp.fc2."), (".attn.rel_h", ".attn.rel_pos_h"))
-_RENAMED = {
-    "image_encoder.trunk.": ((".mlp.layers.0.", ".mlp.fc1."), (".mlp.layers.1.", ".mlp.fc2.")),
-    "image_encoder.": (*_SAM_NAMES, (".attn.rel_w", ".attn.rel_pos_w")),
-    "vision_encoder.": (
-        *_SAM_NAMES,
-        ("patch_embed.projection.", "patch_embed.proj."),
-        ("neck.conv1.", "neck.0."),
-        ("neck.layer_norm1.", "neck.1."),
-        ("neck.conv2.", "neck.2."),
-        ("neck.layer_norm2.", "neck.3."),
-        ("layers.", "blocks."),
-        (".layer_norm1.", ".norm1."),
-        (".layer_norm2.", ".norm2."),
-    ),
-}
+_SAM_BY_HUGGING_FACE = (
+    (".mlp.lin1.", ".mlp.fc1."),
+    (".mlp.lin2.", ".mlp.fc2."),
+    ("patch_embed.projection.", "patch_embed.proj."),
+    ("neck.conv1.", "neck.0."),
+    ("neck.layer_norm1.", "neck.1."),
+    ("neck.conv2.", "neck.2."),
+    ("neck.layer_norm2.", "neck.3."),
+    ("layers.", "blocks."),
+    (".layer_norm1.", ".norm1."),
+    (".layer_norm2.", ".norm2."),
+)
 
 
 def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The encoder's weights of a checkpoint, by timm's names."""
-    for prefix, renamed in _RENAMED.items():
-        if f"{prefix}pos_embed" not in state:
-            continue
+    if "image_encoder.trunk.pos_embed" in state:
+        found: dict[str, Tensor] = hieradet_sam2.checkpoint_filter_fn(state, prefix="image_encoder.trunk.")
+        return found
+    if "image_encoder.pos_embed" in state:
+        found = vision_transformer_sam.checkpoint_filter_fn(state, None)
+        # MFNet's authors name relative positions otherwise.
+        return {re.sub(r"\.rel_([hw])$", r".rel_pos_\1", name): value for name, value in found.items()}
+    if "vision_encoder.pos_embed" in state:
         found = {}
-        for key, value in state.items():
-            if key.startswith(prefix):
-                name = key.removeprefix(prefix)
-                for old, new in renamed:
-                    name = name.replace(old, new)
+        for name, value in state.items():
+            if name.startswith("vision_encoder."):
+                name = name.removeprefix("vision_encoder.")
+                for theirs, ours in _SAM_BY_HUGGING_FACE:
+                    name = name.replace(theirs, ours)
                 found[name] = value
         return found
-    return from_dinov3(state) or state
+    return _dinov3(state) or state
 
 
 def fit(vit: nn.Module, state: dict[str, Tensor], reference: Reference | str) -> None:
@@ -293,7 +270,7 @@ def resized(name: str, value: Tensor, shape: torch.Size, prefix: int) -> Tensor:
     """Position embeddings at another size of images: absolute ones bicubic, relative ones linear.
 
     Args:
-        name: timm's name of the weight; anything but positions is given back as it is.
+        name: timm's name of the weight; anything but positions is returned as it is.
         value: as in the file.
         shape: as wanted.
         prefix: class and register tokens before those of the image.
@@ -340,13 +317,6 @@ def _more_blocks(name: str, wanted: dict[str, Tensor]) -> bool:
     return bool(re.match(part, name)) and name not in wanted
 
 
-_META = (
-    (r"^storage_tokens$", "reg_token"),
-    (r"\.ls([12])\.gamma$", r".gamma_\1"),
-    (r"\.mlp\.w1\.", ".mlp.fc1_g."),
-    (r"\.mlp\.w2\.", ".mlp.fc1_x."),
-    (r"\.mlp\.w3\.", ".mlp.fc2."),
-)
 _HUGGING_FACE = (
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.register_tokens$", "reg_token"),
@@ -357,43 +327,26 @@ _HUGGING_FACE = (
     (r"\.attention\.([qkv])_proj\.", r".attn.\1."),
     (r"\.mlp\.down_proj\.", ".mlp.fc2."),
 )
-_DROPPED = re.compile(r"(^|\.)mask_token$|rope|inv_freq$|\.bias_mask$")
 
 
-def from_dinov3(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """The same weights by timm's names; None where they are no DINOv3 in one of those layouts."""
+def _dinov3(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The same weights by timm's names; None where they are no DINOv3 in the layout of Meta or of Hugging Face."""
     state = {name.removeprefix("model."): value for name, value in state.items()}
     if "storage_tokens" in state:
-        return _without_zeros(_split_bias(_renamed(state, _META)))
+        # timm's filter drops biases that its model lacks without a word: this stand-in has all of them.
+        embedding = SimpleNamespace(proj=SimpleNamespace(weight=state["patch_embed.proj.weight"]))
+        every = SimpleNamespace(patch_embed=embedding, pos_embed=None, get_parameter=lambda name: None)
+        return _without_zeros(eva.checkpoint_filter_fn(state, every))
     if "embeddings.register_tokens" in state and "layer.0.attention.q_proj.weight" in state:
         gated = "layer.0.mlp.gate_proj.weight" in state
         mlp = (r"\.mlp\.up_proj\.", ".mlp.fc1_x." if gated else ".mlp.fc1."), (r"\.mlp\.gate_proj\.", ".mlp.fc1_g.")
-        return _without_zeros(_fused(_renamed(state, (*_HUGGING_FACE, *mlp))))
+        renamed = {}
+        for name, value in state.items():
+            for pattern, new in (*_HUGGING_FACE, *mlp):
+                name = re.sub(pattern, new, name)
+            renamed[name] = value
+        return _without_zeros(_fused(renamed))
     return None
-
-
-def _renamed(state: dict[str, Tensor], names: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
-    result = {}
-    for name, value in state.items():
-        if _DROPPED.search(name):
-            continue
-        for pattern, new in names:
-            name = re.sub(pattern, new, name)
-        result[name] = value
-    return result
-
-
-def _split_bias(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A bias of q, k and v as those of q and v; that of k is masked in DINOv3."""
-    result = {}
-    for name, value in state.items():
-        if name.endswith(".attn.qkv.bias"):
-            q, _, v = value.chunk(3)
-            start = name.removesuffix("qkv.bias")
-            result[f"{start}q_bias"], result[f"{start}v_bias"] = q, v
-        else:
-            result[name] = value
-    return result
 
 
 def _fused(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""A learnt placeholder for each modality that may be missing, in front of any model.
+"""A learned placeholder for each modality that may be missing, in front of any model.
 
 Where a modality was dropped in training, or has no data at a pixel, its image holds NaN. Here a vector of its channels
-takes that place, the same at every pixel and trained with the model, so that the model can tell "nothing was seen"
-from "a mean value was seen".
+replaces it, the same at every pixel and trained with the model, so that the model can distinguish
+"nothing was seen" from "a mean value was seen".
 
 Source: of the idea, Neverova et al. 2016, ModDrop, doi 10.1109/TPAMI.2015.2461544, who put zeros there.
 """
@@ -35,7 +35,7 @@ class WithPlaceholders(FusionModel):
             raise ModelError(
                 "a model that is fitted in one pass cannot learn placeholders for dropped modalities",
                 "a model trained by gradient descent, e.g. `two_branch`",
-                "set samples.modality_dropout=0; `landfuse modalities` still tells what each modality gives",
+                "set samples.modality_dropout=0; `landfuse modalities` still reports what each modality contributes",
             )
         self.network = network
         self.layers = network.layers
@@ -53,30 +53,25 @@ class WithPlaceholders(FusionModel):
         }
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
-        """See `FusionModel.forward`; NaN where a modality is missing."""
+        """Images hold NaN where a modality is missing."""
         logits: Tensor = self.network(self.filled(images))
         return logits
 
     def map_layers(self, images: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `FusionModel.map_layers`."""
         return self.network.map_layers(self.filled(images))
 
     def loss(self, images: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
-        """The network's own; see `FusionModel.loss`."""
         self.network.progress = self.progress
         return self.network.loss(self.filled(images), target)
 
     def frozen_reference(self) -> dict[str, str] | None:
-        """See `FusionModel.frozen_reference`."""
         return self.network.frozen_reference()
 
     def trained_state(self) -> dict[str, Tensor]:
-        """See `FusionModel.trained_state`."""
         own = {f"placeholders.{name}": value for name, value in self.placeholders.items()}
         return own | {f"network.{name}": value for name, value in self.network.trained_state().items()}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """See `FusionModel.load_trained_state`."""
         own = {name.removeprefix("placeholders."): v for name, v in state.items() if name.startswith("placeholders.")}
         self.placeholders.load_state_dict(own)
         rest = {name.removeprefix("network."): v for name, v in state.items() if name.startswith("network.")}

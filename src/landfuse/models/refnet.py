@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import pydantic
 import timm
 import torch
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from landfuse import settings
 from landfuse.errors import MissingFileError, ModelError
 from landfuse.layers.state_space import VSSBlock, from_vmamba
 from landfuse.models.base import FusionModel, Modality, cross_entropy, refuse_zoom
+from landfuse.models.settings import RefNetSettings
 
 # The authors' names -> ours; {0} is a scale from 1 (finest) to 5.
 _AUTHORS = (
@@ -80,48 +80,6 @@ def rename_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 STRIDES = (2, 4, 8, 16, 32)
 
 
-class RefNetSettings(settings.Settings):
-    """Settings of REF-Net; the defaults are those of the paper's recipe for DFC2020, without pretrained weights.
-
-    Args:
-        view: side of the square that is looked at, in pixels.
-        core: side of the centred square that is labelled; by default the view.
-        encoder: a timm backbone with features at stride 2 to 32, for all modalities or by name of modality.
-        pretrained: start the encoders from timm's published weights, adapted to the number of channels.
-        weights: files to start encoders from instead, by name of modality, adapted likewise.
-        width: channels of the decoders.
-        states: N of the scans.
-        expansion: inner channels of SS2D, per channel.
-        mlp_ratio: hidden channels of the perceptrons, per channel.
-        drop_path: share of samples for which a branch of a VSS block is left out in training.
-        auxiliary_weight: weight of the auxiliary losses.
-        share: use the shared features.
-        difference: use the differing features.
-        enhance: train the MSIE decoder and its auxiliary heads.
-    """
-
-    view: int = pydantic.Field(default=256, ge=1)
-    core: int | None = pydantic.Field(default=None, ge=1)
-    encoder: str | dict[str, str] = "resnet50"
-    pretrained: bool = False
-    weights: dict[str, Path] = {}
-    width: int = pydantic.Field(default=128, ge=1)
-    states: int = pydantic.Field(default=1, ge=1, le=64)
-    expansion: float = pydantic.Field(default=2.0, gt=0)
-    mlp_ratio: float = pydantic.Field(default=4.0, gt=0)
-    drop_path: float = pydantic.Field(default=0.1, ge=0, lt=1)
-    auxiliary_weight: float = pydantic.Field(default=0.005, ge=0)
-    share: bool = True
-    difference: bool = True
-    enhance: bool = True
-
-    @pydantic.model_validator(mode="after")
-    def _something_is_fused(self) -> RefNetSettings:
-        if not (self.share or self.difference):
-            raise ValueError("with both `share` and `difference` off nothing would be left to fuse")
-        return self
-
-
 class Parts(NamedTuple):
     """What one MDF-VSS block makes of its modalities; each (B, width, H, W), None where switched off."""
 
@@ -142,7 +100,6 @@ class Smooth(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, H, W) -> the same."""
         return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
 
 
@@ -287,7 +244,7 @@ class RefNet(FusionModel):
 
     @classmethod
     def without_pretraining(cls, config: settings.Settings) -> settings.Settings:
-        """See `FusionModel.without_pretraining`: a bundle holds both encoders."""
+        """A bundle holds all encoders, so none is fetched."""
         return config.model_copy(update={"pretrained": False, "weights": {}})
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
@@ -323,7 +280,7 @@ class RefNet(FusionModel):
 
 
 def _vss(config: RefNetSettings) -> VSSBlock:
-    return VSSBlock(config.width, config.states, config.expansion, config.mlp_ratio, config.drop_path)
+    return VSSBlock(config.width, config.states, drop_path=config.drop_path)
 
 
 def _head(width: int, classes: int) -> nn.Conv2d:
@@ -355,7 +312,7 @@ def _encoder(modality: str, channels: int, config: RefNetSettings) -> nn.Module:
         raise ModelError(
             f"the encoder {name!r} for `{modality}` is no backbone of timm" if name else f"`{modality}` has no encoder",
             "the name of a backbone, e.g. resnet50",
-            f"perhaps one of {', '.join(near)}" if near else "set `encoder`; timm.list_models() gives all names",
+            f"perhaps one of {', '.join(near)}" if near else "set `encoder`; timm.list_models() lists all names",
         )
     file = config.weights.get(modality)
     if file is not None and not file.exists():
@@ -373,7 +330,7 @@ def _encoder(modality: str, channels: int, config: RefNetSettings) -> nn.Module:
     strides = tuple(encoder.feature_info.reduction())  # type: ignore[union-attr, operator]
     if strides != STRIDES:
         raise ModelError(
-            f"the encoder {name} for `{modality}` gives features at stride {', '.join(map(str, strides))}",
+            f"the encoder {name} for `{modality}` has features at stride {', '.join(map(str, strides))}",
             f"features at stride {', '.join(map(str, STRIDES))}",
             "choose another backbone, e.g. a resnet, regnet or efficientnet",
         )

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 
 import segmentation_models_pytorch as smp
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from landfuse import settings
 from landfuse.errors import ModelError
 from landfuse.models.base import FusionModel, Modality
+from landfuse.models.settings import StackedSettings
 
 
 class Stacked(FusionModel):
@@ -25,30 +25,15 @@ class Stacked(FusionModel):
     Args:
         modalities: name -> channels and zoom; a finer modality is averaged to the scene's grid.
         classes: K.
-        config: see `Stacked.Settings`.
+        config: the settings.
 
     Raises:
-        ModelError: if the architecture or encoder is not known, or its weights cannot be had.
+        ModelError: if the architecture or encoder is not known, or its weights cannot be fetched.
     """
 
-    class Settings(settings.Settings):
-        """Settings of `stacked`.
+    Settings = StackedSettings
 
-        Args:
-            architecture: of segmentation-models-pytorch, e.g. `Unet`, `DeepLabV3Plus`, `Segformer`.
-            encoder: its name there, e.g. `resnet18`, or `tu-` and any timm backbone.
-            weights: pretrained weights by their name there, e.g. `imagenet` (fetched once); null for none.
-            view: side of the window, px.
-            core: side of the centred part that is labelled, px; by default the whole view.
-        """
-
-        architecture: str = "Unet"
-        encoder: str = "resnet18"
-        weights: str | None = None
-        view: int = Field(default=128, ge=1)
-        core: int | None = Field(default=None, ge=1)
-
-    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: Settings) -> None:
+    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: StackedSettings) -> None:
         super().__init__(modalities, classes, view=config.view, core=config.core or config.view)
         channels = sum(modality.channels for modality in modalities.values())
         known = _architectures()
@@ -67,7 +52,7 @@ class Stacked(FusionModel):
             raise ModelError(
                 f"`{config.architecture}` cannot be built with encoder `{config.encoder}`: {str(error)[:300]}",
                 "an encoder that segmentation-models-pytorch knows, or `tu-` and a timm backbone",
-                "mend model.encoder or model.weights",
+                "correct model.encoder or model.weights",
             ) from None
         except OSError as error:
             raise ModelError(
@@ -80,11 +65,9 @@ class Stacked(FusionModel):
 
     @classmethod
     def without_pretraining(cls, config: settings.Settings) -> settings.Settings:
-        """See `FusionModel.without_pretraining`."""
         return config.model_copy(update={"weights": None})
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
-        """Logits of the core, (B, K, core, core); see `FusionModel.forward`."""
         stack = torch.cat([_on_grid(images[name], m.zoom) for name, m in self.modalities.items()], dim=1)
         missing = -self.view % self.multiple
         if missing:

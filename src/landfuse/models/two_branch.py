@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from landfuse import settings
 from landfuse.models.base import FusionModel, Modality
+from landfuse.models.settings import TwoBranchSettings
 
 
 class TwoBranch(FusionModel):
@@ -23,23 +22,12 @@ class TwoBranch(FusionModel):
     Args:
         modalities: name -> channels and zoom; a finer modality is averaged to the scene's grid after its first layer.
         classes: K.
-        config: see `TwoBranch.Settings`.
+        config: the settings.
     """
 
-    class Settings(settings.Settings):
-        """Settings of `two_branch`.
+    Settings = TwoBranchSettings
 
-        Args:
-            view: side of the patch, px; odd.
-            width: features of each branch.
-            dropout: share of joined features dropped in training.
-        """
-
-        view: int = Field(default=11, ge=1)
-        width: int = Field(default=64, ge=4)
-        dropout: float = Field(default=0.3, ge=0, lt=1)
-
-    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: Settings) -> None:
+    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: TwoBranchSettings) -> None:
         super().__init__(modalities, classes, view=config.view, core=1)
         self.branches = nn.ModuleDict({name: _branch(m, config.width) for name, m in modalities.items()})
         joined = 2 * config.width * len(modalities)
@@ -51,7 +39,6 @@ class TwoBranch(FusionModel):
         )
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
-        """Logits of the central pixel, (B, K, 1, 1); see `FusionModel.forward`."""
         features = []
         centre = self.view // 2
         for name, branch in self.branches.items():

@@ -13,7 +13,7 @@ from pydantic import Field
 from landfuse.diffusion.settings import FeatureSettings, PretrainSettings
 from landfuse.errors import SettingsError
 from landfuse.mapping.settings import MappingSettings
-from landfuse.models import MODELS
+from landfuse.models import SETTINGS
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.split_rules import SplitSettings
 from landfuse.settings import Settings, override, parse, read_kind
@@ -65,12 +65,12 @@ class Recipe(Settings):
     @classmethod
     def _model_by_name(cls, value: Any) -> Any:
         value = {"name": value} if isinstance(value, str) else value
-        if not isinstance(value, Mapping) or value.get("name") not in MODELS:
+        if not isinstance(value, Mapping) or value.get("name") not in SETTINGS:
             named = value.get("name") if isinstance(value, Mapping) else value
-            raise ValueError(f"there is no model {named!r}; known: {', '.join(MODELS)}")
+            raise ValueError(f"there is no model {named!r}; known: {', '.join(SETTINGS)}")
         config = {key: item for key, item in value.items() if key != "name"}
         try:
-            parse(MODELS[value["name"]].Settings, config, f"model `{value['name']}`")
+            parse(SETTINGS[value["name"]], config, f"model `{value['name']}`")
         except SettingsError as error:
             raise ValueError(str(error)) from None
         return dict(value)

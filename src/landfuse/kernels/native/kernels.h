@@ -1,5 +1,5 @@
 // The kernels of one instruction set: define KERNELS (the name of its table), WIDTH and MAX_VECTORS, then include this.
-// Everything lies in an unnamed namespace: two sets in one library must not share a function.
+// Everything is in an unnamed namespace: two sets in one library must not share a function.
 #include <cstdint>
 #include <utility>
 

@@ -83,7 +83,7 @@ INLINE float sum_of_lanes(Lanes v) {
   return part[0];
 }
 
-// One butterfly of a transpose: exchanges blocks of STEP lanes between two rows that lie STEP apart.
+// One butterfly of a transpose: exchanges blocks of STEP lanes between two rows STEP apart.
 template <int STEP, bool UPPER, int... LANE>
 INLINE Lanes butterfly(Lanes a, Lanes b, std::integer_sequence<int, LANE...>) {
   return __builtin_shufflevector(a, b, (UPPER ? ((LANE & STEP) == 0 ? LANE + STEP : WIDTH + LANE)

@@ -1,0 +1,235 @@
+"""The settings of every model: what a recipe may say under `model:` beside its name. Imports no torch.
+
+A model's class has its own as `Settings`; `landfuse.models.SETTINGS` has all of them by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from landfuse.settings import Settings
+
+Operator = Literal["fusion", "group_attention", "cross_attention"]
+
+
+class MutualSettings(Settings):
+    """How branches of BDGF learn from each other."""
+
+    retired: ClassVar[Mapping[str, tuple[object, str]]] = {
+        "probabilities": ("weighted", "branches learn from the others' mean, weighted by certainty; remove it"),
+        "features": ("cosine", "features are aligned by their cosine; remove it"),
+        "temperature": (2.0, "probabilities are softened by a temperature of 2; remove it"),
+        "ramp": (0.2, "both parts rise over the first fifth of the training; remove it"),
+    }
+    retired_training: ClassVar[frozenset[str]] = frozenset(retired)
+
+    probability_weight: float = Field(
+        default=0.5,
+        ge=0,
+        description="Weight of learning from the others' mean probabilities, in which certain branches count more; 0 "
+        "for none.",
+    )
+    feature_weight: float = Field(
+        default=0.1, ge=0, description="Weight of aligning the branches' features by their cosine; 0 for none."
+    )
+
+
+class OperatorSettings(Settings):
+    """How each kind of branch of BDGF is guided."""
+
+    cnn: Operator = Field(default="fusion", description="Operator of `cnn` branches.")
+    mamba: Operator = Field(default="group_attention", description="Operator of `mamba` branches.")
+    transformer: Operator = Field(default="cross_attention", description="Operator of `transformer` branches.")
+
+
+class BdgfSettings(Settings):
+    """Settings of BDGF."""
+
+    view: int = Field(default=11, ge=1, description="Side of the patch, px.")
+    core: int = Field(
+        default=1,
+        ge=1,
+        description="Side of the centred square that is labelled, px; 1 classifies single pixels, 5 maps 25 at once.",
+    )
+    width: int = Field(default=64, ge=4, description="D, channels of the branches; a multiple of `heads` and `groups`.")
+    embedding: int = Field(default=128, ge=1, description="Features that each branch reads out.")
+    branches: tuple[Literal["cnn", "mamba", "transformer"], ...] = Field(
+        default=("cnn", "mamba", "transformer"), description="Which branches; a kind may come several times."
+    )
+    guidance: Literal["full", "one_level_each", "raw", "none"] = Field(
+        default="full",
+        description="`full` guides every branch by level 1, 2, 3 in its first, second, third stage; `one_level_each` "
+        "guides the first branch by level 1 in all stages, the second by level 2, and so on; `raw` uses the modalities "
+        "themselves instead of the features, a control of nearly as many parameters; `none` ignores the features.",
+    )
+    operators: OperatorSettings = Field(default=OperatorSettings(), description="How each kind of branch is guided.")
+    timesteps: int = Field(default=3, ge=1, description="Number of timesteps of the diffusion features.")
+    states: int = Field(default=16, ge=1, le=64, description="N, states per channel of the scans.")
+    heads: int = Field(default=4, ge=1, description="Heads of the attention.")
+    groups: int = Field(default=8, ge=1, description="Groups of the group channel attention.")
+    ensemble: bool = Field(
+        default=True,
+        description="Average the probabilities of the final head and the branches' heads; else the final head alone.",
+    )
+    label_smoothing: float = Field(
+        default=0.05, ge=0, lt=1, description="Fraction of each label that is spread over all classes."
+    )
+    mutual: MutualSettings = Field(default=MutualSettings(), description="How branches learn from each other.")
+
+    @model_validator(mode="after")
+    def _width_divides(self) -> BdgfSettings:
+        if not self.branches:
+            raise ValueError("name at least one branch: cnn, mamba, transformer")
+        operators = {getattr(self.operators, kind) for kind in self.branches if self.guidance != "none"}
+        for name, parts, used in (
+            ("heads", self.heads, "transformer" in self.branches or "cross_attention" in operators),
+            ("groups", self.groups, "group_attention" in operators),
+        ):
+            if used and self.width % parts:
+                raise ValueError(f"`width` is {self.width}, which the {parts} `{name}` do not divide")
+        return self
+
+
+class ForestSettings(Settings):
+    """Settings of the random forest."""
+
+    trees: int = Field(default=200, ge=1, description="Number of trees.")
+    depth: int | None = Field(default=None, ge=1, description="Limit of their depth; null for none.")
+    leaf: int = Field(default=1, ge=1, description="Fewest training pixels in a leaf.")
+    features: float | str = Field(
+        default="sqrt", description="Fraction of the channels tried at a split; `sqrt` for their square root."
+    )
+    pixels: int = Field(
+        default=100_000, ge=2, description="Training pixels at most, drawn at random where there are more."
+    )
+    balanced: bool = Field(default=False, description="Weigh classes by the inverse of their frequency.")
+
+
+class MFNetSettings(Settings):
+    """Settings of MFNet."""
+
+    encoder: str = Field(
+        default="samvit_base_patch16",
+        description="timm's name of a ViT, e.g. samvit_base_patch16, sam2_hiera_tiny, "
+        "vit_large_patch16_dinov3.sat493m.",
+    )
+    weights: str = Field(
+        default="pretrained",
+        description="`pretrained` (published weights, fetched once), `random`, or the path of a file.",
+    )
+    encoder_options: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to timm, for an encoder of another size; its weights must fit."
+    )
+    encoder_zoom: int | None = Field(
+        default=None,
+        ge=1,
+        description="Pixels of the encoder per pixel of the scene's grid; by default the finest modality's.",
+    )
+    finetune: str = Field(default="adapter", description="adapter, lora, both, none or full.")
+    first_block: int = Field(
+        default=0, ge=0, description="Blocks before it are not fine-tuned, and keep no activations; from 0."
+    )
+    rank: int = Field(default=4, ge=1, description="Rank of LoRA.")
+    bottleneck: float = Field(
+        default=0.25, gt=0, le=1, description="Width of an adapter's hidden layer, as a fraction of the encoder's."
+    )
+    checkpointing: bool = Field(
+        default=False,
+        description="Recompute each block in the backward pass, for less memory and about a third more time.",
+    )
+    view: int = Field(default=256, ge=1, description="Side of the square that is looked at, px of the scene's grid.")
+    core: int | None = Field(
+        default=None, ge=1, description="Side of the centred square that is labelled, px; by default the view."
+    )
+    decoder_features: int = Field(
+        default=64, ge=8, multiple_of=8, description="Channels within the decoder, a multiple of 8."
+    )
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="Dropout of channels before the scores.")
+    merged: bool = Field(
+        default=False,
+        description="LoRA is folded into the weights, as `landfuse export --merge` leaves it; not for training.",
+    )
+
+    @field_validator("finetune")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        known = ("adapter", "lora", "both", "none", "full")
+        if value not in known:
+            raise ValueError(f"no such fine-tuning; known: {', '.join(known)}")
+        return value
+
+
+class RefNetSettings(Settings):
+    """Settings of REF-Net; the defaults are those of the paper's recipe for DFC2020, without pretrained weights."""
+
+    retired: ClassVar[Mapping[str, tuple[object, str]]] = {
+        "expansion": (2.0, "SS2D has two inner channels per channel; remove it"),
+        "mlp_ratio": (4.0, "perceptrons have four hidden channels per channel; remove it"),
+    }
+
+    view: int = Field(default=256, ge=1, description="Side of the square that is looked at, px.")
+    core: int | None = Field(
+        default=None, ge=1, description="Side of the centred square that is labelled, px; by default the view."
+    )
+    encoder: str | dict[str, str] = Field(
+        default="resnet50",
+        description="A timm backbone with features at stride 2 to 32, for all modalities or by name of modality.",
+    )
+    pretrained: bool = Field(
+        default=False,
+        description="Start the encoders from timm's published weights, adapted to the number of channels.",
+    )
+    weights: dict[str, Path] = Field(
+        default={},
+        description="Files to start encoders from instead, by name of modality, adapted likewise.",
+    )
+    width: int = Field(default=128, ge=1, description="Channels of the decoders.")
+    states: int = Field(default=1, ge=1, le=64, description="N, states per channel of the scans.")
+    drop_path: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Fraction of samples for which a branch of a VSS block is left out in training.",
+    )
+    auxiliary_weight: float = Field(default=0.005, ge=0, description="Weight of the auxiliary losses.")
+    share: bool = Field(default=True, description="Use the shared features.")
+    difference: bool = Field(default=True, description="Use the differing features.")
+    enhance: bool = Field(default=True, description="Train the MSIE decoder and its auxiliary heads.")
+
+    @model_validator(mode="after")
+    def _something_is_fused(self) -> RefNetSettings:
+        if not (self.share or self.difference):
+            raise ValueError("with both `share` and `difference` off nothing would be left to fuse")
+        return self
+
+
+class StackedSettings(Settings):
+    """Settings of the stacked segmentation network."""
+
+    architecture: str = Field(
+        default="Unet",
+        description="Of segmentation-models-pytorch, e.g. `Unet`, `DeepLabV3Plus`, `Segformer`.",
+    )
+    encoder: str = Field(
+        default="resnet18", description="Its name there, e.g. `resnet18`, or `tu-` and any timm backbone."
+    )
+    weights: str | None = Field(
+        default=None,
+        description="Pretrained weights by their name there, e.g. `imagenet` (fetched once); null for none.",
+    )
+    view: int = Field(default=128, ge=1, description="Side of the window, px.")
+    core: int | None = Field(
+        default=None, ge=1, description="Side of the centred square that is labelled, px; by default the view."
+    )
+
+
+class TwoBranchSettings(Settings):
+    """Settings of the two-branch CNN."""
+
+    view: int = Field(default=11, ge=1, description="Side of the patch, px; odd.")
+    width: int = Field(default=64, ge=4, description="Features of each branch.")
+    dropout: float = Field(default=0.3, ge=0, lt=1, description="Fraction of the joined features dropped in training.")
