@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from landfuse.legend import default_colour, rgb
+from landfuse.legend import PALETTE, default_colour, rgb
 from landfuse.palette import TOO_CLOSE, VISIONS, close_pairs, distances, lab, seen
 from landfuse.reporting.layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS
 
@@ -56,7 +56,16 @@ def test_equal_colours_are_close_in_every_vision_and_far_ones_in_none() -> None:
     assert close_pairs([BLUE]) == close_pairs([]) == []
 
 
-def test_the_default_colours_of_classes_can_be_told_apart_in_every_vision() -> None:
+def test_the_default_colours_of_classes_differ_from_each_other_and_from_white() -> None:
+    colours = [rgb(colour) for colour in PALETTE]
+    assert len(colours) == 40
+    between = distances([*colours, (255, 255, 255)], "full colour vision")
+    between[np.diag_indices(41)] = np.inf
+    assert between[:40, :40].min() > 17
+    assert between[40].min() > 19, "unlabelled pixels are white on paper"
+
+
+def test_the_first_default_colours_differ_in_every_vision() -> None:
     colours = [rgb(default_colour(index)) for index in range(18)]
     assert close_pairs(colours[:12], 16) == []
     assert close_pairs(colours, 15) == []

@@ -20,33 +20,20 @@ UNLABELLED = 255
 
 _CHUNK = 1 << 20  # pixels at a time: the place of a pixel's code takes 8 bytes, its class 1
 
-# The first seven are Okabe and Ito's (2008), the others were searched for: any two of all lie at least 15 apart in
-# CIELAB with full colour vision, protanopia, deuteranopia and tritanopia; and none comes near white.
-_PALETTE = [
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-    "#505050",
-    "#BBDDAA",
-    "#552200",
-    "#8877FF",
-    "#440088",
-    "#BB2211",
-    "#223344",
-    "#CCAAAA",
-    "#335577",
-    "#885544",
-    "#AADDFF",
-]
+PALETTE = (
+    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#505050",
+    "#BBDDAA", "#552200", "#8877FF", "#440088", "#BB2211", "#223344", "#CCAAAA", "#335577",
+    "#885544", "#AADDFF", "#11FF22", "#0000FF", "#FF00EE", "#FF0099", "#22AA00", "#004411",
+    "#00EEEE", "#00FFBB", "#BBFF00", "#FF8877", "#FF88FF", "#BBFF88", "#779933", "#FFCC88",
+    "#886600", "#9933EE", "#440022", "#BBAAFF", "#002266", "#AA1155", "#AA1199", "#FF0055",
+)  # fmt: skip
+"""Colours of classes that name none. Any two are at least 17 apart in CIELAB; of the first 18, which begin with those of
+Okabe and Ito (2008), at least 15 with protanopia, deuteranopia and tritanopia too; none comes near white."""
 
 
 def default_colour(index: int) -> str:
-    """The colour of the class at this place in a legend that names none, as `#RRGGBB`."""
-    return _PALETTE[index % len(_PALETTE)]
+    """The colour of the class at this place in a legend that names none, as `#RRGGBB`; repeats after 40."""
+    return PALETTE[index % len(PALETTE)]
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
