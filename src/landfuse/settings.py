@@ -152,10 +152,8 @@ def _key(values: Any, location: Iterable[str | int]) -> str:
     """Where a fault is, as the file has it: pydantic also names members of unions, which are no keys of the file."""
     keys = []
     for part in location:
-        if isinstance(values, Mapping) and part in values:
-            keys.append(str(part))
-            values = values[part]
-        elif isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):
+        listed = isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)
+        if listed or (isinstance(values, Mapping) and part in values):
             keys.append(str(part))
             values = values[part]
     return ".".join(keys)
@@ -167,9 +165,14 @@ def _kinds_at(kind: type[Settings], location: Iterable[str | int]) -> list[type[
     for part in location:
         fields = [one.model_fields[str(part)] for one in kinds if part in one.model_fields]
         below = [inner for field in fields for inner in _kinds_in(field.annotation)]
-        named = [one for one in kinds if part == one.__name__ or any(part in _choices(one, f) for f in one.model_fields)]
+        named = [one for one in kinds if part in _names(one)]
         kinds = below or named or kinds
     return kinds
+
+
+def _names(kind: type[Settings]) -> list[str]:
+    """How pydantic may name a member of a union."""
+    return [kind.__name__, *(choice for field in kind.model_fields for choice in _choices(kind, field))]
 
 
 def _kinds_in(annotation: Any) -> list[type[Settings]]:
