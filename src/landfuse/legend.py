@@ -27,8 +27,9 @@ PALETTE = (
     "#00EEEE", "#00FFBB", "#BBFF00", "#FF8877", "#FF88FF", "#BBFF88", "#779933", "#FFCC88",
     "#886600", "#9933EE", "#440022", "#BBAAFF", "#002266", "#AA1155", "#AA1199", "#FF0055",
 )  # fmt: skip
-"""Colours of classes that name none. Any two are at least 17 apart in CIELAB, and none is near white; the first 18, which
-begin with those of Okabe and Ito (2008), are at least 15 apart with protanopia, deuteranopia and tritanopia too."""
+"""Colours of classes that name none. Any two are at least 17 apart in CIELAB, and none is near white. The first 18,
+which begin with those of Okabe and Ito (2008), are at least 15 apart with protanopia, deuteranopia and tritanopia too.
+"""
 
 
 def default_colour(index: int) -> str:

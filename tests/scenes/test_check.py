@@ -17,7 +17,7 @@ from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
 from landfuse.scenes.check import VIEWS, check
-from landfuse.scenes.leaks import leak_share
+from landfuse.scenes.leaks import leak_fraction
 from landfuse.scenes.scene_file import read_scene_file
 
 UTM = "EPSG:32632"
@@ -120,8 +120,8 @@ def test_classes_and_leaks(tmp_path: Path) -> None:
         expected = [int(((codes() == code) & (roles == value)).sum()) for code in (1, 2, 3)]
         assert report.counts[name].tolist() == expected
     assert list(report.leaks) == list(VIEWS)
-    for (view, core), share in report.leaks.items():
-        assert share == leak_share([roles], view, core)
+    for (view, core), fraction in report.leaks.items():
+        assert fraction == leak_fraction([roles], view, core)
     assert report.leaks[(1, 1)] == report.leaks[(7, 1)] == 0  # halo 3 = buffer
     assert report.leaks[(11, 1)] > 0
 

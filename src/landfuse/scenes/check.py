@@ -15,7 +15,7 @@ from landfuse.legend import UNLABELLED
 from landfuse.palette import ClosePair, close_pairs
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import blocks
-from landfuse.scenes.leaks import leak_share
+from landfuse.scenes.leaks import leak_fraction
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.scene_keys import CountSettings
@@ -88,7 +88,7 @@ class Report:
         tiles: number of tiles whose reference could be opened.
         modalities: by name.
         counts: role -> pixels of each class, (K,); role `unused` for labelled pixels without a role.
-        leaks: (view, core) -> share of test pixels whose view holds a training or validation pixel.
+        leaks: (view, core) -> fraction of test pixels whose view holds a training or validation pixel.
         confirmed: which of the scene file's `counts` are those of the files.
         faults: everything that has to be mended.
     """
@@ -230,7 +230,7 @@ def _check_labels(
                 )
             )
     if report.counts["test"].any():
-        report.leaks = {(view, core): leak_share(roles, view, core) for view, core in views}
+        report.leaks = {(view, core): leak_fraction(roles, view, core) for view, core in views}
 
 
 _OTHER_DATA = "check that these are the files that the scene file means; other versions of the data may circulate"

@@ -23,13 +23,13 @@ from landfuse.scenes.split_rules import (
     UNUSED,
     VALIDATION,
     BlocksSplit,
+    GroupedSplit,
     MasksSplit,
     RandomSplit,
     Roles,
     RolesSplit,
     SplitSettings,
     TilesSplit,
-    _Grouped,
 )
 
 _DEALS = 32
@@ -147,7 +147,7 @@ def _block_numbers(scene: Scene, size: int) -> NDArray[np.int64]:
 
 
 def _by_groups(
-    groups: list[NDArray[np.int64]], labels: list[NDArray[np.uint8]], split: _Grouped, rng: np.random.Generator
+    groups: list[NDArray[np.int64]], labels: list[NDArray[np.uint8]], split: GroupedSplit, rng: np.random.Generator
 ) -> list[Roles]:
     """Shares out whole groups; groups of different tiles are different."""
     offset, numbered = 0, []
