@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,29 @@ def write_scene(folder: Path) -> dict[str, Any]:
 def save(folder: Path, text: dict[str, Any]) -> Path:
     (folder / "scene.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
     return folder / "scene.yaml"
+
+
+WITHOUT_TORCH = """
+import sys
+from landfuse.cli import main
+sys.modules.update(torch=None, lightning=None, timm=None)  # an import of these raises
+sys.argv = ["landfuse", "check", sys.argv[1]]
+main()
+"""
+
+
+@pytest.mark.parametrize("units", ["reflectance", ["no", "text"]], ids=["right", "wrong"])
+def test_scenes_and_their_faults_need_no_torch(units: Any, tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    text["modalities"]["s2"]["units"] = units
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(save(tmp_path, text))]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if units == "reflectance":
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert "no fault found" in ended.stdout
+    else:
+        assert ended.returncode == 2
+        assert "`modalities.s2.units` is ['no', 'text']: Input should be a valid string" in ended.stderr
 
 
 def test_close_colours_are_told_in_words_and_are_no_fault(tmp_path: Path, landfuse: Callable[..., Any]) -> None:

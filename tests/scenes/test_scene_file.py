@@ -22,7 +22,9 @@ from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
+from landfuse.scenes import scene_keys, split_rules
 from landfuse.scenes.scene_file import open_scene, open_scenes, read_scene_file
+from landfuse.settings import Settings
 
 UTM = "EPSG:32632"
 GRID = Grid(24, 30, (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_400_000.0), UTM)
@@ -30,6 +32,14 @@ LEGEND = [{"name": "water", "code": 1}, {"name": "wood", "code": 2}]
 U = UNLABELLED
 
 Edit = Callable[[dict[str, Any]], None]
+
+
+@pytest.mark.parametrize("module", [scene_keys, split_rules], ids=["keys", "splits"])
+def test_every_key_is_described_at_its_field(module: Any) -> None:
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Settings)]
+    fields = [(kind, name, field) for kind in kinds for name, field in kind.model_fields.items()]
+    assert len(fields) > 20
+    assert [(kind.__name__, name) for kind, name, field in fields if name != "kind" and not field.description] == []
 
 
 def values(bands: int, grid: Grid = GRID, seed: int = 0) -> NDArray[np.float32]:

@@ -354,7 +354,9 @@ def test_leak_fraction_against_a_plain_loop(
     part = density / 2
     roles = [rng.choice(4, s, p=[0.5 - density, part, part, 0.5]).astype(np.uint8) for s in shapes]
     roles[0][0, 0] = TEST
-    assert leak_fraction(roles, core + 2 * halo, core) == pytest.approx(plain_leak_fraction(roles, core + 2 * halo, core))
+    assert leak_fraction(roles, core + 2 * halo, core) == pytest.approx(
+        plain_leak_fraction(roles, core + 2 * halo, core)
+    )
 
 
 def test_leak_fraction_by_hand() -> None:
