@@ -38,7 +38,7 @@ def default_colour(index: int) -> str:
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
-    """A colour, `#RRGGBB`, as three numbers from 0 to 255."""
+    """Converts a colour, `#RRGGBB`, to three numbers from 0 to 255."""
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
@@ -47,7 +47,7 @@ class LandClass:
     """One land-cover class.
 
     Args:
-        name: as people say it.
+        name: for people.
         code: its value in label rasters and maps, 0..254.
         colour: `#RRGGBB`.
         scored: whether its own scores enter the means over classes (AA, mF1, mIoU).
@@ -80,7 +80,7 @@ class LandClass:
 
 @dataclass(frozen=True)
 class Legend:
-    """The classes of a scene, in order; iterating gives `LandClass`es, the length is K."""
+    """The classes of a scene, in order; iterating yields `LandClass`es, the length is K."""
 
     classes: tuple[LandClass, ...]
 
@@ -97,7 +97,9 @@ class Legend:
                     "merge the classes or rename one of them",
                 )
         if not any(c.scored for c in self.classes):
-            raise SettingsError("no class of the legend is scored", "at least one without `scored: false`", "mend it")
+            raise SettingsError(
+                "no class of the legend is scored", "at least one without `scored: false`", "score a class"
+            )
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -110,17 +112,17 @@ class Legend:
 
     @property
     def names(self) -> list[str]:
-        """The names, in order."""
+        """Names of the classes."""
         return [c.name for c in self.classes]
 
     @property
     def scored(self) -> NDArray[np.bool_]:
-        """Which classes enter the means over classes, in order: (K,)."""
+        """Whether each class enters the means over classes: (K,)."""
         return np.array([c.scored for c in self.classes], dtype=bool)
 
     @property
     def codes(self) -> NDArray[np.uint8]:
-        """The codes, in order: (K,) uint8."""
+        """Codes of the classes: (K,) uint8."""
         return np.array([c.code for c in self.classes], dtype=np.uint8)
 
     def to_classes(
@@ -130,13 +132,12 @@ class Legend:
         unlisted: str = "error",
         where: str = "the labels",
     ) -> NDArray[np.uint8]:
-        """Turns codes, as files hold them, into classes.
+        """Converts codes, as files hold them, to classes.
 
         Args:
             codes: any shape, whole numbers.
             ignored: further codes that mean "unlabelled" (255 always does).
-            unlisted: what to do with codes that stand neither in the legend nor in `ignored`:
-                "error" or "unlabelled".
+            unlisted: what codes outside the legend and `ignored` are: "error" or "unlabelled".
             where: names the source in the message.
 
         Returns:
@@ -164,7 +165,7 @@ class Legend:
         return classes.reshape(codes.shape)
 
     def to_codes(self, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Turns classes (0..K-1 or `UNLABELLED`) into the codes that files hold, same shape, uint8."""
+        """Converts classes (0..K-1 or `UNLABELLED`) to the codes that files hold, same shape, uint8."""
         table = np.full(256, UNLABELLED, dtype=np.uint8)
         table[: len(self)] = self.codes
         return table[classes]

@@ -1,4 +1,4 @@
-"""Strict YAML to typed settings: unknown keys are errors with a suggestion, all faults are told in one go."""
+"""Strict YAML to typed settings: unknown keys are errors with a suggestion, all faults are listed in one go."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
     """YAML whose mappings name each key once; PyYAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuses keys that come twice; a key taken over by `<<` may be overridden."""
+        """Refuses keys that come twice; a key merged by `<<` may be overridden."""
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
@@ -50,7 +50,7 @@ KINDS = {
     "a recipe": ({"scene", "model"}, "`landfuse train` takes it; a look at its scene is `landfuse check {scene}`"),
     "an ablation": ({"base", "variants"}, "`landfuse ablation` takes it; its recipe is {base}"),
 }
-"""What files of settings there are: the keys that tell one from the others, and what takes it."""
+"""What files of settings there are: the keys that distinguish one from the others, and the command that reads it."""
 
 
 def kind_of(values: Mapping[str, Any]) -> str | None:
@@ -97,7 +97,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise SettingsError(
-            f"{path} is not valid YAML: {error}", "YAML: each key once, no tabs", "mend the line named above"
+            f"{path} is not valid YAML: {error}", "YAML: each key once, no tabs", "correct the line named above"
         ) from None
     if not isinstance(values, dict):
         found = "is empty" if values is None else f"holds a {type(values).__name__}"

@@ -407,7 +407,7 @@ def test_codes_are_warped_by_nearest(tmp_path: Path) -> None:
 def test_rasters_that_cannot_be_placed(tmp_path: Path) -> None:
     bare = Grid(30, 40, GRID.transform)
     path = write(tmp_path / "x.tif", values(1, GRID), bare)
-    with pytest.raises(GridError, match=r"x\.tif has no CRS and lies on another grid") as caught:
+    with pytest.raises(GridError, match=r"x\.tif has no CRS and is on another grid") as caught:
         GdalRaster(path, onto=GRID).check()
     assert "crs: EPSG:n" in str(caught.value)
     path = write(tmp_path / "y.tif", values(1, GRID))

@@ -95,7 +95,7 @@ def test_close_colours_are_told_in_words_and_are_no_fault(tmp_path: Path, landfu
     for kind in text["legend"]:
         del kind["colour"]
     assert check(save(tmp_path, text)).close_colours == []
-    assert "hard to tell apart" not in landfuse("check", str(path), "--views", "1")[1]
+    assert "hard to distinguish" not in landfuse("check", str(path), "--views", "1")[1]
 
 
 # What it finds ------------------------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ def test_labels_as_reference(folder: Path, text: dict[str, Any]) -> None:
 def test_crs_where_the_file_says_none(folder: Path, text: dict[str, Any]) -> None:
     write_raster(folder / "dem.tif", Grid(24, 30, GRID.transform), values(1, seed=1), nodata=None)
     (fault,) = faults(save(folder, text))
-    assert "dem.tif has no CRS and lies on another grid" in str(fault)
+    assert "dem.tif has no CRS and is on another grid" in str(fault)
     text["modalities"]["dem"]["crs"] = UTM
     raster = open_scene(save(folder, text)).modalities["dem"].raster
     assert isinstance(raster, GdalRaster)

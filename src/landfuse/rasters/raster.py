@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
-
-if TYPE_CHECKING:
-    pass
 
 
 class Raster(Protocol):
@@ -43,13 +40,7 @@ class Raster(Protocol):
 
 @dataclass(frozen=True)
 class AbsentRaster:
-    """No data anywhere; see `Raster`.
-
-    Args:
-        grid: that it would lie on.
-        bands: that it would have.
-        dtype: that it would have in a file.
-    """
+    """A `Raster` without data anywhere."""
 
     grid: Grid
     bands: int
@@ -61,9 +52,9 @@ class AbsentRaster:
         return "(absent)"
 
     def read(self, window: Window) -> NDArray[np.float32]:
-        """(C, height, width) of NaN."""
+        """See `Raster`: all NaN."""
         return np.full((self.bands, window.height, window.width), np.nan, np.float32)
 
     def undeclared_nan(self, window: Window) -> int:
-        """None: that there are no data is declared."""
+        """See `Raster`: none, since that there are no data is declared."""
         return 0
