@@ -223,7 +223,7 @@ FAULTS: dict[str, tuple[Edit, list[str]]] = {
     "no labels at all": (fill("labels.tif", np.zeros((40, 48), np.uint8)), ["no pixel is labelled"]),
     "labels off the grid": (
         fill("labels.tif", codes(), Grid(40, 48, (10.0, 0.0, 500_005.0, 0.0, -10.0, 5_400_000.0), UTM)),
-        ["labels.tif lie off the reference grid", "`reference: labels`"],
+        ["labels.tif are off the reference grid", "`reference: labels`"],
     ),
     "NaN": (with_nan, ["`s2` holds NaN or infinity in 3 pixels", "`nodata: .nan`"]),
     "no CRS": (no_crs, ["s2.tif, the reference, has no CRS", "`crs: EPSG:n`"]),

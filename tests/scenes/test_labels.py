@@ -90,7 +90,7 @@ def test_a_scene_file_reads_them_and_lays_them_on_the_reference(tmp_path: Path) 
 
 
 def test_labels_of_another_size_are_not_laid_anywhere(tmp_path: Path) -> None:
-    with pytest.raises(FaultsError, match="lie off the reference grid"):
+    with pytest.raises(FaultsError, match="are off the reference grid"):
         read_scene_file(place(tmp_path, size=11)).scenes()
 
 

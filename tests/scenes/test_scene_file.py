@@ -311,7 +311,7 @@ def test_tiles_with_labels_of_all_in_one_file(folder: Path, text: dict[str, Any]
     write_raster(folder / "labels.tif", GRID.zoomed(2), codes(GRID.zoomed(2)), nodata=None)
     text["labels"]["path"] = "labels.tif"
     (fault,) = faults(save(folder, text))
-    assert "labels.tif lie off the reference grid" in str(fault)
+    assert "labels.tif are off the reference grid" in str(fault)
     assert "cut them into one raster per tile" in str(fault)
     assert path.exists()
 
@@ -542,7 +542,7 @@ def test_no_scene_file(tmp_path: Path) -> None:
         (lambda f, t: t["labels"].update(path="s2.tif"), r"the labels .*s2\.tif have 4 bands"),
         (
             lambda f, t: write_raster(f / "labels.tif", GRID.zoomed(2), codes(GRID.zoomed(2)), nodata=None),
-            "lie off the reference grid",
+            "are off the reference grid",
         ),
         (
             lambda f, t: write_raster(

@@ -28,15 +28,9 @@ TILE = 512
 
 
 def burn(shapes: Sequence[tuple[Any, int]], grid: Grid, *, all_touched: bool) -> NDArray[np.uint8]:
-    """Burns (geometry, code) in the grid's CRS into a grid; later ones win.
+    """Burns pairs of geometry (in the grid's CRS) and code into a grid: (H, W) uint8, `UNLABELLED` elsewhere.
 
-    Args:
-        shapes: geometries and their codes.
-        grid: the grid.
-        all_touched: every pixel that a geometry touches, instead of those whose centre it holds.
-
-    Returns:
-        (H, W) uint8 codes, `UNLABELLED` elsewhere.
+    Later ones win. With `all_touched`, a geometry labels every pixel that it touches, else those whose centre it holds.
     """
     if not shapes:
         return np.full((grid.height, grid.width), UNLABELLED, dtype=np.uint8)

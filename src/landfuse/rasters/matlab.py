@@ -108,6 +108,10 @@ class MatRaster:
         """See `Raster`."""
         return self.decoding.undeclared_nan(self._numbers(window))
 
+    def read_codes(self) -> NDArray[np.generic]:
+        """The variable whole, as the codes of labels: (H, W)."""
+        return read_variable(self.path, self.variable, self.axes)
+
     def _numbers(self, window: Window) -> NDArray[Any]:
         """(C, height, width) as they are in the file."""
         first, last = min(self.band_numbers) - 1, max(self.band_numbers)

@@ -1,4 +1,4 @@
-"""Checking a scene before anything is trained: what is there, how the labels are shared out, what leaks."""
+"""Checking a scene before anything is trained: what is there, how the labels are split, what leaks."""
 
 from __future__ import annotations
 
@@ -33,17 +33,13 @@ class ModalityCheck:
     """What the rasters of one modality hold, over all tiles.
 
     Args:
-        bands: number of bands.
-        dtype: data type in the file.
-        units: as the scene file says.
         pixel: pixel size in the file, in units of its CRS.
-        crs: the CRSs of the files that occur.
+        crs: the CRSs of the files.
         warped: number of tiles whose raster is brought to the reference grid.
-        pixels: number of pixels.
         missing: pixels without data in at least one band.
         low: smallest value.
-        mean: mean of all values.
         high: largest value.
+        undeclared: pixels with a NaN or infinity that is not declared as nodata.
     """
 
     bands: int
@@ -66,7 +62,7 @@ class ModalityCheck:
         return self.total / self.values if self.values else math.nan
 
     def add(self, values: NDArray[np.float32]) -> int:
-        """Adds the values of one window, (C, height, width); gives its pixels without data."""
+        """Adds the values of one window, (C, height, width); returns its number of pixels without data."""
         known = np.isfinite(values)
         self.pixels += values[0].size
         missing = int((~known.all(axis=0)).sum())
@@ -90,7 +86,7 @@ class Report:
         counts: role -> pixels of each class, (K,); role `unused` for labelled pixels without a role.
         leaks: (view, core) -> fraction of test pixels whose view holds a training or validation pixel.
         confirmed: which of the scene file's `counts` are those of the files.
-        faults: everything that has to be mended.
+        faults: everything that has to be corrected.
     """
 
     file: SceneFile | None = None
@@ -103,7 +99,7 @@ class Report:
 
     @property
     def close_colours(self) -> list[ClosePair]:
-        """Pairs of classes whose colours are hard to tell apart, with full colour vision or without."""
+        """Pairs of classes whose colours are hard to distinguish, with full colour vision or without."""
         return close_pairs([c.rgb for c in self.file.legend]) if self.file is not None and self.counts else []
 
 
@@ -112,12 +108,12 @@ def check(
     views: Sequence[tuple[int, int]] = VIEWS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Looks at everything that a scene file names, and lists all faults in one go.
+    """Checks everything that a scene file names, and lists all faults in one go.
 
     Args:
         path: the scene file.
         views: (view, core) for the leak report, px.
-        progress: told (blocks read, blocks in all).
+        progress: called with (blocks read, blocks in all).
     """
     report = Report()
     try:
@@ -172,9 +168,9 @@ def _check_modalities(report: Report, scenes: Sequence[Scene], progress: Callabl
         if row.undeclared:
             report.faults.append(
                 SceneError(
-                    f"`{name}` holds NaN or infinity in {row.undeclared} pixels, which its nodata does not announce",
+                    f"`{name}` holds NaN or infinity in {row.undeclared} pixels, which its nodata does not declare",
                     "finite values, or a declared nodata",
-                    f"set `nodata: .nan` for `{name}` if these pixels have no data, else mend the raster",
+                    f"set `nodata: .nan` for `{name}` if these pixels have no data, else correct the raster",
                 )
             )
         if row.pixels and row.missing == row.pixels:

@@ -11,7 +11,7 @@ from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION, Roles
 
 
 def leak_fraction(roles: Sequence[Roles], view: int, core: int = 1, stride: int | None = None) -> float:
-    """The fraction of test pixels that get logits from a view which holds a pixel that was trained or validated on.
+    """The fraction of test pixels whose logits come from a view which holds a training or validation pixel.
 
     Args:
         roles: one array per scene.
