@@ -11,6 +11,7 @@ import itertools
 import os
 import struct
 import threading
+import warnings
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -321,9 +322,15 @@ def _hdf5_node(path: str, variable: str) -> Iterator[Hdf5Node]:
 def _old_node(path: str, variable: str) -> ArrayNode:
     with _readable(path):
         top, steps = parts_of(variable)
-        # Whole doubles may be stored in a byte each. `whosmat` gives the class of variables, so that they can stay so;
-        # of what structs hold only the values themselves give it.
-        whole = scipy.io.loadmat(path, variable_names=[top], mat_dtype=bool(steps))
+        # Whole doubles may be stored in a byte each. The class of a variable is in its header; that of a field is only
+        # known if scipy converts it, which drops imaginary parts with a warning.
+        with warnings.catch_warnings(record=True) as dropped:
+            warnings.simplefilter("always", np.exceptions.ComplexWarning)
+            whole = scipy.io.loadmat(path, variable_names=[top], mat_dtype=bool(steps))
+        if dropped:
+            stored = follow(ArrayNode(scipy.io.loadmat(path, variable_names=[top])[top]), variable, path)
+            if stored.value.dtype.kind == "c":
+                return stored
         return follow(ArrayNode(whole[top]), variable, path)
 
 
