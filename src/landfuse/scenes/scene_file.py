@@ -195,15 +195,16 @@ class SceneFile:
         return raster
 
     def _open(self, tile: str, only: Sequence[str] | None) -> tuple[Scene | None, list[LandfuseError]]:
+        """A tile, and all its faults; no tile if its reference cannot be opened, but the faults of its other files."""
         settings = self.settings
         faults: list[LandfuseError] = []
-        wanted = list(settings.modalities) if only is None else [name for name in only if name in settings.modalities]
+        grid: Grid | None = None
         reference = settings.reference_name
         sources: dict[str, Any] = {"labels": settings.labels, **settings.modalities}
         try:
             own = self._raster(tile, sources[reference], f"{self.path}: `{reference}`", None)
             grid = own.grid
-            if grid.crs is None and settings.georeferenced and not isinstance(own, MatRaster):
+            if own.grid.crs is None and settings.georeferenced and not isinstance(own, MatRaster):
                 faults.append(
                     GridError(
                         f"{own.path}, the reference, has no CRS",
@@ -212,55 +213,48 @@ class SceneFile:
                     )
                 )
         except LandfuseError as error:
-            return None, [error, *self._beside(tile, [name for name in wanted if name != reference])]
+            faults.append(error)
+            del sources[reference]
+        labels = sources.pop("labels", None)
         modalities: dict[str, SceneModality] = {}
-        for name in wanted:
+        for name in settings.modalities if only is None else only:
+            if name not in sources:
+                continue
             m = settings.modalities[name]
             try:
-                fine = grid.zoomed(m.zoom)
+                fine = grid and grid.zoomed(m.zoom)
                 own = self._raster(tile, m, f"{self.path}: `{name}`", fine)
-                modalities[name] = SceneModality(_placed(own, fine, name), m.zoom, m.units)
+                if fine:
+                    modalities[name] = SceneModality(_placed(own, fine, name), m.zoom, m.units)
             except LandfuseError as error:
                 faults.append(error)
-        labels = None
-        if settings.labels is not None:
+        read_labels = None
+        if labels is not None:
             try:
-                labels = self._label_reader(tile, settings.labels, grid)
+                read_labels = self._label_reader(tile, labels, grid)
             except LandfuseError as error:
                 faults.append(error)
+        if grid is None:
+            return None, faults
         legend = self.legend if settings.legend else Legend((LandClass("unknown", 0, "#000000"),))
-        return Scene(tile, grid, modalities, legend, labels), faults
+        return Scene(tile, grid, modalities, legend, read_labels), faults
 
-    def _beside(self, tile: str, names: Sequence[str]) -> list[LandfuseError]:
-        """Faults of a tile's other files, if the reference grid is not known."""
-        faults: list[LandfuseError] = []
-        labels = self.settings.labels
-        for name in [*names, *(["labels"] if labels and self.settings.reference_name != "labels" else [])]:
-            try:
-                if name in self.settings.modalities:
-                    self._raster(tile, self.settings.modalities[name], f"{self.path}: `{name}`", None)
-                elif labels and labels.path:
-                    self._raster(tile, labels, f"{self.path}: `labels`", None)
-                elif labels:
-                    self._polygons(tile, labels)
-            except LandfuseError as error:
-                faults.append(error)
-        return faults
-
-    def _polygons(self, tile: str, labels: LabelSettings) -> tuple[tuple[str, ...], Join | None]:
-        """The vector files of a tile's labels, found to be readable."""
-        paths = tuple(str(self._resolve(path, tile)) for path in labels.polygons)
-        join = Join(str(self._resolve(labels.join.path, tile)), labels.join.key) if labels.join else None
-        read_polygons(paths, str(labels.attribute), join)
-        return paths, join
-
-    def _label_reader(self, tile: str, labels: LabelSettings, grid: Grid) -> Callable[[], NDArray[np.uint8]]:
+    def _label_reader(
+        self, tile: str, labels: LabelSettings, grid: Grid | None
+    ) -> Callable[[], NDArray[np.uint8]] | None:
+        """What reads a tile's labels, whose files are found to be readable; None if the reference grid is not known."""
         if labels.polygons:
-            paths, join = self._polygons(tile, labels)
+            paths = tuple(str(self._resolve(path, tile)) for path in labels.polygons)
+            join = Join(str(self._resolve(labels.join.path, tile)), labels.join.key) if labels.join else None
+            read_polygons(paths, str(labels.attribute), join)
+            if grid is None:
+                return None
             return partial(_burnt, paths, labels, join, grid, self.settings.legend, self.legend)
         rasters = []
         for one in labels.rasters:
             own = self._raster(tile, one, f"{self.path}: `labels`", grid)
+            if grid is None:
+                continue
             if not isinstance(own, MatRaster) and own.own_grid != grid:
                 raise GridError(
                     f"the labels {own.path} are off the reference grid: {own.own_grid}",
@@ -270,7 +264,7 @@ class SceneFile:
                     else "cut them into one raster per tile, and name these by `{tile}`",
                 )
             rasters.append(_placed(own, grid, "labels"))
-        return partial(_codes, rasters, labels, self.legend)
+        return partial(_codes, rasters, labels, self.legend) if grid else None
 
 
 def _natural(name: str) -> list[int | str]:
