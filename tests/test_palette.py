@@ -25,7 +25,7 @@ def test_cielab_is_that_of_another_library() -> None:
 @pytest.mark.parametrize(
     ("vision", "known"),
     [
-        # colorspacious 1.1.2, "sRGB1+CVD" with severity 100; sRGB that lies within 0..1
+        # colorspacious 1.1.2, "sRGB1+CVD" with severity 100; sRGB within 0..1
         ("protanopia", [[0.60773, 0.70167, 0.92359], [0.6053, 0.5711, 0.44159], [0.18373, 0.38686, 0.68241]]),
         ("deuteranopia", [[0.52836, 0.64345, 0.91032], [0.54218, 0.52515, 0.4623], [0.01285, 0.33637, 0.66439]]),
     ],

@@ -82,7 +82,7 @@ def test_scenes_and_their_faults_need_no_torch(units: Any, tmp_path: Path) -> No
         assert "`modalities.s2.units` is ['no', 'text']: Input should be a valid string" in ended.stderr
 
 
-def test_close_colours_are_told_in_words_and_are_no_fault(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+def test_close_colours_are_reported_and_are_no_fault(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     text = write_scene(tmp_path)
     for kind, colour in zip(text["legend"], ("#C45A28", "#0000C8", "#78781E"), strict=True):
         kind["colour"] = colour
@@ -125,11 +125,11 @@ def test_statistics_do_not_depend_on_blocks(tmp_path: Path, monkeypatch: pytest.
     path = save(tmp_path, write_scene(tmp_path))
     one = check(path).modalities["s2"]
     monkeypatch.setattr(sys.modules["landfuse.scenes.check"], "_BLOCK", 7)
-    told: list[tuple[int, int]] = []
-    many = check(path, progress=lambda done, total: told.append((done, total))).modalities["s2"]
+    seen: list[tuple[int, int]] = []
+    many = check(path, progress=lambda done, total: seen.append((done, total))).modalities["s2"]
     assert (one.low, one.high, one.pixels) == (many.low, many.high, many.pixels)
     assert one.mean == pytest.approx(many.mean)
-    assert told[-1] == (42, 42)
+    assert seen[-1] == (42, 42)
 
 
 def test_classes_and_leaks(tmp_path: Path) -> None:
@@ -272,10 +272,10 @@ def test_all_faults_in_one_go(tmp_path: Path, landfuse: Callable[..., Any]) -> N
         "`ice` has no labelled pixel",
     ]  # fmt: skip
     report = check(save(tmp_path, text))
-    told = [str(fault) for fault in report.faults]
-    assert len(told) == len(expected)
+    messages = [str(fault) for fault in report.faults]
+    assert len(messages) == len(expected)
     for part in expected:
-        assert sum(part in line for line in told) == 1
+        assert sum(part in line for line in messages) == 1
     text["legend"] = text["legend"][:2]
     code, out, err = landfuse("check", str(save(tmp_path, text)))
     assert code == 2
@@ -294,14 +294,14 @@ def test_faults_of_several_tiles_in_one_go(tmp_path: Path) -> None:
         m["path"] = m["path"].replace(".tif", "_{tile}.tif")
     text["legend"].append({"name": "only in a tile whose labels are wrong", "code": 100})
     report = check(save(tmp_path, text))
-    told = [str(fault) for fault in report.faults]
-    assert len(told) == 3
+    messages = [str(fault) for fault in report.faults]
+    assert len(messages) == 3
     for part in ("dem_a.tif", "labels_b.tif hold the codes 101, 102, 103", "s2_c.tif has 3 bands"):
-        assert sum(part in line for line in told) == 1
+        assert sum(part in line for line in messages) == 1
     assert report.tiles == 3
 
 
-def test_wrong_settings_are_told_one_by_one(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+def test_wrong_settings_are_reported_one_by_one(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     text = write_scene(tmp_path)
     text["modalities"]["s2"] |= {"zoom": 0, "unit": "m"}
     text["lables"] = {}

@@ -153,7 +153,7 @@ def test_labels_as_reference(folder: Path, text: dict[str, Any]) -> None:
     assert scene.grid == coarse
     mean = values(4).reshape(4, 8, 3, 10, 3).mean(axis=(2, 4))
     np.testing.assert_allclose(scene.read("s2", coarse.window), mean, rtol=1e-5)
-    np.testing.assert_array_equal(scene.read("dem", coarse.window), values(1, seed=1))  # 3 x 10 m: as it lies
+    np.testing.assert_array_equal(scene.read("dem", coarse.window), values(1, seed=1))  # 3 x 10 m: as it is
     assert scene.labels.shape == (8, 10)
 
 
@@ -281,9 +281,9 @@ def test_explicit_tiles(folder: Path, text: dict[str, Any]) -> None:
     path = tiled(folder, text, ["a", "b", "c"])
     assert [scene.name for scene in open_scenes(path)] == ["c", "a"]
     text["tiles"] = ["c", "d"]
-    told = "\n".join(map(str, faults(save(folder, text))))
+    messages = "\n".join(map(str, faults(save(folder, text))))
     for kind in ("s2", "dem", "labels"):
-        assert f"there is no file {folder / kind / 'd.tif'}" in told
+        assert f"there is no file {folder / kind / 'd.tif'}" in messages
 
 
 def test_tiles_that_are_not_there(folder: Path, text: dict[str, Any]) -> None:
@@ -296,7 +296,7 @@ def test_tiles_that_are_not_there(folder: Path, text: dict[str, Any]) -> None:
         _ = read_scene_file(path).tiles
 
 
-def test_a_tile_that_lacks_a_file_is_told_and_the_others_open(folder: Path, text: dict[str, Any]) -> None:
+def test_a_tile_that_lacks_a_file_is_reported_and_the_others_open(folder: Path, text: dict[str, Any]) -> None:
     path = tiled(folder, text, ["a", "b"])
     (folder / "dem" / "b.tif").unlink()
     scenes, wrong = read_scene_file(path).try_scenes()
@@ -440,7 +440,7 @@ def test_polygons_of_each_tile(folder: Path, text: dict[str, Any]) -> None:
     assert f"there is no file {folder / 'plots_b.gpkg'}" in str(fault)
 
 
-def test_a_fault_that_tiles_share_is_told_once(folder: Path, text: dict[str, Any]) -> None:
+def test_a_fault_that_many_tiles_have_is_reported_once(folder: Path, text: dict[str, Any]) -> None:
     polygons(folder, text)
     labels = text["labels"]
     text["labels"] = {"path": ""}
@@ -559,14 +559,14 @@ def test_files_that_are_wrong(edit: Any, message: str, folder: Path, text: dict[
     assert len(caught.value.faults) == 1
 
 
-def test_faults_beside_a_missing_reference_are_told_too(folder: Path, text: dict[str, Any]) -> None:
+def test_faults_beside_a_missing_reference_are_reported_too(folder: Path, text: dict[str, Any]) -> None:
     (folder / "s2.tif").unlink()
     (folder / "dem.tif").write_text("x")
     text["labels"] = {"polygons": "plots.gpkg", "attribute": "taxon"}
-    told = [str(fault) for fault in faults(save(folder, text))]
-    assert len(told) == 3
+    messages = [str(fault) for fault in faults(save(folder, text))]
+    assert len(messages) == 3
     for part in ("s2.tif", "dem.tif cannot be opened", "plots.gpkg"):
-        assert any(part in line for line in told)
+        assert any(part in line for line in messages)
 
 
 def test_no_split(folder: Path, text: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ def given_masks(masks: dict[str, list[NDArray[Any]]]) -> Any:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "random share": {"kind": "random", "train": 0.3},
+    "random fraction": {"kind": "random", "train": 0.3},
     "random number": {"kind": "random", "train": 20},
     "blocks": {"kind": "blocks", "size": 7, "test": 0.4},
     "blocks with a buffer": {"kind": "blocks", "size": 10, "buffer": 2},
@@ -102,7 +102,7 @@ def test_the_seed_decides(kind: str) -> None:
         assert any((a != b).any() for a, b in zip(first, other, strict=True))
 
 
-def test_random_numbers_and_shares_per_class() -> None:
+def test_random_numbers_and_fractions_per_class() -> None:
     scenes = tiles()
     labels = [scene.labels for scene in scenes]
     size = counts_per_class([np.full(label.shape, TRAIN, np.uint8) for label in labels], labels, K)["train"]
@@ -233,7 +233,7 @@ def test_each_labelled_pixel_tests_in_exactly_one_fold(settings: dict[str, Any])
         np.testing.assert_array_equal(times, scene.labels != UNLABELLED)
 
 
-def test_blocks_go_whole_to_one_role_and_each_class_is_shared_out() -> None:
+def test_blocks_go_whole_to_one_role_and_each_class_is_split() -> None:
     scenes = tiles(3, 60, 60)
     labels = [scene.labels for scene in scenes]
     roles = assign(scenes, split_of(kind="blocks", size=8, test=0.3, validation=0.25), no_mask)
