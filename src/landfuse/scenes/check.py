@@ -97,6 +97,10 @@ class Report:
     confirmed: list[str] = field(default_factory=list)
     faults: list[LandfuseError] = field(default_factory=list)
 
+    def add(self, found: str, expected: str, do: str) -> None:
+        """Adds a fault of the files."""
+        self.faults.append(SceneError(found, expected, do))
+
     @property
     def close_colours(self) -> list[ClosePair]:
         """Pairs of classes whose colours are hard to distinguish, with full colour vision or without."""
@@ -145,12 +149,10 @@ def _check_modalities(report: Report, scenes: Sequence[Scene], progress: Callabl
             row.crs += [] if crs in row.crs else [crs]
             row.warped += bool(getattr(part.raster, "warped", False))
             if part.raster.bands != row.bands:
-                report.faults.append(
-                    SceneError(
-                        f"{part.raster.path} has {part.raster.bands} bands",
-                        f"{row.bands} bands of `{name}`, as in the tile `{scenes[0].name}`",
-                        "choose common bands by `bands`",
-                    )
+                report.add(
+                    f"{part.raster.path} has {part.raster.bands} bands",
+                    f"{row.bands} bands of `{name}`, as in the tile `{scenes[0].name}`",
+                    "choose common bands by `bands`",
                 )
                 broken.add((scene.name, name))
     for done, (scene, block) in enumerate(windows, start=1):
@@ -166,17 +168,13 @@ def _check_modalities(report: Report, scenes: Sequence[Scene], progress: Callabl
         progress(done, len(windows))
     for name, row in report.modalities.items():
         if row.undeclared:
-            report.faults.append(
-                SceneError(
-                    f"`{name}` holds NaN or infinity in {row.undeclared} pixels, which its nodata does not declare",
-                    "finite values, or a declared nodata",
-                    f"set `nodata: .nan` for `{name}` if these pixels have no data, else correct the raster",
-                )
+            report.add(
+                f"`{name}` holds NaN or infinity in {row.undeclared} pixels, which its nodata does not declare",
+                "finite values, or a declared nodata",
+                f"set `nodata: .nan` for `{name}` if these pixels have no data, else correct the raster",
             )
         if row.pixels and row.missing == row.pixels:
-            report.faults.append(
-                SceneError(f"`{name}` has no data anywhere", "values", "check its `nodata`, `scale` and `decibel`")
-            )
+            report.add(f"`{name}` has no data anywhere", "values", "check its `nodata`, `scale` and `decibel`")
 
 
 def _check_labels(
@@ -199,9 +197,7 @@ def _check_labels(
     classes = len(file.legend)
     everything = np.sum([np.bincount(label[label != UNLABELLED], minlength=classes) for label in labels], axis=0)
     if complete and not everything.any():
-        report.faults.append(
-            SceneError("no pixel is labelled", "labels of every class", "check that the labels show the same place")
-        )
+        report.add("no pixel is labelled", "labels of every class", "check that the labels show the same place")
         return
     if complete and file.settings.split is not None:
         try:
@@ -212,18 +208,14 @@ def _check_labels(
     report.counts["unused"] = everything - np.sum([report.counts[name] for name in ROLES], axis=0)
     for index, name in enumerate(file.legend.names):
         if complete and not everything[index]:
-            report.faults.append(
-                SceneError(
-                    f"the class `{name}` has no labelled pixel", "labels of every class", "take it out of the legend"
-                )
+            report.add(
+                f"the class `{name}` has no labelled pixel", "labels of every class", "take it out of the legend"
             )
         elif report.counts["train"].any() and not report.counts["train"][index]:
-            report.faults.append(
-                SceneError(
-                    f"the class `{name}` has no training pixel, but {everything[index]} labelled ones",
-                    "training pixels of every class",
-                    "change the split or its seed, or take the class out of the legend",
-                )
+            report.add(
+                f"the class `{name}` has no training pixel, but {everything[index]} labelled ones",
+                "training pixels of every class",
+                "change the split or its seed, or take the class out of the legend",
             )
     if report.counts["test"].any():
         report.leaks = {(view, core): leak_fraction(roles, view, core) for view, core in views}
@@ -251,9 +243,7 @@ def _compare_sizes(report: Report, counts: CountSettings, scenes: Sequence[Scene
         if found == {published}:
             report.confirmed.append(name)
         else:
-            report.faults.append(
-                SceneError(f"`counts.{name}`: the files have {', '.join(sorted(found)[:4])}", published, _OTHER_DATA)
-            )
+            report.add(f"`counts.{name}`: the files have {', '.join(sorted(found)[:4])}", published, _OTHER_DATA)
 
 
 def _compare_classes(report: Report, counts: CountSettings, names: Sequence[str]) -> None:
@@ -274,13 +264,11 @@ def _compare_classes(report: Report, counts: CountSettings, names: Sequence[str]
             if there != wanted
         ]
         if differing:
-            report.faults.append(
-                SceneError(
-                    f"the pixels of `{name}` are not the published ones in {len(differing)} of {len(names)} classes: "
-                    + "; ".join(differing),
-                    f"{sum(published):,} pixels, as `counts` of the scene file says",
-                    _OTHER_DATA,
-                )
+            report.add(
+                f"the pixels of `{name}` are not the published ones in {len(differing)} of {len(names)} classes: "
+                + "; ".join(differing),
+                f"{sum(published):,} pixels, as `counts` of the scene file says",
+                _OTHER_DATA,
             )
         else:
             report.confirmed.append(name)

@@ -199,7 +199,7 @@ def _distribute(
     goal = fractions[:, None] * weight.sum(axis=0)
     best, least = np.zeros(len(counts), dtype=np.int64), np.inf
     for _ in range(max(1, min(_TRIES, 20_000 // max(1, len(counts))))):
-        # The largest first, to the needy; what is large is blurred at random, so that the seed matters.
+        # The largest first, to the part that needs it most; sizes are blurred at random, so that the seed matters.
         order = np.argsort(-weight.max(axis=1) * rng.uniform(0.3, 1, len(counts)), kind="stable")
         held = np.zeros(goal.shape)
         parts = np.zeros(len(counts), dtype=np.int64)
@@ -219,8 +219,9 @@ def _buffered(roles: Roles, buffer: int) -> Roles:
     """Removes pixels near a test block from the other roles, and those near a validation block from training."""
     if not buffer:
         return roles
-    near_test = _dilated(roles == TEST, buffer)
-    near_validation = _dilated(roles == VALIDATION, buffer)
+    near_test, near_validation = (
+        maximum_filter(roles == role, size=2 * buffer + 1, mode="constant", cval=False) for role in (TEST, VALIDATION)
+    )
     result = roles.copy()
     result[near_test & (roles != TEST)] = UNUSED
     result[near_validation & (roles == TRAIN)] = UNUSED
@@ -253,14 +254,6 @@ def _by_tiles(
         drawn = _distribute(counts, np.array([split.validation, 1 - split.validation]), rng)
         role_of[training[drawn == 0]] = VALIDATION
     return [np.full(label.shape, role, dtype=np.uint8) for label, role in zip(labels, role_of, strict=True)]
-
-
-def _dilated(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
-    """Pixels within `reach` (in rows and in columns) of a true pixel."""
-    if not mask.any() or not reach:
-        return mask
-    grown: NDArray[np.bool_] = maximum_filter(mask, size=2 * reach + 1, mode="constant", cval=False)
-    return grown
 
 
 def counts_per_class(
