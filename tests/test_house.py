@@ -29,7 +29,7 @@ ONLY_IN = {
     "scipy.io": {"rasters/matlab.py"},
     "h5py": {"rasters/matlab.py"},
     "geopandas": {"rasters/polygons.py", "rasters/vector_map.py"},
-    "pyogrio": {"rasters/polygons.py", "rasters/vector_map.py"},
+    "pyogrio": {"rasters/polygons.py"},
     "matplotlib": {"figures/figures.py"},
     "sklearn": {"models/forest.py"},
     "segmentation_models_pytorch": {"models/stacked.py"},

@@ -116,7 +116,7 @@ def test_codes_are_turned_piece_by_piece_as_if_at_once(monkeypatch: pytest.Monke
 
 
 def test_default_colours_differ_and_are_valid() -> None:
-    colours = [default_colour(index) for index in range(18)]
-    assert len(set(colours)) == 18
-    assert default_colour(18) == colours[0]
+    colours = [default_colour(index) for index in range(40)]
+    assert len(set(colours)) == 40
+    assert default_colour(40) == colours[0]
     Legend(tuple(LandClass(str(index), index, colour) for index, colour in enumerate(colours)))

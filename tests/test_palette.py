@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from landfuse.legend import default_colour, rgb
+from landfuse.legend import PALETTE, default_colour, rgb
 from landfuse.palette import TOO_CLOSE, VISIONS, close_pairs, distances, lab, seen
 from landfuse.reporting.layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS
 
@@ -25,7 +25,7 @@ def test_cielab_is_that_of_another_library() -> None:
 @pytest.mark.parametrize(
     ("vision", "known"),
     [
-        # colorspacious 1.1.2, "sRGB1+CVD" with severity 100; sRGB that lies within 0..1
+        # colorspacious 1.1.2, "sRGB1+CVD" with severity 100; sRGB within 0..1
         ("protanopia", [[0.60773, 0.70167, 0.92359], [0.6053, 0.5711, 0.44159], [0.18373, 0.38686, 0.68241]]),
         ("deuteranopia", [[0.52836, 0.64345, 0.91032], [0.54218, 0.52515, 0.4623], [0.01285, 0.33637, 0.66439]]),
     ],
@@ -56,7 +56,16 @@ def test_equal_colours_are_close_in_every_vision_and_far_ones_in_none() -> None:
     assert close_pairs([BLUE]) == close_pairs([]) == []
 
 
-def test_the_default_colours_of_classes_can_be_told_apart_in_every_vision() -> None:
+def test_the_default_colours_of_classes_differ_from_each_other_and_from_white() -> None:
+    colours = [rgb(colour) for colour in PALETTE]
+    assert len(colours) == 40
+    between = distances([*colours, (255, 255, 255)], "full colour vision")
+    between[np.diag_indices(41)] = np.inf
+    assert between[:40, :40].min() > 17
+    assert between[40].min() > 19, "unlabelled pixels are white on paper"
+
+
+def test_the_first_default_colours_differ_in_every_vision() -> None:
     colours = [rgb(default_colour(index)) for index in range(18)]
     assert close_pairs(colours[:12], 16) == []
     assert close_pairs(colours, 15) == []

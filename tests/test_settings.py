@@ -1,4 +1,4 @@
-"""Strict YAML: every wrong key is told with the nearest right one, all in one go."""
+"""Strict YAML: every wrong key is reported with the nearest right one, all in one go."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def test_all_faults_in_one_go() -> None:
         parse(Tree, values, "tree.yaml")
     assert isinstance(caught.value, FaultsError)
     assert len(caught.value.faults) == 6
-    told = str(caught.value)
+    messages = str(caught.value)
     for part in ("`name` is missing", "`height` is", "`leafs`", "`trunk.kind`", "`leaves.0.width`", "`leaves.1.colr`"):
-        assert part in told
+        assert part in messages
 
 
 def test_own_checks_speak_without_a_prefix() -> None:
@@ -233,15 +233,15 @@ ABLATION = {"base": "recipe.yaml", "variants": {"full": {}}}
         ("an ablation", RECIPE, "landfuse train"),
     ],
 )
-def test_a_file_of_another_kind_is_told_by_its_kind(
+def test_a_file_of_another_kind_is_reported_by_its_kind(
     tmp_path: Path, kind: str, given: dict[str, object], do: str
 ) -> None:
     path = tmp_path / "file.yaml"
     path.write_text(yaml.safe_dump(given))
-    with pytest.raises(SettingsError) as told:
+    with pytest.raises(SettingsError) as caught:
         read_kind(kind, path)
-    assert told.value.expected == kind
-    assert do.format(folder=tmp_path) in told.value.do
+    assert caught.value.expected == kind
+    assert do.format(folder=tmp_path) in caught.value.do
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_file_of_another_kind_is_told_by_its_kind(
         ("a scene file", SCENE),
         ("a recipe", RECIPE),
         ("an ablation", ABLATION),
-        ("a recipe", {"scene": "hill.yaml"}),  # what is missing is told by `parse`
+        ("a recipe", {"scene": "hill.yaml"}),  # what is missing is reported by `parse`
         ("a recipe", SCENE | RECIPE),
     ],
 )

@@ -1,16 +1,16 @@
 """The errors of landfuse, drawn as a tree.
 
-    LandfuseError                  anything a user can mend; the command ends with exit code 2
+    LandfuseError                  anything a user can correct; the command ends with exit code 2
     ├── SettingsError (ValueError)     a recipe or scene file that cannot be understood
     ├── SceneError (ValueError)        rasters or labels that are wrong in themselves
     │   ├── MissingFileError (FileNotFoundError)
-    │   └── GridError                  rasters that do not lie on each other
+    │   └── GridError                  rasters whose grids do not fit together
     ├── SplitError (ValueError)        a split that leaves nothing to learn from or to test on
     ├── ModelError (ValueError)        a model that cannot take this scene
     ├── BundleError (ValueError)       a saved classifier that is broken, newer, or for another scene
     ├── OutputError (OSError)          results that cannot be written
     ├── IncompleteError                a map that lacks blocks; the command ends with exit code 3
-    ├── ClusterError (ConnectionError) a scheduler or workers that cannot be reached, or do not hold out
+    ├── ClusterError (ConnectionError) a scheduler or workers that cannot be reached, or fail
     ├── MissingExtraError (ImportError) an optional dependency that is not installed
     └── FaultsError                    several of the above, found in one go
 
@@ -24,11 +24,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _SHOWN = 20
-"""Blocks that a message lists."""
+"""Blocks that a message names."""
 
 
 class LandfuseError(Exception):
-    """A fault that the user can mend.
+    """A fault that the user can correct.
 
     Args:
         found: what is wrong, naming the file, key or band.
@@ -64,7 +64,7 @@ class MissingFileError(SceneError, FileNotFoundError):
 
 
 class GridError(SceneError):
-    """Rasters that do not lie on each other."""
+    """Rasters whose grids do not fit together."""
 
 
 class SplitError(LandfuseError, ValueError):
@@ -80,11 +80,11 @@ class BundleError(LandfuseError, ValueError):
 
 
 class OutputError(LandfuseError, OSError):
-    """Results that cannot be written where they were asked for."""
+    """Results that cannot be written."""
 
 
 class IncompleteError(LandfuseError):
-    """A map that is there, and lacks blocks.
+    """A map that was written, and lacks blocks.
 
     Args:
         path: of the map.
@@ -103,12 +103,12 @@ class IncompleteError(LandfuseError):
         super().__init__(
             f"{path} is incomplete: {len(faults)} of {blocks} blocks cannot be read{lines}",
             "rasters that can be read everywhere",
-            "the same command repeats these blocks only; where a raster had to be replaced, start anew by --restart",
+            "the same command repeats these blocks only; where a raster had to be replaced, start over by --restart",
         )
 
 
 class ClusterError(LandfuseError, ConnectionError):
-    """A scheduler or workers that cannot be reached, or do not hold out."""
+    """A scheduler or workers that cannot be reached, or fail."""
 
 
 class MissingExtraError(LandfuseError, ImportError):

@@ -1,4 +1,4 @@
-"""A file is whole or absent (P3): it is written under another name and takes its own when it is done."""
+"""A file is whole or absent (P3): it is written under another name, and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ from landfuse.errors import LandfuseError, OutputError
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Gives a name to write to; the file takes its own name at the end, and is gone if anything fails.
+    """Yields a temporary name to write to; the file is renamed at the end, and removed if anything fails.
 
-    Args:
-        path: of the file; its folder is made.
-
-    Raises:
-        OutputError: if it cannot be written.
+    Makes the folder; raises an OutputError if the file cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
@@ -36,7 +32,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(path, error) from None
     finally:
-        with suppress(OSError):  # where the folder is none, there is nothing to remove either
+        with suppress(OSError):  # without a folder there is nothing to remove
             partial.unlink(missing_ok=True)
 
 

@@ -20,37 +20,25 @@ UNLABELLED = 255
 
 _CHUNK = 1 << 20  # pixels at a time: the place of a pixel's code takes 8 bytes, its class 1
 
-# The first seven are Okabe and Ito's (2008), the others were searched for: any two of all lie at least 15 apart in
-# CIELAB with full colour vision, protanopia, deuteranopia and tritanopia; and none comes near white.
-_PALETTE = [
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-    "#505050",
-    "#BBDDAA",
-    "#552200",
-    "#8877FF",
-    "#440088",
-    "#BB2211",
-    "#223344",
-    "#CCAAAA",
-    "#335577",
-    "#885544",
-    "#AADDFF",
-]
+PALETTE = (
+    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#505050",
+    "#BBDDAA", "#552200", "#8877FF", "#440088", "#BB2211", "#223344", "#CCAAAA", "#335577",
+    "#885544", "#AADDFF", "#11FF22", "#0000FF", "#FF00EE", "#FF0099", "#22AA00", "#004411",
+    "#00EEEE", "#00FFBB", "#BBFF00", "#FF8877", "#FF88FF", "#BBFF88", "#779933", "#FFCC88",
+    "#886600", "#9933EE", "#440022", "#BBAAFF", "#002266", "#AA1155", "#AA1199", "#FF0055",
+)  # fmt: skip
+"""Colours of classes that name none. Any two are at least 17 apart in CIELAB, and none is near white. The first 18,
+which begin with those of Okabe and Ito (2008), are at least 15 apart with protanopia, deuteranopia and tritanopia too.
+"""
 
 
 def default_colour(index: int) -> str:
-    """The colour of the class at this place in a legend that names none, as `#RRGGBB`."""
-    return _PALETTE[index % len(_PALETTE)]
+    """The colour of the class at this place in a legend that names none, as `#RRGGBB`; repeats after 40."""
+    return PALETTE[index % len(PALETTE)]
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
-    """A colour, `#RRGGBB`, as three numbers from 0 to 255."""
+    """Converts a colour, `#RRGGBB`, to three numbers from 0 to 255."""
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
@@ -59,7 +47,7 @@ class LandClass:
     """One land-cover class.
 
     Args:
-        name: as people say it.
+        name: for people.
         code: its value in label rasters and maps, 0..254.
         colour: `#RRGGBB`.
         scored: whether its own scores enter the means over classes (AA, mF1, mIoU).
@@ -92,7 +80,7 @@ class LandClass:
 
 @dataclass(frozen=True)
 class Legend:
-    """The classes of a scene, in order; iterating gives `LandClass`es, the length is K."""
+    """The classes of a scene, in order; iterating yields `LandClass`es, the length is K."""
 
     classes: tuple[LandClass, ...]
 
@@ -109,7 +97,9 @@ class Legend:
                     "merge the classes or rename one of them",
                 )
         if not any(c.scored for c in self.classes):
-            raise SettingsError("no class of the legend is scored", "at least one without `scored: false`", "mend it")
+            raise SettingsError(
+                "no class of the legend is scored", "at least one without `scored: false`", "score a class"
+            )
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -122,17 +112,17 @@ class Legend:
 
     @property
     def names(self) -> list[str]:
-        """The names, in order."""
+        """Names of the classes."""
         return [c.name for c in self.classes]
 
     @property
     def scored(self) -> NDArray[np.bool_]:
-        """Which classes enter the means over classes, in order: (K,)."""
+        """Whether each class enters the means over classes: (K,)."""
         return np.array([c.scored for c in self.classes], dtype=bool)
 
     @property
     def codes(self) -> NDArray[np.uint8]:
-        """The codes, in order: (K,) uint8."""
+        """Codes of the classes: (K,) uint8."""
         return np.array([c.code for c in self.classes], dtype=np.uint8)
 
     def to_classes(
@@ -142,13 +132,12 @@ class Legend:
         unlisted: str = "error",
         where: str = "the labels",
     ) -> NDArray[np.uint8]:
-        """Turns codes, as files hold them, into classes.
+        """Converts codes, as files hold them, to classes.
 
         Args:
             codes: any shape, whole numbers.
             ignored: further codes that mean "unlabelled" (255 always does).
-            unlisted: what to do with codes that stand neither in the legend nor in `ignored`:
-                "error" or "unlabelled".
+            unlisted: what codes outside the legend and `ignored` are: "error" or "unlabelled".
             where: names the source in the message.
 
         Returns:
@@ -176,7 +165,7 @@ class Legend:
         return classes.reshape(codes.shape)
 
     def to_codes(self, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Turns classes (0..K-1 or `UNLABELLED`) into the codes that files hold, same shape, uint8."""
+        """Converts classes (0..K-1 or `UNLABELLED`) to the codes that files hold, same shape, uint8."""
         table = np.full(256, UNLABELLED, dtype=np.uint8)
         table[: len(self)] = self.codes
         return table[classes]

@@ -1,4 +1,4 @@
-"""Whether colours can be told apart, also without full colour vision."""
+"""Which colours are hard to distinguish, with full colour vision or without."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VISIONS = ("full colour vision", "protanopia", "deuteranopia", "tritanopia")
 
 TOO_CLOSE = 12.0
 """Colours nearer than this in CIELAB are hard to match to a legend: about five times the 2.3 that can just be seen
-where two patches touch (Mahy et al. 1994, Color Research and Application 19), since on a map they lie apart."""
+where two patches touch (Mahy et al. 1994, Color Research and Application 19), since on a map they are far apart."""
 
 # Machado, Oliveira and Fernandes 2009, doi:10.1109/TVCG.2009.113: severity 1, on linear RGB.
 _SEEN = {
@@ -40,14 +40,7 @@ _WHITE = _XYZ.sum(axis=1)
 
 @dataclass(frozen=True)
 class ClosePair:
-    """Two colours that are hard to tell apart.
-
-    Args:
-        first: place of the one.
-        second: place of the other.
-        vision: in which vision they are nearest, one of `VISIONS`.
-        distance: in CIELAB.
-    """
+    """Two colours that are hard to distinguish: their places, the vision in which they are nearest, and how near."""
 
     first: int
     second: int
@@ -55,21 +48,13 @@ class ClosePair:
     distance: float
 
 
-def _linear(rgb: ArrayLike) -> NDArray[np.float64]:
-    shares = np.asarray(rgb, np.float64) / 255
-    return np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
-
-
 def seen(rgb: ArrayLike, vision: str) -> NDArray[np.float64]:
     """Colours as someone with this vision sees them: (..., 3) sRGB 0..255 -> linear RGB 0..1.
 
-    Args:
-        rgb: (..., 3), 0..255.
-        vision: one of `VISIONS`.
-
     Source: Machado et al. 2009, doi:10.1109/TVCG.2009.113, equation 9.
     """
-    linear = _linear(rgb)
+    srgb = np.asarray(rgb, np.float64) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     if vision in _SEEN:
         linear = linear @ np.array(_SEEN[vision]).T
     return np.clip(linear, 0, 1)
@@ -88,18 +73,13 @@ def lab(linear: ArrayLike) -> NDArray[np.float64]:
 
 
 def distances(colours: Sequence[tuple[int, int, int]], vision: str) -> NDArray[np.float64]:
-    """How far colours lie from each other in CIELAB, as seen in a vision: (K, K)."""
+    """Distances of sRGB colours, 0..255, from each other in CIELAB, as seen in a vision: (K, K)."""
     places = lab(seen(np.array(colours, np.float64).reshape(-1, 3), vision))
     return np.linalg.norm(places[:, None] - places[None], axis=-1)
 
 
 def close_pairs(colours: Sequence[tuple[int, int, int]], limit: float = TOO_CLOSE) -> list[ClosePair]:
-    """The pairs that come nearer than `limit` in some vision, the nearest first.
-
-    Args:
-        colours: sRGB, 0..255.
-        limit: distance in CIELAB.
-    """
+    """The pairs of sRGB colours, 0..255, that come nearer than `limit` in some vision, the nearest first."""
     tables = {vision: distances(colours, vision) for vision in VISIONS}
     pairs = []
     for i, j in combinations(range(len(colours)), 2):

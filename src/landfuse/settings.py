@@ -1,15 +1,13 @@
-"""Strict YAML to typed settings: unknown keys are errors with a suggestion, all faults are told in one go."""
+"""Strict YAML to typed settings: unknown keys are errors with a suggestion, all faults are listed in one go."""
 
 from __future__ import annotations
 
-import collections.abc
 import difflib
 import os
 import re
-import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import pydantic
 import yaml
@@ -50,7 +48,7 @@ class _Loader(yaml.SafeLoader):
     """YAML whose mappings name each key once; PyYAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuses keys that come twice; a key taken over by `<<` may be overridden."""
+        """Refuses keys that come twice; a key merged by `<<` may be overridden."""
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
@@ -68,7 +66,7 @@ KINDS = {
     "a recipe": ({"scene", "model"}, "`landfuse train` takes it; a look at its scene is `landfuse check {scene}`"),
     "an ablation": ({"base", "variants"}, "`landfuse ablation` takes it; its recipe is {base}"),
 }
-"""What files of settings there are: the keys that tell one from the others, and what takes it."""
+"""What files of settings there are: the keys that distinguish one from the others, and the command that reads it."""
 
 
 def kind_of(values: Mapping[str, Any]) -> str | None:
@@ -115,7 +113,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise SettingsError(
-            f"{path} is not valid YAML: {error}", "YAML: each key once, no tabs", "mend the line named above"
+            f"{path} is not valid YAML: {error}", "YAML: each key once, no tabs", "correct the line named above"
         ) from None
     if not isinstance(values, dict):
         found = "is empty" if values is None else f"holds a {type(values).__name__}"
@@ -138,24 +136,25 @@ def parse(kind: type[S], values: Mapping[str, Any], where: str, *, saved: bool =
     try:
         return kind.model_validate(dict(values), context={"saved": saved})
     except pydantic.ValidationError as error:
-        told = list(dict.fromkeys(_fault(kind, fault) for fault in error.errors()))
-        faults = [SettingsError(f"{where}: {fault}") for fault in told]
+        messages = dict.fromkeys(_message(kind, values, fault) for fault in error.errors())
+    faults = [SettingsError(f"{where}: {message}") for message in messages]
     raise faults[0] if len(faults) == 1 else SettingsFaultsError(faults)
 
 
-def _fault(kind: type[Settings], fault: Any) -> str:
-    keys, places = _walk(kind, fault["loc"])
-    key = ".".join(keys)
+def _message(kind: type[Settings], values: Mapping[str, Any], fault: Any) -> str:
+    """One entry of pydantic's list of errors in words."""
+    key, kinds = _key(values, fault["loc"]), _kinds_at(kind, fault["loc"])
     if fault["type"] == "extra_forbidden":
-        known = sorted({name for place in _walk(kind, fault["loc"][:-1])[1] for name in _fields(place)})
-        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+        name = str(fault["loc"][-1])
+        known = sorted({field for one in _kinds_at(kind, fault["loc"][:-1]) for field in one.model_fields})
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
         return f"unknown key `{key}`; {hint}"
     if fault["type"] == "missing":
-        return f"the key `{key}` is missing"
+        return f"the key `{'.'.join([*([key] if key else []), str(fault['loc'][-1])])}` is missing"
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         tag = fault["ctx"]["discriminator"].strip("'")
-        tags = [value for place in places for value in _tags(place, tag)]
+        tags = [value for one in kinds for value in _choices(one, tag)]
         if fault["type"] == "union_tag_not_found":
             return f"the key `{key}.{tag}` is missing; one of: {', '.join(tags)}"
         near = difflib.get_close_matches(str(fault["ctx"]["tag"]), tags, n=1)
@@ -166,63 +165,43 @@ def _fault(kind: type[Settings], fault: Any) -> str:
     return f"`{key}` is {shown if len(shown) < 80 else shown[:77] + '...'}: {message}" if key else message
 
 
-def _walk(kind: Any, location: Iterable[str | int]) -> tuple[list[str], list[Any]]:
-    """Follows pydantic's location of a fault: the keys as the file has them, and the types at that place.
-
-    The location also names the members of unions, by their tag or type, which the file does not.
-    """
-    keys: list[str] = []
-    places = _members(kind)
+def _key(values: Any, location: Iterable[str | int]) -> str:
+    """Where a fault is, as the file has it: pydantic also names members of unions, which are no keys of the file."""
+    keys = []
     for part in location:
-        if part == "[key]":  # it is the key that is wrong, not its value
-            continue
-        following = [member for place in places for found in _below(place, part) for member in _members(found)]
-        chosen = [place for place in places if part in _names(place)] if not following and len(places) > 1 else []
-        if chosen:
-            places = chosen
-        else:
+        listed = isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)
+        if listed or (isinstance(values, Mapping) and part in values):
             keys.append(str(part))
-            places = following
-    return keys, places
+            values = values[part]
+    return ".".join(keys)
 
 
-def _members(annotation: Any) -> list[Any]:
-    """The types that an annotation stands for: itself, or the members of a union."""
-    if get_origin(annotation) is Annotated:
-        return _members(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [member for part in get_args(annotation) if part is not type(None) for member in _members(part)]
-    return [annotation]
+def _kinds_at(kind: type[Settings], location: Iterable[str | int]) -> list[type[Settings]]:
+    """The settings classes that a place may hold."""
+    kinds = [kind]
+    for part in location:
+        fields = [one.model_fields[str(part)] for one in kinds if part in one.model_fields]
+        below = [inner for field in fields for inner in _kinds_in(field.annotation)]
+        named = [one for one in kinds if part in _names(one)]
+        kinds = below or named or kinds
+    return kinds
 
 
-def _below(place: Any, part: str | int) -> list[Any]:
-    """The annotations that a key or index of a type leads to."""
-    if _fields(place):
-        field = place.model_fields.get(str(part))
-        return [field.annotation] if field is not None else []
-    origin = get_origin(place)
-    if isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):
-        return list(get_args(place)[1:])
-    if isinstance(origin, type) and issubclass(origin, list | tuple | set | frozenset) and isinstance(part, int):
-        return [argument for argument in get_args(place)[:1] if argument is not ...]
-    return []
+def _names(kind: type[Settings]) -> list[str]:
+    """How pydantic may name a member of a union."""
+    return [kind.__name__, *(choice for field in kind.model_fields for choice in _choices(kind, field))]
 
 
-def _fields(place: Any) -> list[str]:
-    return list(place.model_fields) if isinstance(place, type) and issubclass(place, Settings) else []
+def _kinds_in(annotation: Any) -> list[type[Settings]]:
+    """The settings classes that a type names, within unions, lists and mappings too."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [kind for part in get_args(annotation) for kind in _kinds_in(part)]
 
 
-def _names(place: Any) -> list[str]:
-    """How pydantic's locations may name a member of a union."""
-    tags = [value for name in _fields(place) for value in _tags(place, name)]
-    return [*tags, getattr(place, "__name__", str(place))]
-
-
-def _tags(place: Any, field: str) -> list[str]:
-    """The values of a field that tells the members of a union apart."""
-    if field not in _fields(place):
-        return []
-    annotation = place.model_fields[field].annotation
+def _choices(kind: type[Settings], field: str) -> list[str]:
+    """The words that a field of the type `Literal` may hold; none for other fields."""
+    annotation = kind.model_fields[field].annotation if field in kind.model_fields else None
     return [str(value) for value in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 

@@ -83,7 +83,7 @@ def test_a_map_is_opened_counted_and_shown(place: Path, tmp_path: Path) -> None:
     known = (classes != UNLABELLED).sum()
     for k, area in enumerate(areas.values()):
         assert area.pixels == (classes == k).sum()
-        assert area.share == pytest.approx(area.pixels / known)
+        assert area.fraction == pytest.approx(area.pixels / known)
         assert area.hectares == pytest.approx(area.pixels * 100 / 10_000)  # 10 m pixels
     figure = lf.plot(opened)
     (axis,) = panels(figure).values()
@@ -104,7 +104,7 @@ def test_a_map_alone_tells_its_names(place: Path, tmp_path: Path) -> None:
         codes[0] = UNLABELLED
         writer.write(scene.grid.window, codes)
     assert [(c.name, c.code) for c in lf.open_map(nameless).legend] == [("class 7", 7)]
-    assert lf.open_map(nameless).areas()["class 7"].share == 1
+    assert lf.open_map(nameless).areas()["class 7"].fraction == 1
 
 
 def test_a_map_of_another_place_is_refused(place: Path, tmp_path: Path) -> None:

@@ -407,7 +407,7 @@ def test_codes_are_warped_by_nearest(tmp_path: Path) -> None:
 def test_rasters_that_cannot_be_placed(tmp_path: Path) -> None:
     bare = Grid(30, 40, GRID.transform)
     path = write(tmp_path / "x.tif", values(1, GRID), bare)
-    with pytest.raises(GridError, match=r"x\.tif has no CRS and lies on another grid") as caught:
+    with pytest.raises(GridError, match=r"x\.tif has no CRS and is on another grid") as caught:
         GdalRaster(path, onto=GRID).check()
     assert "crs: EPSG:n" in str(caught.value)
     path = write(tmp_path / "y.tif", values(1, GRID))
@@ -543,15 +543,15 @@ def test_colours_and_names_of_a_map(tmp_path: Path) -> None:
         colours = file.colormap(1)
         assert (colours[1], colours[3]) == ((0, 0, 255, 255), (0, 255, 0, 255))
         np.testing.assert_array_equal(file.read(1), codes)
-    # rasterio does not tell of category names; the pyogrio wheel brings no gdalinfo: look as GDAL does, into the
+    # rasterio does not report category names; the pyogrio wheel brings no gdalinfo: look as GDAL does, into the
     # VRT that it makes of the file.
     with rasterio.open(path) as file:
         rasterio.shutil.copy(file, tmp_path / "map.vrt", driver="VRT")
     vrt = (tmp_path / "map.vrt").read_text()
-    told = [
+    names = [
         line.split(">")[1].split("<")[0] for line in vrt.splitlines() if "<Category" in line and "Names" not in line
     ]
-    assert told == ["", "water", "", "wood &amp; &lt;scrub&gt;"]
+    assert names == ["", "water", "", "wood &amp; &lt;scrub&gt;"]
 
 
 def test_what_was_noted_of_a_former_file_goes(tmp_path: Path) -> None:
@@ -643,7 +643,7 @@ def test_a_full_disk(small_disk: Path, tiles: int) -> None:
 
 
 def test_a_file_cut_short_at_closing_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a full disk does where GDAL tells of it in its log only."""
+    """What a full disk does where GDAL reports it in its log only."""
     writer = GeotiffWriter(tmp_path / "x.tif", GRID)
     close = writer._file.close
 
@@ -664,7 +664,7 @@ def test_a_file_cut_short_at_closing_is_noticed(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_write_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = GeotiffWriter(tmp_path / "x.tif", GRID)
 
     class Full:

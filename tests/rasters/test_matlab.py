@@ -240,7 +240,7 @@ def nested(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "x.mat"
 
 
-def test_what_lies_in_structs_and_cells_is_read_by_its_name(nested: Path) -> None:
+def test_what_structs_and_cells_hold_is_read_by_its_name(nested: Path) -> None:
     window = Window(3, 2, 4, 6)
     for name, expected, dtype in (
         ("hsi.Data", CHW, "int16"),
@@ -281,7 +281,7 @@ def test_what_lies_in_structs_and_cells_is_read_by_its_name(nested: Path) -> Non
         ("hsi..Data", r"holds no variable `hsi\.\.Data`", "hsi"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_told(nested: Path, name: str, message: str, expected: str) -> None:
+def test_a_name_that_leads_nowhere_is_reported(nested: Path, name: str, message: str, expected: str) -> None:
     with pytest.raises(SceneError, match=message) as caught:
         read_variable(nested, name)
     assert expected in caught.value.expected.replace(", hsi.id", "")
@@ -344,13 +344,16 @@ def test_bands_that_are_not_there(write: Write, bands: list[int], tmp_path: Path
 def test_not_numeric_in_old_files(tmp_path: Path) -> None:
     cell = np.empty((1, 2), object)
     cell[0, 0], cell[0, 1] = np.zeros(3), "a"
-    variables = {"cell": cell, "struct": {"x": 1.0}, "text": "abc", "complex": np.ones((2, 2)) * 1j}
+    mixed = {"real": np.ones((2, 2)), "complex": np.ones((2, 2)) * 1j}
+    variables = {"cell": cell, "struct": {"x": 1.0}, "text": "abc", "complex": np.ones((2, 2)) * 1j, "mixed": mixed}
     scipy.io.savemat(tmp_path / "x.mat", variables)
     for name in ("cell", "struct", "text"):
         with pytest.raises(SceneError, match=f"`{name}`.*class (cell|struct|char)"):
             open_mat(tmp_path / "x.mat", name, "HW")
-    with pytest.raises(SceneError, match="complex"):
-        read_variable(tmp_path / "x.mat", "complex")
+    for name in ("complex", "mixed.complex"):
+        with pytest.raises(SceneError, match="class complex"):
+            read_variable(tmp_path / "x.mat", name)
+    assert read_variable(tmp_path / "x.mat", "mixed.real").dtype == np.float64
 
 
 def test_not_numeric_in_new_files(tmp_path: Path) -> None:

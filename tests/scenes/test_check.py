@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
 from landfuse.scenes.check import VIEWS, check
-from landfuse.scenes.leaks import leak_share
+from landfuse.scenes.leaks import leak_fraction
 from landfuse.scenes.scene_file import read_scene_file
 
 UTM = "EPSG:32632"
@@ -58,7 +59,30 @@ def save(folder: Path, text: dict[str, Any]) -> Path:
     return folder / "scene.yaml"
 
 
-def test_close_colours_are_told_in_words_and_are_no_fault(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+WITHOUT_TORCH = """
+import sys
+from landfuse.cli import main
+sys.modules.update(torch=None, lightning=None, timm=None)  # an import of these raises
+sys.argv = ["landfuse", "check", sys.argv[1]]
+main()
+"""
+
+
+@pytest.mark.parametrize("units", ["reflectance", ["no", "text"]], ids=["right", "wrong"])
+def test_scenes_and_their_faults_need_no_torch(units: Any, tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    text["modalities"]["s2"]["units"] = units
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(save(tmp_path, text))]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if units == "reflectance":
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert "no fault found" in ended.stdout
+    else:
+        assert ended.returncode == 2
+        assert "`modalities.s2.units` is ['no', 'text']: Input should be a valid string" in ended.stderr
+
+
+def test_close_colours_are_reported_and_are_no_fault(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     text = write_scene(tmp_path)
     for kind, colour in zip(text["legend"], ("#C45A28", "#0000C8", "#78781E"), strict=True):
         kind["colour"] = colour
@@ -71,7 +95,7 @@ def test_close_colours_are_told_in_words_and_are_no_fault(tmp_path: Path, landfu
     for kind in text["legend"]:
         del kind["colour"]
     assert check(save(tmp_path, text)).close_colours == []
-    assert "hard to tell apart" not in landfuse("check", str(path), "--views", "1")[1]
+    assert "hard to distinguish" not in landfuse("check", str(path), "--views", "1")[1]
 
 
 # What it finds ------------------------------------------------------------------------------------------------------
@@ -101,11 +125,11 @@ def test_statistics_do_not_depend_on_blocks(tmp_path: Path, monkeypatch: pytest.
     path = save(tmp_path, write_scene(tmp_path))
     one = check(path).modalities["s2"]
     monkeypatch.setattr(sys.modules["landfuse.scenes.check"], "_BLOCK", 7)
-    told: list[tuple[int, int]] = []
-    many = check(path, progress=lambda done, total: told.append((done, total))).modalities["s2"]
+    seen: list[tuple[int, int]] = []
+    many = check(path, progress=lambda done, total: seen.append((done, total))).modalities["s2"]
     assert (one.low, one.high, one.pixels) == (many.low, many.high, many.pixels)
     assert one.mean == pytest.approx(many.mean)
-    assert told[-1] == (42, 42)
+    assert seen[-1] == (42, 42)
 
 
 def test_classes_and_leaks(tmp_path: Path) -> None:
@@ -120,8 +144,8 @@ def test_classes_and_leaks(tmp_path: Path) -> None:
         expected = [int(((codes() == code) & (roles == value)).sum()) for code in (1, 2, 3)]
         assert report.counts[name].tolist() == expected
     assert list(report.leaks) == list(VIEWS)
-    for (view, core), share in report.leaks.items():
-        assert share == leak_share([roles], view, core)
+    for (view, core), fraction in report.leaks.items():
+        assert fraction == leak_fraction([roles], view, core)
     assert report.leaks[(1, 1)] == report.leaks[(7, 1)] == 0  # halo 3 = buffer
     assert report.leaks[(11, 1)] > 0
 
@@ -199,7 +223,7 @@ FAULTS: dict[str, tuple[Edit, list[str]]] = {
     "no labels at all": (fill("labels.tif", np.zeros((40, 48), np.uint8)), ["no pixel is labelled"]),
     "labels off the grid": (
         fill("labels.tif", codes(), Grid(40, 48, (10.0, 0.0, 500_005.0, 0.0, -10.0, 5_400_000.0), UTM)),
-        ["labels.tif lie off the reference grid", "`reference: labels`"],
+        ["labels.tif are off the reference grid", "`reference: labels`"],
     ),
     "NaN": (with_nan, ["`s2` holds NaN or infinity in 3 pixels", "`nodata: .nan`"]),
     "no CRS": (no_crs, ["s2.tif, the reference, has no CRS", "`crs: EPSG:n`"]),
@@ -248,10 +272,10 @@ def test_all_faults_in_one_go(tmp_path: Path, landfuse: Callable[..., Any]) -> N
         "`ice` has no labelled pixel",
     ]  # fmt: skip
     report = check(save(tmp_path, text))
-    told = [str(fault) for fault in report.faults]
-    assert len(told) == len(expected)
+    messages = [str(fault) for fault in report.faults]
+    assert len(messages) == len(expected)
     for part in expected:
-        assert sum(part in line for line in told) == 1
+        assert sum(part in line for line in messages) == 1
     text["legend"] = text["legend"][:2]
     code, out, err = landfuse("check", str(save(tmp_path, text)))
     assert code == 2
@@ -270,14 +294,14 @@ def test_faults_of_several_tiles_in_one_go(tmp_path: Path) -> None:
         m["path"] = m["path"].replace(".tif", "_{tile}.tif")
     text["legend"].append({"name": "only in a tile whose labels are wrong", "code": 100})
     report = check(save(tmp_path, text))
-    told = [str(fault) for fault in report.faults]
-    assert len(told) == 3
+    messages = [str(fault) for fault in report.faults]
+    assert len(messages) == 3
     for part in ("dem_a.tif", "labels_b.tif hold the codes 101, 102, 103", "s2_c.tif has 3 bands"):
-        assert sum(part in line for line in told) == 1
+        assert sum(part in line for line in messages) == 1
     assert report.tiles == 3
 
 
-def test_wrong_settings_are_told_one_by_one(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+def test_wrong_settings_are_reported_one_by_one(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     text = write_scene(tmp_path)
     text["modalities"]["s2"] |= {"zoom": 0, "unit": "m"}
     text["lables"] = {}

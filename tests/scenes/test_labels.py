@@ -60,7 +60,7 @@ def test_unknown_colours_are_counted_and_named() -> None:
 
 
 def place(folder: Path, size: int = 12, **labels: object) -> Path:
-    """A scene with a world file and no CRS; its labels say nothing of where they lie."""
+    """A scene with a world file and no CRS; its labels have no place either."""
     random = np.random.default_rng(0)
     at = rasterio.Affine(0.09, 0, 1000, 0, -0.09, 2000)
     shape = {"driver": "GTiff", "height": 12, "width": 14, "dtype": "uint8"}
@@ -90,11 +90,11 @@ def test_a_scene_file_reads_them_and_lays_them_on_the_reference(tmp_path: Path) 
 
 
 def test_labels_of_another_size_are_not_laid_anywhere(tmp_path: Path) -> None:
-    with pytest.raises(FaultsError, match="lie off the reference grid"):
+    with pytest.raises(FaultsError, match="are off the reference grid"):
         read_scene_file(place(tmp_path, size=11)).scenes()
 
 
-def test_mistakes_are_told_in_words(tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_words(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="`colours` goes with a picture"):
         read_scene_file(place(tmp_path, ignored=[0]))
     with pytest.raises(SettingsError, match="colours"):

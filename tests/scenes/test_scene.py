@@ -1,4 +1,4 @@
-"""A scene is read in windows of any size at any place; beyond its edges lies its mirror image."""
+"""A scene is read in windows of any size at any place; beyond its edges it is mirrored."""
 
 from __future__ import annotations
 

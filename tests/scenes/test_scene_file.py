@@ -22,7 +22,9 @@ from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
+from landfuse.scenes import scene_keys, split_rules
 from landfuse.scenes.scene_file import open_scene, open_scenes, read_scene_file
+from landfuse.settings import Settings
 
 UTM = "EPSG:32632"
 GRID = Grid(24, 30, (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_400_000.0), UTM)
@@ -30,6 +32,14 @@ LEGEND = [{"name": "water", "code": 1}, {"name": "wood", "code": 2}]
 U = UNLABELLED
 
 Edit = Callable[[dict[str, Any]], None]
+
+
+@pytest.mark.parametrize("module", [scene_keys, split_rules], ids=["keys", "splits"])
+def test_every_key_is_described_at_its_field(module: Any) -> None:
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Settings)]
+    fields = [(kind, name, field) for kind in kinds for name, field in kind.model_fields.items()]
+    assert len(fields) > 20
+    assert [(kind.__name__, name) for kind, name, field in fields if name != "kind" and not field.description] == []
 
 
 def values(bands: int, grid: Grid = GRID, seed: int = 0) -> NDArray[np.float32]:
@@ -143,14 +153,14 @@ def test_labels_as_reference(folder: Path, text: dict[str, Any]) -> None:
     assert scene.grid == coarse
     mean = values(4).reshape(4, 8, 3, 10, 3).mean(axis=(2, 4))
     np.testing.assert_allclose(scene.read("s2", coarse.window), mean, rtol=1e-5)
-    np.testing.assert_array_equal(scene.read("dem", coarse.window), values(1, seed=1))  # 3 x 10 m: as it lies
+    np.testing.assert_array_equal(scene.read("dem", coarse.window), values(1, seed=1))  # 3 x 10 m: as it is
     assert scene.labels.shape == (8, 10)
 
 
 def test_crs_where_the_file_says_none(folder: Path, text: dict[str, Any]) -> None:
     write_raster(folder / "dem.tif", Grid(24, 30, GRID.transform), values(1, seed=1), nodata=None)
     (fault,) = faults(save(folder, text))
-    assert "dem.tif has no CRS and lies on another grid" in str(fault)
+    assert "dem.tif has no CRS and is on another grid" in str(fault)
     text["modalities"]["dem"]["crs"] = UTM
     raster = open_scene(save(folder, text)).modalities["dem"].raster
     assert isinstance(raster, GdalRaster)
@@ -271,9 +281,9 @@ def test_explicit_tiles(folder: Path, text: dict[str, Any]) -> None:
     path = tiled(folder, text, ["a", "b", "c"])
     assert [scene.name for scene in open_scenes(path)] == ["c", "a"]
     text["tiles"] = ["c", "d"]
-    told = "\n".join(map(str, faults(save(folder, text))))
+    messages = "\n".join(map(str, faults(save(folder, text))))
     for kind in ("s2", "dem", "labels"):
-        assert f"there is no file {folder / kind / 'd.tif'}" in told
+        assert f"there is no file {folder / kind / 'd.tif'}" in messages
 
 
 def test_tiles_that_are_not_there(folder: Path, text: dict[str, Any]) -> None:
@@ -286,7 +296,7 @@ def test_tiles_that_are_not_there(folder: Path, text: dict[str, Any]) -> None:
         _ = read_scene_file(path).tiles
 
 
-def test_a_tile_that_lacks_a_file_is_told_and_the_others_open(folder: Path, text: dict[str, Any]) -> None:
+def test_a_tile_that_lacks_a_file_is_reported_and_the_others_open(folder: Path, text: dict[str, Any]) -> None:
     path = tiled(folder, text, ["a", "b"])
     (folder / "dem" / "b.tif").unlink()
     scenes, wrong = read_scene_file(path).try_scenes()
@@ -301,7 +311,7 @@ def test_tiles_with_labels_of_all_in_one_file(folder: Path, text: dict[str, Any]
     write_raster(folder / "labels.tif", GRID.zoomed(2), codes(GRID.zoomed(2)), nodata=None)
     text["labels"]["path"] = "labels.tif"
     (fault,) = faults(save(folder, text))
-    assert "labels.tif lie off the reference grid" in str(fault)
+    assert "labels.tif are off the reference grid" in str(fault)
     assert "cut them into one raster per tile" in str(fault)
     assert path.exists()
 
@@ -430,7 +440,7 @@ def test_polygons_of_each_tile(folder: Path, text: dict[str, Any]) -> None:
     assert f"there is no file {folder / 'plots_b.gpkg'}" in str(fault)
 
 
-def test_a_fault_that_tiles_share_is_told_once(folder: Path, text: dict[str, Any]) -> None:
+def test_a_fault_that_many_tiles_have_is_reported_once(folder: Path, text: dict[str, Any]) -> None:
     polygons(folder, text)
     labels = text["labels"]
     text["labels"] = {"path": ""}
@@ -532,7 +542,7 @@ def test_no_scene_file(tmp_path: Path) -> None:
         (lambda f, t: t["labels"].update(path="s2.tif"), r"the labels .*s2\.tif have 4 bands"),
         (
             lambda f, t: write_raster(f / "labels.tif", GRID.zoomed(2), codes(GRID.zoomed(2)), nodata=None),
-            "lie off the reference grid",
+            "are off the reference grid",
         ),
         (
             lambda f, t: write_raster(
@@ -549,14 +559,14 @@ def test_files_that_are_wrong(edit: Any, message: str, folder: Path, text: dict[
     assert len(caught.value.faults) == 1
 
 
-def test_faults_beside_a_missing_reference_are_told_too(folder: Path, text: dict[str, Any]) -> None:
+def test_faults_beside_a_missing_reference_are_reported_too(folder: Path, text: dict[str, Any]) -> None:
     (folder / "s2.tif").unlink()
     (folder / "dem.tif").write_text("x")
     text["labels"] = {"polygons": "plots.gpkg", "attribute": "taxon"}
-    told = [str(fault) for fault in faults(save(folder, text))]
-    assert len(told) == 3
+    messages = [str(fault) for fault in faults(save(folder, text))]
+    assert len(messages) == 3
     for part in ("s2.tif", "dem.tif cannot be opened", "plots.gpkg"):
-        assert any(part in line for line in told)
+        assert any(part in line for line in messages)
 
 
 def test_no_split(folder: Path, text: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from landfuse.errors import SettingsError, SplitError
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
-from landfuse.scenes.leaks import leak_share
+from landfuse.scenes.leaks import leak_fraction
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.scene_keys import SceneSettings
@@ -64,7 +64,7 @@ def given_masks(masks: dict[str, list[NDArray[Any]]]) -> Any:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "random share": {"kind": "random", "train": 0.3},
+    "random fraction": {"kind": "random", "train": 0.3},
     "random number": {"kind": "random", "train": 20},
     "blocks": {"kind": "blocks", "size": 7, "test": 0.4},
     "blocks with a buffer": {"kind": "blocks", "size": 10, "buffer": 2},
@@ -102,7 +102,7 @@ def test_the_seed_decides(kind: str) -> None:
         assert any((a != b).any() for a, b in zip(first, other, strict=True))
 
 
-def test_random_numbers_and_shares_per_class() -> None:
+def test_random_numbers_and_fractions_per_class() -> None:
     scenes = tiles()
     labels = [scene.labels for scene in scenes]
     size = counts_per_class([np.full(label.shape, TRAIN, np.uint8) for label in labels], labels, K)["train"]
@@ -233,7 +233,7 @@ def test_each_labelled_pixel_tests_in_exactly_one_fold(settings: dict[str, Any])
         np.testing.assert_array_equal(times, scene.labels != UNLABELLED)
 
 
-def test_blocks_go_whole_to_one_role_and_each_class_is_shared_out() -> None:
+def test_blocks_go_whole_to_one_role_and_each_class_is_split() -> None:
     scenes = tiles(3, 60, 60)
     labels = [scene.labels for scene in scenes]
     roles = assign(scenes, split_of(kind="blocks", size=8, test=0.3, validation=0.25), no_mask)
@@ -319,11 +319,11 @@ def test_a_buffer_keeps_roles_apart_and_takes_nothing_else(buffer: int) -> None:
             if role == TRAIN:
                 assert distance_to(after, VALIDATION, row, col) > buffer
     for view in range(1, 2 * buffer + 2, 2):
-        assert leak_share(roles, view) == 0
-    assert leak_share(roles, 2 * buffer + 7) > 0
+        assert leak_fraction(roles, view) == 0
+    assert leak_fraction(roles, 2 * buffer + 7) > 0
 
 
-def plain_leak_share(roles: list[Roles], view: int, core: int) -> float:
+def plain_leak_fraction(roles: list[Roles], view: int, core: int) -> float:
     halo = (view - core) // 2
     leaking = total = 0
     for role in roles:
@@ -347,29 +347,31 @@ def plain_leak_share(roles: list[Roles], view: int, core: int) -> float:
     density=st.sampled_from([0.02, 0.2]),
     seed=st.integers(0, 1000),
 )
-def test_leak_share_against_a_plain_loop(
+def test_leak_fraction_against_a_plain_loop(
     shapes: list[tuple[int, int]], core: int, halo: int, density: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     part = density / 2
     roles = [rng.choice(4, s, p=[0.5 - density, part, part, 0.5]).astype(np.uint8) for s in shapes]
     roles[0][0, 0] = TEST
-    assert leak_share(roles, core + 2 * halo, core) == pytest.approx(plain_leak_share(roles, core + 2 * halo, core))
+    assert leak_fraction(roles, core + 2 * halo, core) == pytest.approx(
+        plain_leak_fraction(roles, core + 2 * halo, core)
+    )
 
 
-def test_leak_share_by_hand() -> None:
+def test_leak_fraction_by_hand() -> None:
     roles = np.array([[TEST, UNUSED, UNUSED, TRAIN, UNUSED, TEST, TEST, TEST]], np.uint8)
-    assert leak_share([roles], 1) == 0
-    assert leak_share([roles], 5) == 1 / 4  # the one two pixels beside the training pixel
-    assert leak_share([roles], 7) == 3 / 4
-    assert leak_share([roles], 2, 2) == 0
-    assert leak_share([roles], 4, 4) == 1 / 4  # the first four pixels are one view
-    assert np.isnan(leak_share([np.zeros((2, 2), np.uint8)], 3))
+    assert leak_fraction([roles], 1) == 0
+    assert leak_fraction([roles], 5) == 1 / 4  # the one two pixels beside the training pixel
+    assert leak_fraction([roles], 7) == 3 / 4
+    assert leak_fraction([roles], 2, 2) == 0
+    assert leak_fraction([roles], 4, 4) == 1 / 4  # the first four pixels are one view
+    assert np.isnan(leak_fraction([np.zeros((2, 2), np.uint8)], 3))
 
 
 def test_a_split_that_leaks_not_between_tiles() -> None:
     roles = [np.full((5, 5), TRAIN, np.uint8), np.full((5, 5), TEST, np.uint8)]
-    assert leak_share(roles, 101) == 0
+    assert leak_fraction(roles, 101) == 0
 
 
 # Settings -----------------------------------------------------------------------------------------------------------

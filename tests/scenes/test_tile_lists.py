@@ -34,7 +34,7 @@ def test_an_entry_means_the_longest_tile_that_it_begins_with(entry: str, tile: s
     assert read(tmp_path, entry, "train") == (tile,)
 
 
-def test_what_is_no_tile_is_told(tmp_path: Path) -> None:
+def test_what_is_no_tile_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SplitError, match=r"names 'a_3\.tif', which is no tile"):
         read(tmp_path, "a_1\na_3.tif\n")
     with pytest.raises(SplitError, match="names no tile"):

@@ -373,10 +373,10 @@ def test_tiles_of_different_kind_are_refused_before_training(tmp_path: Path, wri
         "split": {"kind": "tiles", "test_tiles": ["t2"]},
     }
     (tmp_path / "tiles" / "scene.yaml").write_text(yaml.safe_dump(text))
-    with pytest.raises(FaultsError) as told:
+    with pytest.raises(FaultsError) as raised:
         train(write(scene=tmp_path / "tiles" / "scene.yaml"), progress=False)
-    assert "`a` has 4 bands in the tile `t2`\n  expected: 3 bands, as in the tile `t1`" in str(told.value)
-    assert "`a` has int16 as data type in the tile `t2`" in str(told.value)
+    assert "`a` has 4 bands in the tile `t2`\n  expected: 3 bands, as in the tile `t1`" in str(raised.value)
+    assert "`a` has int16 as data type in the tile `t2`" in str(raised.value)
 
 
 def command(*words: object, **options: Any) -> subprocess.Popen[str]:
@@ -460,12 +460,12 @@ def test_the_temperature_is_fitted_on_what_mapping_gives(
             for t in (classifier.temperature, classifier.temperature * 1.02, classifier.temperature / 1.02, 1.0)
         ]
     assert min(surprise[VALIDATION]) == surprise[VALIDATION][0]
-    told = scores(run)["calibration"]
-    assert told["fitted_on"] == "validation"
-    assert told["temperature"] == classifier.temperature
-    assert told["test"]["after"]["NLL"] == pytest.approx(surprise[TEST][0], rel=1e-5)
-    assert told["test"]["before"]["NLL"] == pytest.approx(surprise[TEST][3], rel=1e-5)
-    assert told["test"]["before"]["pixels"] == scores(run)["test"]["pixels"]
+    calibration = scores(run)["calibration"]
+    assert calibration["fitted_on"] == "validation"
+    assert calibration["temperature"] == classifier.temperature
+    assert calibration["test"]["after"]["NLL"] == pytest.approx(surprise[TEST][0], rel=1e-5)
+    assert calibration["test"]["before"]["NLL"] == pytest.approx(surprise[TEST][3], rel=1e-5)
+    assert calibration["test"]["before"]["pixels"] == scores(run)["test"]["pixels"]
     np.testing.assert_array_equal(
         part.classes[known], part.probabilities[:, known].argmax(axis=0), "the map is what it was"
     )
@@ -490,8 +490,8 @@ def test_a_model_trained_with_dropout_maps_with_whatever_is_there(write: Write, 
     train(write(run=str(tmp_path / "alone"), modalities=["a"]), progress=False)
     seventh = SMALL["training"] | {"seed": 7}
     train(write(run=str(tmp_path / "other"), modalities=["a"], training=seventh), progress=False)
-    told: list[tuple[int, int]] = []
-    table = modality_table(run, [tmp_path / "alone", tmp_path / "other"], progress=lambda *done: told.append(done))
+    seen: list[tuple[int, int]] = []
+    table = modality_table(run, [tmp_path / "alone", tmp_path / "other"], progress=lambda *done: seen.append(done))
     assert [(row.how, row.seen) for row in table.rows] == [
         ("all", ("a", "b")),
         ("mean", ("b",)),
@@ -499,7 +499,7 @@ def test_a_model_trained_with_dropout_maps_with_whatever_is_there(write: Write, 
         ("placeholder", ("a",)),
         ("trained without", ("a",)),
     ]
-    assert told == [(n, 4) for n in range(1, 5)]
+    assert seen == [(n, 4) for n in range(1, 5)]
     whole, only_b, mean, placeholder, alone = (row.scores for row in table.rows)
     assert whole == pytest.approx(scores(run)["test"], abs=0)
     assert alone == pytest.approx(scores(tmp_path / "alone")["test"], abs=0)

@@ -15,8 +15,7 @@ from landfuse.errors import SceneError, SettingsError
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.rasters.geotiff_writer import TILE
 from landfuse.rasters.windows import blocks
-from landfuse.scenes.land_cover_map import class_names, pixel_area, read_map_codes
-from landfuse.scenes.land_cover_map import open_class_raster as open_map
+from landfuse.scenes.land_cover_map import class_names, open_map, pixel_area
 
 Allocation = Literal["equal", "proportional", "neyman"]
 
@@ -120,15 +119,15 @@ def draw(
         )
     if n < 2 or side < 1:
         raise SettingsError(f"{n} points in clusters of {side} px", "at least 2 points; a side of at least 1", "")
-    raster = open_map(map_path)
-    grid = raster.own_grid
+    opened = open_map(map_path)
+    grid = opened.grid
     cell = side if design == "cluster" else 1
     step = cell * max(1, TILE // cell)
     windows = list(blocks(grid.height, grid.width, step))
     counts = np.zeros((len(windows), 256), np.uint32)
     pixels = 0
     for place, window in enumerate(windows):
-        codes = read_map_codes(raster, window)
+        codes = opened.codes(window)
         counts[place] = np.bincount(_units(codes, design, cell).ravel(), minlength=256)
         pixels += int((codes != UNLABELLED).sum())
         progress(place + 1, 2 * len(windows))
@@ -156,7 +155,7 @@ def draw(
             for s, r in ranks.items()
         }
         if any(r.size for r in here.values()):
-            codes = read_map_codes(raster, window)
+            codes = opened.codes(window)
             units = _units(codes, design, cell)
             for s, chosen in here.items():
                 for row, col in np.argwhere(units == s)[chosen].tolist():

@@ -17,8 +17,7 @@ from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff_writer import TILE
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
-from landfuse.scenes.land_cover_map import class_names, read_map_codes
-from landfuse.scenes.land_cover_map import open_class_raster as open_map
+from landfuse.scenes.land_cover_map import class_names, open_map
 
 
 def evaluate_sample(
@@ -118,8 +117,8 @@ def _references(texts: Sequence[str | None], names: Mapping[int, str], where: st
 
 def _map_at(map_path: str | Path, sample: ReferenceSample, where: str) -> NDArray[np.int64]:
     """What a map says at the sampled places: (n,) codes, read block by block."""
-    raster = open_map(map_path)
-    grid = raster.own_grid
+    opened = open_map(map_path)
+    grid = opened.grid
     if Grid(1, 1, crs=grid.crs) != Grid(1, 1, crs=sample.crs):
         raise GridError(
             f"the map {map_path} has another CRS than {where}", f"{(sample.crs or 'none')[:60]}", "warp the map to it"
@@ -128,7 +127,7 @@ def _map_at(map_path: str | Path, sample: ReferenceSample, where: str) -> NDArra
     col, row = np.linalg.solve(np.array([[a, b], [d, e]]), np.stack([sample.x - c, sample.y - f]))
     codes = np.full(len(sample), UNLABELLED, np.int64)
     for window, mine in _by_block(np.floor(row).astype(np.int64), np.floor(col).astype(np.int64), grid):
-        block = read_map_codes(raster, window)
+        block = opened.codes(window)
         codes[mine] = block[np.floor(row[mine]).astype(int) - window.row, np.floor(col[mine]).astype(int) - window.col]
     none = int((codes == UNLABELLED).sum())
     if none:

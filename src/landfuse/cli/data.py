@@ -30,8 +30,8 @@ def check(
     from landfuse.scenes.check import check as look
 
     pairs = [_view_and_core(part) for part in views.split(",")] if views else VIEWS
-    with bar("reading") as tell:
-        report = look(scene if scene.exists() else places().get(str(scene), scene), pairs, tell)
+    with bar("reading") as progress:
+        report = look(scene if scene.exists() else places().get(str(scene), scene), pairs, progress)
     if report.file is not None and report.modalities:
         settings = report.file.settings
         table = Table(
@@ -63,19 +63,19 @@ def check(
         close = report.close_colours
         if close:
             names = report.file.legend.names
-            told = [f"{names[p.first]} and {names[p.second]} ({p.distance:.1f} with {p.vision})" for p in close]
-            more = f", and {len(told) - _MOST_PAIRS} more pairs" if len(told) > _MOST_PAIRS else ""
+            found = [f"{names[p.first]} and {names[p.second]} ({p.distance:.1f} with {p.vision})" for p in close]
+            more = f", and {len(found) - _MOST_PAIRS} more pairs" if len(found) > _MOST_PAIRS else ""
             say(
-                f"note: colours hard to tell apart, nearer than {TOO_CLOSE:g} in CIELAB: "
-                f"{', '.join(told[:_MOST_PAIRS])}{more}. Other ones can be named by `colour` in the legend"
+                f"note: colours that are hard to distinguish, nearer than {TOO_CLOSE:g} in CIELAB: "
+                f"{', '.join(found[:_MOST_PAIRS])}{more}. Other ones can be named by `colour` in the legend"
             )
     if report.leaks:
         table = Table(title="leak report: test pixels labelled from a view that holds a training or validation pixel")
         table.add_column("view, px", justify="right")
         table.add_column("core, px", justify="right")
-        table.add_column("share", justify="right")
-        for (view, core), share in report.leaks.items():
-            table.add_row(str(view), str(core), f"[{'red' if share > 0 else 'green'}]{share:.1%}[/]")
+        table.add_column("leak fraction", justify="right")
+        for (view, core), fraction in report.leaks.items():
+            table.add_row(str(view), str(core), f"[{'red' if fraction > 0 else 'green'}]{fraction:.1%}[/]")
         out.print(table)
     if report.confirmed:
         out.print(f"as published: {', '.join(report.confirmed)}")
@@ -90,12 +90,12 @@ def _view_and_core(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"\s*(\d+)\s*(?:/\s*(\d+)\s*)?", text)
     view, core = (int(match.group(1)), int(match.group(2) or 1)) if match else (0, 0)
     if not 1 <= core <= view:
-        raise SettingsError(f"--views holds {text!r}", "views like 7,11,96/64, with cores no larger", "mend it")
+        raise SettingsError(f"--views holds {text!r}", "views like 7,11,96/64, with cores no larger", "correct it")
     return view, core
 
 
 INCOMPLETE = 3
-"""Exit code where a person has to get something: no mistake of the user's, but the data are not there yet."""
+"""Exit code where a person has to get something: no mistake of the user, but the data are not there yet."""
 
 
 def fetch(
@@ -133,8 +133,8 @@ def fetch(
     with ExitStack() as stack:
 
         def progress(name: str) -> Progress:
-            tell: Callable[[int, int], None] = stack.enter_context(bar(f"{name}, MB", quiet))
-            return lambda done, total: tell(done // 10**6, max(1, total // 10**6))
+            update: Callable[[int, int], None] = stack.enter_context(bar(f"{name}, MB", quiet))
+            return lambda done, total: update(done // 10**6, max(1, total // 10**6))
 
         result = get(file, progress)
     for name in result.downloaded:
@@ -145,7 +145,7 @@ def fetch(
         say(f"no checksum is known of {name}; this one has the SHA-256 {checksum}")
     if result.missing:
         if settings.fetch and settings.fetch.manual:
-            err.print(escape(f"get by hand, and put into the folder:\n{settings.fetch.manual}"), soft_wrap=True)
+            err.print(escape(f"get by hand, and save in the folder:\n{settings.fetch.manual}"), soft_wrap=True)
         err.print(escape("not there yet: " + ", ".join(result.missing)), soft_wrap=True)
         raise typer.Exit(INCOMPLETE)
     say(f"complete. Scene file: {file.path}; recipes beside it: {', '.join(recipes(folder))}")

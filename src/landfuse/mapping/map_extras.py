@@ -18,8 +18,7 @@ from landfuse.rasters.geotiff_writer import TILE, Mosaic, write_mosaic
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.vector_map import outlines, without_small_patches, write_index, write_patches
 from landfuse.rasters.windows import Window
-from landfuse.scenes.land_cover_map import open_class_raster as open_map
-from landfuse.scenes.land_cover_map import pixel_area, read_map_codes
+from landfuse.scenes.land_cover_map import open_map, pixel_area
 
 MOST_PIXELS = 10_000**2
 """Of a map that is turned into polygons: all of it is in memory then, a few times."""
@@ -87,17 +86,14 @@ def write_polygons(path: str | Path, legend: Legend, minimum: float = 0.0) -> Pa
         SceneError: if nothing is mapped, or the map has too many pixels or patches.
         OutputError: if the file cannot be written.
     """
-    raster = open_map(path)
-    grid = raster.own_grid
+    opened = open_map(path)
+    grid = opened.grid
     check_polygons(grid, minimum)
     a, b, _, d, e, _ = grid.transform
     units, metres = abs(a * e - b * d), pixel_area(grid)
     pixels = minimum / (units if metres is None else metres)
     codes = np.concatenate(  # strip by strip, since a map is read as float32
-        [
-            read_map_codes(raster, Window(row, 0, min(TILE, grid.height - row), grid.width))
-            for row in range(0, grid.height, TILE)
-        ]
+        [opened.codes(Window(row, 0, min(TILE, grid.height - row), grid.width)) for row in range(0, grid.height, TILE)]
     )
     codes = without_small_patches(codes, min(math.ceil(pixels * (1 - 1e-9)), codes.size + 1))
     place = polygons_beside(path)

@@ -51,7 +51,7 @@ class Decoding:
         return values
 
     def undeclared_nan(self, numbers: NDArray[np.generic], outside: NDArray[np.bool_] | None = None) -> int:
-        """How many pixels of (C, H, W) hold a NaN or infinity though `nodata` does not announce it.
+        """How many pixels of (C, H, W) hold a NaN or infinity that `nodata` does not declare.
 
         Args:
             numbers: as they are in the file.
@@ -67,5 +67,5 @@ class Decoding:
 
 
 def _per_band(numbers: float | tuple[float, ...] | None) -> NDArray[np.float32]:
-    """Numbers that stretch over (C, H, W), also where they are as many as bands."""
+    """Numbers that broadcast over (C, H, W): one for all bands, or one for each."""
     return np.asarray(numbers, dtype=np.float32).reshape((-1, 1, 1) if isinstance(numbers, tuple) else ())

@@ -30,7 +30,7 @@ from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
 
-# GDAL keeps decoded tiles in 5% of the machine's memory unless told otherwise; P2 states its own bound.
+# GDAL keeps decoded tiles in 5% of the machine's memory by default; P2 states its own bound.
 os.environ.setdefault("GDAL_CACHEMAX", "256")
 
 ResamplingName = Literal["nearest", "bilinear", "cubic", "average", "mode"]
@@ -43,7 +43,7 @@ _OPEN_FILES = 64
 
 
 class _Reader(threading.local):
-    """The dataset that a thread reads a raster from; None until it is opened, and after it made room for others."""
+    """The dataset that a thread reads a raster from; None before it is opened, and after it was closed for others."""
 
     dataset: Any = None
     source: Any = None  # under a warped dataset
@@ -56,13 +56,13 @@ class _Reader(threading.local):
 
 
 class _OpenReaders(threading.local):
-    """The readers of a thread that hold an open dataset, the latest used last."""
+    """The readers of a thread that have an open dataset, the latest used last."""
 
     def __init__(self) -> None:
         self.readers: OrderedDict[int, weakref.ref[_Reader]] = OrderedDict()
 
     def touch(self, reader: _Reader) -> None:
-        """Notes that a reader is used, and closes those that were not for long."""
+        """Marks a reader as used, and closes those that were not used for long."""
         self.readers[id(reader)] = weakref.ref(reader)
         self.readers.move_to_end(id(reader))
         while len(self.readers) > _OPEN_FILES:
@@ -76,7 +76,7 @@ _open_readers = _OpenReaders()
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Opens files without rasterio's warning of those without georeference, which is known and dealt with."""
+    """Opens files without rasterio's warning of those without georeference, which is handled."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
@@ -110,16 +110,16 @@ class GdalRaster:
     """One file that GDAL reads, on its own grid or warped lazily onto another; a `Raster`.
 
     Each thread opens its own dataset, and again after the object was sent to another process. A band that the file
-    marks as alpha says where there is data; it is no band of values unless it is asked for by its number.
+    marks as alpha says where there is data; it is no band of values unless `band_numbers` name it.
 
     Args:
         path: file or GDAL address.
         decoding: numbers to values.
         band_numbers: the bands to use, from 1; None for all but alpha.
-        assumed_crs: the CRS to take where the file says none.
+        assumed_crs: the CRS to take if the file has none.
         onto: the grid to warp onto; None reads the file's own.
         resampling: how, if the grids differ.
-        placed: the grid to take where the file says nothing of its place and has this grid's size.
+        placed: the grid to take if the file has no georeference and this grid's size.
     """
 
     path: str
@@ -184,7 +184,7 @@ class GdalRaster:
 
     @property
     def bands(self) -> int:
-        """Number of bands that are read."""
+        """See `Raster`."""
         return len(self._numbers())
 
     @property
@@ -196,7 +196,7 @@ class GdalRaster:
 
     @property
     def warped(self) -> bool:
-        """Whether the file lies on another grid than it is read on."""
+        """Whether the file's grid is not the one that it is read on."""
         return self.onto is not None and self.onto != self.own_grid
 
     def _numbers(self) -> list[int]:
@@ -207,7 +207,7 @@ class GdalRaster:
 
     @property
     def _alpha(self) -> int | None:
-        """The band that tells where there is data, if it is not read as values."""
+        """The band that says where there is data, if it is not read as values."""
         return next((number for number in self._header["alpha"] if number not in self._numbers()), None)
 
     @cached_property
@@ -231,7 +231,7 @@ class GdalRaster:
         return self._decoding.nodata is not None and bool(np.isnan(self._decoding.nodata))
 
     def check(self) -> None:
-        """Looks at the header without reading pixels.
+        """Checks the header without reading pixels.
 
         Raises:
             SceneError: if the file is missing or broken, or lacks a band.
@@ -241,27 +241,27 @@ class GdalRaster:
         beyond = [number for number in self._numbers() if not 1 <= number <= count]
         if beyond:
             raise SceneError(
-                f"{self.path} has {count} bands, not the bands {beyond}", f"bands from 1 to {count}", "mend `bands`"
+                f"{self.path} has {count} bands, not the bands {beyond}", f"bands from 1 to {count}", "correct `bands`"
             )
         if not self.warped or self.onto is None:
             return
         if self.own_grid.crs is None:
             raise GridError(
-                f"{self.path} has no CRS and lies on another grid than the reference ({self.own_grid})",
+                f"{self.path} has no CRS and is on another grid than the reference ({self.own_grid})",
                 f"the reference grid ({self.onto}), or a CRS to warp from",
                 "name its CRS by `crs: EPSG:n` if you know it",
             )
         if self.onto.crs is None:
             raise GridError(
                 f"{self.path} ({self.own_grid}) cannot be placed: the reference grid has no CRS ({self.onto})",
-                "a reference that says where it lies",
+                "a reference with a CRS",
                 "name the reference's CRS by `crs: EPSG:n`, or make this raster the `reference`",
             )
         if self._header["alpha"] and self._alpha is None:
             raise GridError(
-                f"{self.path} lies on another grid, and its band {self._header['alpha'][0]} is marked as alpha",
+                f"{self.path} is on another grid, and its band {self._header['alpha'][0]} is marked as alpha",
                 "values only, to warp them",
-                "leave that band out of `bands`, or write the raster anew without the mark",
+                "leave that band out of `bands`, or write the raster again without the mark",
             )
         own, own_crs = _bounds(self.own_grid), self.own_grid.crs
         try:
@@ -332,7 +332,7 @@ class GdalRaster:
         return numbers, outside
 
     def read(self, window: Window) -> NDArray[np.float32]:
-        """Reads a window inside the grid: (C, height, width) float32, NaN where there is no data."""
+        """See `Raster`."""
         numbers, outside = self.read_numbers(window)
         values = self._decoding(numbers)
         if outside is not None:
@@ -340,7 +340,7 @@ class GdalRaster:
         return values
 
     def undeclared_nan(self, window: Window) -> int:
-        """Pixels of a window that hold a NaN or infinity which the file does not declare as nodata."""
+        """See `Raster`."""
         return self._decoding.undeclared_nan(*self.read_numbers(window))
 
     def read_codes(self) -> NDArray[np.generic]:

@@ -28,15 +28,9 @@ TILE = 512
 
 
 def burn(shapes: Sequence[tuple[Any, int]], grid: Grid, *, all_touched: bool) -> NDArray[np.uint8]:
-    """Burns geometries into a grid.
+    """Burns pairs of geometry (in the grid's CRS) and code into a grid: (H, W) uint8, `UNLABELLED` elsewhere.
 
-    Args:
-        shapes: (geometry, code) in the grid's CRS; later ones win.
-        grid: the grid.
-        all_touched: every pixel that a geometry touches, instead of those whose centre lies in it.
-
-    Returns:
-        (H, W) uint8 codes, `UNLABELLED` elsewhere.
+    Later ones win. With `all_touched`, a geometry labels every pixel that it touches, else those whose centre it holds.
     """
     if not shapes:
         return np.full((grid.height, grid.width), UNLABELLED, dtype=np.uint8)
@@ -55,15 +49,15 @@ class GeotiffWriter:
     """Writes one GeoTIFF, window by window; it is whole when the `with` block ends well, else absent.
 
     Args:
-        path: the file to make.
-        grid: where it lies.
+        path: the file.
+        grid: its grid.
         bands: number of bands.
         nodata: the value of pixels without data.
         names: one per band.
-        legend: gives band 1 the legend's colours and category names.
+        legend: sets the colours and category names of band 1.
         scale: value = number * scale, for those who read the file.
         tags: free metadata.
-        lasting: false for a file that is soon read and deleted: compressed in a fifth of the time, a bit less.
+        lasting: false for a file that is soon read and deleted: compressed a bit less, in a fifth of the time.
 
     Raises:
         OutputError: if the file cannot be made or written.
@@ -137,7 +131,8 @@ class GeotiffWriter:
         try:
             self._file.close()
             if error is None:
-                self._verify()
+                with quietly():
+                    _verify(self._partial)
         except (OSError, *GDAL_ERRORS) as fault:
             error = unwritable(self.path, fault)
             self._stack.__exit__(type(error), error, None)
@@ -148,21 +143,11 @@ class GeotiffWriter:
             if self.legend is not None:
                 write_category_names(beside, self.legend)
             else:
-                beside.unlink(missing_ok=True)  # what GDAL noted of a former file of this name
-
-    def _verify(self) -> None:
-        """GDAL tells of a full disk at closing only in its log; a file that was cut short fails in its last tile."""
-        with quietly(), rasterio.open(self._partial) as written:
-            for band in range(1, written.count + 1):
-                *_, (_, last) = written.block_windows(band)
-                written.read(band, window=last)
+                beside.unlink(missing_ok=True)  # of a former file of this name
 
 
 def write_category_names(path: Path, legend: Legend) -> None:
-    """Writes the classes' names to where GDAL looks for them, `map.tif.aux.xml`.
-
-    GDAL keeps the names of categories in a file beside the raster, by place: unused codes get empty names.
-    """
+    """Writes the classes' names to where GDAL looks for them, `map.tif.aux.xml`; unused codes get empty names."""
     names = {c.code: c.name for c in legend}
     lines = "".join(f"<Category>{escape(names.get(code, ''))}</Category>" for code in range(max(names) + 1))
     text = f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{lines}</CategoryNames></PAMRasterBand></PAMDataset>\n'
@@ -179,20 +164,14 @@ def write_raster(path: str | Path, grid: Grid, values: NDArray[Any], **options: 
 
 
 Overviews = Literal["mode", "average"]
-"""How coarser pixels come of finer ones: the most frequent class, or the mean; those without data do not count."""
+"""How overviews are computed: the most frequent class, or the mean, of the pixels that have data."""
 
 
 @dataclass(frozen=True)
 class Mosaic:
-    """What a mosaic of uint8 pieces says of itself.
+    """Metadata of a mosaic of uint8 pieces; see `GeotiffWriter`.
 
-    Args:
-        grid: where it lies.
-        names: of its bands.
-        legend: gives the bands its colours.
-        scale: value = number * scale, for those who read it.
-        nodata: the number of pixels without data, also where no piece lies.
-        tags: free metadata.
+    Pixels without data have the number `nodata`, also where there is no piece.
     """
 
     grid: Grid
@@ -215,11 +194,11 @@ def write_mosaic(
 
     Args:
         path: of the VRT.
-        mosaic: what it says of itself.
+        mosaic: its metadata.
         pieces: windows of the mosaic, and the file that covers just that. Where several have data, the last one counts.
         first_band: of the pieces' bands, the one that is the mosaic's first.
-        overlapping: what a piece has no data for is left to those before it. Needless, and slower to read, where no two
-            pieces overlap.
+        overlapping: where a piece has no data, those before it count. Slower to read, and not needed unless pieces
+            overlap.
 
     Raises:
         OutputError: if it cannot be written.
@@ -254,7 +233,7 @@ def write_mosaic(
             ElementTree.SubElement(source, "SourceFilename", relativeToVRT=str(int(relative))).text = name_of
             ElementTree.SubElement(source, "SourceBand").text = str(first_band + number)
             size = {"xSize": str(window.width), "ySize": str(window.height)}
-            # Told here, GDAL need not open every piece to look at one.
+            # With these, GDAL need not open every piece to read one.
             ElementTree.SubElement(
                 source, "SourceProperties", RasterXSize=size["xSize"], RasterYSize=size["ySize"], DataType="Byte",
                 BlockXSize=str(TILE), BlockYSize=str(TILE),
@@ -272,7 +251,7 @@ def write_cloud_geotiff(path: Path, source: Path, overviews: Overviews) -> None:
     Args:
         path: of the file; whole or absent.
         source: what is copied, with its metadata.
-        overviews: how coarser pixels come of finer ones.
+        overviews: how they are computed.
 
     Raises:
         OutputError: if it cannot be written.
@@ -300,7 +279,7 @@ def write_cloud_geotiff(path: Path, source: Path, overviews: Overviews) -> None:
 
 
 def _verify(path: Path) -> None:
-    """GDAL tells of a full disk at closing only in its log; the last tile of the finest level ends the file."""
+    """Reads the last tile, which ends the file: GDAL reports a full disk at closing only in its log."""
     with rasterio.open(path) as written:
         for band in range(1, written.count + 1):
             *_, (_, last) = written.block_windows(band)

@@ -1,4 +1,4 @@
-"""Grids, windows and the lattice of windows: pure arithmetic on whole pixels."""
+"""Where the pixels of a raster are: shape, affine transform and CRS."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SAME_CORNER = 0.01  # pixels; headers written by different programs differ by r
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where pixels lie. Two grids are equal if they have one shape and CRS and corners within 0.01 pixel.
+    """Where pixels are. Two grids are equal if they have one shape and CRS and corners within 0.01 pixel.
 
     Args:
         height: rows.
@@ -50,7 +50,7 @@ class Grid:
 
     @property
     def georeferenced(self) -> bool:
-        """Whether the file says where its pixels lie."""
+        """Whether it says where its pixels are."""
         return self.crs is not None or self.transform != Grid(1, 1).transform
 
     @property

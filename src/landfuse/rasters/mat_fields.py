@@ -1,112 +1,73 @@
-"""What lies inside MATLAB's structs and cells, named as MATLAB names it: `hsi.Data`, `hsi.Lidar{1}.z`, `tiles(2).x`."""
+"""What structs and cells of .mat files hold, named as in MATLAB: `hsi.Data`, `hsi.Lidar{1}.z`, `tiles(2).x`."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 from landfuse.errors import SceneError
 
 _STEP = r"\.(\w+)|[({](\d+)[)}]"  # .field or {number} or (number)
 _NAME = re.compile(rf"(\w+)(?:{_STEP})*")
 
+Node = TypeVar("Node", "ArrayNode", "Hdf5Node")
 
-class Node(Protocol):
-    """A struct array, a cell array, or another value, for which `fields` is empty and `size` 0."""
 
-    @property
-    def fields(self) -> list[str]:
-        """Names of a struct's fields, in order."""
+class ArrayNode:
+    """A value as scipy reads it from files up to version 7: structs are arrays with names, cells those of objects.
 
-    @property
-    def size(self) -> int:
-        """Elements of a struct array or a cell array."""
+    `fields` are the names of a struct's fields; `size` is the number of structs in an array, or of elements of a cell.
+    Other values have no fields and the size 0.
+    """
 
-    def field(self, name: str) -> Node:
-        """A field of the one element of a struct array."""
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.fields: list[str] = list(value.dtype.names or ())
+        self.size = int(value.size) if self.fields or value.dtype == object else 0
 
-    def element(self, number: int) -> Node:
+    def field(self, name: str) -> ArrayNode:
+        """A field of a single struct."""
+        return ArrayNode(self.value.flat[0][name])
+
+    def element(self, number: int) -> ArrayNode:
         """What a cell holds, or one struct of an array; from 1, down the columns first, as MATLAB counts."""
-
-
-@dataclass(frozen=True)
-class OldNode:
-    """As scipy reads it from files up to version 7.
-
-    Args:
-        value: an array, whose type has names if it is of structs and is `object` if it is of cells.
-    """
-
-    value: Any
-
-    @property
-    def fields(self) -> list[str]:
-        """As in `Node`."""
-        return list(self.value.dtype.names or ())
-
-    @property
-    def size(self) -> int:
-        """As in `Node`."""
-        return int(self.value.size) if self.fields or self.value.dtype == object else 0
-
-    def field(self, name: str) -> OldNode:
-        """As in `Node`."""
-        return OldNode(self.value.flat[0][name])
-
-    def element(self, number: int) -> OldNode:
-        """As in `Node`."""
         flat = self.value.ravel(order="F")
-        return OldNode(flat[number - 1 : number] if self.fields else flat[number - 1])
+        return ArrayNode(flat[number - 1 : number] if self.fields else flat[number - 1])
 
 
-@dataclass(frozen=True)
-class NewNode:
-    """As HDF5 holds it, in files of version 7.3.
+class Hdf5Node:
+    """The same in a file of version 7.3: structs are groups, cells and the fields of arrays of structs references."""
 
-    Args:
-        file: to which references lead.
-        item: a group is a struct, or an array of structs whose fields hold references; a dataset of references a cell.
-        number: of the struct in the array.
-    """
-
-    file: Any
-    item: Any
-    number: int | None = None
-
-    @property
-    def fields(self) -> list[str]:
-        """As in `Node`."""
-        return list(self.item) if hasattr(self.item, "keys") and "MATLAB_sparse" not in self.item.attrs else []
-
-    @property
-    def size(self) -> int:
-        """As in `Node`."""
+    def __init__(self, file: Any, value: Any, number: int | None = None) -> None:
+        self.file, self.value, self.number = file, value, number
+        is_struct = hasattr(value, "keys") and "MATLAB_sparse" not in value.attrs
+        self.fields: list[str] = list(value) if is_struct else []
         if self.fields:
-            first = self.item[self.fields[0]]
-            return int(first.size) if self.number is None and _of_structs(first) else 1
-        return int(self.item.size) if _refers(self.item) else 0
+            first = value[self.fields[0]]
+            self.size = int(first.size) if number is None and _of_structs(first) else 1
+        else:
+            self.size = int(value.size) if _refers(value) else 0
 
-    def field(self, name: str) -> NewNode:
-        """As in `Node`."""
-        child = self.item[name]
-        return self._target(child, self.number or 1) if _of_structs(child) else NewNode(self.file, child)
+    def field(self, name: str) -> Hdf5Node:
+        """A field of a single struct."""
+        child = self.value[name]
+        return self._target(child, self.number or 1) if _of_structs(child) else Hdf5Node(self.file, child)
 
-    def element(self, number: int) -> NewNode:
-        """As in `Node`."""
-        return NewNode(self.file, self.item, number) if self.fields else self._target(self.item, number)
+    def element(self, number: int) -> Hdf5Node:
+        """What a cell holds, or one struct of an array."""
+        return Hdf5Node(self.file, self.value, number) if self.fields else self._target(self.value, number)
 
-    def _target(self, references: Any, number: int) -> NewNode:
-        # The axes lie in reverse order in the file, so that its rows are MATLAB's columns.
-        return NewNode(self.file, self.file[references[()].reshape(-1)[number - 1]])
-
-
-def _refers(item: Any) -> bool:
-    return hasattr(item, "dtype") and item.dtype.kind == "O"
+    def _target(self, references: Any, number: int) -> Hdf5Node:
+        # The file has the axes in reverse order, so that its rows are MATLAB's columns.
+        return Hdf5Node(self.file, self.file[references[()].reshape(-1)[number - 1]])
 
 
-def _of_structs(item: Any) -> bool:
-    return _refers(item) and "MATLAB_class" not in item.attrs  # a cell says that it is one
+def _refers(value: Any) -> bool:
+    return hasattr(value, "dtype") and value.dtype.kind == "O"
+
+
+def _of_structs(value: Any) -> bool:
+    return _refers(value) and "MATLAB_class" not in value.attrs  # a cell says that it is one
 
 
 def parts_of(name: str) -> tuple[str, list[str | int]]:
@@ -119,12 +80,7 @@ def parts_of(name: str) -> tuple[str, list[str | int]]:
 
 
 def follow(node: Node, name: str, path: str) -> Node:
-    """Goes to what is named.
-
-    Args:
-        node: the variable that the name begins with.
-        name: of what is looked for.
-        path: of the file, for messages.
+    """Goes from the variable that a name begins with to what is named.
 
     Raises:
         SceneError: if there is none of the name.
@@ -137,21 +93,21 @@ def follow(node: Node, name: str, path: str) -> Node:
                 raise SceneError(
                     f"`{here}` of {path} {counted}, and number {step} is asked for",
                     f"`{here}{{1}}` to `{here}{{{node.size}}}`, counted from 1 as in MATLAB" if node.size else here,
-                    "mend `variable`",
+                    "correct `variable`",
                 )
             node, here = node.element(step), f"{here}{{{step}}}"
         else:
             if step not in node.fields:
-                raise SceneError(f"`{here}` of {path} has no field `{step}`", inside(node, here), "mend `variable`")
+                raise SceneError(f"`{here}` of {path} has no field `{step}`", inside(node, here), "correct `variable`")
             if node.size != 1:
                 raise SceneError(
-                    f"`{here}` of {path} is an array of {node.size} structs", inside(node, here), "mend `variable`"
+                    f"`{here}` of {path} is an array of {node.size} structs", inside(node, here), "correct `variable`"
                 )
             node, here = node.field(step), f"{here}.{step}"
     return node
 
 
-def inside(node: Node, name: str) -> str:
+def inside(node: ArrayNode | Hdf5Node, name: str) -> str:
     """What may be named inside a value, in words."""
     if node.fields and node.size == 1:
         return "one of " + ", ".join(f"{name}.{field}" for field in node.fields)

@@ -1,8 +1,8 @@
 """.mat files, version 5 (and older) and 7.3, as rasters. The only scipy.io and h5py import.
 
-Version 7.3 is HDF5: a window is read without the rest, and the axes lie in reverse order in the file. Older versions
-can only be read whole; what was read is kept, in each process up to `CACHE_BYTES`. Axes are always named as MATLAB
-shows them, for both versions, and so is what lies in structs and cells: `hsi.Lidar{1}.z`.
+Version 7.3 is HDF5: a window is read without the rest, and the file has the axes in reverse order. Older versions can
+only be read whole; arrays are kept, in each process up to `CACHE_BYTES`. For both versions, axes are named as MATLAB
+shows them, and so is what structs and cells hold: `hsi.Lidar{1}.z`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import itertools
 import os
 import struct
 import threading
+import warnings
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,11 @@ from scipy.io.matlab import MatReadError
 from landfuse.errors import GridError, LandfuseError, MissingFileError, SceneError
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.grid import Grid
-from landfuse.rasters.mat_fields import NewNode, OldNode, follow, inside, parts_of
+from landfuse.rasters.mat_fields import ArrayNode, Hdf5Node, follow, inside, parts_of
 from landfuse.rasters.windows import Window
 
 CACHE_BYTES = 4 * 1024**3
-"""Variables of version 5 files kept in memory, per process; the least recently used go first, the latest one stays."""
+"""Arrays of version 5 files kept in memory, per process; the least recently used go first, the latest one stays."""
 
 _BROKEN = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError),
@@ -61,11 +62,11 @@ class MatRaster:
 
     Args:
         path: the file.
-        variable: its name, with that of what lies in it.
+        variable: its name, e.g. `hsi` or `hsi.Data`.
         axes: of the variable, `H`, `W` and possibly `C`.
         decoding: from its numbers to values.
         band_numbers: of the bands in use, from 1.
-        grid: where it lies: H x W pixels without georeference until it is `placed`.
+        grid: H x W pixels, without georeference until it is `placed`.
         dtype: in MATLAB's terms, e.g. `float64` for a double.
     """
 
@@ -84,7 +85,7 @@ class MatRaster:
         return len(self.band_numbers)
 
     def placed(self, grid: Grid) -> MatRaster:
-        """The same raster on a grid of the same shape, since a .mat file does not say where its pixels lie.
+        """The same raster on a grid of the same shape, since a .mat file says nothing of its place.
 
         Raises:
             GridError: if the shapes differ.
@@ -92,25 +93,25 @@ class MatRaster:
         own = self.grid
         if (grid.height, grid.width) != (own.height, own.width):
             swapped = (grid.height, grid.width) == (own.width, own.height)
-            turned = self.axes.translate(str.maketrans("HW", "WH"))
+            swapped_axes = self.axes.translate(str.maketrans("HW", "WH"))
             raise GridError(
                 f"`{self.variable}` of {self.path} has {own.height} x {own.width} px by its axes {self.axes}",
-                f"{grid.height} x {grid.width} px, as the grid it is to lie on",
-                f"write `axes: {turned}`" if swapped else "check that it is of this scene; it is not resampled",
+                f"{grid.height} x {grid.width} px, as the grid it belongs on",
+                f"write `axes: {swapped_axes}`" if swapped else "check that it is of this scene; it is not resampled",
             )
         return replace(self, grid=grid)
 
     def read(self, window: Window) -> NDArray[np.float32]:
-        """Reads a window inside the grid: (C, height, width), scaled to its units, NaN where there is no data.
-
-        Raises:
-            SceneError: if the file cannot be read there.
-        """
+        """See `Raster`; raises a SceneError if the file cannot be read there."""
         return self.decoding(self._numbers(window))
 
     def undeclared_nan(self, window: Window) -> int:
-        """How many pixels of a window hold a NaN or infinity though `nodata` does not announce it."""
+        """See `Raster`."""
         return self.decoding.undeclared_nan(self._numbers(window))
+
+    def read_codes(self) -> NDArray[np.generic]:
+        """The variable whole, as the codes of labels: (H, W)."""
+        return read_variable(self.path, self.variable, self.axes)
 
     def _numbers(self, window: Window) -> NDArray[Any]:
         """(C, height, width) as they are in the file."""
@@ -123,7 +124,7 @@ class MatRaster:
         part = tuple(ranges[axis] for axis in self.axes)
         if self._hdf5:
             with _hdf5_node(self.path, self.variable) as node:
-                numbers = node.item[part[::-1]].transpose()
+                numbers = node.value[part[::-1]].transpose()
         else:
             numbers = _cache.get(self.path, self.variable)[part]
         if "C" not in self.axes:
@@ -144,11 +145,11 @@ def open_mat(
     bands: Sequence[int] | None = None,
     expected: tuple[int, int] | None = None,
 ) -> MatRaster:
-    """Opens one variable of a .mat file; reads its header only, but for what lies in structs of older versions.
+    """Opens one variable of a .mat file; reads its header only, except for structs and cells of older versions.
 
     Args:
         path: the file, of version 4, 5, 6, 7 or 7.3.
-        variable: its name, as `whos` in MATLAB lists it, or of what lies in it: `hsi.Data`, `hsi.Lidar{1}.z`.
+        variable: its name, as `whos` in MATLAB lists it, or what it holds: `hsi.Data`, `hsi.Lidar{1}.z`.
         axes: one letter for each of its dimensions, in the order in which MATLAB shows them: `HWC`, `CHW`, `HW`, ...
         decoding: from its numbers to values; unchanged by default.
         bands: numbers of the bands to use, from 1; all by default.
@@ -192,27 +193,18 @@ def open_mat(
             if wrong
             else f"no bands of {what} are listed",
             f"numbers from 1 to {count}, since by the axes {axes} it has {count} bands",
-            "mend `bands`, or `axes`",
+            "correct `bands`, or `axes`",
         )
     grid = Grid(size["H"], size["W"])
     return MatRaster(path, variable, axes, decoding or Decoding(), numbers, grid, header.dtype, hdf5)
 
 
 def read_variable(path: str | Path, variable: str, axes: str | None = None) -> NDArray[Any]:
-    """Reads one numeric variable whole, for labels and masks.
-
-    Args:
-        path: the file.
-        variable: its name.
-        axes: `HW` or `WH`, to get (H, W); by default the axes stay as they are.
+    """Reads one numeric variable whole, for labels and masks; raises as `open_mat` does.
 
     Returns:
-        In MATLAB's order of axes, or rows before columns if `axes` are named; the type as it is stored. It may be
-        shared: do not write into it.
-
-    Raises:
-        MissingFileError: if there is no such file.
-        SceneError: as `open_mat` does.
+        (H, W) if `axes` are named (`HW` or `WH`), else in MATLAB's order of axes; in the stored type. It may be shared:
+        do not write into it.
     """
     path = str(path)
     hdf5, header = _header(path, variable)
@@ -224,7 +216,7 @@ def read_variable(path: str | Path, variable: str, axes: str | None = None) -> N
         )
     if hdf5:
         with _hdf5_node(path, variable) as node:
-            array: NDArray[Any] = node.item[()].transpose()
+            array: NDArray[Any] = node.value[()].transpose()
     else:
         array = _cache.get(path, variable)
     return array if axes is None else _ordered(array, axes, "HW")
@@ -253,8 +245,8 @@ def _advice(shape: tuple[int, ...], expected: tuple[int, int] | None = None, giv
 
 
 @contextmanager
-def _telling(path: str) -> Iterator[None]:
-    """Turns what the libraries raise on a broken file into words."""
+def _readable(path: str) -> Iterator[None]:
+    """Converts what the libraries raise on a broken file."""
     try:
         yield
     except LandfuseError:
@@ -280,29 +272,33 @@ def _missing(path: str) -> MissingFileError:
 
 
 def _header(path: str, variable: str) -> tuple[bool, _Header]:
-    """Whether a file is of version 7.3, and what it says of a variable, which is found to be numeric."""
+    """Whether a file is of version 7.3, and the header of a variable, which is found to be numeric."""
     if not Path(path).is_file():
         raise _missing(path)
-    with _telling(path):
+    with _readable(path):
         hdf5 = h5py.is_hdf5(path)
         found = _hdf5_headers(path) if hdf5 else _old_headers(path)
-        if variable not in found and (top := parts_of(variable)[0]) in found and top != variable:
+        top = parts_of(variable)[0]
+        if variable not in found and top in found:
             if hdf5:
                 with _hdf5_node(path, variable) as node:
-                    found = {variable: _hdf5_header(node.item)}
+                    found = {variable: _hdf5_header(node.value)}
             else:
                 array = _cache.get(path, variable)
                 found = {variable: _Header(array.shape, array.dtype.name, array.dtype.name)}
     if variable not in found:
         listed = ", ".join(f"{name} ({_shown(h.shape)} {h.kind})" for name, h in found.items())
         raise SceneError(
-            f"{path} holds no variable `{variable}`", f"one of: {listed or 'nothing; it is empty'}", "mend `variable`"
+            f"{path} holds no variable `{variable}`",
+            f"one of: {listed or 'nothing; it is empty'}",
+            "correct `variable`",
         )
     header = found[variable]
     if header.kind in ("cell", "struct"):
-        with _hdf5_node(path, variable) if hdf5 else nullcontext(_old_node(path, variable)) as node:
-            held = inside(node, variable)
-        raise _not_numeric(path, variable, header.kind, held)
+        if not hdf5:
+            raise _not_numeric(path, variable, header.kind, inside(_old_node(path, variable), variable))
+        with _hdf5_node(path, variable) as node:
+            raise _not_numeric(path, variable, header.kind, inside(node, variable))
     if not header.dtype:
         raise _not_numeric(path, variable, header.kind)
     return hdf5, header
@@ -315,22 +311,27 @@ def _not_numeric(path: str, variable: str, kind: str, held: str = "") -> SceneEr
 
 
 @contextmanager
-def _hdf5_node(path: str, variable: str) -> Iterator[Any]:
-    """What a name leads to in a file of version 7.3: a `NewNode`."""
-    with _telling(path), h5py.File(path, "r") as file:
+def _hdf5_node(path: str, variable: str) -> Iterator[Hdf5Node]:
+    with _readable(path), h5py.File(path, "r") as file:
         if variable in file:  # whatever it is called
-            yield NewNode(file, file[variable])
+            yield Hdf5Node(file, file[variable])
         else:
-            yield follow(NewNode(file, file[parts_of(variable)[0]]), variable, path)
+            yield follow(Hdf5Node(file, file[parts_of(variable)[0]]), variable, path)
 
 
-def _old_node(path: str, variable: str) -> Any:
-    """What a name leads to in a file of an older version: an `OldNode`."""
-    with _telling(path):
+def _old_node(path: str, variable: str) -> ArrayNode:
+    with _readable(path):
         top, steps = parts_of(variable)
-        # Within structs, numbers come in MATLAB's classes; elsewhere `whosmat` tells these, and less is held.
-        whole = scipy.io.loadmat(path, variable_names=[top], mat_dtype=bool(steps))
-        return follow(OldNode(whole[top]), variable, path)
+        # Whole doubles may be stored in a byte each. The class of a variable is in its header; that of a field is only
+        # known if scipy converts it, which drops imaginary parts with a warning.
+        with warnings.catch_warnings(record=True) as dropped:
+            warnings.simplefilter("always", np.exceptions.ComplexWarning)
+            whole = scipy.io.loadmat(path, variable_names=[top], mat_dtype=bool(steps))
+        if dropped:
+            stored = follow(ArrayNode(scipy.io.loadmat(path, variable_names=[top])[top]), variable, path)
+            if stored.value.dtype.kind == "c":
+                return stored
+        return follow(ArrayNode(whole[top]), variable, path)
 
 
 def _old_headers(path: str) -> dict[str, _Header]:
@@ -360,14 +361,14 @@ def _hdf5_header(item: Any) -> _Header:
 
 
 class _Cache:
-    """Variables of version 5 files that were read, by path, time of change, size and name."""
+    """Arrays of version 5 files, by path, time of change, size and name."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._arrays: OrderedDict[tuple[str, int, int, str], NDArray[Any]] = OrderedDict()
 
     def get(self, path: str, variable: str) -> NDArray[Any]:
-        with _telling(path), self._lock:  # held while reading, so that threads that want one variable read it once
+        with _readable(path), self._lock:  # held while reading, so that threads that want one variable read it once
             status = Path(path).stat()
             key = (path, status.st_mtime_ns, status.st_size, variable)
             if key not in self._arrays:

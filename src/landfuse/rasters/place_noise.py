@@ -1,4 +1,4 @@
-"""Random numbers that are functions of a seed and a pixel's place, so that any window gives the same ones."""
+"""Random numbers that are functions of a seed and a pixel's place, so that they do not depend on the window."""
 
 from __future__ import annotations
 

@@ -32,12 +32,7 @@ from landfuse.rasters.grid import Grid
 
 @dataclass(frozen=True)
 class Join:
-    """A CSV file that holds the attribute, for polygons that hold a key only.
-
-    Args:
-        path: the file; its first line names the columns.
-        key: the column that both it and the polygons have.
-    """
+    """A CSV file that holds the attribute, for polygons that hold only a key: a column of both."""
 
     path: str
     key: str
@@ -94,9 +89,9 @@ class Polygons:
         Args:
             grid: with a CRS; the shapes are brought to it.
             codes: value of the attribute -> code, 0..254.
-            unlisted: what values without a code are: an error, if they lie on the grid, or unlabelled. Shapes
+            unlisted: what values without a code are: an error, if they are on the grid, or unlabelled. Shapes
                 without a value are always unlabelled.
-            all_touched: label every pixel that a polygon touches, instead of those whose centre lies in it.
+            all_touched: label every pixel that a polygon touches, instead of those whose centre it holds.
             overlap: where shapes of different codes overlap: the last in the file wins, or the first, or such pixels
                 are unlabelled.
 
@@ -172,7 +167,7 @@ def _undisputed(claims: Sequence[tuple[Any, int]], grid: Grid, all_touched: bool
 
 
 def read_polygons(paths: Iterable[str | Path] | str | Path, attribute: str, join: Join | None = None) -> Polygons:
-    """Reads vector files; what was read is kept, in each process, until a file changes.
+    """Reads vector files; the result is kept, in each process, until a file changes.
 
     Values become text: 3 and 3.0 are "3", surrounding blanks are dropped, and nothing or blank is no value. A file of
     several layers must have the attribute (or the key) in one of them only. In a joined CSV a key may come more than
@@ -334,13 +329,22 @@ def write_points(
     Raises:
         OutputError: if it cannot be written.
     """
-    frame = geopandas.GeoDataFrame(dict(columns), geometry=shapely.points(xs, ys), crs=crs)
+    points = shapely.points(xs, ys)
+    write_layer(Path(path), Path(path).stem, geopandas.GeoDataFrame(dict(columns), geometry=points, crs=crs))
+
+
+def write_layer(path: Path, layer: str, frame: Any) -> None:
+    """Writes a GeoDataFrame as a GeoPackage of one layer, whole or not at all.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
     with whole_file(path) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the partial file's name, and of a map without CRS
         try:
-            pyogrio.write_dataframe(frame, partial, layer=Path(path).stem, driver="GPKG")
+            pyogrio.write_dataframe(frame, partial, layer=layer, driver="GPKG")
         except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
-            raise unwritable(Path(path), error) from None
+            raise unwritable(path, error) from None
 
 
 def read_rows(path: str | Path) -> list[dict[str, str | None]]:

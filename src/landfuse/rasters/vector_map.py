@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import geopandas
 import numpy as np
-import pyogrio
 import pyproj
 import rasterio
 import shapely
@@ -21,9 +19,9 @@ from rasterio.features import shapes, sieve
 from shapely.geometry import shape
 
 from landfuse.errors import GridError, SceneError
-from landfuse.files import unwritable, whole_file
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.rasters.grid import Grid
+from landfuse.rasters.polygons import write_layer
 
 WGS84 = "EPSG:4326"
 
@@ -74,16 +72,16 @@ def write_patches(
     areas = shapely.area(geometries)
     size = {"area": areas} if metres is None else {"hectares": areas * metres / 1e4}
     columns = {"code": codes, "class": [names.get(code, "") for code in codes], **size}
-    _write(path, "land_cover", geopandas.GeoDataFrame(columns, geometry=geometries, crs=grid.crs))
+    write_layer(path, "land_cover", geopandas.GeoDataFrame(columns, geometry=geometries, crs=grid.crs))
     return len(geometries)
 
 
 def write_index(path: Path, tiles: Mapping[str, tuple[Grid, str]]) -> None:
-    """Writes where tiles lie, in WGS 84: the layer `maps` with the columns `tile`, `path` and `crs`.
+    """Writes the outlines of tiles in WGS 84: the layer `maps` with the columns `tile`, `path` and `crs`.
 
     Args:
         path: of the file; whole or absent.
-        tiles: name -> its grid, and the path that the file tells.
+        tiles: name -> its grid, and the path that is written for it.
 
     Raises:
         GridError: if a tile cannot be placed.
@@ -95,14 +93,14 @@ def write_index(path: Path, tiles: Mapping[str, tuple[Grid, str]]) -> None:
         "crs": [grid.crs for grid, _ in tiles.values()],
     }
     frames = [shapely.Polygon(footprint(grid)) for grid, _ in tiles.values()]
-    _write(path, "maps", geopandas.GeoDataFrame(columns, geometry=frames, crs=WGS84))
+    write_layer(path, "maps", geopandas.GeoDataFrame(columns, geometry=frames, crs=WGS84))
 
 
 def footprint(grid: Grid) -> list[tuple[float, float]]:
     """A grid's outline in WGS 84: (longitude, latitude) in degrees, counterclockwise, the first point again at the end.
 
     Raises:
-        GridError: if the grid has no CRS, or lies where its CRS does not reach.
+        GridError: if the grid has no CRS, or is where its CRS does not reach.
     """
     if grid.crs is None:
         raise GridError(
@@ -136,20 +134,11 @@ def _unplaced(grid: Grid, why: str) -> GridError:
     )
 
 
-def _write(path: Path, layer: str, frame: Any) -> None:
-    with whole_file(path) as partial, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the partial file's name, and of a map without CRS
-        try:
-            pyogrio.write_dataframe(frame, partial, layer=layer, driver="GPKG")
-        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
-            raise unwritable(path, error) from None
-
-
 def without_small_patches(codes: NDArray[np.uint8], smallest: int) -> NDArray[np.uint8]:
     """Merges patches into the largest patch beside them until all are large enough.
 
-    Pixels are of one patch if they share an edge. A small patch stays where no class lies beside it, or where no patch
-    around it can grow to the size either: then none of them is a patch to merge into.
+    Pixels are of one patch if they share an edge. A small patch stays if no class is beside it, or if no patch around
+    it reaches the size either: then none of them is a patch to merge into.
 
     Args:
         codes: (H, W), `UNLABELLED` where there is no class; such pixels neither change nor take in others.

@@ -57,7 +57,7 @@ def mirrored(indices: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """Indices of any size as indices 0..size-1, mirrored at the outer edges of the first and last pixel.
 
     The edge pixel is repeated (… 1 0 | 0 1 2 …): only so do grids of different zoom mirror alike, since the mirror
-    lies on the pixels' common edge. It holds for any distance, also in scenes smaller than the view.
+    is on the pixels' common edge. It holds for any distance, also in scenes smaller than the view.
     """
     folded = np.mod(indices, 2 * size)
     return np.minimum(folded, 2 * size - 1 - folded)
@@ -101,7 +101,7 @@ def any_within(table: NDArray[np.integer], rows: NDArray[np.integer], cols: NDAr
     """Which rectangles of a lattice hold a true pixel: (R, C).
 
     Args:
-        table: of the mask, as `summed_area` gives it.
+        table: `summed_area` of the mask.
         rows: (2, R), the first row of each and one past its last, within the mask.
         cols: (2, C), likewise.
     """
@@ -115,10 +115,6 @@ def core_weights(core: int, kind: CoreWeights) -> NDArray[np.float32]:
 
     `smooth` is sin² of the place between the core's two edges (Hann's window at pixel centres): 1 in the middle, and
     so little at the edges that a map shows no seam there.
-
-    Args:
-        core: side of a core, px.
-        kind: `uniform` or `smooth`.
     """
     if kind == "uniform":
         return np.ones(core, np.float32)
@@ -126,12 +122,7 @@ def core_weights(core: int, kind: CoreWeights) -> NDArray[np.float32]:
 
 
 def total_weight(start: int, stop: int, size: int, stride: int, weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What all cores of the lattice together weigh along one axis at the pixels start..stop-1: (stop - start,) float32.
-
-    Args:
-        start: first pixel, and so are `stop`, `size` and `stride` as in `lattice`.
-        weights: (core,), as `core_weights` gives them.
-    """
+    """Sum of the `core_weights` of all cores of the `lattice` at the pixels start..stop-1: (stop - start,) float32."""
     core = len(weights)
     total = np.zeros(stop - start, np.float32)
     for first in lattice(start, stop, size, core, stride):

@@ -10,7 +10,7 @@ from landfuse.settings import kind_of, read_yaml
 
 _HERE = Path(__file__).resolve().parents[1]
 FOLDERS = (_HERE / "benchmarks", _HERE.parents[1] / "benchmarks")
-"""Where they lie: in an installed package, and in a checkout."""
+"""Their folders: in an installed package, and in a checkout."""
 
 
 def places() -> dict[str, Path]:

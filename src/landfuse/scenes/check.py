@@ -1,4 +1,4 @@
-"""Checking a scene before anything is trained: what is there, how the labels are shared out, what leaks."""
+"""Checking a scene before anything is trained: what is there, how the labels are split, what leaks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from landfuse.legend import UNLABELLED
 from landfuse.palette import ClosePair, close_pairs
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import blocks
-from landfuse.scenes.leaks import leak_share
+from landfuse.scenes.leaks import leak_fraction
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.scene_keys import CountSettings
@@ -33,17 +33,13 @@ class ModalityCheck:
     """What the rasters of one modality hold, over all tiles.
 
     Args:
-        bands: number of bands.
-        dtype: data type in the file.
-        units: as the scene file says.
         pixel: pixel size in the file, in units of its CRS.
-        crs: the CRSs of the files that occur.
+        crs: the CRSs of the files.
         warped: number of tiles whose raster is brought to the reference grid.
-        pixels: number of pixels.
         missing: pixels without data in at least one band.
         low: smallest value.
-        mean: mean of all values.
         high: largest value.
+        undeclared: pixels with a NaN or infinity that is not declared as nodata.
     """
 
     bands: int
@@ -66,7 +62,7 @@ class ModalityCheck:
         return self.total / self.values if self.values else math.nan
 
     def add(self, values: NDArray[np.float32]) -> int:
-        """Adds the values of one window, (C, height, width); gives its pixels without data."""
+        """Adds the values of one window, (C, height, width); returns its number of pixels without data."""
         known = np.isfinite(values)
         self.pixels += values[0].size
         missing = int((~known.all(axis=0)).sum())
@@ -88,9 +84,9 @@ class Report:
         tiles: number of tiles whose reference could be opened.
         modalities: by name.
         counts: role -> pixels of each class, (K,); role `unused` for labelled pixels without a role.
-        leaks: (view, core) -> share of test pixels whose view holds a training or validation pixel.
+        leaks: (view, core) -> fraction of test pixels whose view holds a training or validation pixel.
         confirmed: which of the scene file's `counts` are those of the files.
-        faults: everything that has to be mended.
+        faults: everything that has to be corrected.
     """
 
     file: SceneFile | None = None
@@ -101,9 +97,13 @@ class Report:
     confirmed: list[str] = field(default_factory=list)
     faults: list[LandfuseError] = field(default_factory=list)
 
+    def add(self, found: str, expected: str, do: str) -> None:
+        """Adds a fault of the files."""
+        self.faults.append(SceneError(found, expected, do))
+
     @property
     def close_colours(self) -> list[ClosePair]:
-        """Pairs of classes whose colours are hard to tell apart, with full colour vision or without."""
+        """Pairs of classes whose colours are hard to distinguish, with full colour vision or without."""
         return close_pairs([c.rgb for c in self.file.legend]) if self.file is not None and self.counts else []
 
 
@@ -112,12 +112,12 @@ def check(
     views: Sequence[tuple[int, int]] = VIEWS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Looks at everything that a scene file names, and lists all faults in one go.
+    """Checks everything that a scene file names, and lists all faults in one go.
 
     Args:
         path: the scene file.
         views: (view, core) for the leak report, px.
-        progress: told (blocks read, blocks in all).
+        progress: called with (blocks read, blocks in all).
     """
     report = Report()
     try:
@@ -149,12 +149,10 @@ def _check_modalities(report: Report, scenes: Sequence[Scene], progress: Callabl
             row.crs += [] if crs in row.crs else [crs]
             row.warped += bool(getattr(part.raster, "warped", False))
             if part.raster.bands != row.bands:
-                report.faults.append(
-                    SceneError(
-                        f"{part.raster.path} has {part.raster.bands} bands",
-                        f"{row.bands} bands of `{name}`, as in the tile `{scenes[0].name}`",
-                        "choose common bands by `bands`",
-                    )
+                report.add(
+                    f"{part.raster.path} has {part.raster.bands} bands",
+                    f"{row.bands} bands of `{name}`, as in the tile `{scenes[0].name}`",
+                    "choose common bands by `bands`",
                 )
                 broken.add((scene.name, name))
     for done, (scene, block) in enumerate(windows, start=1):
@@ -170,17 +168,13 @@ def _check_modalities(report: Report, scenes: Sequence[Scene], progress: Callabl
         progress(done, len(windows))
     for name, row in report.modalities.items():
         if row.undeclared:
-            report.faults.append(
-                SceneError(
-                    f"`{name}` holds NaN or infinity in {row.undeclared} pixels, which its nodata does not announce",
-                    "finite values, or a declared nodata",
-                    f"set `nodata: .nan` for `{name}` if these pixels have no data, else mend the raster",
-                )
+            report.add(
+                f"`{name}` holds NaN or infinity in {row.undeclared} pixels, which its nodata does not declare",
+                "finite values, or a declared nodata",
+                f"set `nodata: .nan` for `{name}` if these pixels have no data, else correct the raster",
             )
         if row.pixels and row.missing == row.pixels:
-            report.faults.append(
-                SceneError(f"`{name}` has no data anywhere", "values", "check its `nodata`, `scale` and `decibel`")
-            )
+            report.add(f"`{name}` has no data anywhere", "values", "check its `nodata`, `scale` and `decibel`")
 
 
 def _check_labels(
@@ -203,9 +197,7 @@ def _check_labels(
     classes = len(file.legend)
     everything = np.sum([np.bincount(label[label != UNLABELLED], minlength=classes) for label in labels], axis=0)
     if complete and not everything.any():
-        report.faults.append(
-            SceneError("no pixel is labelled", "labels of every class", "check that the labels show the same place")
-        )
+        report.add("no pixel is labelled", "labels of every class", "check that the labels show the same place")
         return
     if complete and file.settings.split is not None:
         try:
@@ -216,21 +208,17 @@ def _check_labels(
     report.counts["unused"] = everything - np.sum([report.counts[name] for name in ROLES], axis=0)
     for index, name in enumerate(file.legend.names):
         if complete and not everything[index]:
-            report.faults.append(
-                SceneError(
-                    f"the class `{name}` has no labelled pixel", "labels of every class", "take it out of the legend"
-                )
+            report.add(
+                f"the class `{name}` has no labelled pixel", "labels of every class", "take it out of the legend"
             )
         elif report.counts["train"].any() and not report.counts["train"][index]:
-            report.faults.append(
-                SceneError(
-                    f"the class `{name}` has no training pixel, but {everything[index]} labelled ones",
-                    "training pixels of every class",
-                    "change the split or its seed, or take the class out of the legend",
-                )
+            report.add(
+                f"the class `{name}` has no training pixel, but {everything[index]} labelled ones",
+                "training pixels of every class",
+                "change the split or its seed, or take the class out of the legend",
             )
     if report.counts["test"].any():
-        report.leaks = {(view, core): leak_share(roles, view, core) for view, core in views}
+        report.leaks = {(view, core): leak_fraction(roles, view, core) for view, core in views}
 
 
 _OTHER_DATA = "check that these are the files that the scene file means; other versions of the data may circulate"
@@ -255,9 +243,7 @@ def _compare_sizes(report: Report, counts: CountSettings, scenes: Sequence[Scene
         if found == {published}:
             report.confirmed.append(name)
         else:
-            report.faults.append(
-                SceneError(f"`counts.{name}`: the files have {', '.join(sorted(found)[:4])}", published, _OTHER_DATA)
-            )
+            report.add(f"`counts.{name}`: the files have {', '.join(sorted(found)[:4])}", published, _OTHER_DATA)
 
 
 def _compare_classes(report: Report, counts: CountSettings, names: Sequence[str]) -> None:
@@ -278,13 +264,11 @@ def _compare_classes(report: Report, counts: CountSettings, names: Sequence[str]
             if there != wanted
         ]
         if differing:
-            report.faults.append(
-                SceneError(
-                    f"the pixels of `{name}` are not the published ones in {len(differing)} of {len(names)} classes: "
-                    + "; ".join(differing),
-                    f"{sum(published):,} pixels, as `counts` of the scene file says",
-                    _OTHER_DATA,
-                )
+            report.add(
+                f"the pixels of `{name}` are not the published ones in {len(differing)} of {len(names)} classes: "
+                + "; ".join(differing),
+                f"{sum(published):,} pixels, as `counts` of the scene file says",
+                _OTHER_DATA,
             )
         else:
             report.confirmed.append(name)

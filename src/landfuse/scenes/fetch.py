@@ -65,7 +65,7 @@ def fetch(file: SceneFile, progress: Callable[[str], Progress] = lambda name: la
 
     Args:
         file: the scene file.
-        progress: name of a file -> what is called as its bytes arrive.
+        progress: name of a file -> the callback for its bytes.
 
     Raises:
         MissingFileError: if a server cannot be reached or lacks the file. What came so far is kept for the next call.

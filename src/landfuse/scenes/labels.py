@@ -1,4 +1,4 @@
-"""Labels that are pictures: the class of a pixel is told by its colour, as in the ISPRS benchmarks."""
+"""Labels that are pictures: the colour of a pixel is that of its class, as in the ISPRS benchmarks."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def classes_of_colours(
     unlisted: str = "error",
     where: str = "the labels",
 ) -> NDArray[np.uint8]:
-    """Turns colours into classes.
+    """Converts colours to classes.
 
     Args:
         picture: (3, H, W) red, green, blue, 0 to 255.
         legend: the classes and their colours.
         ignored: colours, `#RRGGBB`, that mean "unlabelled".
-        tolerance: how far a colour may lie from the nearest of those, as a distance in red, green and blue (0 to 441);
+        tolerance: largest distance of a colour from the nearest of those, in red, green and blue (0 to 441);
             above 0 for pictures that were compressed with loss.
-        unlisted: what to do with colours farther away: "error" or "unlabelled".
+        unlisted: what colours farther away are: "error" or "unlabelled".
         where: names the source in messages.
 
     Returns:
@@ -55,9 +55,9 @@ def classes_of_colours(
     classes = np.array([*range(len(legend)), *(UNLABELLED for _ in ignored)], np.uint8)
     if len(np.unique(palette, axis=0)) < len(palette):
         raise SceneError(
-            f"{where} tell classes by their colour, and two have the same one",
+            f"{where} name classes by their colour, and two have the same one",
             "a colour for each class and each ignored one",
-            "mend the colours in `legend`",
+            "correct the colours in `legend`",
         )
     flat = picture.reshape(3, -1)
     result = np.full(flat.shape[1], UNLABELLED, np.uint8)

@@ -1,8 +1,9 @@
-"""A map that was made, opened again: its classes, their areas, and how it looks."""
+"""A map that was written, opened again: its codes, classes and areas."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,28 +30,59 @@ class ClassArea:
 
     Args:
         pixels: number of pixels.
-        share: of the pixels that have a class, 0..1.
+        fraction: of the pixels that have a class, 0..1.
         hectares: None where the size of a pixel is not known in metres.
     """
 
     pixels: int
-    share: float
+    fraction: float
     hectares: float | None
 
 
 @dataclass(frozen=True)
 class LandCoverMap:
-    """A map and what its codes mean; made by `open_map`.
+    """A map and what its codes mean; made by `open_map`."""
 
-    Args:
-        path: the file.
-        grid: where it lies.
-        legend: the classes.
-    """
+    raster: GdalRaster
+    scene_legend: Legend | None = None
 
-    path: Path
-    grid: Grid
-    legend: Legend
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.raster.path)
+
+    @property
+    def grid(self) -> Grid:
+        """The map's own grid."""
+        return self.raster.own_grid
+
+    @cached_property
+    def legend(self) -> Legend:
+        """The classes: those of the scene, else the codes in the map with the names beside it and default colours."""
+        if self.scene_legend is not None:
+            return self.scene_legend
+        found = {int(code) for window in self._blocks() for code in np.unique(self.codes(window))}
+        names = class_names(self.path)
+        codes = sorted((found | set(names)) - {UNLABELLED})
+        classes = [LandClass(names.get(code, f"class {code}"), code, default_colour(i)) for i, code in enumerate(codes)]
+        return Legend(tuple(classes or [LandClass("unknown", 0, default_colour(0))]))
+
+    def codes(self, window: Window) -> NDArray[np.uint8]:
+        """The codes of a window inside the map: (height, width), `UNLABELLED` where there are none.
+
+        Raises:
+            SceneError: if it holds a number that is no code.
+        """
+        values = self.raster.read(window)[0]
+        values[np.isnan(values)] = UNLABELLED
+        wrong = values[(values != np.rint(values)) | (values < 0) | (values > UNLABELLED)]
+        if wrong.size:
+            raise SceneError(
+                f"the map {self.path} holds the number {wrong[0]:g}",
+                "whole-number codes from 0 to 254",
+                "name the map",
+            )
+        return values.astype(np.uint8)
 
     @cached_property
     def classes(self) -> NDArray[np.uint8]:
@@ -59,11 +91,10 @@ class LandCoverMap:
         Raises:
             SceneError: if it holds a code that the legend lacks.
         """
-        raster = open_class_raster(self.path)
         result = np.full((self.grid.height, self.grid.width), UNLABELLED, np.uint8)
-        for window in blocks(self.grid.height, self.grid.width, _BLOCK):
-            codes = read_map_codes(raster, window)
-            result[window.within(self.grid.window)] = self.legend.to_classes(codes, where=f"the map {self.path}")
+        for window in self._blocks():
+            classes = self.legend.to_classes(self.codes(window), where=f"the map {self.path}")
+            result[window.within(self.grid.window)] = classes
         return result
 
     def areas(self) -> dict[str, ClassArea]:
@@ -75,71 +106,33 @@ class LandCoverMap:
             for name, count in zip(self.legend.names, counts, strict=True)
         }
 
+    def _blocks(self) -> Iterator[Window]:
+        return blocks(self.grid.height, self.grid.width, _BLOCK)
+
 
 def open_map(path: str | Path, scene: Scene | None = None) -> LandCoverMap:
     """Opens a map that `predict` wrote, or any raster of codes.
 
     Args:
         path: the file.
-        scene: of the map, which tells names and colours; else names come from the file beside the map, and colours
-            are the default ones.
+        scene: of the map, for names and colours; else names come from the file beside the map, and colours are the
+            default ones.
 
     Raises:
         SceneError: if it is missing or broken, or has several bands.
-        GridError: if it does not lie on the scene's grid.
-    """
-    path = Path(path)
-    raster = open_class_raster(path)
-    if scene is None:
-        return LandCoverMap(path, raster.own_grid, _own_legend(path))
-    if raster.own_grid != scene.grid:
-        raise GridError(
-            f"the map {path} has the grid {raster.own_grid}",
-            f"the grid of the scene `{scene.name}`: {scene.grid}",
-            "name the scene of this map, or leave it out",
-        )
-    return LandCoverMap(path, raster.own_grid, scene.legend)
-
-
-def _own_legend(path: Path) -> Legend:
-    """The legend as far as the map's own files tell it."""
-    raster = open_class_raster(path)
-    found: set[int] = set()
-    for window in blocks(raster.own_grid.height, raster.own_grid.width, _BLOCK):
-        found |= {int(code) for code in np.unique(read_map_codes(raster, window))}
-    names = class_names(path)
-    codes = sorted((found | set(names)) - {UNLABELLED})
-    told = [LandClass(names.get(code, f"class {code}"), code, default_colour(i)) for i, code in enumerate(codes)]
-    return Legend(tuple(told or [LandClass("unknown", 0, default_colour(0))]))
-
-
-def open_class_raster(path: str | Path) -> GdalRaster:
-    """Opens a map, to be read by `read_map_codes`.
-
-    Raises:
-        SceneError: if it is missing or broken, or has several bands.
+        GridError: if it is not on the scene's grid.
     """
     raster = GdalRaster(str(path), Decoding(scale=1.0, offset=0.0), resampling="nearest")
     raster.check()
     if raster.bands != 1:
         raise SceneError(f"{path} has {raster.bands} bands", "a map: one band of codes", "name the map itself")
-    return raster
-
-
-def read_map_codes(raster: GdalRaster, window: Window) -> NDArray[np.uint8]:
-    """The codes of a window inside the map: (height, width), `UNLABELLED` where there are none.
-
-    Raises:
-        SceneError: if it holds a number that is no code.
-    """
-    values = raster.read(window)[0]
-    values[np.isnan(values)] = UNLABELLED
-    wrong = values[(values != np.rint(values)) | (values < 0) | (values > UNLABELLED)]
-    if wrong.size:
-        raise SceneError(
-            f"the map {raster.path} holds the number {wrong[0]:g}", "whole-number codes from 0 to 254", "name the map"
+    if scene is not None and raster.own_grid != scene.grid:
+        raise GridError(
+            f"the map {path} has the grid {raster.own_grid}",
+            f"the grid of the scene `{scene.name}`: {scene.grid}",
+            "name the scene of this map, or leave it out",
         )
-    return values.astype(np.uint8)
+    return LandCoverMap(raster, None if scene is None else scene.legend)
 
 
 def pixel_area(grid: Grid) -> float | None:

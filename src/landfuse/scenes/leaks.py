@@ -10,8 +10,8 @@ from landfuse.rasters.windows import any_within, lattice, summed_area
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION, Roles
 
 
-def leak_share(roles: Sequence[Roles], view: int, core: int = 1, stride: int | None = None) -> float:
-    """The share of test pixels that get logits from a view which holds a pixel that was trained or validated on.
+def leak_fraction(roles: Sequence[Roles], view: int, core: int = 1, stride: int | None = None) -> float:
+    """The fraction of test pixels whose logits come from a view which holds a training or validation pixel.
 
     Args:
         roles: one array per scene.

@@ -1,4 +1,4 @@
-"""How a scene file becomes scenes (one, or many tiles), a legend and a split; its keys are in `scene_settings.py`."""
+"""How a scene file becomes scenes (one, or many tiles), a legend and a split; its keys are in `scene_keys.py`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from landfuse.rasters.geotiff import GdalRaster, ResamplingName, crs_name
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
 from landfuse.rasters.polygons import Join, read_polygons
-from landfuse.rasters.raster import Raster
 from landfuse.scenes.labels import read_colours
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.scene_keys import ClassSettings, LabelSettings, ModalitySettings, SceneSettings, in_data_folder
@@ -39,7 +38,7 @@ from landfuse.settings import expand, parse, read_kind
 
 @dataclass(frozen=True)
 class SceneFile:
-    """A scene file that was read: settings, and the folder that its paths start from."""
+    """A scene file as read: settings, and the folder that its paths start from."""
 
     settings: SceneSettings
     root: Path
@@ -100,7 +99,7 @@ class SceneFile:
     def try_scenes(self, only: Sequence[str] | None = None) -> tuple[list[Scene], list[LandfuseError]]:
         """Opens every tile whose reference can be opened, with the modalities and labels that can; lists all faults.
 
-        Reads headers only. A fault that many tiles share, such as a missing vector file, is listed once.
+        Reads headers only. A fault of many tiles, such as a missing vector file, is listed once.
         """
         try:
             tiles = self.tiles
@@ -116,11 +115,7 @@ class SceneFile:
         return scenes, list({str(fault): fault for fault in faults}.values())
 
     def roles(self, scenes: Sequence[Scene], split: SplitSettings | None = None) -> list[Roles]:
-        """Gives every labelled pixel of the tiles its role.
-
-        Args:
-            scenes: as `scenes` gives them.
-            split: instead of the file's own.
+        """The roles of the labelled pixels of the tiles, by the file's own split or another one.
 
         Raises:
             SplitError: if there is no split, or it leaves nothing to train or test on.
@@ -151,13 +146,13 @@ class SceneFile:
                 raise GridError(
                     f"`{variable}` of {place} has the shape {mask.shape} with axes {axes}",
                     f"{scene.grid.height} x {scene.grid.width}, as the reference grid",
-                    "mend `axes` of the split",
+                    "correct `axes` of the split",
                 )
             return mask
         raster = GdalRaster(place, resampling="nearest")
         if raster.own_grid != scene.grid:
             raise GridError(
-                f"{place} has the grid {raster.own_grid}", f"the scene's grid: {scene.grid}", "make it anew"
+                f"{place} has the grid {raster.own_grid}", f"the scene's grid: {scene.grid}", "make it on that grid"
             )
         return raster.read_codes()
 
@@ -170,7 +165,7 @@ class SceneFile:
         return self.root / expanded
 
     def _raster(self, tile: str, m: ModalitySettings | LabelSettings, where: str, home: Grid | None) -> Any:
-        """A raster on its own grid; `home` is where it is to lie, None for the reference."""
+        """A raster on its own grid; `home` is the grid that it belongs on, None for the reference."""
         path = str(self._resolve(m.path or "", tile))
         bands = m.bands if isinstance(m, ModalitySettings) else None
         decoding = m.decoding if isinstance(m, ModalitySettings) else Decoding()
@@ -200,15 +195,16 @@ class SceneFile:
         return raster
 
     def _open(self, tile: str, only: Sequence[str] | None) -> tuple[Scene | None, list[LandfuseError]]:
+        """A tile, and all its faults; no tile if its reference cannot be opened, but the faults of its other files."""
         settings = self.settings
         faults: list[LandfuseError] = []
-        wanted = list(settings.modalities) if only is None else [name for name in only if name in settings.modalities]
+        grid: Grid | None = None
         reference = settings.reference_name
         sources: dict[str, Any] = {"labels": settings.labels, **settings.modalities}
         try:
             own = self._raster(tile, sources[reference], f"{self.path}: `{reference}`", None)
             grid = own.grid
-            if grid.crs is None and settings.georeferenced and not isinstance(own, MatRaster):
+            if own.grid.crs is None and settings.georeferenced and not isinstance(own, MatRaster):
                 faults.append(
                     GridError(
                         f"{own.path}, the reference, has no CRS",
@@ -217,65 +213,58 @@ class SceneFile:
                     )
                 )
         except LandfuseError as error:
-            return None, [error, *self._beside(tile, [name for name in wanted if name != reference])]
+            faults.append(error)
+            del sources[reference]
+        labels = sources.pop("labels", None)
         modalities: dict[str, SceneModality] = {}
-        for name in wanted:
+        for name in settings.modalities if only is None else only:
+            if name not in sources:
+                continue
             m = settings.modalities[name]
             try:
-                fine = grid.zoomed(m.zoom)
+                fine = grid and grid.zoomed(m.zoom)
                 own = self._raster(tile, m, f"{self.path}: `{name}`", fine)
-                modalities[name] = SceneModality(_placed(own, fine, name), m.zoom, m.units)
+                if fine:
+                    modalities[name] = SceneModality(_placed(own, fine, name), m.zoom, m.units)
             except LandfuseError as error:
                 faults.append(error)
-        labels = None
-        if settings.labels is not None:
+        read_labels = None
+        if labels is not None:
             try:
-                labels = self._label_reader(tile, settings.labels, grid)
+                read_labels = self._label_reader(tile, labels, grid)
             except LandfuseError as error:
                 faults.append(error)
+        if grid is None:
+            return None, faults
         legend = self.legend if settings.legend else Legend((LandClass("unknown", 0, "#000000"),))
-        return Scene(tile, grid, modalities, legend, labels), faults
+        return Scene(tile, grid, modalities, legend, read_labels), faults
 
-    def _beside(self, tile: str, names: Sequence[str]) -> list[LandfuseError]:
-        """What is wrong with a tile's other files in themselves, where the reference grid is not known."""
-        faults: list[LandfuseError] = []
-        labels = self.settings.labels
-        for name in [*names, *(["labels"] if labels and self.settings.reference_name != "labels" else [])]:
-            try:
-                if name in self.settings.modalities:
-                    self._raster(tile, self.settings.modalities[name], f"{self.path}: `{name}`", None)
-                elif labels and labels.path:
-                    self._raster(tile, labels, f"{self.path}: `labels`", None)
-                elif labels:
-                    self._polygons(tile, labels)
-            except LandfuseError as error:
-                faults.append(error)
-        return faults
-
-    def _polygons(self, tile: str, labels: LabelSettings) -> tuple[tuple[str, ...], Join | None]:
-        """The vector files of a tile's labels, found to be readable."""
-        paths = tuple(str(self._resolve(path, tile)) for path in labels.polygons)
-        join = Join(str(self._resolve(labels.join.path, tile)), labels.join.key) if labels.join else None
-        read_polygons(paths, str(labels.attribute), join)
-        return paths, join
-
-    def _label_reader(self, tile: str, labels: LabelSettings, grid: Grid) -> Callable[[], NDArray[np.uint8]]:
+    def _label_reader(
+        self, tile: str, labels: LabelSettings, grid: Grid | None
+    ) -> Callable[[], NDArray[np.uint8]] | None:
+        """What reads a tile's labels, whose files are found to be readable; None if the reference grid is not known."""
         if labels.polygons:
-            paths, join = self._polygons(tile, labels)
+            paths = tuple(str(self._resolve(path, tile)) for path in labels.polygons)
+            join = Join(str(self._resolve(labels.join.path, tile)), labels.join.key) if labels.join else None
+            read_polygons(paths, str(labels.attribute), join)
+            if grid is None:
+                return None
             return partial(_burnt, paths, labels, join, grid, self.settings.legend, self.legend)
         rasters = []
         for one in labels.rasters:
             own = self._raster(tile, one, f"{self.path}: `labels`", grid)
+            if grid is None:
+                continue
             if not isinstance(own, MatRaster) and own.own_grid != grid:
                 raise GridError(
-                    f"the labels {own.path} lie off the reference grid: {own.own_grid}",
+                    f"the labels {own.path} are off the reference grid: {own.own_grid}",
                     f"the grid of `{self.settings.reference_name}`: {grid}; labels are never resampled",
                     "say `reference: labels` to bring the modalities to the labels instead"
                     if "{tile}" in str(labels.path) or "{tile}" not in self.settings.paths[0]
                     else "cut them into one raster per tile, and name these by `{tile}`",
                 )
             rasters.append(_placed(own, grid, "labels"))
-        return partial(_codes, rasters, labels, self.legend)
+        return partial(_codes, rasters, labels, self.legend) if grid else None
 
 
 def _natural(name: str) -> list[int | str]:
@@ -284,7 +273,7 @@ def _natural(name: str) -> list[int | str]:
 
 
 def _placed(raster: Any, grid: Grid, name: str) -> Any:
-    """Puts a raster onto a grid: as it lies, by shape where it is a .mat file, else warped lazily."""
+    """Brings a raster to a grid: as it is, by shape if it is a .mat file, else warped lazily."""
     if isinstance(raster, MatRaster):
         return raster.placed(grid)
     if raster.own_grid == grid:
@@ -303,18 +292,11 @@ def _placed(raster: Any, grid: Grid, name: str) -> Any:
     return onto
 
 
-def _codes(rasters: Sequence[Raster], labels: LabelSettings, legend: Legend) -> NDArray[np.uint8]:
+def _codes(rasters: Sequence[GdalRaster | MatRaster], labels: LabelSettings, legend: Legend) -> NDArray[np.uint8]:
     classes = [
         read_colours(raster, legend, labels.colours.ignored, labels.colours.tolerance, labels.unlisted)
         if labels.colours and isinstance(raster, GdalRaster)
-        else legend.to_classes(
-            read_variable(raster.path, raster.variable, labels.axes)
-            if isinstance(raster, MatRaster)
-            else raster.read_codes(),  # type: ignore[attr-defined]
-            labels.ignored,
-            labels.unlisted,
-            where=raster.path,
-        )
+        else legend.to_classes(raster.read_codes(), labels.ignored, labels.unlisted, where=raster.path)
         for raster in rasters
     ]
     merged = classes[0]
@@ -345,10 +327,7 @@ def _burnt(
 
 
 def read_scene_file(path: str | Path) -> SceneFile:
-    """Reads and checks a scene file; opens no raster.
-
-    Args:
-        path: a scene.yaml, or a folder that holds one.
+    """Reads and checks a scene.yaml, or that of a folder; opens no raster.
 
     Raises:
         MissingFileError: if there is none.

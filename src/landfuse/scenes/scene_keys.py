@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
+from pydantic import Field
 
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import ResamplingName
@@ -16,39 +17,38 @@ from landfuse.settings import Settings
 
 
 class ModalitySettings(Settings):
-    """One modality of a scene file.
+    """One modality of a scene file: a raster of one sensor."""
 
-    Args:
-        path: the raster; `{tile}` stands for the tile's name, `{tile:02}` for it with numbers of at least two digits.
-        variable: the variable of a .mat file.
-        axes: of that variable as MATLAB shows it, e.g. `HWC`.
-        bands: which bands to use: `[1, 2, 5]` or `"1-5, 9"`; all by default.
-        units: of the values, e.g. `reflectance`, `m`, `dB`.
-        nodata: the number that means no data; by default what the file says. `.nan` for NaN.
-        scale: value = number * scale + offset; by default what the file says, else 1.
-        offset: see `scale`; by default what the file says, else 0.
-        decibel: turn linear power into dB.
-        zoom: keep the modality this many times finer than the reference grid.
-        resampling: how it is brought to the reference grid where it lies on another.
-        crs: its CRS, where the file says none.
-        sensor: what measured it, in words.
-        metres: pixel size on the ground, where the file says none; for the table of `check`.
-    """
-
-    path: str
-    variable: str | None = None
-    axes: str | None = None
-    bands: tuple[int, ...] | None = pydantic.Field(default=None, min_length=1)
-    units: str = ""
-    nodata: float | None = None
-    scale: float | None = None
-    offset: float | None = None
-    decibel: bool = False
-    zoom: int = pydantic.Field(default=1, ge=1, le=64)
-    resampling: ResamplingName = "bilinear"
-    crs: str | None = None
-    sensor: str = ""
-    metres: float | None = pydantic.Field(default=None, gt=0)
+    path: str = Field(
+        description="The raster; `{tile}` is replaced by the tile's name, `{tile:02}` by the name with its numbers "
+        "padded to two digits."
+    )
+    variable: str | None = Field(default=None, description="The variable of a .mat file.")
+    axes: str | None = Field(default=None, description="Axes of that variable as MATLAB shows it, e.g. `HWC`.")
+    bands: tuple[int, ...] | None = Field(
+        default=None, min_length=1, description="Bands to use, from 1: `[1, 2, 5]` or `1-5, 9`; all by default."
+    )
+    units: str = Field(default="", description="Units of the values, e.g. `reflectance`, `m`, `dB`.")
+    nodata: float | None = Field(
+        default=None,
+        description="The number that means no data, as stored; `.nan` for NaN. By default what the file says.",
+    )
+    scale: float | None = Field(
+        default=None, description="value = number * scale + offset; by default what the file says, else 1."
+    )
+    offset: float | None = Field(default=None, description="See `scale`; by default what the file says, else 0.")
+    decibel: bool = Field(default=False, description="Convert linear power to dB.")
+    zoom: int = Field(
+        default=1, ge=1, le=64, description="Keep the modality this many times finer than the reference grid, 1 to 64."
+    )
+    resampling: ResamplingName = Field(
+        default="bilinear", description="How it is resampled if it is on another grid than the reference."
+    )
+    crs: str | None = Field(default=None, description="CRS of the raster if the file has none, e.g. `EPSG:32632`.")
+    sensor: str = Field(default="", description="What measured it, in words.")
+    metres: float | None = Field(
+        default=None, gt=0, description="Pixel size in metres if the file has none; for the table of `check`."
+    )
 
     @pydantic.field_validator("bands", mode="before")
     @classmethod
@@ -73,69 +73,63 @@ class ModalitySettings(Settings):
 
 
 class JoinSettings(Settings):
-    """A table joined to polygons: a CSV file and the key that both have."""
+    """A table joined to polygons."""
 
-    path: str
-    key: str
+    path: str = Field(description="A CSV file that holds the attribute.")
+    key: str = Field(description="The column that both the CSV file and the polygons have.")
 
 
 class FurtherLabels(Settings):
-    """A further raster of codes, for data whose training and test labels come in files of their own.
+    """A further raster of codes, for data whose training and test labels come in files of their own."""
 
-    Args:
-        path: the raster, `{tile}` allowed, or a .mat file.
-        variable: the variable of a .mat file.
-    """
-
-    path: str
-    variable: str | None = None
+    path: str = Field(description="The raster, or a .mat file; `{tile}` is allowed.")
+    variable: str | None = Field(default=None, description="The variable of a .mat file.")
 
 
 class ColourSettings(Settings):
-    """Labels that are pictures of three bands: a pixel's class is the one in the legend that has its `colour`.
+    """Labels that are pictures of three bands: a pixel's class is the one in the legend that has its `colour`."""
 
-    Args:
-        ignored: colours that mean unlabelled, `#RRGGBB`.
-        tolerance: how far a colour may lie from the nearest of the legend's and the ignored ones, as a distance in red,
-            green and blue; above 0 for pictures that were compressed with loss.
-    """
-
-    ignored: tuple[Annotated[str, pydantic.Field(pattern=r"^#[0-9A-Fa-f]{6}$")], ...] = ()
-    tolerance: float = pydantic.Field(default=0.0, ge=0, le=442)
+    ignored: tuple[Annotated[str, Field(pattern=r"^#[0-9A-Fa-f]{6}$")], ...] = Field(
+        default=(), description="Colours that mean unlabelled, `#RRGGBB`."
+    )
+    tolerance: float = Field(
+        default=0.0,
+        ge=0,
+        le=442,
+        description="Largest distance of a colour from the nearest one of the legend and `ignored`, in red, green and "
+        "blue, 0 to 442; above 0 for pictures that were compressed with loss.",
+    )
 
 
 class LabelSettings(Settings):
-    """The labels of a scene file: a raster of codes, or polygons.
+    """The labels of a scene file: a raster of codes, or polygons."""
 
-    Args:
-        path: raster of codes (`{tile}` allowed), or a .mat file.
-        variable: the variable of a .mat file.
-        axes: of that variable, `HW` or `WH`.
-        also: further rasters of codes, with the same `axes`; no pixel may have two classes.
-        polygons: vector files (`{tile}` allowed); their attribute gives the class.
-        attribute: the column that names the class.
-        join: a CSV that holds the attribute, and the key column.
-        all_touched: polygons label every pixel they touch, not only those whose centre they hold.
-        overlap: where polygons of two classes overlap: `last` in the file wins, `first` wins, or `unlabelled`.
-        ignored: codes that mean unlabelled, beside 255.
-        unlisted: what codes or attribute values outside the legend are: an `error`, or `unlabelled`.
-        crs: CRS of the raster where the file says none.
-        colours: the raster is a picture whose colours tell the classes; `{}` is enough.
-    """
-
-    path: str | None = None
-    variable: str | None = None
-    axes: str = "HW"
-    also: tuple[FurtherLabels, ...] = ()
-    polygons: tuple[str, ...] = ()
-    attribute: str | None = None
-    join: JoinSettings | None = None
-    all_touched: bool = False
-    overlap: Literal["last", "first", "unlabelled"] = "last"
-    ignored: tuple[int, ...] = ()
-    unlisted: Literal["error", "unlabelled"] = "error"
-    crs: str | None = None
-    colours: ColourSettings | None = None
+    path: str | None = Field(default=None, description="Raster of codes, or a .mat file; `{tile}` is allowed.")
+    variable: str | None = Field(default=None, description="The variable of a .mat file.")
+    axes: str = Field(default="HW", description="Axes of that variable, `HW` or `WH`.")
+    also: tuple[FurtherLabels, ...] = Field(
+        default=(), description="Further rasters of codes, with the same `axes`; no pixel may have two classes."
+    )
+    polygons: tuple[str, ...] = Field(default=(), description="Vector files; `{tile}` is allowed.")
+    attribute: str | None = Field(default=None, description="The column of the polygons that names the class.")
+    join: JoinSettings | None = Field(
+        default=None, description="A CSV file that holds the attribute, if the polygons have only a key."
+    )
+    all_touched: bool = Field(
+        default=False, description="Polygons label every pixel that they touch, not only those whose centre they hold."
+    )
+    overlap: Literal["last", "first", "unlabelled"] = Field(
+        default="last",
+        description="Where polygons of two classes overlap: the `last` in the file wins, the `first`, or `unlabelled`.",
+    )
+    ignored: tuple[int, ...] = Field(default=(), description="Codes that mean unlabelled, besides 255.")
+    unlisted: Literal["error", "unlabelled"] = Field(
+        default="error", description="What codes or attribute values outside the legend are."
+    )
+    crs: str | None = Field(default=None, description="CRS of the raster if the file has none.")
+    colours: ColourSettings | None = Field(
+        default=None, description="The raster is a picture in the colours of the legend; `{}` is enough."
+    )
 
     @pydantic.field_validator("polygons", mode="before")
     @classmethod
@@ -162,44 +156,40 @@ class LabelSettings(Settings):
 
 
 class ClassSettings(Settings):
-    """One class of the legend.
+    """One class of the legend."""
 
-    Args:
-        name: as people say it.
-        code: in label rasters and maps; by default its place in the legend, from 1.
-        colour: `#RRGGBB`; by default from a palette made for eyes without colour vision.
-        value: its value in the attribute of polygons; by default the name.
-        scored: whether it enters the means over classes (AA, mF1, mIoU); false for e.g. clutter, which is learnt and
-            mapped all the same.
-    """
-
-    name: str
-    code: int | None = None
-    colour: str | None = None
-    value: str | None = pydantic.Field(default=None, coerce_numbers_to_str=True)
-    scored: bool = True
+    name: str = Field(description="Name of the class.")
+    code: int | None = Field(
+        default=None, description="Its code in label rasters and maps, 0 to 254; by default its place, from 1."
+    )
+    colour: str | None = Field(default=None, description="`#RRGGBB`; by default from a fixed table of 40 colours.")
+    value: str | None = Field(
+        default=None,
+        coerce_numbers_to_str=True,
+        description="Its value in the attribute of polygons; by default the name.",
+    )
+    scored: bool = Field(
+        default=True,
+        description="Whether it enters the means over classes (AA, mF1, mIoU); false for e.g. clutter, which is "
+        "learned and mapped all the same.",
+    )
 
 
 class CountSettings(Settings):
-    """What `check` must find: the published numbers of a data set. Lists have a number per class, in order.
+    """Published numbers of a data set, which `check` must find. Lists have a number per class, in order."""
 
-    Args:
-        labelled: labelled pixels.
-        train: training pixels of the official split; validation comes out of them and counts as training.
-        validation: validation pixels, where the official split has its own.
-        test: test pixels of the official split.
-        tiles: number of tiles.
-        size: rows and columns of the reference grid.
-        bands: of each modality that is named.
-    """
-
-    labelled: tuple[int, ...] | None = None
-    train: tuple[int, ...] | None = None
-    validation: tuple[int, ...] | None = None
-    test: tuple[int, ...] | None = None
-    tiles: int | None = None
-    size: tuple[int, int] | None = None
-    bands: dict[str, int] = {}
+    labelled: tuple[int, ...] | None = Field(default=None, description="Labelled pixels.")
+    train: tuple[int, ...] | None = Field(
+        default=None,
+        description="Training pixels of the official split; validation taken from training counts as training.",
+    )
+    validation: tuple[int, ...] | None = Field(
+        default=None, description="Validation pixels, if the official split has its own."
+    )
+    test: tuple[int, ...] | None = Field(default=None, description="Test pixels of the official split.")
+    tiles: int | None = Field(default=None, description="Number of tiles.")
+    size: tuple[int, int] | None = Field(default=None, description="Rows and columns of the reference grid.")
+    bands: dict[str, int] = Field(default={}, description="Number of bands by modality.")
 
     @property
     def per_class(self) -> dict[str, tuple[int, ...]]:
@@ -209,23 +199,16 @@ class CountSettings(Settings):
 
 
 class DownloadSettings(Settings):
-    """One file that `landfuse fetch` gets.
+    """One file that `landfuse fetch` downloads."""
 
-    Args:
-        address: http or https.
-        sha256: of the file; where none is known, the file's is told.
-        size: bytes; by default what the server says.
-        name: of the file; by default the last part of the address.
-        unpack: unpack the archive (.zip, .tar, .tar.gz, ...) and remove it.
-        folder: where it goes, from `root`.
-    """
-
-    address: str = pydantic.Field(pattern=r"^https?://")
-    sha256: str | None = pydantic.Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    size: int | None = pydantic.Field(default=None, gt=0)
-    name: str | None = None
-    unpack: bool = False
-    folder: str = "."
+    address: str = Field(pattern=r"^https?://", description="http or https.")
+    sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="Checksum; if there is none, that of the file is reported."
+    )
+    size: int | None = Field(default=None, gt=0, description="Bytes; by default what the server says.")
+    name: str | None = Field(default=None, description="Name of the file; by default the last part of the address.")
+    unpack: bool = Field(default=False, description="Unpack the archive (.zip, .tar, .tar.gz, ...) and remove it.")
+    folder: str = Field(default=".", description="The folder that it is saved in, from `root`.")
 
     @property
     def file(self) -> str:
@@ -234,54 +217,49 @@ class DownloadSettings(Settings):
 
 
 class FetchSettings(Settings):
-    """How the data come to `root`.
+    """How the data come to `root`."""
 
-    Args:
-        files: what is downloaded.
-        manual: what a person has to get, where from, and under which names it belongs into `root`.
-    """
-
-    files: tuple[DownloadSettings, ...] = ()
-    manual: str = ""
+    files: tuple[DownloadSettings, ...] = Field(default=(), description="What is downloaded.")
+    manual: str = Field(
+        default="", description="What a person has to get, where from, and under which names it belongs into `root`."
+    )
 
 
 class SceneSettings(Settings):
-    """All that a scene file may say.
+    """All that a scene file may say."""
 
-    Args:
-        name: short name of the place.
-        root: folder that paths start from, relative to the scene file; `${NAME:-default}` takes an environment
-            variable; `${LANDFUSE_DATA}` without a default is where `landfuse fetch` puts data.
-        tiles: names that `{tile}` stands for; by default all for which the reference raster exists.
-        reference: whose grid is the scene's: `labels`, or a modality.
-        modalities: by name.
-        labels: where the classes are known.
-        legend: the classes in order.
-        split: how labelled pixels are shared out.
-        counts: the published numbers, which `check` compares with what it finds.
-        fetch: how `landfuse fetch` gets the data.
-        citation: how to cite the data.
-        licence: of the data.
-        address: where a user gets the data.
-        georeferenced: set to false for rasters that have no CRS and need none; those that say nothing of their place
-            lie on the reference where they have its size.
-    """
-
-    name: str
-    title: str = ""
-    citation: str = ""
-    licence: str = ""
-    address: str = ""
-    georeferenced: bool = True
-    root: str = "."
-    tiles: tuple[str, ...] | None = pydantic.Field(default=None, min_length=1)
-    reference: str | None = None
-    modalities: dict[str, ModalitySettings] = pydantic.Field(min_length=1)
-    labels: LabelSettings | None = None
-    legend: tuple[ClassSettings, ...] = ()
-    split: SplitSettings | None = None
-    counts: CountSettings | None = None
-    fetch: FetchSettings | None = None
+    name: str = Field(description="Short name of the place.")
+    title: str = Field(default="", description="What it is, in a line.")
+    citation: str = Field(default="", description="How to cite the data.")
+    licence: str = Field(default="", description="Licence of the data.")
+    address: str = Field(default="", description="Where a user gets the data.")
+    georeferenced: bool = Field(
+        default=True,
+        description="False for rasters that have no CRS and need none; rasters without a place of their own are on the "
+        "reference grid if they have its size.",
+    )
+    root: str = Field(
+        default=".",
+        description="The folder that paths start from, relative to the scene file; `${NAME:-default}` is an "
+        "environment variable; `${LANDFUSE_DATA}` without a default is where `landfuse fetch` saves data.",
+    )
+    tiles: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Names that replace `{tile}`; by default all for which the reference raster exists.",
+    )
+    reference: str | None = Field(
+        default=None,
+        description="Whose grid is the scene's: `labels` or a modality; by default the first modality of zoom 1.",
+    )
+    modalities: dict[str, ModalitySettings] = Field(min_length=1, description="Modalities by name.")
+    labels: LabelSettings | None = Field(default=None, description="Where the classes are known.")
+    legend: tuple[ClassSettings, ...] = Field(default=(), description="The classes, in order.")
+    split: SplitSettings | None = Field(default=None, description="Which labelled pixels train, validate and test.")
+    counts: CountSettings | None = Field(
+        default=None, description="Published numbers, which `check` compares with what it finds."
+    )
+    fetch: FetchSettings | None = Field(default=None, description="How `landfuse fetch` gets the data.")
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> SceneSettings:

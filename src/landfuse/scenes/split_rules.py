@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 import pydantic
 from numpy.typing import NDArray
+from pydantic import Field
 
 from landfuse.settings import Settings
 
@@ -18,82 +19,62 @@ Roles = NDArray[np.uint8]
 
 
 class _Split(Settings):
-    """What all splits share.
+    """The settings of all splits."""
 
-    Args:
-        validation: share of training that is set aside to choose the epoch.
-        seed: of all random choices.
-    """
-
-    validation: float = pydantic.Field(default=0.2, ge=0, lt=1)
-    seed: int = 0
+    validation: float = Field(
+        default=0.2, ge=0, lt=1, description="Fraction of training that is set aside to choose the epoch, from 0 to 1."
+    )
+    seed: int = Field(default=0, description="Seed of all random choices.")
 
 
 class MasksSplit(_Split):
     """From files: rasters (or variables of .mat files) whose non-zero pixels are training, test, validation.
 
-    Validation is a share per class of training, drawn at random, unless a file gives it.
-
-    Args:
-        train: path of the raster, `{tile}` allowed.
-        test: likewise.
-        val: likewise; optional.
-        variables: for .mat files, the variable of each of the above by its name.
-        axes: for .mat files, `HW` or `WH`.
+    Without `val`, validation is a random fraction of each class of training.
     """
 
     kind: Literal["masks"]
-    train: str
-    test: str
-    val: str | None = None
-    variables: dict[Literal["train", "test", "val"], str] = {}
-    axes: str = "HW"
+    train: str = Field(description="Raster of the training pixels; `{tile}` is allowed.")
+    test: str = Field(description="Raster of the test pixels.")
+    val: str | None = Field(default=None, description="Raster of the validation pixels.")
+    variables: dict[Literal["train", "test", "val"], str] = Field(
+        default={}, description="For .mat files: the variables of `train`, `test` and `val`."
+    )
+    axes: str = Field(default="HW", description="For .mat files: `HW` or `WH`.")
 
 
 class RolesSplit(_Split):
-    """A split that was written before: a raster of roles (1 train, 2 validation, 3 test, 0 none).
-
-    Args:
-        path: of the raster, `{tile}` allowed.
-    """
+    """A split that was written before."""
 
     kind: Literal["roles"]
-    path: str
+    path: str = Field(
+        description="Raster of roles (1 train, 2 validation, 3 test, 0 none); `{tile}` is allowed.",
+    )
 
 
 class RandomSplit(_Split):
-    """Random pixels of each class train, the rest test. Its views overlap: see the leak report before using it.
-
-    Args:
-        train: a number of pixels per class (>= 1), or a share of each class (< 1).
-    """
+    """Random pixels of each class train, the rest test. Its views overlap: see the leak report before using it."""
 
     kind: Literal["random"]
-    train: float = pydantic.Field(gt=0)
+    train: float = Field(gt=0, description="Pixels per class (1 and above), or a fraction of each class (below 1).")
 
     @pydantic.field_validator("train")
     @classmethod
-    def _share_or_number(cls, value: float) -> float:
+    def _fraction_or_number(cls, value: float) -> float:
         if value >= 1 and not value.is_integer():
-            raise ValueError("write a whole number of pixels per class (from 1), or a share of each class (below 1)")
+            raise ValueError("write a whole number of pixels per class (from 1), or a fraction of each class (below 1)")
         return value
 
 
-class _Grouped(_Split):
-    """Whole groups of pixels go to one role, balanced over the classes.
+class GroupedSplit(_Split):
+    """Whole groups of pixels go to one role, balanced over the classes."""
 
-    Args:
-        test: share of the groups that test; not with `folds`.
-        folds: number of folds, each of which tests once.
-        fold: which of them tests now, from 0.
-    """
-
-    test: float = pydantic.Field(default=0.3, gt=0, lt=1)
-    folds: int | None = pydantic.Field(default=None, ge=2)
-    fold: int = pydantic.Field(default=0, ge=0)
+    test: float = Field(default=0.3, gt=0, lt=1, description="Fraction of the groups that test; not with `folds`.")
+    folds: int | None = Field(default=None, ge=2, description="Number of folds, each of which tests once.")
+    fold: int = Field(default=0, ge=0, description="Which fold tests now, from 0.")
 
     @pydantic.model_validator(mode="after")
-    def _fold_exists(self) -> _Grouped:
+    def _fold_exists(self) -> GroupedSplit:
         if self.folds is None and self.fold:
             raise ValueError("`fold` needs `folds`, their number")
         if self.folds is not None and self.fold >= self.folds:
@@ -101,35 +82,30 @@ class _Grouped(_Split):
         return self
 
 
-class BlocksSplit(_Grouped):
-    """Square blocks of the ground; a buffer keeps views of one role from holding pixels of another.
-
-    Args:
-        size: side of a block, px.
-        buffer: px without a role around test blocks and validation blocks. Nothing leaks from `halo + core - 1` of the
-            model on: half the view for a core of one pixel, a whole view less one where the core is the view.
-    """
+class BlocksSplit(GroupedSplit):
+    """Square blocks of the ground; a buffer keeps views of one role from holding pixels of another."""
 
     kind: Literal["blocks"]
-    size: int = pydantic.Field(ge=2)
-    buffer: int = pydantic.Field(default=0, ge=0)
+    size: int = Field(ge=2, description="Side of a block, px.")
+    buffer: int = Field(
+        default=0,
+        ge=0,
+        description="Pixels without a role around test and validation blocks. Nothing leaks from `halo + core - 1` of "
+        "the model on: half the view for a core of one pixel, the view less one where the core is the view.",
+    )
 
 
-class TilesSplit(_Grouped):
-    """Whole tiles (plots, image patches).
-
-    Args:
-        test_tiles: names of the tiles that test; instead of `test` and `folds`.
-        validation_tiles: names of the tiles that validate; instead of `validation`.
-        train_tiles: names of the tiles that train; by default all the others.
-        lists: role -> a text or CSV file whose first column names its tiles; instead of the three above.
-    """
+class TilesSplit(GroupedSplit):
+    """Whole tiles (plots, image patches)."""
 
     kind: Literal["tiles"]
-    test_tiles: tuple[str, ...] = ()
-    validation_tiles: tuple[str, ...] = ()
-    train_tiles: tuple[str, ...] = ()
-    lists: dict[Literal["train", "validation", "test"], str] = {}
+    test_tiles: tuple[str, ...] = Field(default=(), description="Tiles that test; instead of `test` and `folds`.")
+    validation_tiles: tuple[str, ...] = Field(default=(), description="Tiles that validate; instead of `validation`.")
+    train_tiles: tuple[str, ...] = Field(default=(), description="Tiles that train; by default all the others.")
+    lists: dict[Literal["train", "validation", "test"], str] = Field(
+        default={},
+        description="Role: a text or CSV file whose first column names its tiles; instead of the three above.",
+    )
 
     @pydantic.model_validator(mode="after")
     def _lists_fit(self) -> TilesSplit:
@@ -140,10 +116,8 @@ class TilesSplit(_Grouped):
         if named and not self.test_tiles:
             raise ValueError("where tiles are named, `test_tiles` are needed too")
         if self.test_tiles and self.folds is not None:
-            raise ValueError("name `test_tiles`, or let `folds` deal them out, not both")
+            raise ValueError("name `test_tiles`, or let `folds` choose them, not both")
         return self
 
 
-SplitSettings = Annotated[
-    MasksSplit | RolesSplit | RandomSplit | BlocksSplit | TilesSplit, pydantic.Field(discriminator="kind")
-]
+SplitSettings = Annotated[MasksSplit | RolesSplit | RandomSplit | BlocksSplit | TilesSplit, Field(discriminator="kind")]

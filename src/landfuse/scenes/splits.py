@@ -1,6 +1,6 @@
-"""Who learns, who chooses, who judges: the roles of labelled pixels, and the report on leaks.
+"""Which labelled pixels train, validate and test.
 
-Validation always comes out of training by the same rule as the split itself.
+Validation is always taken from training, by the same rule as the split itself.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from landfuse.scenes.split_rules import (
     UNUSED,
     VALIDATION,
     BlocksSplit,
+    GroupedSplit,
     MasksSplit,
     RandomSplit,
     Roles,
     RolesSplit,
     SplitSettings,
     TilesSplit,
-    _Grouped,
 )
 
-_DEALS = 32
-"""Deals of groups to roles that are tried; fewer where there are very many groups."""
+_TRIES = 32
+"""Assignments of groups to roles that are tried; fewer where there are very many groups."""
 
 MaskReader = Callable[[Scene, str, str | None, str], NDArray[np.generic]]
 """(scene, path with `{tile}`, variable, axes) -> (H, W) numbers on the scene's grid."""
 
 
 def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader) -> list[Roles]:
-    """Gives every labelled pixel its role.
+    """Assigns a role to every labelled pixel.
 
     Args:
         scenes: the tiles.
@@ -51,21 +51,21 @@ def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader)
         One (H, W) uint8 array of roles per scene; unlabelled pixels have none.
 
     Raises:
-        SplitError: if nothing is left for training, for the test or for a validation that is asked for, a tile that is
-            named does not exist, or a written split holds other numbers than roles.
+        SplitError: if nothing is left for training, the test or a wanted validation, a tile that is named does not
+            exist, or a written split holds other numbers than roles.
     """
     labels = [scene.labels for scene in scenes]
     rng = np.random.default_rng(split.seed)
     if isinstance(split, MasksSplit):
         roles = [_from_masks(scene, split, read_mask) for scene in scenes]
         if split.val is None:
-            roles = _carve_pixels(roles, labels, split.validation, rng)
+            roles = _draw_validation(roles, labels, split.validation, rng)
     elif isinstance(split, RolesSplit):
         roles = [_written(scene, split, read_mask) for scene in scenes]
     elif isinstance(split, RandomSplit):
         roles = [np.where(label != UNLABELLED, TEST, UNUSED).astype(np.uint8) for label in labels]
         roles = _draw_pixels(roles, labels, TEST, TRAIN, split.train, rng)
-        roles = _carve_pixels(roles, labels, split.validation, rng)
+        roles = _draw_validation(roles, labels, split.validation, rng)
     elif isinstance(split, BlocksSplit):
         roles = _by_groups([_block_numbers(scene, split.size) for scene in scenes], labels, split, rng)
         roles = [_buffered(role, split.buffer) for role in roles]
@@ -75,12 +75,12 @@ def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader)
         np.where(label == UNLABELLED, UNUSED, role).astype(np.uint8) for role, label in zip(roles, labels, strict=True)
     ]
     # A written split says by itself whether there is validation.
-    carved = split.validation > 0 and not isinstance(split, RolesSplit)
-    for name in ("train", "test", *(["validation"] if carved else [])):
+    drawn = split.validation > 0 and not isinstance(split, RolesSplit)
+    for name in ("train", "test", *(["validation"] if drawn else [])):
         if not any((role == ROLES[name]).any() for role in roles):
             raise SplitError(
                 f"the split leaves no labelled pixel for `{name}`",
-                f"labelled pixels in training, {'validation ' if carved else ''}and the test",
+                f"labelled pixels in training, {'validation ' if drawn else ''}and the test",
                 "check the labels and the settings of `split` (a large buffer can eat whole blocks)"
                 + ("; `validation: 0` does without" if name == "validation" else ""),
             )
@@ -120,7 +120,7 @@ def _from_masks(scene: Scene, split: MasksSplit, read_mask: MaskReader) -> Roles
 def _draw_pixels(
     roles: list[Roles], labels: list[NDArray[np.uint8]], source: int, role: int, amount: float, rng: np.random.Generator
 ) -> list[Roles]:
-    """Moves a number (>= 1) or share (< 1) of the pixels of each class from one role to another, over all tiles."""
+    """Moves a number (>= 1) or fraction (< 1) of the pixels of each class from one role to another, over all tiles."""
     flat_roles = np.concatenate([r.ravel() for r in roles])
     flat_labels = np.concatenate([label.ravel() for label in labels])
     for value in np.unique(flat_labels[flat_roles == source]):
@@ -135,10 +135,10 @@ def _draw_pixels(
     return [part.reshape(r.shape) for part, r in zip(np.split(flat_roles, ends), roles, strict=True)]
 
 
-def _carve_pixels(
-    roles: list[Roles], labels: list[NDArray[np.uint8]], share: float, rng: np.random.Generator
+def _draw_validation(
+    roles: list[Roles], labels: list[NDArray[np.uint8]], fraction: float, rng: np.random.Generator
 ) -> list[Roles]:
-    return _draw_pixels(roles, labels, TRAIN, VALIDATION, share, rng) if share else roles
+    return _draw_pixels(roles, labels, TRAIN, VALIDATION, fraction, rng) if fraction else roles
 
 
 def _block_numbers(scene: Scene, size: int) -> NDArray[np.int64]:
@@ -147,9 +147,9 @@ def _block_numbers(scene: Scene, size: int) -> NDArray[np.int64]:
 
 
 def _by_groups(
-    groups: list[NDArray[np.int64]], labels: list[NDArray[np.uint8]], split: _Grouped, rng: np.random.Generator
+    groups: list[NDArray[np.int64]], labels: list[NDArray[np.uint8]], split: GroupedSplit, rng: np.random.Generator
 ) -> list[Roles]:
-    """Shares out whole groups; groups of different tiles are different."""
+    """Assigns whole groups to roles; groups of different tiles are different."""
     offset, numbered = 0, []
     for group in groups:
         numbered.append(group + offset)
@@ -169,42 +169,44 @@ def _by_groups(
                 f"at least {folds}, one per fold",
                 "use smaller blocks or fewer folds",
             )
-        shares = np.full(folds, 1 / folds)
+        fractions = np.full(folds, 1 / folds)
     else:
-        shares = np.array([split.test, 1 - split.test])
-    assigned = _share_out(counts[members], shares, rng)
+        fractions = np.array([split.test, 1 - split.test])
+    assigned = _distribute(counts[members], fractions, rng)
     testing = split.fold if folds else 0
     role_of[members] = np.where(assigned == testing, TEST, TRAIN)
     training = members[assigned != testing]
     if split.validation and training.size > 1:
-        carved = _share_out(counts[training], np.array([split.validation, 1 - split.validation]), rng)
-        role_of[training[carved == 0]] = VALIDATION
+        drawn = _distribute(counts[training], np.array([split.validation, 1 - split.validation]), rng)
+        role_of[training[drawn == 0]] = VALIDATION
     return [role_of[group] for group in numbered]
 
 
-def _share_out(counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Deals groups to parts so that each part gets its share of every class: the best of several greedy deals.
+def _distribute(
+    counts: NDArray[np.int64], fractions: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Assigns groups to parts so that each part has its fraction of every class: the best of several greedy tries.
 
     Args:
         counts: (groups, K) pixels.
-        shares: of the parts, summing to 1.
-        rng: whose chance makes the deals differ.
+        fractions: of the parts, summing to 1.
+        rng: makes the tries differ.
 
     Returns:
         The part of each group.
     """
     weight = counts / np.maximum(counts.sum(axis=0), 1)  # each class counts alike, however rare
-    goal = shares[:, None] * weight.sum(axis=0)
+    goal = fractions[:, None] * weight.sum(axis=0)
     best, least = np.zeros(len(counts), dtype=np.int64), np.inf
-    for _ in range(max(1, min(_DEALS, 20_000 // max(1, len(counts))))):
-        # The largest first, to the needy; what is large is blurred by chance, so that the seed has a say.
+    for _ in range(max(1, min(_TRIES, 20_000 // max(1, len(counts))))):
+        # The largest first, to the part that needs it most; sizes are blurred at random, so that the seed matters.
         order = np.argsort(-weight.max(axis=1) * rng.uniform(0.3, 1, len(counts)), kind="stable")
         held = np.zeros(goal.shape)
         parts = np.zeros(len(counts), dtype=np.int64)
         for place, group in enumerate(order):
             empty = np.flatnonzero(held.sum(axis=1) == 0)
             wish = ((held + weight[group] - goal) ** 2 - (held - goal) ** 2).sum(axis=1)
-            allowed = empty if len(empty) >= len(order) - place else np.arange(len(shares))
+            allowed = empty if len(empty) >= len(order) - place else np.arange(len(fractions))
             parts[group] = part = allowed[np.argmin(wish[allowed])]
             held[part] += weight[group]
         off = float(((held - goal) ** 2).sum())
@@ -214,11 +216,12 @@ def _share_out(counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.r
 
 
 def _buffered(roles: Roles, buffer: int) -> Roles:
-    """Takes pixels near a test block out of the other roles, and those near a validation block out of training."""
+    """Removes pixels near a test block from the other roles, and those near a validation block from training."""
     if not buffer:
         return roles
-    near_test = _dilated(roles == TEST, buffer)
-    near_validation = _dilated(roles == VALIDATION, buffer)
+    near_test, near_validation = (
+        maximum_filter(roles == role, size=2 * buffer + 1, mode="constant", cval=False) for role in (TEST, VALIDATION)
+    )
     result = roles.copy()
     result[near_test & (roles != TEST)] = UNUSED
     result[near_validation & (roles == TRAIN)] = UNUSED
@@ -235,7 +238,7 @@ def _by_tiles(
         raise SplitError(
             f"the split names tiles that do not exist: {', '.join(unknown)}",
             f"some of {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
-            "mend the names",
+            "correct the names",
         )
     whole = [np.zeros(label.shape, dtype=np.int64) for label in labels]
     if not split.test_tiles:
@@ -248,17 +251,9 @@ def _by_tiles(
     if not split.validation_tiles and split.validation and training.size > 1:
         kinds = len(scenes[0].legend)
         counts = np.array([np.bincount(labels[i][labels[i] != UNLABELLED], minlength=kinds) for i in training])
-        carved = _share_out(counts, np.array([split.validation, 1 - split.validation]), rng)
-        role_of[training[carved == 0]] = VALIDATION
+        drawn = _distribute(counts, np.array([split.validation, 1 - split.validation]), rng)
+        role_of[training[drawn == 0]] = VALIDATION
     return [np.full(label.shape, role, dtype=np.uint8) for label, role in zip(labels, role_of, strict=True)]
-
-
-def _dilated(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
-    """Pixels within `reach` (in rows and in columns) of a true pixel."""
-    if not mask.any() or not reach:
-        return mask
-    grown: NDArray[np.bool_] = maximum_filter(mask, size=2 * reach + 1, mode="constant", cval=False)
-    return grown
 
 
 def counts_per_class(
@@ -276,15 +271,15 @@ def counts_per_class(
 
 
 def named_tiles(split: TilesSplit, tiles: Sequence[str], resolve: Callable[[str], Path | str]) -> TilesSplit:
-    """The same split with the tiles by name.
+    """A split with `lists` of tiles as a split that names them.
 
     Args:
         split: with `lists`.
         tiles: the names of all tiles.
-        resolve: from a path as it is written to where it is.
+        resolve: from a path as written in the file to where it is.
 
     Raises:
-        MissingFileError: if a list is not there.
+        MissingFileError: if a list is missing.
         SplitError: if there is none for the test, or a list names no tile, or one that does not exist.
     """
     if "test" not in split.lists:

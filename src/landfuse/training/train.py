@@ -37,7 +37,7 @@ from landfuse.mapping.engine import map_blocks
 from landfuse.mapping.settings import MapOptions
 from landfuse.models.base import DirectFit
 from landfuse.rasters.geotiff_writer import write_raster
-from landfuse.scenes.leaks import leak_share
+from landfuse.scenes.leaks import leak_fraction
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
 from landfuse.training.fit import fit
 from landfuse.training.lightning_task import read_history
@@ -141,7 +141,7 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Bundle:
     facts["peak_memory_bytes"] = peak_memory()
     if features is not None:
         facts["pretrain"] = facts_of(features.denoiser)
-    facts["leak_share"] = leak_share(base.roles, model.view, model.core, classifier.stride)
+    facts["leak_share"] = leak_fraction(base.roles, model.view, model.core, classifier.stride)
     classifier.save(run / "bundle")
     for scene, roles in zip(base.scenes, base.roles, strict=True):
         write_raster(run / "split" / f"{scene.name}.tif", scene.grid, roles, nodata=0, names=["role"])
