@@ -27,8 +27,9 @@ from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
 from landfuse.studies.modalities import modality_table
-from landfuse.training.lightning_task import Task, read_history
+from landfuse.training.lightning_task import Task
 from landfuse.training.recipe import read_recipe
+from landfuse.training.run import read_history
 from landfuse.training.train import train
 from landfuse.training.training_data import Ground
 

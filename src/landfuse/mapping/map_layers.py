@@ -20,6 +20,7 @@ from landfuse.rasters.geotiff_writer import (
 )
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
+from landfuse.scenes.land_cover_map import beside
 
 PROBABILITY_STEPS = 250
 """Probabilities are written as uint8: value / 250, 255 for no data."""
@@ -76,12 +77,6 @@ class Wanted:
 
 def _told(name: str) -> Values:
     return lambda part, rows, shares: part.layers[name][rows].clamp(0, 1).numpy()[None]
-
-
-def beside(path: str | Path, layer: str) -> Path:
-    """The file of a further layer beside a map: `map.tif` -> `map_confidence.tif`."""
-    path = Path(path)
-    return path.with_name(f"{path.stem}_{layer}{path.suffix}") if layer else path
 
 
 def confidence_of(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:

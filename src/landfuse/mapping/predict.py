@@ -22,7 +22,6 @@ from landfuse.mapping.map_layers import (
     Layer,
     Wanted,
     assemble,
-    beside,
     confidence_of,
     entropy_of,
     write_part,
@@ -30,10 +29,11 @@ from landfuse.mapping.map_layers import (
 from landfuse.mapping.memory import MEMORY, Plan, block_side, plan
 from landfuse.mapping.part_folder import PartFolder, fingerprint
 from landfuse.rasters.windows import Window, blocks
+from landfuse.scenes.land_cover_map import beside
 from landfuse.scenes.scene import Scene
 
 __all__ = [
-    "PROBABILITY_STEPS", "BlockMap", "Job", "Progress", "Runner", "batch_size", "beside", "confidence_of", "entropy_of",
+    "PROBABILITY_STEPS", "BlockMap", "Job", "Progress", "Runner", "batch_size", "confidence_of", "entropy_of",
     "map_array", "map_blocks", "map_parts", "plan_map", "predict",
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The layers of a report's map: each as a picture, with the words that belong to it."""
+"""The layers of a report's map: each as a picture with its description."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from landfuse.figures.overview import overview, thinned, thinned_classes, thinning
 from landfuse.legend import UNLABELLED, Legend
-from landfuse.mapping.predict import beside
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.reporting.images import Coded, Colour, Photograph, Picture, unlike
+from landfuse.scenes.land_cover_map import beside
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.split_rules import ROLES, TEST, Roles
 
@@ -76,7 +76,7 @@ def tile_layers(
         legend: the classes.
         mapped: (H, W) uint8 classes of the map.
         roles: (H, W).
-        map_path: of the map; its confidence lies beside it.
+        map_path: of the map; its confidence is a file beside it.
         used: the modalities that the run used.
         side: pixels along the longer side of a picture, at most.
         bands: modality -> the bands to show, from 0; for those not named, as people know them.
@@ -132,7 +132,7 @@ def _confidence(scene: Scene, path: Path, step: int) -> Layer:
     return Layer(
         "confidence",
         "Confidence",
-        "how far the most probable class lies before the second: dark is 0, pale is 1",
+        "the lead of the most probable class over the second: dark is 0, pale is 1",
         Coded(np.where(known, level, UNLABELLED).astype(np.uint8), CONFIDENCE),
         tuple(f"{level / (_LEVELS - 1):.2f}" for level in range(_LEVELS)),
     )

@@ -17,6 +17,7 @@ from landfuse.rasters.windows import CoreWeights
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.split_rules import SplitSettings
 from landfuse.settings import Settings, override, parse, read_kind
+from landfuse.training.run import merged_split
 from landfuse.training.samples import SampleSettings
 from landfuse.views.pixel_map import PixelMapSettings
 
@@ -116,10 +117,6 @@ class MappingSettings(Settings):
     batch: int | None = pydantic.Field(default=None, ge=1)
 
 
-class _OneSplit(Settings):
-    split: SplitSettings
-
-
 class Recipe(Settings):
     """All that a recipe may say.
 
@@ -206,15 +203,7 @@ class Recipe(Settings):
         Raises:
             SettingsError: if the two make no split.
         """
-        own = file.settings.split
-        if self.split is None or own is None:
-            changed = self.split
-        else:
-            same = self.split.get("kind", own.kind) == own.kind
-            changed = {**(own.model_dump(exclude_unset=True) if same else {}), **self.split}
-        if changed is None:
-            return own
-        return parse(_OneSplit, {"split": changed}, "the recipe's split").split
+        return merged_split(file.settings.split, self.split)
 
     def to_json(self) -> str:
         """The recipe, resolved, as JSON (which is YAML)."""
