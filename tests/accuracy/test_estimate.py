@@ -72,7 +72,14 @@ def test_the_example_of_stehman_where_strata_are_not_the_map() -> None:
     truth = of("AAAAACBABC" + "ABBBBBAABB" + "CCCCCDDBBA" + "DDDDDDDCCB")
     result = estimate(truth, mapped, list("ABCD"), strata=strata, sizes={0: 40_000, 1: 30_000, 2: 20_000, 3: 10_000})
     a, b, c, _ = result.classes
-    told = [a.fraction.value, c.fraction.value, result.overall.value, b.users.value, b.producers.value, result.fractions[2, 1]]
+    told = [
+        a.fraction.value,
+        c.fraction.value,
+        result.overall.value,
+        b.users.value,
+        b.producers.value,
+        result.fractions[2, 1],
+    ]
     assert [round(value, 3) for value in told] == [0.35, 0.2, 0.63, 0.574, 0.794, 0.08]
     errors = [a.fraction.error, c.fraction.error, result.overall.error, b.users.error, b.producers.error]
     assert [round(value, 3) for value in errors] == [0.082, 0.064, 0.085, 0.125, 0.117]

@@ -93,7 +93,7 @@ def svg(figure: Picture, name: str) -> str:
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight")
+        figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()
     box = re.search(r'viewBox="([^"]+)"', text)
     # The style element would apply to the whole page, and ids such as `axes_1` would occur once in every picture.
