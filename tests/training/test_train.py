@@ -331,7 +331,7 @@ def test_a_view_larger_than_the_scene_works(tmp_path: Path, write: Write) -> Non
     model = {"name": "two_branch", "view": 25, "width": 4}
     train(write(scene=tmp_path / "tiny" / "scene.yaml", model=model, samples={"batch": 8}), progress=False)
     assert scores(tmp_path / "run")["test"]["pixels"] == 54
-    assert scores(tmp_path / "run")["leak_share"] == 1
+    assert scores(tmp_path / "run")["leak_fraction"] == 1
 
 
 def test_what_cannot_be_trained_is_told(write: Write, place: Path, tmp_path: Path) -> None:
