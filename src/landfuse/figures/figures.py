@@ -117,6 +117,12 @@ def dark_variables() -> str:
     return " ".join(f"--{light[1:]}: {dark};" for light, dark in (INK, GRID, *LINES))
 
 
+def ramp(levels: int) -> list[tuple[int, int, int]]:
+    """Colours from dark to pale, evenly lighter, so that they are read without colour vision too (cividis)."""
+    colours = matplotlib.colormaps["cividis"](np.linspace(0, 1, levels), bytes=True)
+    return [(int(red), int(green), int(blue)) for red, green, blue, _ in colours]
+
+
 def _thinned(values: NDArray[Any]) -> NDArray[Any]:
     step = max(1, -(-max(values.shape[:2]) // _LARGEST))
     return values[::step, ::step]

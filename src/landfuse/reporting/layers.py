@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from landfuse.figures.figures import ramp
 from landfuse.figures.overview import overview, thinned, thinned_classes, thinning
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.rasters.geotiff import GdalRaster
@@ -22,18 +23,10 @@ RIGHT_WRONG: tuple[Colour, Colour] = ((187, 215, 234), (179, 56, 10))
 
 ROLE_COLOURS: dict[str, Colour] = {"train": (0, 114, 178), "validation": (240, 228, 66), "test": (213, 94, 0)}
 
-_RAMP = np.array([[9, 22, 64], [44, 74, 122], [110, 124, 134], [197, 175, 104], [255, 240, 166]], np.float64)
 _LEVELS = 41
 
-CONFIDENCE: tuple[Colour, ...] = unlike(
-    [
-        (int(red), int(green), int(blue))
-        for red, green, blue in np.stack(
-            [np.interp(np.linspace(0, 4, _LEVELS), np.arange(5), _RAMP[:, i]) for i in range(3)], axis=1
-        ).round()
-    ]
-)
-"""From dark blue for 0 to pale yellow for 1, evenly lighter, so that it is read without colour vision too."""
+CONFIDENCE = unlike(ramp(_LEVELS))
+"""From dark for 0 to pale for 1."""
 
 
 @dataclass(frozen=True)
