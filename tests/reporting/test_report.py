@@ -30,7 +30,8 @@ from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.reporting import LARGEST, report
 from landfuse.reporting.images import Coded, Photograph, data_uris, unlike
-from landfuse.reporting.scores import Areas, findings
+from landfuse.reporting.scores import area_rows, findings
+from landfuse.scenes.land_cover_map import ClassArea
 from landfuse.scenes.scene_file import open_scenes
 from landfuse.scenes.split_rules import TEST
 from landfuse.training.run import read_run
@@ -296,27 +297,25 @@ def test_scores_of_classes_come_with_the_intervals_of_the_same_draws() -> None:
 
 
 def test_areas_are_known_where_those_of_all_tiles_are() -> None:
-    areas = Areas(legend_of(4))
-    tile = np.full((60, 60), 2, np.uint8)
-    tile[0, 0] = UNLABELLED
-    areas.add(tile, 4.0)
-    assert [row["hectares"] for row in areas.rows()] == [0, 0, 3599 * 4 / 10_000, 0]
-    assert [row["fraction"] for row in areas.rows()] == [0, 0, 1, 0]
-    assert areas.unmapped == 1
-    areas.add(tile, None)
-    assert {row["hectares"] for row in areas.rows()} == {None}
+    tile = {
+        name: ClassArea(pixels, pixels / 30, pixels / 100) for name, pixels in zip("abcd", (0, 10, 20, 0), strict=True)
+    }
+    rows = area_rows(legend_of(4), [tile, tile])
+    assert [(row["name"], row["pixels"], row["hectares"]) for row in rows[1:3]] == [("b", 20, 0.2), ("c", 40, 0.4)]
+    assert [row["fraction"] for row in rows] == [0, pytest.approx(1 / 3), pytest.approx(2 / 3), 0]
+    rows = area_rows(legend_of(4), [tile, {name: ClassArea(1, 0.25, None) for name in "abcd"}])
+    assert {row["hectares"] for row in rows} == {None}
 
 
 def test_counting_a_large_map_takes_few_bytes_a_pixel() -> None:
     rng = np.random.default_rng(3)
     truth, mapped = (rng.integers(0, 3, (1024, 2048)).astype(np.uint8) for _ in range(2))
-    tally, areas = Tally(legend_of(3), 64), Areas(legend_of(3))
+    tally = Tally(legend_of(3), 64)
     tracemalloc.start()
     tally.add(truth, mapped)
-    areas.add(mapped, None)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert tally.confusion.pixels == areas.pixels.sum() == truth.size
+    assert tally.confusion.pixels == truth.size
     assert peak < 24 * truth.size, "at once it took 65 bytes a pixel"
 
 
@@ -440,10 +439,9 @@ def test_a_report_on_existing_maps_opens_each_once_and_needs_no_torch(run: Path,
     code = (
         "import sys\n"
         "for name in ('torch', 'lightning', 'timm'): sys.modules[name] = None\n"  # whoever imports it now fails
-        "from landfuse.accuracy import evaluate\n"
-        "opened, open_map = [], evaluate.open_map\n"
-        "evaluate.open_map = lambda path, scene: opened.append(path.name) or open_map(path, scene)\n"
-        "from landfuse.reporting import report\n"
+        "from landfuse.reporting import page, report\n"
+        "opened, open_map = [], page.open_map\n"
+        "page.open_map = lambda path, scene: opened.append(path.name) or open_map(path, scene)\n"
         "from landfuse.studies.compare import compare\n"
         "report(sys.argv[1], sys.argv[2])\n"
         "compare([sys.argv[1]])\n"

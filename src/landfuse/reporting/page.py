@@ -20,7 +20,7 @@ import numpy as np
 
 from landfuse.accuracy.bootstrap import OF_CLASS, BlockIntervals, Interval
 from landfuse.accuracy.confusion import Confusion
-from landfuse.accuracy.evaluate import Tally, read_map
+from landfuse.accuracy.evaluate import Tally
 from landfuse.errors import OutputError, SettingsError
 from landfuse.figures.figures import curves_figure, dark_variables, reliability_figure, svg
 from landfuse.files import write_text
@@ -38,9 +38,9 @@ from landfuse.reporting.provenance import (
     modality_rows,
     split_rows,
 )
-from landfuse.reporting.scores import Areas, findings, warnings
+from landfuse.reporting.scores import area_rows, findings, warnings
 from landfuse.reporting.tiles import Progress, find_maps, open_tiles, read_roles, scene_file_of
-from landfuse.scenes.land_cover_map import pixel_area
+from landfuse.scenes.land_cover_map import ClassArea, open_map, pixel_area
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.split_rules import TEST, Roles
@@ -101,10 +101,13 @@ def report(
     shown_by = _from_zero(bands or {}, scenes[0])
     roles = read_roles(read, file, scenes)
     paths = find_maps(read, scenes, maps, progress)
-    tally, areas = Tally(file.legend, block), Areas(file.legend)
-    tiles = _tiles(read, scenes, roles, paths, tally, areas, shown_by, progress)
+    tally = Tally(file.legend, block)
+    tiles, areas = _tiles(read, scenes, roles, paths, tally, shown_by, progress)
     context = {
-        **_scores(read, tally, areas, left_out),
+        **_scores(read, tally, left_out),
+        "areas": area_rows(file.legend, areas),
+        "unmapped": sum(scene.grid.window.pixels for scene in scenes)
+        - sum(c.pixels for a in areas for c in a.values()),
         **_curves(read),
         **_origin(read, file, scenes, roles),
         "tiles": tiles,
@@ -140,25 +143,25 @@ def _tiles(
     roles: Sequence[Roles],
     paths: Sequence[Path],
     tally: Tally,
-    areas: Areas,
     bands: Mapping[str, Sequence[int]],
     progress: Progress,
-) -> list[dict[str, Any]]:
-    """Counts every tile, and returns those that are shown with their layers."""
+) -> tuple[list[dict[str, Any]], list[dict[str, ClassArea]]]:
+    """Counts every tile; returns those that are shown with their layers, and the areas of all."""
     shown = _shown(roles)
     count = len(shown) * (5 + len(scenes[0].modalities))
     side = int(np.clip(math.sqrt(_ROOM * 0.75 / (count * _BYTES_PER_PIXEL)), _COARSEST, _FINEST))
     room = _ROOM
     tiles: list[dict[str, Any]] = []
+    areas = []
     for index, (scene, role, path) in enumerate(zip(scenes, roles, paths, strict=True)):
         progress("reading tiles", index, len(scenes))
-        mapped = read_map(path, scene)
+        opened = open_map(path, scene)
         truth = np.where(role == TEST, scene.labels, UNLABELLED).astype(np.uint8)
-        own, area = tally.add(truth, mapped), pixel_area(scene.grid)
-        areas.add(mapped, area)
+        own, area = tally.add(truth, opened.classes), pixel_area(scene.grid)
+        areas.append(opened.areas())
         if index not in shown:
             continue
-        layers = tile_layers(scene, tally.legend, mapped, role, path, run.modalities, side, bands)
+        layers = tile_layers(scene, tally.legend, opened.classes, role, path, run.modalities, side, bands)
         uris = data_uris([layer.picture for layer in layers], room // (len(shown) - len(tiles)))
         room -= sum(map(len, uris))
         tiles.append(
@@ -174,7 +177,7 @@ def _tiles(
             }
         )
     progress("reading tiles", len(scenes), len(scenes))
-    return sorted(tiles, key=lambda tile: not tile["tested"])
+    return sorted(tiles, key=lambda tile: not tile["tested"]), areas
 
 
 def _layer(layer: Layer, uri: str) -> dict[str, Any]:
@@ -196,8 +199,8 @@ def _tile_words(grid: Grid, own: Confusion) -> str:
     return f"{grid}; OA {own.overall_accuracy:.3f} on {own.pixels:,} test px."
 
 
-def _scores(run: Run, tally: Tally, areas: Areas, left_out: Sequence[str]) -> dict[str, Any]:
-    """What the page says of the map's accuracy and areas."""
+def _scores(run: Run, tally: Tally, left_out: Sequence[str]) -> dict[str, Any]:
+    """What the page says of the map's accuracy."""
     legend, confusion, leak = tally.legend, tally.confusion, run.scores.get("leak_fraction")
     intervals = tally.intervals(_REPLICATES if len(tally.blocks) > 1 else 0)
     return {
@@ -206,8 +209,6 @@ def _scores(run: Run, tally: Tally, areas: Areas, left_out: Sequence[str]) -> di
         "overall": intervals.scores,
         "blocks": intervals.blocks if intervals.replicates else None,
         "block": tally.block,
-        "areas": areas.rows(),
-        "unmapped": areas.unmapped,
         "legend_close": _close(legend),
         "too_close": TOO_CLOSE,
         "matrix": _matrix(confusion, legend),

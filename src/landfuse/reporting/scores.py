@@ -3,50 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from landfuse.accuracy.bootstrap import BlockIntervals
 from landfuse.accuracy.confusion import Confusion
-from landfuse.legend import UNLABELLED, Legend
+from landfuse.legend import Legend
+from landfuse.scenes.land_cover_map import ClassArea
 
 
-class Areas:
-    """Pixels and area of each class, counted tile by tile; no area where a tile's pixels have no known one."""
-
-    def __init__(self, legend: Legend) -> None:
-        self.legend = legend
-        self.pixels = np.zeros(len(legend), np.int64)
-        self.square_metres = np.zeros(len(legend))
-        self.unmapped = 0
-
-    def add(self, mapped: NDArray[np.uint8], pixel_area: float | None) -> None:
-        """Counts a tile, (H, W); the area of a pixel is in square metres."""
-        counts = np.zeros(256, np.int64)
-        for row in mapped:  # of the whole map it would take 8 bytes a pixel
-            counts += np.bincount(row, minlength=256)
-        own = counts[: len(self.legend)]
-        self.pixels += own
-        self.unmapped += int(counts[UNLABELLED])
-        self.square_metres += own * (math.nan if pixel_area is None else pixel_area)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Each class with its pixels, fraction of the mapped pixels, and hectares (None where they are not known)."""
-        total = max(1, int(self.pixels.sum()))
-        known = not np.isnan(self.square_metres).any()
-        return [
+def area_rows(legend: Legend, tiles: Sequence[Mapping[str, ClassArea]]) -> list[dict[str, Any]]:
+    """Each class with its pixels, fraction of the mapped pixels, and hectares (None where a tile's are not known)."""
+    rows: list[dict[str, Any]] = []
+    for c in legend:
+        found = [areas[c.name] for areas in tiles]
+        hectares = [one.hectares for one in found if one.hectares is not None]
+        rows.append(
             {
                 "name": c.name,
                 "colour": c.colour,
-                "pixels": int(self.pixels[k]),
-                "fraction": float(self.pixels[k] / total),
-                "hectares": float(self.square_metres[k] / 10_000) if known else None,
+                "pixels": sum(one.pixels for one in found),
+                "hectares": sum(hectares) if len(hectares) == len(found) else None,
             }
-            for k, c in enumerate(self.legend)
-        ]
+        )
+    total = max(1, sum(row["pixels"] for row in rows))
+    return [{**row, "fraction": row["pixels"] / total} for row in rows]
 
 
 def findings(confusion: Confusion, intervals: BlockIntervals, legend: Legend, leak_fraction: float | None) -> list[str]:
