@@ -8,7 +8,7 @@ estimated stratum by stratum from the *units* that were drawn: pixels, or cluste
 - Strata that are the map's classes: these are the estimators of Olofsson et al. 2014, equations 1 to 11.
 - Strata that are something else (an older map, regions): those of Stehman 2014, equations 1 to 28.
 - Simple random sampling: one stratum.
-- Cluster sampling, one stage (every pixel of a drawn cluster is looked at): the ratio-to-size estimator, which holds
+- Cluster sampling, one stage (every pixel of a drawn cluster is observed): the ratio-to-size estimator, which holds
   for clusters of equal and of unequal size.
 
 Source:
@@ -40,7 +40,7 @@ class Estimate:
     """An estimated figure with its standard error.
 
     Args:
-        value: NaN where the sample says nothing about it.
+        value: NaN where the sample holds nothing to estimate it from.
         error: the standard error; NaN where it cannot be known, since a stratum holds one point.
         reach: standard errors from the value to the ends of its 95% interval.
         most: the largest value that is possible; 1 for fractions.

@@ -198,7 +198,7 @@ def overview(scene: Scene, modality: str, longest: int = 1500, bands: Sequence[i
         scene: the scene.
         modality: its name.
         longest: pixels along the longer side of the picture, at most.
-        bands: one band for grey or three for red, green and blue, from 0; by default what `shown_bands` says.
+        bands: one band for grey or three for red, green and blue, from 0; by default those of `shown_bands`.
 
     Raises:
         SettingsError: if there is no such band, or they are neither one nor three.

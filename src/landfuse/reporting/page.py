@@ -103,11 +103,11 @@ def report(
     paths = find_maps(read, scenes, maps, progress)
     tally = Tally(file.legend, block)
     tiles, areas = _tiles(read, scenes, roles, paths, tally, shown_by, progress)
+    pixels = sum(scene.grid.window.pixels for scene in scenes)
     context = {
         **_scores(read, tally, left_out),
         "areas": area_rows(file.legend, areas),
-        "unmapped": sum(scene.grid.window.pixels for scene in scenes)
-        - sum(c.pixels for a in areas for c in a.values()),
+        "unmapped": pixels - sum(one.pixels for of_tile in areas for one in of_tile.values()),
         **_curves(read),
         **_origin(read, file, scenes, roles),
         "tiles": tiles,
@@ -200,7 +200,7 @@ def _tile_words(grid: Grid, own: Confusion) -> str:
 
 
 def _scores(run: Run, tally: Tally, left_out: Sequence[str]) -> dict[str, Any]:
-    """What the page says of the map's accuracy."""
+    """The accuracy of the map, as numbers and sentences."""
     legend, confusion, leak = tally.legend, tally.confusion, run.scores.get("leak_fraction")
     intervals = tally.intervals(_REPLICATES if len(tally.blocks) > 1 else 0)
     return {

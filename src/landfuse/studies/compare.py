@@ -30,7 +30,7 @@ from landfuse.training.run import Key, Run, find_runs, read_run
 COSTS = ("parameters", "training_seconds", "test_mapping_seconds", "peak_memory_bytes", "leak_fraction")
 """What else is reported of a recipe, by its name in `scores.json`."""
 
-_EXACT_UP_TO = 16  # pairs; above it, signs are drawn by chance
+_EXACT_UP_TO = 16  # pairs; above it, signs are drawn at random
 _DRAWS = 1 << 17
 
 

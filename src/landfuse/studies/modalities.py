@@ -1,7 +1,7 @@
 """What each modality gives: one trained model with one modality withheld, beside models that were trained without it.
 
 A modality can be withheld from a trained model in two ways. Its training mean can stand in, which asks how far the
-model leans on it; a model that was never without it may then go astray, and the loss says more of the model than of
+model relies on it; a model that was never without it may then fail, and the loss describes the model more than
 the modality. If it was trained with `samples.modality_dropout`, its placeholder can stand in, which is how it would map
 a scene without that modality. The worth of a modality shows in a model that was trained without it.
 

@@ -19,7 +19,7 @@ from landfuse.errors import ModelError, OutputError, SettingsError
 from landfuse.training.recipe import Recipe, read_recipe
 from landfuse.training.run import claim
 
-_MOST = 1000  # runs; a slip of the pen should not start a million
+_MOST = 1000  # runs; a typing error should not start a million
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def claim(run: Path, recipe: Recipe) -> bool:
         if differing:
             raise OutputError(
                 f"{run} holds a run of another recipe; they differ in {', '.join(differing[:6])}",
-                "an empty folder, or the same recipe to go on with",
+                "an empty folder, or the same recipe, to continue it",
                 "choose another folder by run=..., or remove this one",
             )
         return False
