@@ -46,7 +46,7 @@ def make_up_region(folder: Path, side: int) -> None:
     """Tiles that lie side by side, as GeoTIFFs, with scene file and recipe."""
     classes = ""
     for number, tile in enumerate(TILES):
-        scene = simulate(side, side, seed=number, nodata_share=0)
+        scene = simulate(side, side, seed=number, nodata_fraction=0)
         a, b, c, d, e, f = scene.grid.transform
         grid = Grid(side, side, (a, b, c + number * side * a, d, e, f), scene.grid.crs)
         for name in ("hsi", "sar"):

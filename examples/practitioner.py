@@ -48,7 +48,7 @@ split: {kind: blocks, size: 32, buffer: 3, test: 0.3}
 
 def make_up_data(folder: Path, side: int) -> NDArray[np.uint8]:
     """Writes two rasters, polygons in degrees, scene file and recipe; gives the true codes, (H, W)."""
-    scene = simulate(side, side, seed=3, nodata_share=0, labelled_share=1)
+    scene = simulate(side, side, seed=3, nodata_fraction=0, labelled_fraction=1)
     folder.mkdir(parents=True, exist_ok=True)
     write_raster(folder / "hsi.tif", scene.grid, scene.read("hsi", scene.grid.window))
     height = scene.read("height", scene.grid.window).reshape(1, side // 2, 2, side // 2, 2).mean(axis=(2, 4))

@@ -51,11 +51,11 @@ def main(folder: Path, *, side: int = 192, seeds: int = 3, settings: Sequence[st
             oa, miou = recipe.scores["OA"], recipe.scores["mIoU"]
             print(
                 f"  {recipe.name}: OA {oa.mean:.3f} ± {oa.std:.3f}, mIoU {miou.mean:.3f} ± {miou.std:.3f},"
-                f" {recipe.costs['leak_share'].mean:.0%} of the test pixels see a training pixel"
+                f" {recipe.costs['leak_fraction'].mean:.0%} of the test pixels see a training pixel"
             )
         for one in comparison.differences:
-            told = one.scores["OA"]
-            print(f"  {one.name} less {one.against}: OA {told.mean:+.3f}, p = {one.p['OA']:.2f} over {told.n} pairs")
+            gap = one.scores["OA"]
+            print(f"  {one.name} less {one.against}: OA {gap.mean:+.3f}, p = {one.p['OA']:.2f} over {gap.n} pairs")
         result[split] = {one.runs[0].recipe["model"]["name"]: one.scores["OA"].mean for one in comparison.recipes}
     return result
 

@@ -35,6 +35,7 @@ ONLY_IN = {
     "segmentation_models_pytorch": {"models/stacked.py"},
     "distributed": {"mapping/cluster.py"},
     "fsspec": {"mapping/destination.py"},
+    "pandas": {"studies/tables.py"},
     "PIL": {"reporting/images.py"},
     "jinja2": {"reporting/page.py"},
     "pooch": {"download.py", "scenes/scene_keys.py"},

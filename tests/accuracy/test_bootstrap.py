@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score, f1_score
 
 from landfuse.accuracy.bootstrap import (
+    OF_CLASS,
     SCORES,
     block_confusions,
     block_intervals,
     difference_intervals,
-    mcnemar,
     scores_of,
 )
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import evaluate
-from landfuse.accuracy.map_intervals import compare_maps, score_intervals
 from landfuse.errors import SettingsError, SplitError
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.scenes.land_cover_map import open_map
 from landfuse.scenes.scene_file import open_scene
 
 U = UNLABELLED
@@ -59,12 +59,13 @@ def test_scores_of_many_matrices_are_those_of_confusion() -> None:
     rng = np.random.default_rng(1)
     matrices = rng.integers(0, 30, (40, 4, 4)) * (rng.random((40, 4, 1)) < 0.7) * (rng.random((40, 1, 4)) < 0.8)
     matrices[0], matrices[1] = 0, np.diag([7, 0, 0, 0])  # nothing scored; one class only
-    values, f1 = scores_of(matrices)
-    for matrix, row, classes in zip(matrices, values, f1, strict=True):
+    values, of_class = scores_of(matrices)
+    for matrix, row, classes in zip(matrices, values, of_class, strict=True):
         confusion = Confusion(4, matrix)
         scores = confusion.scores()
         np.testing.assert_allclose(row, [scores[name] for name in SCORES], rtol=1e-12)
-        np.testing.assert_allclose(classes, confusion.f1, rtol=1e-12)
+        wanted = [confusion.precision, confusion.recall, confusion.f1, confusion.iou]
+        np.testing.assert_allclose(classes, wanted, rtol=1e-12)
 
 
 def test_a_class_that_is_not_scored_stays_out_of_the_means_of_every_draw() -> None:
@@ -93,10 +94,10 @@ def test_a_class_that_is_not_scored_stays_out_of_the_means_of_every_draw() -> No
 def test_scores_are_those_of_scikit_learn() -> None:
     truth, prediction = some_map(2)
     scored = (truth != U) & (prediction != U)
-    values, f1 = scores_of(block_confusions(truth, prediction, 16, 4).sum(axis=0)[None])
+    values, of_class = scores_of(block_confusions(truth, prediction, 16, 4).sum(axis=0)[None])
     t, p = truth[scored], prediction[scored]
     assert values[0, SCORES.index("kappa")] == pytest.approx(cohen_kappa_score(t, p))
-    np.testing.assert_allclose(f1[0], f1_score(t, p, average=None))
+    np.testing.assert_allclose(of_class[0, OF_CLASS.index("F1")], f1_score(t, p, average=None))
 
 
 def test_intervals_are_the_percentiles_of_a_plain_loop() -> None:
@@ -116,8 +117,10 @@ def test_intervals_are_the_percentiles_of_a_plain_loop() -> None:
         values = [one.scores()[name] for one in drawn]
         assert (interval.low, interval.high) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])), rel=1e-12)
         assert interval.value == pytest.approx(Confusion(4, confusions.sum(axis=0)).scores()[name])
-    for k, interval in enumerate(found.f1):
-        assert interval.high == pytest.approx(np.percentile([one.f1[k] for one in drawn], 97.5), rel=1e-12)
+    for name in OF_CLASS:
+        for k, interval in enumerate(found.of_class[name]):
+            values = [getattr(one, name.lower())[k] for one in drawn]
+            assert (interval.low, interval.high) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])), rel=1e-12)
     assert found.rough
     assert found == block_intervals(confusions, replicates=300, seed=9)
     assert found != block_intervals(confusions, replicates=300, seed=8)
@@ -134,6 +137,9 @@ def test_a_class_in_few_blocks_leaves_no_false_number() -> None:
     assert math.isnan(found.f1[2].low)
     with pytest.raises(SplitError, match="1 block"):
         block_intervals(confusions[:1])
+    alone = block_intervals(confusions[:1], replicates=0)
+    assert alone.scores["OA"].value == 1
+    assert math.isnan(alone.scores["OA"].low)
 
 
 def test_intervals_cover_where_errors_hang_together_and_single_pixels_do_not() -> None:
@@ -183,24 +189,6 @@ def test_the_difference_is_drawn_on_the_same_blocks() -> None:
         difference_intervals(confusions, confusions[::-1])
 
 
-@pytest.mark.parametrize(("b", "c"), [(0, 0), (3, 9), (12, 12), (0, 6), (24, 0)])
-def test_mcnemar_is_exact_where_few_pixels_differ(b: int, c: int) -> None:
-    n = b + c
-    tail = sum(math.comb(n, k) for k in range(min(b, c) + 1)) / 2**n
-    found = mcnemar(b, c)
-    assert found.exact
-    assert found.p == pytest.approx(min(1.0, 2 * tail))
-
-
-def test_mcnemar_of_many_pixels_is_corrected_chi_squared() -> None:
-    # |121 - 59| - 1 = 61, 61^2 / 180 = 20.672; the p of one degree of freedom is erfc(sqrt(x / 2)).
-    found = mcnemar(121, 59)
-    assert not found.exact
-    assert found.p == pytest.approx(math.erfc(math.sqrt(61**2 / 180 / 2)), rel=1e-9)
-    assert mcnemar(59, 121).p == found.p
-    assert mcnemar(40, 40).p == 1
-
-
 @pytest.fixture(scope="module")
 def maps(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two maps of the small scene, the second one worse; a corner of the second has no class."""
@@ -218,31 +206,46 @@ def maps(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
 
 
 @pytest.mark.parametrize("role", [None, "all"])
-def test_a_map_is_scored_as_evaluate_does(place: Path, maps: tuple[Path, Path], role: str | None) -> None:
-    found = score_intervals(maps[0], place / "scene.yaml", role=role, block=8, replicates=200)
-    scores = evaluate(maps[0], place / "scene.yaml", role=role).confusion.scores()
+def test_a_map_is_scored_with_intervals(
+    place: Path, maps: tuple[Path, Path], role: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    monkeypatch.setattr(
+        "landfuse.accuracy.evaluate.open_map", lambda path, scene: opened.append(path) or open_map(path, scene)
+    )
+    found = evaluate(maps[0], place / "scene.yaml", role=role, block=8)
+    scores, intervals = found.confusion.scores(), found.intervals(200)
+    assert opened == [maps[0]], "a map is read once"
     assert found.role == (role or "test")
-    for name, interval in found.intervals.scores.items():
+    for name, interval in intervals.scores.items():
         assert interval.value == pytest.approx(scores[name])
         assert interval.low < scores[name] < interval.high
-    told = json.loads(found.to_json())
-    assert told["scores"]["OA"]["low"] == found.intervals.scores["OA"].low
-    assert set(told["F1"]) == set(found.legend.names)
+    found.save_intervals(intervals, tmp_path / "intervals.json")
+    written = json.loads((tmp_path / "intervals.json").read_text())
+    assert written["scores"]["OA"]["low"] == intervals.scores["OA"].low
+    assert set(written["F1"]) == set(found.legend.names)
+    assert (written["role"], written["block, px"]) == (found.role, 8)
 
 
-def test_two_maps_are_compared_on_the_pixels_of_both(place: Path, maps: tuple[Path, Path]) -> None:
-    found = compare_maps(*maps, place / "scene.yaml", role="all", block=8, replicates=200)
+def test_two_maps_are_compared_on_the_pixels_of_both(place: Path, maps: tuple[Path, Path], tmp_path: Path) -> None:
+    found = evaluate(maps[0], place / "scene.yaml", role="all", block=8, against=maps[1])
     assert found.left_out == 25
-    assert found.differences.scores["OA"].excludes_zero
-    assert found.differences.scores["OA"].value == pytest.approx(found.first["OA"] - found.second["OA"])
-    test = found.test
+    assert found.confusion.matrix.tolist() == evaluate(maps[0], place, role="all").confusion.matrix.tolist()
+    differences = found.differences(200)
+    assert differences.scores["OA"].excludes_zero
+    assert found.pair is not None
+    first, second = (one.confusion for one in found.pair)
     labels = open_scene(place / "scene.yaml").labels
-    pixels = int((labels != U).sum()) - 25
-    assert (test.only_first - test.only_second) / pixels == pytest.approx(found.differences.scores["OA"].value)
-    assert test.p < 1e-6
-    back = compare_maps(*maps[::-1], place / "scene.yaml", role="all", block=8, replicates=200)
-    assert back.differences.scores["mIoU"].value == pytest.approx(-found.differences.scores["mIoU"].value)
-    assert json.loads(found.to_json())["McNemar"]["only_first"] == test.only_first
+    assert first.pixels == second.pixels == int((labels != U).sum()) - 25
+    assert differences.scores["OA"].value == pytest.approx(first.overall_accuracy - second.overall_accuracy)
+    back = evaluate(maps[1], place / "scene.yaml", role="all", block=8, against=maps[0]).differences(200)
+    assert back.scores["mIoU"].value == pytest.approx(-differences.scores["mIoU"].value)
+    found.save_differences(differences, tmp_path / "comparison.json")
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert written["first"]["OA"] == first.overall_accuracy
+    assert written["first less second"]["scores"]["OA"]["value"] == differences.scores["OA"].value
+    with pytest.raises(ValueError, match="without another one"):
+        evaluate(maps[0], place, role="all").differences()
 
 
 def test_maps_are_scored_without_the_classes_that_are_not_scored(
@@ -251,23 +254,20 @@ def test_maps_are_scored_without_the_classes_that_are_not_scored(
     text = yaml.safe_load((place / "scene.yaml").read_text()) | {"root": str(place)}
     text["legend"][1]["scored"] = False
     (tmp_path / "scene.yaml").write_text(yaml.safe_dump(text))
-    scores = evaluate(maps[0], tmp_path, role="all").confusion.scores()
-    found = score_intervals(maps[0], tmp_path, role="all", block=8, replicates=50).intervals.scores
+    whole = evaluate(maps[0], tmp_path, role="all", block=8, against=maps[1])
+    scores, found = whole.confusion.scores(), whole.intervals(50).scores
     assert {name: one.value for name, one in found.items()} == pytest.approx({name: scores[name] for name in found})
-    assert (
-        found["mIoU"].value
-        != score_intervals(maps[0], place, role="all", block=8, replicates=50).intervals.scores["mIoU"].value
-    ), "the class made a difference"
-    both = compare_maps(maps[0], maps[0], tmp_path, role="all", block=8, replicates=50)
-    assert both.first == pytest.approx({name: scores[name] for name in found})
-    other = compare_maps(*maps, tmp_path, role="all", block=8, replicates=50)
-    assert other.differences.scores["mF1"].value == pytest.approx(other.first["mF1"] - other.second["mF1"])
+    every = evaluate(maps[0], place, role="all", block=8).intervals(50)
+    assert found["mIoU"].value != every.scores["mIoU"].value, "the class made a difference"
+    assert whole.pair is not None
+    first, second = (one.confusion.scores()["mF1"] for one in whole.pair)
+    assert whole.differences(50).scores["mF1"].value == pytest.approx(first - second)
 
 
 def test_intervals_of_impossible_blocks_are_refused(place: Path, maps: tuple[Path, Path]) -> None:
     with pytest.raises(SplitError, match="1 block"):
-        score_intervals(maps[0], place / "scene.yaml", role="all", block=4096)
+        evaluate(maps[0], place / "scene.yaml", role="all", block=4096).intervals()
     with pytest.raises(SettingsError, match="0 px"):
-        score_intervals(maps[0], place / "scene.yaml", block=0)
+        evaluate(maps[0], place / "scene.yaml", block=0)
     with pytest.raises(SplitError, match="no role"):
-        score_intervals(maps[0], place / "scene.yaml", role="tset")
+        evaluate(maps[0], place / "scene.yaml", role="tset")

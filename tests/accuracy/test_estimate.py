@@ -34,7 +34,7 @@ def olofsson() -> AccuracyEstimate:
 
 def test_the_example_of_olofsson_to_its_printed_digits(olofsson: AccuracyEstimate) -> None:
     # Table 9, shares of the map: rows there are the map.
-    assert olofsson.shares.T.round(4).tolist() == [
+    assert olofsson.fractions.T.round(4).tolist() == [
         [0.0176, 0.0000, 0.0013, 0.0011],
         [0.0000, 0.0110, 0.0016, 0.0024],
         [0.0019, 0.0000, 0.2967, 0.0213],
@@ -72,9 +72,16 @@ def test_the_example_of_stehman_where_strata_are_not_the_map() -> None:
     truth = of("AAAAACBABC" + "ABBBBBAABB" + "CCCCCDDBBA" + "DDDDDDDCCB")
     result = estimate(truth, mapped, list("ABCD"), strata=strata, sizes={0: 40_000, 1: 30_000, 2: 20_000, 3: 10_000})
     a, b, c, _ = result.classes
-    told = [a.share.value, c.share.value, result.overall.value, b.users.value, b.producers.value, result.shares[2, 1]]
+    told = [
+        a.fraction.value,
+        c.fraction.value,
+        result.overall.value,
+        b.users.value,
+        b.producers.value,
+        result.fractions[2, 1],
+    ]
     assert [round(value, 3) for value in told] == [0.35, 0.2, 0.63, 0.574, 0.794, 0.08]
-    errors = [a.share.error, c.share.error, result.overall.error, b.users.error, b.producers.error]
+    errors = [a.fraction.error, c.fraction.error, result.overall.error, b.users.error, b.producers.error]
     assert [round(value, 3) for value in errors] == [0.082, 0.064, 0.085, 0.125, 0.117]
 
 
@@ -109,9 +116,9 @@ def test_a_plain_loop_gives_the_same(clustered: bool) -> None:
         both = ((truth == k) & (mapped == k)).tolist()
         assert (c.users.value, c.users.error) == pytest.approx(loop(both, (mapped == k).tolist()))
         assert (c.producers.value, c.producers.error) == pytest.approx(loop(both, (truth == k).tolist()))
-        assert (c.share.value, c.share.error) == pytest.approx(loop((truth == k).tolist(), every))
-    assert result.shares.sum() == pytest.approx(1)
-    assert result.shares.sum(axis=1) == pytest.approx([c.share.value for c in result.classes])
+        assert (c.fraction.value, c.fraction.error) == pytest.approx(loop((truth == k).tolist(), every))
+    assert result.fractions.sum() == pytest.approx(1)
+    assert result.fractions.sum(axis=1) == pytest.approx([c.fraction.value for c in result.classes])
     assert result.counts.sum() == n
 
 
@@ -133,7 +140,7 @@ def test_looking_at_every_pixel_leaves_no_error() -> None:
     truth, mapped = np.array([0, 1, 1, 0, 1]), np.array([0, 1, 0, 0, 1])
     result = estimate(truth, mapped, ["a", "b"], strata=np.zeros(5, int), sizes={0: 5})
     assert result.overall == Estimate(0.8, 0.0)
-    assert all(c.users.error == c.producers.error == c.share.error == 0 for c in result.classes)
+    assert all(c.users.error == c.producers.error == c.fraction.error == 0 for c in result.classes)
 
 
 COVERED = (0.95 - 3.5 * math.sqrt(0.95 * 0.05 / 600), 0.95 + 3.5 * math.sqrt(0.95 * 0.05 / 600))
@@ -161,7 +168,7 @@ def test_intervals_cover_at_the_nominal_rate(design: str) -> None:
     for _ in range(600):
         drawn = np.concatenate([rng.choice(m, 1200 // len(members), replace=False) for m in members.values()])
         result = estimate(truth[drawn], mapped[drawn], list("abc"), strata=strata[drawn], sizes=sizes)
-        figures = [result.overall, *(f for c in result.classes for f in (c.users, c.producers, c.share))]
+        figures = [result.overall, *(f for c in result.classes for f in (c.users, c.producers, c.fraction))]
         true = [right.mean()]
         for k in range(3):
             true += [right[mapped == k].mean(), right[truth == k].mean(), (truth == k).mean()]
@@ -190,7 +197,7 @@ def test_intervals_of_clusters_of_unequal_size_cover_and_pixels_taken_one_by_one
         t, m = truth[drawn], mapped[drawn]
         zero = np.zeros(t.size, int)
         result = estimate(t, m, ["a", "b"], strata=zero, sizes={0: M}, clusters=cluster[drawn])
-        hits.append([holds(result.overall, right.mean()), holds(result.classes[0].share, (truth == 0).mean())])
+        hits.append([holds(result.overall, right.mean()), holds(result.classes[0].fraction, (truth == 0).mean())])
         single = estimate(t, m, ["a", "b"], strata=zero, sizes={0: cluster.size})
         naive.append(holds(single.overall, right.mean()))
     rates = np.mean(hits, axis=0)
@@ -218,7 +225,7 @@ def test_what_a_sample_does_not_tell_is_said() -> None:
 
 def test_a_stratum_without_a_point_is_refused() -> None:
     truth = np.array([0, 0, 1])
-    with pytest.raises(SceneError, match="no sampled unit lies in the stratum 2"):
+    with pytest.raises(SceneError, match="no sampled unit is in the stratum 2"):
         estimate(truth, truth, list("abc"), strata=truth, sizes={0: 5, 1: 5, 2: 5})
     with pytest.raises(ValueError, match="more sampled units"):
         estimate(truth, truth, list("ab"), strata=truth, sizes={0: 1, 1: 5})

@@ -89,7 +89,7 @@ def test_reliability_is_that_of_a_plain_loop() -> None:
         gap += len(inside) / len(truth) * abs(stated - accuracy)
         rows.append((len(inside), stated, accuracy))
     surprise = -sum(math.log(max(shares[i][truth[i]], 1e-12)) for i in range(len(truth))) / len(truth)
-    told = found.told()
+    told = found.to_dict()
     assert found.error == pytest.approx(gap, rel=1e-12)
     assert told["ECE"] == found.error
     assert told["NLL"] == pytest.approx(surprise, rel=1e-12)

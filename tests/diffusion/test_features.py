@@ -52,7 +52,7 @@ def denoiser_of(scene: Scene, seed: int = 0, names: tuple[str, ...] = ("hsi", "h
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    return simulate(50, 71, hyperspectral_bands=6, nodata_share=0.1)
+    return simulate(50, 71, hyperspectral_bands=6, nodata_fraction=0.1)
 
 
 @pytest.fixture(scope="module")

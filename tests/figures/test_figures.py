@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 import landfuse as lf
-from landfuse.figures.figures import class_image, confusion_figure, modality_image
+from landfuse.figures.figures import (
+    INK,
+    LINES,
+    class_image,
+    confusion_figure,
+    curves_figure,
+    dark_variables,
+    modality_image,
+    reliability_figure,
+    svg,
+)
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff_writer import GeotiffWriter, write_raster
 from landfuse.simulate.scene import simulate, simulate_flat
@@ -67,6 +79,50 @@ def test_a_confusion_shows_its_counts_and_shares() -> None:
     assert [label.get_text() for label in axis.get_yticklabels()] == ["low", "high", "none"]
     assert [t.get_text() for t in lf.plot(lf.Confusion(2)).axes[0].get_xticklabels()] == ["0", "1"]
     assert not confusion_figure(np.eye(40, dtype=np.int64), ["x"] * 40).axes[0].texts, "no room for numbers"
+
+
+HISTORY = [{"epoch": 0.0, "train_loss": 1.5, "val_mIoU": 0.2}, {"epoch": 1.0, "train_loss": 0.75, "val_mIoU": 0.4}]
+
+
+def test_curves_of_losses_and_scores_are_apart() -> None:
+    loss, score = curves_figure(HISTORY, 1).axes
+    assert [loss.get_title(), score.get_title()] == ["Training loss", "Validation scores"]
+    np.testing.assert_array_equal(loss.lines[0].get_xydata(), [[0, 1.5], [1, 0.75]])
+    np.testing.assert_array_equal(score.lines[0].get_xydata(), [[0, 0.2], [1, 0.4]])
+    assert score.get_ylim() == (0, 1)
+    alone = curves_figure(HISTORY, None, ("score",))
+    assert [axis.get_title() for axis in alone.axes] == ["Validation scores"]
+    assert alone.words == "mIoU from 0.200 to 0.400."
+
+
+def test_a_picture_for_a_page_has_a_title_words_and_colours_for_both_pages() -> None:
+    bins = [{"low": 0.5, "high": 1.0, "pixels": 9, "stated": 0.6, "accuracy": 0.5}]
+    first = svg(curves_figure(HISTORY, 1), "one")
+    second = svg(reliability_figure({"a < b": {"ECE": 0.1, "bins": bins}}), "two")
+    for text, title in ((first, "Training loss, Validation scores"), (second, "a &lt; b: ECE 0.100")):
+        root = ElementTree.fromstring(text.replace("<svg ", '<svg xmlns:xlink="http://www.w3.org/1999/xlink" ', 1))
+        assert root.get("role") == "img"
+        assert f">{title}</title>" in text
+        assert "<style" not in text, "it would apply to the whole page"
+        assert "http" not in text
+    names = [set(re.findall(r' id="([^"]+)"', text)) for text in (first, second)]
+    assert not names[0] & names[1], "the ids of two pictures in one page"
+    assert "stroke: var(--0b5cad, #0b5cad)" in first
+    assert "--0b5cad: #86bdf2;" in dark_variables()
+
+
+def test_lines_and_text_are_seen_on_both_pages() -> None:
+    for pair in (INK, *LINES):
+        for colour, page in zip(pair, ("#ffffff", "#1b1f22"), strict=True):
+            high, low = sorted((luminance(colour), luminance(page)), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5, colour
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_a_map_is_opened_counted_and_shown(place: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -23,28 +24,29 @@ from PIL import Image
 from landfuse import cli
 from landfuse import report as report_function
 from landfuse.accuracy.bootstrap import block_confusions, scores_of
-from landfuse.accuracy.evaluate import evaluate, read_map
-from landfuse.accuracy.map_intervals import score_intervals
+from landfuse.accuracy.evaluate import Tally, evaluate, read_map
 from landfuse.errors import LandfuseError
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.reporting import LARGEST, report
 from landfuse.reporting.images import Coded, Photograph, data_uris, unlike
-from landfuse.reporting.scores import Tally, findings
+from landfuse.reporting.scores import area_rows, findings
+from landfuse.scenes.land_cover_map import ClassArea
 from landfuse.scenes.scene_file import open_scenes
 from landfuse.scenes.split_rules import TEST
+from landfuse.training.run import read_run
 
 TILES = ("north", "south", "west")
 
 
 @pytest.fixture(scope="module")
 def page(run: Path) -> str:
-    told: list[tuple[str, int, int]] = []
-    path = report(run, progress=lambda *words: told.append(words))
+    calls: list[tuple[str, int, int]] = []
+    path = report(run, progress=lambda *words: calls.append(words))
     assert path == run / "report.html"
-    assert {what for what, _, _ in told} == {"mapping, px", "reading tiles"}
-    assert all(done <= total for _, done, total in told)
-    assert told[-1] == ("reading tiles", 3, 3)
+    assert {what for what, _, _ in calls} == {"mapping, px", "reading tiles"}
+    assert all(done <= total for _, done, total in calls)
+    assert calls[-1] == ("reading tiles", 3, 3)
     return path.read_text(encoding="utf-8")
 
 
@@ -77,7 +79,7 @@ def test_the_page_needs_nothing_but_itself(page: str) -> None:
     without = re.sub(r'"data:image/[a-z]+;base64,[^"]+"', '""', page)
     assert re.findall(r'(?:src|href)="(?!#|data:,")([^"]+)"', without) == []
     assert not re.search(
-        r"url\(|@import|<link(?! rel=\"icon\" href=\"data:,\")|fetch\(|XMLHttp|<iframe|<object", without
+        r"url\((?!#)|@import|<link(?! rel=\"icon\" href=\"data:,\")|fetch\(|XMLHttp|<iframe|<object", without
     )
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     assert len(scripts) == 1
@@ -93,13 +95,13 @@ def test_names_cannot_break_the_page(page: str, nasty: str) -> None:
 
 def test_the_scores_are_those_of_the_map(run: Path, page: str) -> None:
     whole = evaluate(run / "maps", run.parent / "scene.yaml", split=run / "split")
-    bounds = score_intervals(run / "maps", run.parent / "scene.yaml", split=run / "split", block=64)
-    for one in bounds.intervals.scores.values():
+    bounds = whole.intervals()
+    for one in bounds.scores.values():
         assert f'<dd>{one.value:.3f}</dd><dd class="bounds">{one.low:.3f} to {one.high:.3f}</dd>' in page
     rows = re.findall(
         r"<tr>.*?</tr>", page.partition('<section id="classes">')[2].partition("</section>")[0], re.DOTALL
     )
-    for row, one in zip(rows[1:], bounds.intervals.f1, strict=True):
+    for row, one in zip(rows[1:], bounds.f1, strict=True):
         assert row.count(f"{one.value:.3f}<span") >= 1
         assert f"{one.low:.3f} to {one.high:.3f}" in row
     counts = [int(n.replace(",", "")) for n in re.findall(r'class="(?:deep)?(?: hit)?">([\d,]+)<small>', page)]
@@ -179,7 +181,7 @@ def test_every_picture_has_words_and_every_control_a_name(page: str) -> None:
     assert len(re.findall(r'<input type="radio" name="right"', page)) == 7
 
 
-def test_a_map_that_is_there_is_not_made_anew(run: Path, page: str, tmp_path: Path) -> None:
+def test_a_map_that_is_there_is_not_made_again(run: Path, page: str, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (run / "maps").iterdir()}
     report(run, tmp_path / "again.html")
     assert {path: path.stat().st_mtime_ns for path in (run / "maps").iterdir()} == before
@@ -195,7 +197,7 @@ def test_a_map_that_is_there_is_not_made_anew(run: Path, page: str, tmp_path: Pa
     assert not (tmp_path / "none.html").exists()
 
 
-def test_another_map_than_the_run_s_is_told(run: Path, page: str, tmp_path: Path) -> None:
+def test_another_map_than_the_run_s_is_reported(run: Path, page: str, tmp_path: Path) -> None:
     for scene in open_scenes(run.parent / "scene.yaml"):
         codes = np.full((48, 48), scene.legend[0].code, np.uint8)
         write_raster(tmp_path / "maps" / f"{scene.name}.tif", scene.grid, codes)
@@ -224,7 +226,7 @@ def test_the_bands_that_are_asked_for_are_shown(run: Path, page: str, tmp_path: 
         report(run, tmp_path / "y.html", bands={"lidar": [1]})
 
 
-def test_calibration_curves_and_modalities_are_told_where_the_run_has_them(run: Path, tmp_path: Path) -> None:
+def test_calibration_curves_and_modalities_are_shown_where_the_run_has_them(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     scores = json.loads((copy / "scores.json").read_text())
@@ -250,14 +252,17 @@ def test_calibration_curves_and_modalities_are_told_where_the_run_has_them(run: 
     text = html.unescape(report(copy).read_text())
     for word in ("ECE 0.032", "divides its logits by 1.500", "s2, and the mean of dem", "-0.125", "mind this"):
         assert word in text
-    losses, scores_, reliable = re.findall(r'<figure class="chart">.*?</figure>', text, re.DOTALL)
+    losses, scores_, before, after = re.findall(r'<figure class="chart">.*?</figure>', text, re.DOTALL)
     assert "loss from 1.500 to 0.750" in losses
     assert "mIoU from 0.200 to 0.400" in scores_
-    # On the scores' axis 0.2 lies twice as high above 0 as half of 0.4.
-    (first, second) = re.findall(r'points="([\d., ]+)"', scores_)[0].split()
-    bottom = 240
-    assert bottom - float(second.split(",")[1]) == pytest.approx(2 * (bottom - float(first.split(",")[1])), abs=0.2)
-    assert "stated = true" in reliable
+    assert "As trained: expected calibration error 0.032" in before
+    assert "In the bundle: ECE 0.032" in after
+    for chart in (losses, scores_, before, after):
+        assert 'role="img"' in chart
+        assert chart.count("<title") == chart.count("<desc") == 1
+        assert "<style" not in chart, "it would apply to the whole page"
+    names = re.findall(r' id="([^"]+)"', text)
+    assert len(set(names)) == len(names)
     (copy / "modalities.json").write_text(json.dumps({"rows": [{"how": "all"}]}))
     with pytest.raises(LandfuseError, match=r"modalities\.json is broken"):
         report(copy)
@@ -272,21 +277,15 @@ def test_scores_of_classes_come_with_the_intervals_of_the_same_draws() -> None:
     truth = rng.integers(0, 3, (60, 60)).astype(np.uint8)
     mapped = np.where(rng.random((60, 60)) < 0.6, truth, rng.integers(0, 3, (60, 60))).astype(np.uint8)
     truth[:5] = UNLABELLED
+    halves = [(truth[:, :30], mapped[:, :30]), (truth[:, 30:], mapped[:, 30:])]
     tally = Tally(legend_of(4), 10)
-    tally.add(truth[:, :30], mapped[:, :30], None)
-    tally.add(truth[:, 30:], mapped[:, 30:], None)
-    found = tally.scores()
-    assert found.intervals is not None
+    tally.score(halves)
+    found = tally.intervals()
     for name, wanted in (("precision", "precision"), ("recall", "recall"), ("IoU", "iou"), ("F1", "f1")):
         values = [one.value for one in found.of_class[name]]
-        np.testing.assert_allclose(values, getattr(found.confusion, wanted))
-    np.testing.assert_allclose(
-        [(one.low, one.high) for one in found.of_class["F1"]], [(one.low, one.high) for one in found.intervals.f1]
-    )
+        np.testing.assert_allclose(values, getattr(tally.confusion, wanted))
     # A plain loop over draws of blocks for the recall of one class.
-    blocks = np.concatenate(
-        [block_confusions(t, m, 10, 4) for t, m in ((truth[:, :30], mapped[:, :30]), (truth[:, 30:], mapped[:, 30:]))]
-    )
+    blocks = np.concatenate([block_confusions(t, m, 10, 4) for t, m in halves])
     drawn = np.random.default_rng(0)
     recalls = []
     for _ in range(2000):
@@ -294,14 +293,18 @@ def test_scores_of_classes_come_with_the_intervals_of_the_same_draws() -> None:
         recalls.append(matrix[1, 1] / matrix[1].sum())
     low, high = np.percentile(recalls, (2.5, 97.5))
     assert (found.of_class["recall"][1].low, found.of_class["recall"][1].high) == pytest.approx((low, high))
-    assert scores_of(blocks.sum(axis=0)[None])[0][0, 0] == found.overall["OA"].value
-    alone = Tally(legend_of(4), 100)
-    alone.add(truth, mapped, 4.0)
-    assert np.isnan(alone.scores().overall["OA"].low)
-    assert alone.scores().overall["OA"].value == found.overall["OA"].value
-    assert alone.square_metres is not None
-    assert alone.square_metres.sum() == 3600 * 4
-    assert tally.square_metres is None
+    assert scores_of(blocks.sum(axis=0)[None])[0][0, 0] == found.scores["OA"].value
+
+
+def test_areas_are_known_where_those_of_all_tiles_are() -> None:
+    tile = {
+        name: ClassArea(pixels, pixels / 30, pixels / 100) for name, pixels in zip("abcd", (0, 10, 20, 0), strict=True)
+    }
+    rows = area_rows(legend_of(4), [tile, tile])
+    assert [(row["name"], row["pixels"], row["hectares"]) for row in rows[1:3]] == [("b", 20, 0.2), ("c", 40, 0.4)]
+    assert [row["fraction"] for row in rows] == [0, pytest.approx(1 / 3), pytest.approx(2 / 3), 0]
+    rows = area_rows(legend_of(4), [tile, {name: ClassArea(1, 0.25, None) for name in "abcd"}])
+    assert {row["hectares"] for row in rows} == {None}
 
 
 def test_counting_a_large_map_takes_few_bytes_a_pixel() -> None:
@@ -309,41 +312,44 @@ def test_counting_a_large_map_takes_few_bytes_a_pixel() -> None:
     truth, mapped = (rng.integers(0, 3, (1024, 2048)).astype(np.uint8) for _ in range(2))
     tally = Tally(legend_of(3), 64)
     tracemalloc.start()
-    tally.add(truth, mapped, None)
+    tally.add(truth, mapped)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert tally.confusion.pixels == tally.mapped.sum() == truth.size
+    assert tally.confusion.pixels == truth.size
     assert peak < 24 * truth.size, "at once it took 65 bytes a pixel"
 
 
+def said_of(tally: Tally, leak: float | None = None) -> str:
+    return " ".join(findings(tally.confusion, tally.intervals(0), tally.legend, leak))
+
+
 def test_what_the_scores_say_in_sentences() -> None:
-    legend = legend_of(2)
-    tally = Tally(legend, 4)
+    tally = Tally(legend_of(2), 4)
     truth = np.zeros((4, 8), np.uint8)
     truth[:, 6:] = 1
     mapped = np.zeros((4, 8), np.uint8)
     mapped[0, 6] = 1
-    tally.add(truth, mapped, None)
-    said = " ".join(findings(tally.scores(), legend, 0.25))
-    assert "names 78 rightly" in said
-    assert "call every pixel a, the commonest class, would be right at 75 of 100" in said
+    tally.add(truth, mapped)
+    said = said_of(tally, 0.25)
+    assert "names 78 of 100 test pixels correctly" in said
+    assert "Naming every pixel a, the commonest class, would be correct at 75 of 100" in said
     assert "b mapped as a, 7 pixels, 88% of all b" in said
     assert "25.0% of the test pixels were labelled from a view" in said
-    assert "No test label" in findings(Tally(legend, 4).scores(), legend, None)[0]
+    assert "No test label" in said_of(Tally(legend_of(2), 4))
 
 
-def test_a_class_that_is_not_scored_is_told_and_stays_out_of_the_means(run: Path, page: str, tmp_path: Path) -> None:
+def test_a_class_that_is_not_scored_is_named_and_stays_out_of_the_means(run: Path, page: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     truth = rng.integers(0, 3, (40, 40)).astype(np.uint8)
     mapped = np.where((truth != 1) & (rng.random(truth.shape) < 0.9), truth, 0).astype(np.uint8)
     for block in (10, 100):  # 100: one block, without intervals
         tally = Tally(legend_of(3, unscored=1), block)
-        tally.add(truth[:, :20], mapped[:, :20], None)
-        tally.add(truth[:, 20:], mapped[:, 20:], None)
-        found = tally.scores()
-        assert found.overall["AA"].value == pytest.approx((found.confusion.recall[0] + found.confusion.recall[2]) / 2)
-        assert found.overall["mIoU"].value == pytest.approx((found.confusion.iou[0] + found.confusion.iou[2]) / 2)
-        assert "least (F1 0.00)" not in " ".join(findings(found, tally.legend, None))
+        tally.add(truth[:, :20], mapped[:, :20])
+        tally.add(truth[:, 20:], mapped[:, 20:])
+        found = tally.intervals(0).scores
+        assert found["AA"].value == pytest.approx((tally.confusion.recall[0] + tally.confusion.recall[2]) / 2)
+        assert found["mIoU"].value == pytest.approx((tally.confusion.iou[0] + tally.confusion.iou[2]) / 2)
+        assert "least (F1 0.00)" not in said_of(tally)
     text = yaml.safe_load((run.parent / "scene.yaml").read_text())
     text["root"] = str(run.parent)
     text["legend"][2]["scored"] = False
@@ -387,7 +393,7 @@ def test_pictures_fit_their_room_and_keep_their_colours() -> None:
         (lambda run: (run / "report.html").mkdir(), "is a folder"),
     ],
 )
-def test_a_folder_that_is_no_finished_run_is_told(run: Path, tmp_path: Path, spoil: Any, words: str) -> None:
+def test_a_folder_that_is_no_finished_run_is_reported(run: Path, tmp_path: Path, spoil: Any, words: str) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("report.html", "maps"))
     spoil(copy)
@@ -408,9 +414,9 @@ def test_a_scene_that_has_moved_is_named_by_an_option(run: Path, page: str, tmp_
     recipe = json.loads((copy / "recipe.json").read_text())
     recipe["scene"] = str(tmp_path / "gone" / "scene.yaml")
     (copy / "recipe.json").write_text(json.dumps(recipe))
-    with pytest.raises(LandfuseError, match=r"is not there; the run .* names it") as told:
+    with pytest.raises(LandfuseError, match=r"is not there; the run .* names it") as raised:
         report(copy)
-    assert "--scene" in str(told.value)
+    assert "--scene" in str(raised.value)
     report(copy, scene=run.parent)
     text = yaml.safe_load((run.parent / "scene.yaml").read_text())
     text["legend"][0]["name"] = "ocean"
@@ -427,6 +433,33 @@ def test_a_modality_that_the_run_did_not_use_may_be_missing(run: Path, tmp_path:
     (tmp_path / "scene.yaml").write_text(yaml.safe_dump(text))
     said = html.unescape(report(run, tmp_path / "x.html", scene=tmp_path / "scene.yaml").read_text())
     assert "`lost` is not shown: the run did not use it" in said
+
+
+def test_a_report_on_existing_maps_opens_each_once_and_needs_no_torch(run: Path, page: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'lightning', 'timm'): sys.modules[name] = None\n"  # whoever imports it now fails
+        "from landfuse.reporting import page, report\n"
+        "opened, open_map = [], page.open_map\n"
+        "page.open_map = lambda path, scene: opened.append(path.name) or open_map(path, scene)\n"
+        "from landfuse.studies.compare import compare\n"
+        "report(sys.argv[1], sys.argv[2])\n"
+        "compare([sys.argv[1]])\n"
+        "sys.stdout.write(' '.join(opened))\n"
+    )
+    words = [sys.executable, "-c", code, str(run), str(tmp_path / "page.html")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["north.tif", "south.tif", "west.tif"]
+
+
+def test_an_older_run_with_the_key_leak_share_is_read(run: Path, page: str, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    text = (copy / "scores.json").read_text()
+    (copy / "scores.json").write_text(text.replace('"leak_fraction"', '"leak_share"'))
+    assert read_run(copy).scores == read_run(run).scores
+    assert "leak_fraction" in read_run(run).scores
 
 
 def test_the_public_name_is_the_function() -> None:

@@ -109,7 +109,7 @@ def test_sensors_see_the_stated_physics(scene: Scene) -> None:
     hsi, height, sar, labels = whole(scene, "hsi"), whole(scene, "height")[0], whole(scene, "sar"), scene.labels
     assert hsi.min() >= 0
     assert 0.4 < hsi.max() < 1
-    patches = simulate(256, 256, seed=0, labelled_share=1).labels
+    patches = simulate(256, 256, seed=0, labelled_fraction=1).labels
     named = {c.name: labels == index for index, c in enumerate(scene.legend)}
     assert all(mask.sum() > 300 for mask in named.values())
     # Speckle: intensity over one class has the mean of its table and the variance of LOOKS looks.
@@ -143,7 +143,7 @@ def test_sensors_see_the_stated_physics(scene: Scene) -> None:
 
 
 def test_borders_are_mixed_and_unlabelled(scene: Scene) -> None:
-    every = simulate(256, 256, seed=0, labelled_share=1)
+    every = simulate(256, 256, seed=0, labelled_fraction=1)
     mixed = every.labels == UNLABELLED
     assert 0.05 < mixed.mean() < 0.3
     assert 0.3 < (scene.labels == UNLABELLED).mean() < 0.65
@@ -163,8 +163,8 @@ def test_gaps(scene: Scene) -> None:
     assert missing.mean() == pytest.approx(0.03, abs=0.01)
     assert not any(np.isnan(whole(scene, name)).any() for name in ("hsi", "sar"))
     assert scene.modalities["height"].raster.undeclared_nan(scene.grid.window) == 0
-    assert not np.isnan(whole(simulate(200, 200, nodata_share=0), "height")).any()
-    assert np.isnan(whole(simulate(64, 64, nodata_share=1), "height")).all()
+    assert not np.isnan(whole(simulate(200, 200, nodata_fraction=0), "height")).any()
+    assert np.isnan(whole(simulate(64, 64, nodata_fraction=1), "height")).all()
 
 
 def test_both_modalities_are_needed(scene: Scene) -> None:

@@ -78,7 +78,7 @@ def test_all_variants_are_trained_once_and_compared_by_name(file: Path, trained:
     assert [len(recipe.runs) for recipe in result.recipes] == [2, 2]
     assert [(one.name, one.against) for one in result.differences] == [("one-modality", "few")]
     for recipe in result.recipes:
-        found = [json.loads((run.path / "scores.json").read_text())["test"]["OA"] for run in recipe.runs]
+        found = [json.loads((run.folder / "scores.json").read_text())["test"]["OA"] for run in recipe.runs]
         assert recipe.scores["OA"].mean == pytest.approx(sum(found) / 2)
     assert to_csv(result).splitlines()[2].startswith("one-modality,2,")
 

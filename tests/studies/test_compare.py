@@ -16,7 +16,15 @@ import pytest
 from numpy.typing import NDArray
 
 from landfuse.accuracy.confusion import Confusion
-from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneError, SettingsError, SplitError
+from landfuse.errors import (
+    BundleError,
+    LandfuseError,
+    MissingFileError,
+    OutputError,
+    SceneError,
+    SettingsError,
+    SplitError,
+)
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.studies.compare import Comparison, compare, sign_flip, spread
@@ -169,7 +177,7 @@ def test_folds_are_paired_and_seeds_averaged_within(made: Made) -> None:
     assert (alone.unit, alone.runs, alone.scores["kappa"].n) == ("seed", 2, 2)
     by_seed = [confusion(500 + seed).kappa - confusion(seed).kappa for seed in range(2)]
     assert alone.scores["kappa"].mean == pytest.approx(statistics.mean(by_seed))
-    assert any("differences take those that they share" in note for note in result.notes)
+    assert any("differences use the common ones" in note for note in result.notes)
 
 
 def test_a_class_that_a_fold_lacks_is_averaged_over_the_others(made: Made) -> None:
@@ -214,10 +222,10 @@ def test_what_must_not_be_compared_is_refused(made: Made, tmp_path: Path) -> Non
     with pytest.raises(MissingFileError, match="holds no run"):
         compare([tmp_path / "empty"])
     (first / "bundle" / "model.json").unlink()
-    with pytest.raises(OutputError, match=r"no finished run: model\.json is missing"):
+    with pytest.raises(BundleError, match="holds no bundle"):
         read_run(first)
     (first / "bundle" / "model.json").write_text("{")
-    with pytest.raises(OutputError, match="cannot be read"):
+    with pytest.raises(SettingsError, match="cannot be read"):
         read_run(first)
 
 

@@ -61,7 +61,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs are trained in this process; gives their folders in order."""
     done: list[str] = []
 
-    def in_process(path: Path, runs: Sequence[Member], *, quiet: bool, tell: Callable[[str], None]) -> None:
+    def in_process(path: Path, runs: Sequence[Member], *, quiet: bool, report: Callable[[str], None]) -> None:
         for one in runs:
             if not one.ended:
                 train(one.recipe, progress=False)

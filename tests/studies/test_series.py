@@ -78,16 +78,16 @@ def test_each_run_has_its_folder_and_recipe(recipe: Path) -> None:
 
 def test_a_series_goes_on_and_repeats_nothing(recipe: Path, here: list[list[str]], monkeypatch: Any) -> None:
     runs = members(recipe, seeds=[0, 1, 2])
-    told: list[str] = []
+    said: list[str] = []
     working = series_module._run
     monkeypatch.setattr(series_module, "_run", lambda words: working(words) if "seed-0" in words[-1] else 2)
     with pytest.raises(ModelError, match=r"seed-1 did not end(.|\n)*repeat the same command"):
-        train_series(recipe, runs, tell=told.append)
+        train_series(recipe, runs, report=said.append)
     assert [one.ended for one in runs] == [True, False, False]
     monkeypatch.setattr(series_module, "_run", working)
-    train_series(recipe, runs, tell=told.append)
+    train_series(recipe, runs, report=said.append)
     assert len(here) == 3
-    assert told[-3:] == [
+    assert said[-3:] == [
         "run 1 of 3: runs/it/seed-0 has ended before",
         "run 2 of 3: runs/it/seed-1",
         "run 3 of 3: runs/it/seed-2",

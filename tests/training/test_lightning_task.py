@@ -18,7 +18,8 @@ from landfuse.errors import SettingsError
 from landfuse.models.base import Modality
 from landfuse.models.two_branch import TwoBranch
 from landfuse.settings import parse
-from landfuse.training.lightning_task import Task, optimizer_for, read_history
+from landfuse.training.lightning_task import Task, optimizer_for
+from landfuse.training.run import read_history
 from landfuse.training.settings import TrainingSettings
 from landfuse.training.train import train
 

@@ -28,8 +28,9 @@ from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
 from landfuse.studies.modalities import modality_table
-from landfuse.training.lightning_task import Task, read_history
+from landfuse.training.lightning_task import Task
 from landfuse.training.recipe import read_recipe
+from landfuse.training.run import read_history
 from landfuse.training.train import train
 from landfuse.training.training_data import Ground
 
@@ -331,7 +332,7 @@ def test_a_view_larger_than_the_scene_works(tmp_path: Path, write: Write) -> Non
     model = {"name": "two_branch", "view": 25, "width": 4}
     train(write(scene=tmp_path / "tiny" / "scene.yaml", model=model, samples={"batch": 8}), progress=False)
     assert scores(tmp_path / "run")["test"]["pixels"] == 54
-    assert scores(tmp_path / "run")["leak_share"] == 1
+    assert scores(tmp_path / "run")["leak_fraction"] == 1
 
 
 def test_what_cannot_be_trained_is_refused(write: Write, place: Path, tmp_path: Path) -> None:

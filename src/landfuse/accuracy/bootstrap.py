@@ -1,32 +1,32 @@
-"""How sure plain scores are: resampling by blocks of ground, and whether two maps differ.
+"""How certain plain scores are: resampling by blocks of ground, and whether two maps differ.
 
-Neighbouring pixels are right or wrong together, so that a million of them tell far less than a million. Blocks of
-ground, drawn with replacement, carry that along: the spread of a score over such draws is its uncertainty. It holds if
-blocks are larger than the distance over which errors hang together, and there are some dozens of them.
+Neighbouring pixels are right or wrong together, so a million of them carry far less information than a million
+independent ones. Blocks of ground, drawn with replacement, keep that dependence: the spread of a score over such draws
+is its uncertainty. It holds if blocks are larger than the distance over which errors are correlated, and there are some
+dozens of them.
 
-What it covers is the choice of the ground that was labelled, as if other blocks of the same land had been labelled
-instead. It does not cover a bias in that choice: for the accuracy of a whole map, see `landfuse.accuracy.estimate`.
+The intervals cover the choice of the ground that was labelled, as if other blocks of the same land had been labelled
+instead. They do not cover a bias in that choice: for the accuracy of a whole map, see `landfuse.accuracy.estimate`.
 
 Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, sections 8.6 (blocks) and 13.3 (percentiles);
-Lahiri 2003, doi:10.1007/978-1-4757-3803-2, chapter 12 (spatial data); McNemar 1947, doi:10.1007/BF02295996.
+Lahiri 2003, doi:10.1007/978-1-4757-3803-2, chapter 12 (spatial data).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from landfuse.errors import SplitError
 from landfuse.legend import UNLABELLED
 
 SCORES = ("OA", "AA", "kappa", "mF1", "mIoU")
+OF_CLASS = ("precision", "recall", "F1", "IoU")
 
-_EXACT_BELOW = 25  # discordant pixels; above it the chi-squared approximation is good
 _AT_ONCE = 1 << 22  # numbers held at a time while resampling
 
 
@@ -40,7 +40,7 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether all of the interval lies on one side of 0; of a difference: whether it is more than chance."""
+        """Whether the whole interval is on one side of 0; of a difference: whether it is more than chance."""
         return self.low > 0 or self.high < 0
 
 
@@ -50,37 +50,41 @@ class BlockIntervals:
 
     Args:
         scores: OA, AA, kappa, mF1 and mIoU.
-        f1: of each class, in order.
-        blocks: how many held scored pixels.
-        replicates: how often they were drawn anew.
+        of_class: precision, recall, F1 and IoU, each of all classes, in order.
+        blocks: number of blocks with scored pixels.
+        replicates: number of draws; 0 for none, which leaves the ends NaN.
     """
 
     scores: dict[str, Interval]
-    f1: tuple[Interval, ...]
+    of_class: dict[str, tuple[Interval, ...]]
     blocks: int
     replicates: int
+
+    @property
+    def f1(self) -> tuple[Interval, ...]:
+        """F1 of each class, in order."""
+        return self.of_class["F1"]
 
     @property
     def rough(self) -> bool:
         """Whether there are so few blocks that the intervals come out too narrow."""
         return self.blocks < 30
 
+    def to_dict(self, names: Sequence[str], block: int) -> dict[str, object]:
+        """The scores and the F1 of each class, as `landfuse evaluate` writes them.
 
-@dataclass(frozen=True)
-class McNemar:
-    """McNemar's test of whether two maps are right equally often.
-
-    Args:
-        only_first: pixels that only the first map has right.
-        only_second: pixels that only the second map has right.
-        p: two-sided probability of such a difference by chance, if pixels were independent of each other.
-        exact: by the binomial distribution; else by chi-squared with the continuity correction.
-    """
-
-    only_first: int
-    only_second: int
-    p: float
-    exact: bool
+        Args:
+            names: K names.
+            block: side of the blocks, px.
+        """
+        return {
+            "interval": 0.95,
+            "block, px": block,
+            "blocks": self.blocks,
+            "replicates": self.replicates,
+            "scores": {name: asdict(one) for name, one in self.scores.items()},
+            "F1": {name: asdict(one) for name, one in zip(names, self.f1, strict=True)},
+        }
 
 
 def block_confusions(
@@ -118,15 +122,15 @@ def scores_of(
         scored: (K,), which classes enter the means (`Legend.scored`); all if left out.
 
     Returns:
-        (R, 5) in the order of `SCORES`, and (R, K) F1; NaN where a score is not defined.
+        (R, 5) in the order of `SCORES`, and (R, 4, K) in the order of `OF_CLASS`; NaN where a score is not defined.
     """
     m = np.asarray(matrices, np.float64)
     hits = np.diagonal(m, axis1=1, axis2=2)
     truth, mapped = m.sum(axis=2), m.sum(axis=1)
     n = truth.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        recall, f1 = hits / truth, 2 * hits / (truth + mapped)
-        iou = hits / (truth + mapped - hits)
+        precision, recall = hits / mapped, hits / truth
+        f1, iou = 2 * hits / (truth + mapped), hits / (truth + mapped - hits)
         right = hits.sum(axis=1)
         by_chance = (truth * mapped).sum(axis=1)
         kappa = (n * right - by_chance) / (n * n - by_chance)
@@ -134,7 +138,7 @@ def scores_of(
         count = present.sum(axis=1)
         aa, mf1, miou = (np.where(present, of_class, 0.0).sum(axis=1) / count for of_class in (recall, f1, iou))
         result = np.stack([right / n, aa, kappa, mf1, miou], axis=1)
-    return np.where(np.isfinite(result), result, np.nan), f1
+    return np.where(np.isfinite(result), result, np.nan), np.stack([precision, recall, f1, iou], axis=1)
 
 
 def block_intervals(
@@ -144,16 +148,15 @@ def block_intervals(
 
     Args:
         confusions: (B, K, K) of the blocks.
-        replicates: how often.
-        seed: of the drawing.
+        replicates: number of draws; 0 gives the scores alone.
+        seed: of the draws.
         scored: see `scores_of`.
 
     Raises:
-        SplitError: if there are fewer than two blocks.
+        SplitError: if there are fewer than two blocks to draw from.
     """
-    values, f1 = scores_of(confusions.sum(axis=0)[None], scored)
-    drawn, drawn_f1 = _resample([confusions], replicates, seed, scored)
-    return _intervals(values[0], drawn[0], f1[0], drawn_f1[0], len(confusions), replicates)
+    values = scores_of(confusions.sum(axis=0)[None], scored)
+    return _intervals(values, _resample([confusions], replicates, seed, scored)[0], len(confusions))
 
 
 def difference_intervals(
@@ -168,8 +171,8 @@ def difference_intervals(
     Args:
         first: (B, K, K) of the blocks, with the same labelled pixels as `second`.
         second: (B, K, K) of the same blocks.
-        replicates: how often.
-        seed: of the drawing.
+        replicates: number of draws.
+        seed: of the draws.
         scored: see `scores_of`.
 
     Raises:
@@ -178,50 +181,46 @@ def difference_intervals(
     """
     if first.shape != second.shape or (first.sum(axis=2) != second.sum(axis=2)).any():
         raise ValueError("the two maps have to be scored on the same pixels of the same blocks")
-    (a, a_f1), (b, b_f1) = (scores_of(one.sum(axis=0)[None], scored) for one in (first, second))
-    drawn, drawn_f1 = _resample([first, second], replicates, seed, scored)
-    return _intervals(
-        (a - b)[0], drawn[0] - drawn[1], (a_f1 - b_f1)[0], drawn_f1[0] - drawn_f1[1], len(first), replicates
-    )
+    (a, a_class), (b, b_class) = (scores_of(one.sum(axis=0)[None], scored) for one in (first, second))
+    (c, c_class), (d, d_class) = _resample([first, second], replicates, seed, scored)
+    return _intervals((a - b, a_class - b_class), (c - d, c_class - d_class), len(first))
+
+
+_Scores = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""What `scores_of` returns."""
 
 
 def _resample(
     maps: Sequence[NDArray[np.int64]], replicates: int, seed: int, scored: NDArray[np.bool_] | None
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-    """Scores of every map on the same draws of blocks: for each map (R, 5), and (R, K) F1."""
+) -> list[_Scores]:
+    """Scores of every map on the same draws of blocks."""
     B, K = maps[0].shape[:2]
-    if B < 2:
+    if B < 2 and replicates:
         raise SplitError(
-            f"all scored pixels lie in {B} block{'' if B == 1 else 's'}",
+            f"all scored pixels are in {B} block{'' if B == 1 else 's'}",
             "at least two, better some dozens: an interval comes from how blocks differ",
             "take smaller blocks by --block, or score more pixels",
         )
     rng = np.random.default_rng(seed)
     flat = [one.reshape(B, K * K).astype(np.float64) for one in maps]
-    scores: list[list[NDArray[np.float64]]] = [[] for _ in maps]
-    f1: list[list[NDArray[np.float64]]] = [[] for _ in maps]
+    drawn = [[scores_of(np.zeros((0, K, K)), scored)] for _ in maps]
     step = max(1, _AT_ONCE // (B + K * K))
     for start in range(0, replicates, step):
         # The counts are whole numbers below 2^53, so that the sums are the same in any order.
         times = rng.multinomial(B, np.full(B, 1 / B), size=min(step, replicates - start)).astype(np.float64)
-        for one, into, into_f1 in zip(flat, scores, f1, strict=True):
-            values, classes = scores_of((times @ one).reshape(-1, K, K), scored)
-            into.append(values)
-            into_f1.append(classes)
-    return [np.concatenate(parts) for parts in scores], [np.concatenate(parts) for parts in f1]
+        for one, parts in zip(flat, drawn, strict=True):
+            parts.append(scores_of((times @ one).reshape(-1, K, K), scored))
+    return [(np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])) for parts in drawn]
 
 
-def _intervals(
-    values: NDArray[np.float64],
-    drawn: NDArray[np.float64],
-    f1: NDArray[np.float64],
-    drawn_f1: NDArray[np.float64],
-    blocks: int,
-    replicates: int,
-) -> BlockIntervals:
-    scores = {name: _interval(values[i], drawn[:, i]) for i, name in enumerate(SCORES)}
-    of_class = tuple(_interval(f1[k], drawn_f1[:, k]) for k in range(f1.size))
-    return BlockIntervals(scores, of_class, blocks, replicates)
+def _intervals(values: _Scores, drawn: _Scores, blocks: int) -> BlockIntervals:
+    (overall, of_class), (overall_drawn, of_class_drawn) = values, drawn
+    scores = {name: _interval(overall[0, i], overall_drawn[:, i]) for i, name in enumerate(SCORES)}
+    classes = {
+        name: tuple(_interval(of_class[0, i, k], of_class_drawn[:, i, k]) for k in range(of_class.shape[2]))
+        for i, name in enumerate(OF_CLASS)
+    }
+    return BlockIntervals(scores, classes, blocks, len(overall_drawn))
 
 
 def _interval(value: np.float64, drawn: NDArray[np.float64]) -> Interval:
@@ -231,23 +230,3 @@ def _interval(value: np.float64, drawn: NDArray[np.float64]) -> Interval:
         return Interval(float(value), math.nan, math.nan)
     low, high = np.percentile(defined, [2.5, 97.5])
     return Interval(float(value), float(low), float(high))
-
-
-def mcnemar(only_first: int, only_second: int) -> McNemar:
-    """Tests whether two maps are right equally often, from the pixels that one of them has right.
-
-    Below 25 such pixels the test is exact: twice the smaller tail of the binomial distribution with chance 1/2, at most
-    1. From there on it is (|b - c| - 1)^2 / (b + c), with the continuity correction, against chi-squared with one
-    degree of freedom. Both take pixels for independent, which neighbours are not: p comes out too small on whole maps,
-    and `difference_intervals` is what to go by there.
-
-    Args:
-        only_first: pixels that only the first map has right.
-        only_second: pixels that only the second map has right.
-    """
-    n = only_first + only_second
-    if n < _EXACT_BELOW:
-        p = 1.0 if n == 0 else float(stats.binomtest(only_first, n).pvalue)
-        return McNemar(only_first, only_second, p, exact=True)
-    statistic = max(0, abs(only_first - only_second) - 1) ** 2 / n
-    return McNemar(only_first, only_second, float(stats.chi2.sf(statistic, 1)), exact=False)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from landfuse.files import to_csv, to_json
 from landfuse.legend import UNLABELLED, Legend
 
 _CHUNK = 1 << 22  # pixels counted at a time: the pair index of a pixel takes 8 bytes, its labels 2
@@ -23,12 +21,12 @@ class Confusion:
 
     - A pixel whose truth is `UNLABELLED` is ignored, whatever was predicted there.
     - A labelled pixel without a prediction (`UNLABELLED` in the map) enters no score; it is counted in `unmapped`,
-      which is reported as a share of all labelled pixels.
+      which is reported as a fraction of all labelled pixels.
     - The truth of a class, and so which classes occur, is counted on the scored pixels: labelled and mapped.
     - Means over classes (AA, mF1, mIoU) run over the classes that occur in the truth. Predicting a class that does
       not occur lowers the recall of the others; it is not one more class in the mean.
-    - A class that the legend calls not scored stays out of those means. Its pixels count in OA and kappa, and as errors
-      of the other classes (clutter, in the ISPRS benchmarks).
+    - A class that the legend marks as not scored stays out of those means. Its pixels count in OA and kappa, and as
+      errors of the other classes (clutter, in the ISPRS benchmarks).
     - A class in the truth that is never predicted has recall, F1 and IoU 0; its precision is 0 / 0, that is NaN.
     - A class that is predicted but not in the truth has precision, F1 and IoU 0; its recall is NaN.
     - A class that occurs in neither has NaN in all four.
@@ -75,11 +73,7 @@ class Confusion:
         return len(self.matrix)
 
     def update(self, truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> None:
-        """Counts further pixels.
-
-        Args:
-            truth: any shape, uint8: 0..K-1 or `UNLABELLED`.
-            prediction: the same shape, uint8: 0..K-1 or `UNLABELLED`.
+        """Counts further pixels; both arrays have one shape, uint8: 0..K-1 or `UNLABELLED`.
 
         Raises:
             ValueError: if the shapes differ, or a labelled pixel holds a value that is no class.
@@ -119,8 +113,8 @@ class Confusion:
         return int(self.matrix.sum())
 
     @property
-    def unmapped_share(self) -> float:
-        """Share of the labelled pixels that the map leaves without a class; NaN if no pixel is labelled."""
+    def unmapped_fraction(self) -> float:
+        """Fraction of the labelled pixels that the map leaves without a class; NaN if no pixel is labelled."""
         labelled = self.pixels + self.unmapped
         return self.unmapped / labelled if labelled else math.nan
 
@@ -136,12 +130,12 @@ class Confusion:
 
     @property
     def precision(self) -> NDArray[np.float64]:
-        """Of the pixels mapped as a class, the share that are it (user's accuracy): (K,)."""
+        """Of the pixels mapped as a class, the fraction that are it (user's accuracy): (K,)."""
         return _ratio(self._hits, self.predicted)
 
     @property
     def recall(self) -> NDArray[np.float64]:
-        """Of the pixels of a class, the share mapped as it (producer's accuracy): (K,)."""
+        """Of the pixels of a class, the fraction mapped as it (producer's accuracy): (K,)."""
         return _ratio(self._hits, self.support)
 
     @property
@@ -156,7 +150,7 @@ class Confusion:
 
     @property
     def overall_accuracy(self) -> float:
-        """OA: the share of scored pixels mapped as what they are."""
+        """OA: the fraction of scored pixels mapped as what they are."""
         return int(self._hits.sum()) / self.pixels if self.pixels else math.nan
 
     @property
@@ -176,7 +170,7 @@ class Confusion:
 
     @property
     def kappa(self) -> float:
-        """Cohen's kappa: (OA - chance) / (1 - chance), chance = sum over classes of truth share * map share."""
+        """Cohen's kappa: (OA - chance) / (1 - chance), chance = sum over classes of truth fraction * map fraction."""
         if not self.pixels:
             return math.nan
         # In Python's whole numbers: one class only is then recognised exactly, and n * n cannot overflow.
@@ -185,66 +179,46 @@ class Confusion:
         return (n * hits - by_chance) / (n * n - by_chance) if n * n != by_chance else math.nan
 
     def scores(self) -> dict[str, float]:
-        """The scores of the whole map: OA, AA, kappa, mF1, mIoU, unmapped (a share) and pixels (a count)."""
+        """The scores of the whole map: OA, AA, kappa, mF1, mIoU, unmapped (a fraction) and pixels (a count)."""
         return {
             "OA": self.overall_accuracy,
             "AA": self.average_accuracy,
             "kappa": self.kappa,
             "mF1": self.mean_f1,
             "mIoU": self.mean_iou,
-            "unmapped": self.unmapped_share,
+            "unmapped": self.unmapped_fraction,
             "pixels": self.pixels,
         }
 
     def per_class(self, names: Sequence[str]) -> list[dict[str, str | int | float]]:
-        """The scores of each class, in order: class, support, predicted, precision, recall, F1, IoU.
-
-        Args:
-            names: K names.
-        """
+        """The scores of each class, in order: class, support, predicted, precision, recall, F1, IoU."""
         columns = (self.support, self.predicted, self.precision, self.recall, self.f1, self.iou)
         keys = ("class", "support", "predicted", "precision", "recall", "F1", "IoU")
         lists = [column.tolist() for column in columns]
         return [dict(zip(keys, row, strict=True)) for row in zip(names, *lists, strict=True)]
 
     def to_json(self, legend: Legend) -> str:
-        """All of it as JSON; a score that is not defined is null.
-
-        Args:
-            legend: of K classes.
-        """
+        """All of it as JSON; a score that is not defined is null."""
         rows = self.per_class(legend.names)
-        return json.dumps(
+        return to_json(
             {
-                "scores": _defined(Confusion.of(legend, self.matrix, self.unmapped).scores()),
-                "classes": [{"code": c.code, **_defined(row)} for c, row in zip(legend, rows, strict=True)],
+                "scores": Confusion.of(legend, self.matrix, self.unmapped).scores(),
+                "classes": [{"code": c.code, **row} for c, row in zip(legend, rows, strict=True)],
                 "confusion": {
                     "rows": "truth",
                     "columns": "prediction",
                     "classes": legend.names,
-                    "counts": self.matrix.tolist(),
+                    "counts": self.matrix,
                     "unmapped": self.unmapped,
                 },
-            },
-            indent=2,
-            ensure_ascii=False,
-            allow_nan=False,
+            }
         )
 
     def to_csv(self, legend: Legend) -> str:
-        """One row per class as CSV: its scores, then its row of the confusion matrix; undefined scores are empty.
-
-        Args:
-            legend: of K classes.
-        """
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        rows = self.per_class(legend.names)
-        writer.writerow(["code", *rows[0], *(f"mapped as {name}" for name in legend.names)])
-        for c, row, counts in zip(legend, rows, self.matrix.tolist(), strict=True):
-            cells = ["" if value is None else value for value in _defined(row).values()]
-            writer.writerow([c.code, *cells, *counts])
-        return text.getvalue()
+        """One row per class as CSV: its scores, then its row of the confusion matrix; undefined scores are empty."""
+        titles = [f"mapped as {name}" for name in legend.names]
+        rows = zip(legend, self.per_class(legend.names), self.matrix.tolist(), strict=True)
+        return to_csv([{"code": c.code, **row, **dict(zip(titles, counts, strict=True))} for c, row, counts in rows])
 
     @property
     def _hits(self) -> NDArray[np.int64]:
@@ -258,8 +232,3 @@ class Confusion:
 def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
     """part / whole, NaN where the whole is 0."""
     return np.asarray(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0))
-
-
-def _defined(values: dict[str, float] | dict[str, str | int | float]) -> dict[str, str | int | float | None]:
-    """The same values with None for NaN, which JSON lacks."""
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}

@@ -1,9 +1,9 @@
-"""Drawing the reference sample of a map: which pixels to look at, by chance, however large the map is."""
+"""Drawing the reference sample of a map: which pixels to observe, at random, however large the map is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -23,15 +23,15 @@ Allocation = Literal["equal", "proportional", "neyman"]
 def allocate(
     sizes: NDArray[np.int64], n: int, *, minimum: int = 50, weights: NDArray[np.floating] | None = None
 ) -> NDArray[np.int64]:
-    """Shares n points out among strata: by weight, but no stratum gets less than a minimum or more than it has.
+    """Divides n points among strata: by weight, but no stratum gets less than a minimum or more than it has.
 
     With weights that are the strata's sizes this is what Olofsson et al. 2014 recommend (section 5.1): rare classes
     get 50 to 100 points, so that their user's accuracy is known, and the rest goes by area.
 
     Args:
         sizes: (S,) pixels in each stratum, all > 0.
-        n: points in all; fewer are given out if the strata have fewer.
-        minimum: points of a stratum at least; where n does not suffice for that, n / S; never below 2.
+        n: points in all; fewer if the strata have fewer.
+        minimum: points of a stratum at least; where n is too small for that, n / S; never below 2.
         weights: (S,); sizes by default.
 
     Returns:
@@ -64,20 +64,6 @@ def allocate(
     return points
 
 
-def sample_size(shares: Sequence[float], expected: Sequence[float], error: float) -> int:
-    """Points that a stratified sample needs for a standard error of overall accuracy.
-
-    Args:
-        shares: of the map's classes, adding up to 1.
-        expected: the user's accuracy that is expected of each.
-        error: the standard error that is wanted, e.g. 0.01.
-
-    Source: Olofsson et al. 2014, equation 13.
-    """
-    spread = sum(w * math.sqrt(u * (1 - u)) for w, u in zip(shares, expected, strict=True))
-    return math.ceil((spread / error) ** 2)
-
-
 def draw(
     map_path: str | Path,
     n: int,
@@ -91,21 +77,21 @@ def draw(
     legend: Legend | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ReferenceSample:
-    """Draws pixels of a map by chance, without replacement; reads the map in blocks, twice.
+    """Draws pixels of a map at random, without replacement; reads the map in blocks, twice.
 
     Args:
         map_path: a raster of codes; 255 and no data are not drawn.
         n: pixels; for clusters, as many clusters of side x side pixels as reach that number.
         design: "stratified" draws in each of the map's classes, "simple" anywhere, "cluster" squares of neighbouring
-            pixels, every pixel of which is looked at.
+            pixels, every pixel of which is observed.
         allocation: of a stratified sample: "proportional" to area but at least `minimum` in each class, "equal", or
             "neyman", to area * sqrt(u (1 - u)) with the user's accuracy u that is expected, at least `minimum` too.
         minimum: points of a class at least; see `allocate`.
         expected: code -> user's accuracy that is expected, for "neyman".
         side: of a cluster, px.
         seed: the same seed draws the same pixels of the same map.
-        legend: names the classes; by default the names that stand beside the map.
-        progress: told (blocks done, blocks in all).
+        legend: names the classes; by default the names in the file beside the map.
+        progress: called with (blocks done, blocks in all).
 
     Raises:
         SceneError: if the file is no map, or holds no class.
@@ -168,7 +154,7 @@ def draw(
         progress(len(windows) + place + 1, 2 * len(windows))
     table = np.array(found, np.int64)
     if design != "cluster":
-        table = table[rng.permutation(len(table))]  # the order of the rows tells nothing of their class
+        table = table[rng.permutation(len(table))]  # the order of the rows must not reveal their class
         table[:, 4] = np.arange(len(table))
     row, col, code, stratum, cluster = table.T
     x, y = grid.at(col + 0.5, row + 0.5)

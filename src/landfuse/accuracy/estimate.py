@@ -2,13 +2,13 @@
 
 One estimator carries every design. Each figure is a ratio of two totals over the map: overall accuracy is pixels
 mapped right / pixels, user's accuracy is pixels mapped right as a class / pixels mapped as it, producer's accuracy is
-pixels mapped right as a class / pixels that are it, the share of a class is pixels that are it / pixels. A total is
+pixels mapped right as a class / pixels that are it, the fraction of a class is pixels that are it / pixels. A total is
 estimated stratum by stratum from the *units* that were drawn: pixels, or clusters of pixels that were drawn together.
 
 - Strata that are the map's classes: these are the estimators of Olofsson et al. 2014, equations 1 to 11.
 - Strata that are something else (an older map, regions): those of Stehman 2014, equations 1 to 28.
 - Simple random sampling: one stratum.
-- Cluster sampling, one stage (every pixel of a drawn cluster is looked at): the ratio-to-size estimator, which holds
+- Cluster sampling, one stage (every pixel of a drawn cluster is observed): the ratio-to-size estimator, which holds
   for clusters of equal and of unequal size.
 
 Source:
@@ -18,9 +18,6 @@ Source:
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +27,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from landfuse.errors import SceneError
+from landfuse.files import to_csv, to_json
 
 Z95 = 1.96
 """Standard errors from the middle of a 95% interval to its ends, as both sources round it."""
@@ -42,10 +40,10 @@ class Estimate:
     """An estimated figure with its standard error.
 
     Args:
-        value: NaN where the sample says nothing about it.
+        value: NaN where the sample holds nothing to estimate it from.
         error: the standard error; NaN where it cannot be known, since a stratum holds one point.
         reach: standard errors from the value to the ends of its 95% interval.
-        most: the largest value that is possible; 1 for shares.
+        most: the largest value that is possible; 1 for fractions.
     """
 
     value: float
@@ -69,7 +67,7 @@ class Estimate:
         return self.value + self.half_width if not self.value + self.half_width > self.most else self.most
 
     def scaled(self, factor: float) -> Estimate:
-        """The same figure in another unit, e.g. a share as hectares."""
+        """The same figure in another unit, e.g. a fraction as hectares."""
         return Estimate(self.value * factor, self.error * factor, self.reach, self.most * factor)
 
 
@@ -81,9 +79,9 @@ class ClassEstimate:
         name: of the class.
         truth_points: sampled pixels that are it.
         mapped_points: sampled pixels that are mapped as it.
-        users: of what is mapped as it, the share that is it.
-        producers: of what is it, the share that is mapped as it.
-        share: of the map's pixels, the share that is it.
+        users: of what is mapped as it, the fraction that is it.
+        producers: of what is it, the fraction that is mapped as it.
+        fraction: of the map's pixels, the fraction that is it.
         hectares: its area; None where the size of a pixel is not known.
     """
 
@@ -92,7 +90,7 @@ class ClassEstimate:
     mapped_points: int
     users: Estimate
     producers: Estimate
-    share: Estimate
+    fraction: Estimate
     hectares: Estimate | None
 
 
@@ -102,10 +100,10 @@ class AccuracyEstimate:
 
     Args:
         design: in words.
-        overall: the share of the map's pixels that are mapped as what they are.
+        overall: the fraction of the map's pixels that are mapped as what they are.
         classes: in the order of the legend.
         counts: (K, K) sampled pixels, rows truth, columns map.
-        shares: (K, K) estimated shares of the map's pixels, rows truth, columns map; they add up to 1.
+        fractions: (K, K) estimated fractions of the map's pixels, rows truth, columns map; they add up to 1.
         points: sampled pixels.
         units: pixels or clusters that were drawn.
         notes: what has to be said beside the figures.
@@ -115,7 +113,7 @@ class AccuracyEstimate:
     overall: Estimate
     classes: tuple[ClassEstimate, ...]
     counts: NDArray[np.int64]
-    shares: NDArray[np.float64]
+    fractions: NDArray[np.float64]
     points: int
     units: int
     notes: tuple[str, ...]
@@ -123,16 +121,16 @@ class AccuracyEstimate:
     def rows(self) -> list[dict[str, str | int | float]]:
         """One row per class, in order; NaN where a figure is not known.
 
-        The mapped share is estimated too; where the strata are the map's classes it is what the map holds.
+        The mapped fraction is estimated too; where the strata are the map's classes it is what the map holds.
         """
         rows: list[dict[str, str | int | float]] = []
-        for c, mapped in zip(self.classes, self.shares.sum(axis=0).tolist(), strict=True):
+        for c, mapped in zip(self.classes, self.fractions.sum(axis=0).tolist(), strict=True):
             row: dict[str, str | int | float] = {
                 "class": c.name,
                 "truth points": c.truth_points,
                 "mapped points": c.mapped_points,
             }
-            figures = {"user's accuracy": c.users, "producer's accuracy": c.producers, "share": c.share}
+            figures = {"user's accuracy": c.users, "producer's accuracy": c.producers, "share": c.fraction}
             for name, figure in {**figures, **({"hectares": c.hectares} if c.hectares else {})}.items():
                 row |= {name: figure.value, f"{name} error": figure.error}
                 row |= {f"{name} low": figure.low, f"{name} high": figure.high}
@@ -143,38 +141,30 @@ class AccuracyEstimate:
     def to_json(self) -> str:
         """All of it as JSON; a figure that is not known is null."""
         o = self.overall
-        overall = {"value": o.value, "error": o.error, "low": o.low, "high": o.high}
-        return json.dumps(
+        return to_json(
             {
                 "design": self.design,
                 "interval": 0.95,
                 "points": self.points,
                 "units": self.units,
-                "overall accuracy": {key: _known(value) for key, value in overall.items()},
-                "classes": [{key: _known(value) for key, value in row.items()} for row in self.rows()],
+                "overall accuracy": {"value": o.value, "error": o.error, "low": o.low, "high": o.high},
+                "classes": self.rows(),
                 "confusion": {
                     "rows": "truth",
                     "columns": "map",
                     "classes": [c.name for c in self.classes],
-                    "counts": self.counts.tolist(),
-                    "shares": self.shares.tolist(),
+                    "counts": self.counts,
+                    "shares": self.fractions,
                 },
-                "notes": list(self.notes),
-            },
-            indent=2,
-            ensure_ascii=False,
-            allow_nan=False,
+                "notes": self.notes,
+            }
         )
 
     def to_csv(self) -> str:
-        """One row per class as CSV, then its row of estimated shares; figures that are not known are empty."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        rows = self.rows()
-        writer.writerow([*rows[0], *(f"share mapped as {c.name}" for c in self.classes)])
-        for row, shares in zip(rows, self.shares.tolist(), strict=True):
-            writer.writerow([*("" if _known(value) is None else value for value in row.values()), *shares])
-        return text.getvalue()
+        """One row per class as CSV, then its row of estimated fractions; figures that are not known are empty."""
+        titles = [f"share mapped as {c.name}" for c in self.classes]
+        rows = zip(self.rows(), self.fractions.tolist(), strict=True)
+        return to_csv([{**row, **dict(zip(titles, values, strict=True))} for row, values in rows])
 
 
 def estimate(
@@ -194,10 +184,10 @@ def estimate(
         truth: (n,) classes 0..K-1 of the sampled pixels.
         mapped: (n,) the map's classes 0..K-1 there.
         names: K names.
-        strata: (n,) the stratum that each pixel was drawn from; clusters lie in one stratum each.
+        strata: (n,) the stratum that each pixel was drawn from; each cluster is in one stratum.
         sizes: stratum -> units in the whole map: pixels, or clusters. Strata that hold none may be left out.
         clusters: (n,) which pixels were drawn together; None where pixels were drawn one by one.
-        finite: lessen the error by the share of the units that was looked at, as Stehman 2014 does. Olofsson et al.
+        finite: reduce the error by the fraction of the units that was observed, as Stehman 2014 does. Olofsson et al.
             2014 leave this correction out; it matters where the sample is a good part of the map.
         hectares: of the whole map.
 
@@ -225,7 +215,7 @@ def estimate(
     classes = []
     for k, name in enumerate(names):
         both = is_class[k] & as_class[k]
-        share = ratio(is_class[k], one)
+        fraction = ratio(is_class[k], one)
         classes.append(
             ClassEstimate(
                 name,
@@ -233,13 +223,13 @@ def estimate(
                 int(as_class[k].sum()),
                 ratio(both, as_class[k]),
                 ratio(both, is_class[k]),
-                share,
-                None if hectares is None else share.scaled(hectares),
+                fraction,
+                None if hectares is None else fraction.scaled(hectares),
             )
         )
     counts = np.bincount(truth * K + mapped, minlength=K * K).reshape(K, K)
     weights = design.weights[unit]
-    shares = np.bincount(truth * K + mapped, weights, minlength=K * K).reshape(K, K) / weights.sum()
+    fractions = np.bincount(truth * K + mapped, weights, minlength=K * K).reshape(K, K) / weights.sum()
     kind = (
         "cluster sampling, one stage, ratio-to-size estimator"
         if clusters is not None
@@ -248,7 +238,7 @@ def estimate(
         else "stratified random sampling"
     )
     return AccuracyEstimate(
-        kind, overall, tuple(classes), counts, shares, truth.size, design.count, _notes(design, classes)
+        kind, overall, tuple(classes), counts, fractions, truth.size, design.count, _notes(design, classes)
     )
 
 
@@ -259,7 +249,7 @@ class _Units:
         unit: (n,) the unit of each pixel, 0..U-1.
         strata: (n,) the stratum of each pixel.
         sizes: stratum -> units in the map.
-        finite: whether to correct for the share that was drawn.
+        finite: whether to correct for the fraction that was drawn.
         clustered: whether units hold several pixels.
     """
 
@@ -276,15 +266,15 @@ class _Units:
         of_unit = np.zeros(self.count, np.int64)
         of_unit[unit] = strata
         if (of_unit[unit] != strata).any():
-            raise ValueError("a cluster lies in more than one stratum")
+            raise ValueError("a cluster is in more than one stratum")
         self.labels = [stratum for stratum, size in sizes.items() if size > 0]
         members = [np.flatnonzero(of_unit == stratum) for stratum in self.labels]
         missing = [stratum for stratum, drawn in zip(self.labels, members, strict=True) if not drawn.size]
         if missing:
             raise SceneError(
-                f"no sampled unit lies in the stratum {', '.join(map(str, missing))}, which the map has",
+                f"no sampled unit is in the stratum {', '.join(map(str, missing))}, which the map has",
                 "at least two units in each stratum",
-                "draw the sample anew, or merge rare classes before drawing",
+                "draw the sample again, or merge rare classes before drawing",
             )
         self.members = members
         self.sizes = np.array([sizes[stratum] for stratum in self.labels], float)
@@ -344,8 +334,3 @@ def _notes(design: _Units, classes: Sequence[ClassEstimate]) -> tuple[str, ...]:
                     f"{unseen} of up to about {min(1.0, 3 / points):.0%} would go unseen"
                 )
     return tuple(notes)
-
-
-def _known(value: str | int | float) -> str | int | float | None:
-    """The value, or None for NaN, which JSON lacks."""
-    return None if isinstance(value, float) and math.isnan(value) else value

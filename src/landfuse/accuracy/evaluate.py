@@ -1,53 +1,148 @@
-"""Scoring a map against labels: the confusion matrix and what follows from it."""
+"""Scoring maps against labels: confusion, 95% intervals from blocks of ground, and whether two maps differ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from landfuse.accuracy.bootstrap import (
+    SCORES,
+    BlockIntervals,
+    block_confusions,
+    block_intervals,
+    difference_intervals,
+)
 from landfuse.accuracy.confusion import Confusion
-from landfuse.errors import GridError, MissingFileError, SceneError, SplitError
-from landfuse.files import write_text
+from landfuse.errors import MissingFileError, SceneError, SettingsError, SplitError
+from landfuse.files import to_json, write_text
 from landfuse.legend import UNLABELLED, Legend
-from landfuse.rasters.geotiff import GdalRaster
+from landfuse.scenes.land_cover_map import open_map
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.split_rules import ROLES, Roles, RolesSplit
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A scored map: its confusion matrix over the legend, and the role that was scored."""
+class Tally:
+    """Truth against one map, counted part by part; whatever landfuse scores goes through `add`.
 
-    confusion: Confusion
-    legend: Legend
+    Args:
+        legend: the K classes.
+        block: side of the blocks of ground that intervals come from, px; None to count no blocks.
+    """
+
+    def __init__(self, legend: Legend, block: int | None = None) -> None:
+        self.legend, self.block = legend, block
+        self.confusion = Confusion.of(legend)
+        self._blocks = [np.zeros((0, len(legend), len(legend)), np.int64)]
+
+    def add(self, truth: NDArray[np.uint8], mapped: NDArray[np.uint8]) -> Confusion:
+        """Counts a part, a whole tile where blocks are counted, and returns its own confusion.
+
+        Args:
+            truth: (H, W) uint8, 0..K-1 or `UNLABELLED`.
+            mapped: (H, W) uint8, 0..K-1 or `UNLABELLED`.
+        """
+        own = Confusion.of(self.legend)
+        own.update(truth, mapped)
+        self.confusion += own
+        if self.block is not None:
+            self._blocks.append(block_confusions(truth, mapped, self.block, len(self.legend)))
+        return own
+
+    def score(self, parts: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Confusion:
+        """Counts all parts, each (truth, mapped), and returns the confusion of everything counted so far."""
+        for truth, mapped in parts:
+            self.add(truth, mapped)
+        return self.confusion
+
+    @property
+    def blocks(self) -> NDArray[np.int64]:
+        """Confusions of the blocks with scored pixels: (B, K, K)."""
+        return np.concatenate(self._blocks)
+
+    def intervals(self, replicates: int = 2000, seed: int = 0) -> BlockIntervals:
+        """The scores with 95% intervals; see `block_intervals`."""
+        return block_intervals(self.blocks, replicates, seed, self.legend.scored)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A scored map, and perhaps its comparison with another one.
+
+    Args:
+        tally: of the map.
+        role: the labels that were scored.
+        pair: of the map and of the other one, both on the pixels that have a class in both.
+        left_out: labelled pixels that have a class in one of the two maps only.
+    """
+
+    tally: Tally
     role: str
+    pair: tuple[Tally, Tally] | None = None
+    left_out: int = 0
+
+    @property
+    def confusion(self) -> Confusion:
+        """The confusion matrix over the legend."""
+        return self.tally.confusion
+
+    @property
+    def legend(self) -> Legend:
+        """The classes."""
+        return self.tally.legend
+
+    def intervals(self, replicates: int = 2000, seed: int = 0) -> BlockIntervals:
+        """The scores with 95% intervals, from blocks of ground that are drawn with replacement.
+
+        Raises:
+            SplitError: if all scored pixels are in one block.
+        """
+        _refuse_nothing(self.tally.confusion.pixels, self.role)
+        return self.tally.intervals(replicates, seed)
+
+    def differences(self, replicates: int = 2000, seed: int = 0) -> BlockIntervals:
+        """The scores of the map less those of the other one, with 95% intervals on the same draws.
+
+        Raises:
+            SplitError: if all scored pixels are in one block.
+            ValueError: if there is no other map.
+        """
+        if self.pair is None:
+            raise ValueError("the map was evaluated without another one (`against`)")
+        first, second = self.pair
+        _refuse_nothing(first.confusion.pixels, self.role)
+        return difference_intervals(first.blocks, second.blocks, replicates, seed, self.legend.scored)
 
     def save(self, folder: str | Path) -> None:
         """Writes `scores.json` and `confusion.csv`."""
         write_text(Path(folder) / "scores.json", self.confusion.to_json(self.legend))
         write_text(Path(folder) / "confusion.csv", self.confusion.to_csv(self.legend))
 
+    def save_intervals(self, intervals: BlockIntervals, path: str | Path) -> None:
+        """Writes the intervals as JSON; a score that is not defined is null."""
+        values = intervals.to_dict(self.legend.names, self.tally.block or 0)
+        write_text(path, to_json({"role": self.role, **values}))
+
+    def save_differences(self, differences: BlockIntervals, path: str | Path) -> None:
+        """Writes the comparison of the two maps as JSON; a score that is not defined is null."""
+        first, second = ({name: one.confusion.scores()[name] for name in SCORES} for one in self.pair or ())
+        values = differences.to_dict(self.legend.names, self.tally.block or 0)
+        parts = {"first": first, "second": second, "first less second": values, "left out": self.left_out}
+        write_text(path, to_json({"role": self.role, **parts}))
+
 
 def read_map(path: str | Path, scene: Scene) -> NDArray[np.uint8]:
     """Reads a map of a scene: (H, W) uint8 classes.
 
     Raises:
-        GridError: if it does not lie on the scene's grid.
+        GridError: if its grid is not the scene's.
         SceneError: if it cannot be read, or holds codes that the legend lacks.
     """
-    raster = GdalRaster(str(path), resampling="nearest")
-    if raster.own_grid != scene.grid:
-        raise GridError(
-            f"the map {path} has the grid {raster.own_grid}",
-            f"the grid of the scene `{scene.name}`: {scene.grid}",
-            "map this very scene, or name the right one",
-        )
-    return scene.legend.to_classes(raster.read_codes(), where=f"the map {path}")
+    return open_map(path, scene).classes
 
 
 def map_of(maps: str | Path, scene: Scene, tiles: int) -> Path:
@@ -67,13 +162,64 @@ def map_of(maps: str | Path, scene: Scene, tiles: int) -> Path:
     return path
 
 
-def role_of(file: SceneFile, role: str | None, split: str | Path | None) -> str:
-    """The role that is scored: the one asked for, else `test` where there is a split, else `all`.
+def evaluate(
+    maps: str | Path,
+    scene_file: str | Path,
+    *,
+    role: str | None = None,
+    split: str | Path | None = None,
+    block: int = 64,
+    against: str | Path | None = None,
+) -> Evaluation:
+    """Scores the map of a scene file against its labels; every map is read once.
+
+    Args:
+        maps: the map, or the folder of the tiles' maps.
+        scene_file: the scene file, with labels.
+        role: `train`, `validation`, `test`, or `all` labelled pixels; by default `test` where there is a split.
+        split: a written split instead of the scene file's: a raster of roles, or a folder with one per tile, as a
+            run folder holds it.
+        block: side of the blocks of ground for intervals, px; larger than the distance over which errors are
+            correlated. No block spans two tiles.
+        against: another map of the scene, or the folder of its tiles' maps.
 
     Raises:
         SceneError: if the scene has no labels.
-        SplitError: if there is no such role.
+        GridError: if a map's grid is not its scene's.
+        SplitError: if no pixel has the role.
+        SettingsError: if a block has no pixel.
     """
+    if block < 1:
+        raise SettingsError(f"blocks of {block} px", "a side of at least 1 px", "change --block")
+    file = read_scene_file(scene_file)
+    chosen = _role_of(file, role, split)
+    tally = Tally(file.legend, block)
+    pair = None if against is None else (Tally(file.legend, block), Tally(file.legend, block))
+    left_out = 0
+    for truth, (mapped, *others) in _scored_tiles([maps] if against is None else [maps, against], file, chosen, split):
+        tally.add(truth, mapped)
+        if pair is not None:
+            in_one = (mapped != UNLABELLED) ^ (others[0] != UNLABELLED)
+            left_out += int(((truth != UNLABELLED) & in_one).sum())
+            common = np.where(in_one, UNLABELLED, truth).astype(np.uint8)
+            pair[0].add(common, mapped)
+            pair[1].add(common, others[0])
+    if not tally.confusion.pixels and not tally.confusion.unmapped:
+        raise SplitError(
+            f"no labelled pixel has the role `{chosen}`", "labelled pixels", "choose another role or split"
+        )
+    return Evaluation(tally, chosen, pair, left_out)
+
+
+def _refuse_nothing(pixels: int, role: str) -> None:
+    if not pixels:
+        raise SplitError(
+            f"no labelled pixel of the role `{role}` has a class in the map", "labelled pixels", "choose another role"
+        )
+
+
+def _role_of(file: SceneFile, role: str | None, split: str | Path | None) -> str:
+    """The role that is scored: the one asked for, else `test` where there is a split, else `all`."""
     if file.settings.labels is None:
         raise SceneError(f"{file.path} has no labels", "`labels:` and `legend:` in the scene file", "add them")
     chosen = role or ("test" if split is not None or file.settings.split else "all")
@@ -82,19 +228,13 @@ def role_of(file: SceneFile, role: str | None, split: str | Path | None) -> str:
     return chosen
 
 
-def scored_tiles(
+def _scored_tiles(
     maps: Sequence[str | Path], file: SceneFile, role: str, split: str | Path | None
 ) -> Iterator[tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]]:
-    """The labels of a role and what the maps say, tile by tile; tiles without such labels are passed over.
-
-    Args:
-        maps: maps, or folders of the tiles' maps.
-        file: the scene file.
-        role: as `role_of` gives it.
-        split: see `evaluate`.
+    """The labels of a role and the classes of the maps, tile by tile; tiles without such labels are skipped.
 
     Returns:
-        (H, W) classes of the labels, `UNLABELLED` elsewhere, and as many arrays of the maps' classes.
+        (H, W) classes of the labels, `UNLABELLED` elsewhere, and an array of classes for each of the maps.
     """
     scenes = file.scenes()
     written = None
@@ -108,32 +248,3 @@ def scored_tiles(
             truth = np.where(scene_roles == ROLES[role], truth, UNLABELLED).astype(np.uint8)
         if (truth != UNLABELLED).any():
             yield truth, [read_map(map_of(one, scene, len(scenes)), scene) for one in maps]
-
-
-def evaluate(
-    maps: str | Path, scene_file: str | Path, *, role: str | None = None, split: str | Path | None = None
-) -> Evaluation:
-    """Scores the map of a scene file against its labels.
-
-    Args:
-        maps: the map, or the folder of the tiles' maps.
-        scene_file: the scene file, with labels.
-        role: `train`, `validation`, `test`, or `all` labelled pixels; by default `test` where there is a split.
-        split: a written split instead of the scene file's: a raster of roles, or a folder with one per tile, as a
-            run folder holds it.
-
-    Raises:
-        SceneError: if the scene has no labels.
-        GridError: if a map does not lie on its scene's grid.
-        SplitError: if no pixel has the role.
-    """
-    file = read_scene_file(scene_file)
-    chosen = role_of(file, role, split)
-    confusion = Confusion.of(file.legend)
-    for truth, (mapped,) in scored_tiles((maps,), file, chosen, split):
-        confusion.update(truth, mapped)
-    if not confusion.matrix.sum() and not confusion.unmapped:
-        raise SplitError(
-            f"no labelled pixel has the role `{chosen}`", "labelled pixels", "choose another role or split"
-        )
-    return Evaluation(confusion, file.legend, chosen)

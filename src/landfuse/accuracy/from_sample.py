@@ -25,13 +25,13 @@ def evaluate_sample(
 ) -> AccuracyEstimate:
     """Estimates the accuracy of a map, and the areas of its classes, from a sample whose reference is filled in.
 
-    The map need not be the one that the sample was drawn from: strata that are another map's classes are dealt with
-    after Stehman 2014. It has to have a class at every sampled place.
+    The map need not be the one that the sample was drawn from: strata that are another map's classes are treated
+    as in Stehman 2014. It has to have a class at every sampled place.
 
     Args:
         map_path: the map.
         sample: as `draw` made it, or its file.
-        design: what the sample is meant to be; refused if it is another.
+        design: the expected design; a sample of another one is refused.
         finite: see `landfuse.accuracy.estimate`.
 
     Raises:
@@ -53,7 +53,7 @@ def evaluate_sample(
         raise SceneError(
             f"{where} has no reference for {len(empty) or len(sample)} of {len(sample)} points",
             "a code or the name of a class in `reference`, in every row",
-            f"fill them in; write {UNLABELLED} where the truth cannot be told",
+            f"fill them in; write {UNLABELLED} where the truth is not known",
         )
     mapped = _map_at(map_path, sample, where)
     names = {**sample.names, **class_names(map_path)}
@@ -74,13 +74,13 @@ def evaluate_sample(
     notes = list(result.notes)
     if not known.all():
         notes.append(
-            f"the truth of {int((~known).sum())} of {len(sample)} points cannot be told; the estimate takes them to be "
+            f"the truth of {int((~known).sum())} of {len(sample)} points is not known; the estimate takes them to be "
             "like the others of their stratum"
         )
     if sample.pixel_area is None:
         notes.append(
-            "no hectares: the map's CRS has no pixels of one size; shares are of pixels. Warp the map to an equal-area "
-            "CRS before drawing"
+            "no hectares: the map's CRS has no pixels of one size; fractions are of pixels. Warp the map to an "
+            "equal-area CRS before drawing"
         )
     moved = " (strata are the classes of another map: Stehman 2014)" if (mapped != sample.code).any() else ""
     return replace(result, design=_words(sample) + moved, notes=tuple(notes))
@@ -108,15 +108,15 @@ def _references(texts: Sequence[str | None], names: Mapping[int, str], where: st
             listed = ", ".join(f"{code} {name}" for code, name in sorted(names.items())) or "codes from 0 to 254"
             raise SceneError(
                 f"{where} has the reference {text!r}, which is no class",
-                f"a code or a name: {listed}; {UNLABELLED} where the truth cannot be told",
-                f"did you mean {names[of_name[near[0]]]}?" if near else "mend it",
+                f"a code or a name: {listed}; {UNLABELLED} where the truth is not known",
+                f"did you mean {names[of_name[near[0]]]}?" if near else "correct it",
             )
         codes.append(known)
     return np.array(codes, np.int64)
 
 
 def _map_at(map_path: str | Path, sample: ReferenceSample, where: str) -> NDArray[np.int64]:
-    """What a map says at the sampled places: (n,) codes, read block by block."""
+    """The classes of a map at the sampled places: (n,) codes, read block by block."""
     opened = open_map(map_path)
     grid = opened.grid
     if Grid(1, 1, crs=grid.crs) != Grid(1, 1, crs=sample.crs):
@@ -140,7 +140,7 @@ def _map_at(map_path: str | Path, sample: ReferenceSample, where: str) -> NDArra
 
 
 def _by_block(row: NDArray[np.int64], col: NDArray[np.int64], grid: Grid) -> Iterator[tuple[Window, NDArray[np.intp]]]:
-    """The blocks of a grid that hold places, and which places those are; places off the grid are passed over."""
+    """The blocks of a grid that hold places, and which places those are; places off the grid are skipped."""
     inside = (row >= 0) & (row < grid.height) & (col >= 0) & (col < grid.width)
     of_block = (row // TILE) * (-(-grid.width // TILE)) + col // TILE
     for block in np.unique(of_block[inside]).tolist():

@@ -1,13 +1,11 @@
 """The reference sample of a map: the pixels that were drawn, how they were drawn, and what is there in truth.
 
-A sample speaks for the whole map only if every pixel had a known chance to be in it. So the file of a sample carries
-its design in columns, row by row, and a file that lacks them is refused.
+A sample represents the whole map only if every pixel had a known probability to be in it. So the file of a sample
+carries its design in columns, row by row, and a file that lacks them is refused.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.errors import OutputError, SceneError
-from landfuse.files import write_text
+from landfuse.files import to_csv, write_text
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.polygons import read_rows, write_points
 
@@ -32,7 +30,7 @@ _OTHERS = ("design", "probability")  # text, and what follows from the others
 
 @dataclass(frozen=True, eq=False)
 class ReferenceSample:
-    """Pixels of a map that were drawn by chance, to be looked at; all arrays are (n,).
+    """Pixels of a map that were drawn at random, to be observed; all arrays are (n,).
 
     Args:
         design: "stratified" by the map's classes, "simple", or "cluster" of neighbouring pixels.
@@ -40,13 +38,13 @@ class ReferenceSample:
         y: of the pixels' centres, in the map's CRS.
         row: of the pixels in the map.
         col: of the pixels in the map.
-        code: what the map says there.
+        code: of the map there.
         stratum: the code of the stratum; 0 throughout where there are no strata.
         cluster: which pixels were drawn together; each its own number where they were drawn one by one.
         sizes: stratum -> units in the map: pixels, or clusters that hold at least one pixel with a class.
         drawn: stratum -> units drawn.
         pixels: of the map that have a class.
-        pixel_area: in square metres; None where the CRS does not say.
+        pixel_area: in square metres; None where it is not known.
         crs: of the map.
         names: code -> name of the class, as far as they are known.
         source: the map's file name.
@@ -77,7 +75,7 @@ class ReferenceSample:
 
     @property
     def probability(self) -> NDArray[np.float64]:
-        """The chance that each pixel had to be in the sample: (n,)."""
+        """The probability of each pixel to be in the sample: (n,)."""
         return np.array([self.drawn[s] / self.sizes[s] for s in self.stratum.tolist()])
 
     def columns(self) -> dict[str, NDArray[np.generic]]:
@@ -119,12 +117,8 @@ class ReferenceSample:
         if path.suffix.lower() == ".gpkg":
             write_points(path, self.x, self.y, columns, self.crs)
         elif path.suffix.lower() == ".csv":
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(columns)
-            for row in zip(*(column.tolist() for column in columns.values()), strict=True):
-                writer.writerow(["" if v is None or (isinstance(v, float) and math.isnan(v)) else v for v in row])
-            write_text(path, text.getvalue())
+            rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+            write_text(path, to_csv([dict(zip(columns, row, strict=True)) for row in rows]))
         else:
             raise OutputError(f"a sample cannot be written as {path.name}", "a name ending in .gpkg or .csv", "")
 
@@ -141,9 +135,9 @@ def read_sample(path: str | Path) -> ReferenceSample:
     if absent:
         raise SceneError(
             f"{path} does not say how its places were chosen: it lacks the columns {', '.join(absent)}",
-            "a sample drawn by chance, as `landfuse sample` draws it: only then do the accuracy and the areas of the "
+            "a sample drawn at random, as `landfuse sample` draws it: only then do the accuracy and the areas of the "
             "whole map follow from it, with their errors; places chosen by hand favour what is easy to see",
-            "draw one by `landfuse sample MAP -n 500 -o sample.gpkg` and fill in `reference`. What can be said from "
+            "draw one by `landfuse sample MAP -n 500 -o sample.gpkg` and fill in `reference`. What follows from "
             "labels such as these is how the map agrees with them: name them in a scene file under `labels` and score "
             "by `landfuse evaluate MAP scene.yaml --intervals`",
         )
@@ -154,7 +148,7 @@ def read_sample(path: str | Path) -> ReferenceSample:
         area = float(rows[0].get("pixel_m2") or "nan")
     except (ValueError, TypeError, KeyError) as error:
         raise SceneError(
-            f"the columns that tell the design of {path} are damaged: {error}",
+            f"the columns with the design of {path} are damaged: {error}",
             "all columns but `reference` as they were written",
             "copy the references into the file as it was drawn",
         ) from None
@@ -163,13 +157,15 @@ def read_sample(path: str | Path) -> ReferenceSample:
     same = {row["design"] for row in rows} == {design} and np.ptp(counted["map_pixels"]) == 0
     if design not in get_args(Design) or not same:
         raise SceneError(
-            f"{path} mixes samples, or has the design {design!r}", f"one of {', '.join(get_args(Design))}", "draw anew"
+            f"{path} mixes samples, or has the design {design!r}",
+            f"one of {', '.join(get_args(Design))}",
+            "draw it again",
         )
     if np.unique(counted["id"]).size != len(rows) or (counted["sample_points"] != len(rows)).any():
         raise SceneError(
             f"{path} holds {len(rows)} rows, of {counted['sample_points'][0]} that were drawn",
             "every row that was drawn, once: a sample that was thinned out is none",
-            f"bring the rows back; write {UNLABELLED} as `reference` where the truth cannot be told",
+            f"bring the rows back; write {UNLABELLED} as `reference` where the truth is not known",
         )
     sizes = dict(zip(strata.tolist(), counted["stratum_units"].tolist(), strict=True))
     drawn = dict(zip(strata.tolist(), counted["stratum_drawn"].tolist(), strict=True))

@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LEAST = 1e-12
-"""Probabilities below this count as this, so that one sure error does not make the log-likelihood infinite."""
+"""Probabilities below this count as this, so that one confident error does not make the log-likelihood infinite."""
 
 
 @dataclass
 class Reliability:
-    """How often the class named is right, by how probable it was said to be. Pixels may come in parts.
+    """How often the predicted class is right, by its stated probability. Pixels may be added in parts.
 
     Args:
-        bins: of equal width over the probability of the class named, 0..1; a bin includes its upper end.
+        bins: of equal width over the probability of the predicted class, 0..1; a bin includes its upper end.
 
     Source: Guo et al. 2017, equations 2 and 3.
     """
@@ -39,21 +39,21 @@ class Reliability:
             probabilities: (N, K), summing to 1 over the classes.
             truth: (N,) classes.
         """
-        shares = np.asarray(probabilities, np.float64)
-        best = shares.max(axis=1)
+        values = np.asarray(probabilities, np.float64)
+        best = values.max(axis=1)
         bins = np.clip(np.ceil(best * self.bins).astype(np.int64) - 1, 0, self.bins - 1)
         self.pixels += np.bincount(bins, minlength=self.bins)
         self.stated += np.bincount(bins, weights=best, minlength=self.bins)
-        self.right += np.bincount(bins[shares.argmax(axis=1) == truth], minlength=self.bins)
-        self.surprise -= float(np.log(shares[np.arange(len(truth)), truth].clip(min=_LEAST)).sum())
+        self.right += np.bincount(bins[values.argmax(axis=1) == truth], minlength=self.bins)
+        self.surprise -= float(np.log(values[np.arange(len(truth)), truth].clip(min=_LEAST)).sum())
 
     @property
     def error(self) -> float:
-        """ECE, the expected calibration error: mean gap between stated and true, weighed by pixels; NaN for none."""
+        """ECE, the expected calibration error: mean gap between stated and true, weighted by pixels; NaN for none."""
         total = int(self.pixels.sum())
         return float(np.abs(self.right - self.stated).sum() / total) if total else float("nan")
 
-    def told(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """For `scores.json`: `ECE`, `NLL` (mean, nats per pixel), `pixels`, and `bins`, those that hold pixels:
         `low`, `high`, `pixels`, `stated` (mean probability) and `accuracy`."""
         total = int(self.pixels.sum())

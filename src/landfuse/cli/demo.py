@@ -19,7 +19,7 @@ def demo(
     """Simulate a scene of three sensors, train, map and score it: all of landfuse in two minutes."""
     from landfuse.simulate.demo import run_demo
 
-    result = run_demo(folder, seed=seed, progress=not quiet and err.is_terminal, say=say)
+    result = run_demo(folder, seed=seed, progress=not quiet and err.is_terminal, report=say)
     table = Table(title="what each modality gives (test split)")
     for title in ("modalities", "OA", "mF1", "mIoU"):
         table.add_column(title, justify="left" if title == "modalities" else "right")

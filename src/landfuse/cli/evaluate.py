@@ -1,4 +1,4 @@
-"""The command `evaluate`."""
+"""The commands `evaluate` and `sample`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from landfuse.errors import SettingsError
 if TYPE_CHECKING:
     from landfuse.accuracy.bootstrap import BlockIntervals, Interval
     from landfuse.accuracy.estimate import Estimate
+    from landfuse.accuracy.evaluate import Evaluation
 
 
 def evaluate(
@@ -40,17 +41,17 @@ def evaluate(
     if _is_sample(scene):
         wrong = {"--role": role, "--split": split, "--intervals": intervals, "--against": against}
         if any(wrong.values()):
-            told = ", ".join(name for name, given in wrong.items() if given)
-            raise SettingsError(f"{told} with the sample {scene}", "a scene file with labels", "leave it out")
-        _tell_estimate(maps, scene, design, output)
+            given = ", ".join(name for name, value in wrong.items() if value)
+            raise SettingsError(f"{given} with the sample {scene}", "a scene file with labels", "leave it out")
+        _print_estimate(maps, scene, design, output)
         return
     if design is not None:
         raise SettingsError(
             f"--design {design} with the scene file {scene}",
-            "a sample that was drawn by chance: labels of a scene say nothing of the whole map's accuracy and areas",
+            "a sample drawn at random: labels of a scene do not give the whole map's accuracy and areas",
             f"draw one by `landfuse sample {maps} -n 500 -o sample.gpkg`; or leave --design out",
         )
-    result = score(maps, scene, role=role, split=split)
+    result = score(maps, scene, role=role, split=split, block=block, against=against)
     print_scores(
         result.confusion.scores(), result.confusion.per_class(result.legend.names), f"{maps}: {result.role} pixels"
     )
@@ -58,9 +59,9 @@ def evaluate(
         result.save(output)
         say(f"scores: {output / 'scores.json'}")
     if intervals:
-        _tell_intervals(maps, scene, role, split, block, output)
+        _print_intervals(result, block, output)
     if against is not None:
-        _tell_difference(maps, against, scene, role, split, block, output)
+        _print_differences(result, f"{maps} less {against}", block, output)
 
 
 def _is_sample(path: Path) -> bool:
@@ -68,7 +69,7 @@ def _is_sample(path: Path) -> bool:
     return not path.is_dir() and path.suffix.lower() not in (".yaml", ".yml", "")
 
 
-def _tell_estimate(maps: Path, sample: Path, design: str | None, output: Path | None) -> None:
+def _print_estimate(maps: Path, sample: Path, design: str | None, output: Path | None) -> None:
     """Estimates accuracy and areas from a sample, prints them, and writes them into a folder."""
     from landfuse.accuracy.from_sample import evaluate_sample
     from landfuse.accuracy.reference_sample import Design
@@ -80,12 +81,12 @@ def _tell_estimate(maps: Path, sample: Path, design: str | None, output: Path | 
     result = evaluate_sample(maps, sample, design)  # type: ignore[arg-type]
     areas = any(c.hectares for c in result.classes)
     table = Table(title=escape(f"{maps}: {result.points} points; {result.design}"), caption="± half a 95% interval")
-    titles = ["class", "truth", "mapped", "user's accuracy", "producer's accuracy", "share of the map"]
+    titles = ["class", "truth", "mapped", "user's accuracy", "producer's accuracy", "fraction of the map"]
     for title in (*titles, *(["hectares"] if areas else [])):
         table.add_column(title, justify="left" if title == "class" else "right")
     for c in result.classes:
         row = [escape(c.name), str(c.truth_points), str(c.mapped_points)]
-        row += [_figure(one) for one in (c.users, c.producers, c.share)]
+        row += [_figure(one) for one in (c.users, c.producers, c.fraction)]
         table.add_row(*row, *([_figure(c.hectares, ",.1f")] if c.hectares else []))
     out.print(table)
     out.print(f"overall accuracy {_figure(result.overall)}")
@@ -97,48 +98,27 @@ def _tell_estimate(maps: Path, sample: Path, design: str | None, output: Path | 
         say(f"estimates: {output / 'accuracy.json'}")
 
 
-def _tell_intervals(
-    maps: Path, scene: Path, role: str | None, split: Path | None, block: int, output: Path | None
-) -> None:
+def _print_intervals(result: Evaluation, block: int, output: Path | None) -> None:
     """Prints the scores of a map with intervals, and writes them into a folder."""
-    from landfuse.accuracy.map_intervals import save, score_intervals
-
-    result = score_intervals(maps, scene, role=role, split=split, block=block)
-    title = f"95% intervals: {result.intervals.blocks} blocks of {block} px, {result.role} pixels"
-    out.print(_table(result.intervals, result.legend.names, title))
-    _warn(result.intervals)
+    found = result.intervals()
+    title = f"95% intervals: {found.blocks} blocks of {block} px, {result.role} pixels"
+    out.print(_table(found, result.legend.names, title))
+    _warn(found)
     if output is not None:
-        save(result, output / "intervals.json")
+        result.save_intervals(found, output / "intervals.json")
         say(f"intervals: {output / 'intervals.json'}")
 
 
-def _tell_difference(
-    maps: Path,
-    against: Path,
-    scene: Path,
-    role: str | None,
-    split: Path | None,
-    block: int,
-    output: Path | None,
-) -> None:
+def _print_differences(result: Evaluation, maps: str, block: int, output: Path | None) -> None:
     """Prints whether two maps differ beyond chance, and writes it into a folder."""
-    from landfuse.accuracy.map_intervals import compare_maps, save
-
-    result = compare_maps(maps, against, scene, role=role, split=split, block=block)
-    test = result.test
-    title = f"{maps} less {against}: {result.differences.blocks} blocks of {block} px, {result.role} pixels"
-    out.print(_table(result.differences, result.legend.names, title, signed=True))
-    _warn(result.differences)
-    kind = "exact" if test.exact else "chi-squared, continuity correction"
-    out.print(
-        f"only the first is right at {test.only_first:,} px, only the second at {test.only_second:,} px; "
-        f"McNemar p = {test.p:.3g} ({kind}; takes pixels for independent, which neighbours are not)",
-        soft_wrap=True,
-    )
+    found = result.differences()
+    title = f"{maps}: {found.blocks} blocks of {block} px, {result.role} pixels"
+    out.print(_table(found, result.legend.names, title, signed=True))
+    _warn(found)
     if result.left_out:
         out.print(f"{result.left_out:,} labelled px have a class in one map only; they are left out", soft_wrap=True)
     if output is not None:
-        save(result, output / "comparison.json")
+        result.save_differences(found, output / "comparison.json")
         say(f"comparison: {output / 'comparison.json'}")
 
 
@@ -160,7 +140,7 @@ def _warn(intervals: BlockIntervals) -> None:
     if intervals.rough:
         out.print(
             f"note: only {intervals.blocks} blocks: these intervals are rather too narrow; label more ground, or take "
-            "smaller blocks if errors hang together over less",
+            "smaller blocks if errors are correlated over less",
             soft_wrap=True,
         )
 
@@ -174,9 +154,9 @@ def _number(value: float, form: str) -> str:
 
 
 def sample(
-    map_path: Annotated[Path, typer.Argument(metavar="MAP", help="The map (.tif) to be judged.")],
+    map_path: Annotated[Path, typer.Argument(metavar="MAP", help="The map (.tif) to be evaluated.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The sample: .gpkg (and a .csv beside it), or .csv.")],
-    n: Annotated[int, typer.Option("-n", "--points", min=2, help="Points to look at.")] = 500,
+    n: Annotated[int, typer.Option("-n", "--points", min=2, help="Points to observe.")] = 500,
     design: Annotated[
         str, typer.Option(help="stratified (by the map's classes), simple, or cluster (squares of pixels).")
     ] = "stratified",
@@ -191,29 +171,28 @@ def sample(
     seed: Annotated[int, typer.Option(help="The same seed draws the same points.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Draw a reference sample of a map by chance; fill in its column `reference`, then evaluate the map by it."""
+    """Draw a reference sample of a map at random; fill in its column `reference`, then evaluate the map by it."""
     from landfuse.accuracy.draw_sample import draw
     from landfuse.errors import OutputError
 
     if output.suffix.lower() not in (".gpkg", ".csv"):
         raise OutputError(f"a sample cannot be written as {output.name}", "a name ending in .gpkg or .csv", "")
-    with bar("drawing, blocks", quiet) as tell:
+    with bar("drawing, blocks", quiet) as advance:
         drawn = draw(
             map_path, n, design=design, allocation=allocation, minimum=minimum, expected=_expected(expected or []),  # type: ignore[arg-type]
-            side=side, seed=seed, progress=tell,
+            side=side, seed=seed, progress=advance,
         )  # fmt: skip
     drawn.save(output)
     if output.suffix.lower() == ".gpkg":
         drawn.save(output.with_suffix(".csv"))
     table = Table(title=escape(f"{output}: {len(drawn)} points, {design}, seed {seed}"))
-    for title in ("stratum", "units in the map", "drawn", "chance"):
+    for title in ("stratum", "units in the map", "drawn", "probability"):
         table.add_column(title, justify="left" if title == "stratum" else "right")
     for code, size in drawn.sizes.items():
         name = f"{code} {drawn.names.get(code, '')}" if design == "stratified" else "all"
         table.add_row(escape(name), f"{size:,}", f"{drawn.drawn[code]:,}", f"{drawn.drawn[code] / size:.3g}")
     out.print(table)
-    told = f"fill in `reference`, then: landfuse evaluate {map_path} {output}"
-    out.print(told, markup=False, soft_wrap=True)
+    say(f"fill in `reference`, then: landfuse evaluate {map_path} {output}")
 
 
 def _expected(texts: list[str]) -> dict[int, float]:
@@ -221,5 +200,5 @@ def _expected(texts: list[str]) -> dict[int, float]:
         return {int(code): float(value) for code, value in (text.split("=") for text in texts)}
     except ValueError:
         raise SettingsError(
-            f"--expected {' '.join(texts)}", "a code and an accuracy from 0 to 1, like 3=0.8", "mend it"
+            f"--expected {' '.join(texts)}", "a code and an accuracy from 0 to 1, like 3=0.8", "correct it"
         ) from None

@@ -37,14 +37,14 @@ def report(
     from landfuse.reporting import report as write
 
     with ExitStack() as shown:
-        telling: tuple[str, Callable[[int, int], None]] | None = None
+        current: tuple[str, Callable[[int, int], None]] | None = None
 
         def progress(what: str, done: int, total: int) -> None:
-            nonlocal telling
-            if telling is None or telling[0] != what:
+            nonlocal current
+            if current is None or current[0] != what:
                 shown.close()  # one bar at a time
-                telling = what, shown.enter_context(bar(what, quiet))
-            telling[1](done, total)
+                current = what, shown.enter_context(bar(what, quiet))
+            current[1](done, total)
 
         page = write(
             run, output, maps=maps, scene=scene, bands=dict(map(_bands, bands or ())), block=block, progress=progress
@@ -58,4 +58,4 @@ def _bands(text: str) -> tuple[str, list[int]]:
     try:
         return name, [int(number) for number in numbers.split(",")]
     except ValueError:
-        raise SettingsError(f"--bands {text}", "a modality and its bands, e.g. s2=4,3,2", "mend it") from None
+        raise SettingsError(f"--bands {text}", "a modality and its bands, e.g. s2=4,3,2", "correct it") from None

@@ -1,4 +1,4 @@
-"""The command `compare`."""
+"""The commands on many runs: `compare`, `ablation`, `reproduce` and `modalities`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from landfuse.cli.console import Quiet, bar, err, out, say, share
 
 if TYPE_CHECKING:
     from landfuse.studies.compare import Comparison, Spread
-if TYPE_CHECKING:
     from landfuse.studies.modalities import ModalityTable
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs; the first is the measure.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs; the first is the reference.")],
     classes: Annotated[bool, typer.Option("--classes", help="Also print the F1 and IoU of each class.")] = False,
     output: Annotated[
         Path | None,
@@ -47,9 +46,9 @@ def print_comparison(result: Comparison, *, classes: bool = False) -> None:
     """
     table = _table("test split: mean ± standard deviation over n runs", ["n", *result.recipes[0].scores])
     for recipe in result.recipes:
-        table.add_row(escape(recipe.name), str(len(recipe.runs)), *map(_share, recipe.scores.values()))
+        table.add_row(escape(recipe.name), str(len(recipe.runs)), *map(_spread, recipe.scores.values()))
     out.print(table)
-    titles = ["parameters", "training, s", "mapping the test pixels, s", "peak memory, GiB", "leak share"]
+    titles = ["parameters", "training, s", "mapping the test pixels, s", "peak memory, GiB", "leak fraction"]
     table = _table("what it takes: means over the runs", titles)
     for recipe in result.recipes:
         costs = recipe.costs
@@ -59,7 +58,7 @@ def print_comparison(result: Comparison, *, classes: bool = False) -> None:
             _number(costs["training_seconds"].mean, ",.0f"),
             _number(costs["test_mapping_seconds"].mean, ",.1f"),
             _number(costs["peak_memory_bytes"].mean / 2**30, ".2f"),
-            _number(costs["leak_share"].mean, ".1%"),
+            _number(costs["leak_fraction"].mean, ".1%"),
         )
     out.print(table)
     if classes:
@@ -87,7 +86,7 @@ def _print_classes(result: Comparison) -> None:
             table.add_column(escape(recipe.name), justify="right")
         for name in result.classes:
             values = [(recipe.f1 if title == "F1" else recipe.iou)[name] for recipe in result.recipes]
-            table.add_row(escape(name), *map(_share, values))
+            table.add_row(escape(name), *map(_spread, values))
         out.print(table)
 
 
@@ -103,16 +102,16 @@ def _print_differences(result: Comparison) -> None:
     out.print(table)
     for unit in dict.fromkeys(one.unit for one in result.differences):
         fewest = min(max(v.n for v in one.scores.values()) for one in result.differences if one.unit == unit)
-        told = (
+        said = (
             "a fold counts once, as the mean of its seeds; folds share training pixels, so that p is rather too small"
             if unit == "fold"
-            else "pairs are seeds on one split: the test says nothing of other ground (see `evaluate --against`)"
+            else "pairs are seeds on one split: the test does not cover other ground (see `evaluate --against`)"
         )
         pairs = f"{fewest} {unit}{'s' if fewest != 1 else ''}"
-        out.print(f"{told}; with {pairs}, p is at least {min(1.0, 2.0 ** (1 - fewest)):.2g}", soft_wrap=True)
+        out.print(f"{said}; with {pairs}, p is at least {min(1.0, 2.0 ** (1 - fewest)):.2g}", soft_wrap=True)
 
 
-def _share(value: Spread) -> str:
+def _spread(value: Spread) -> str:
     return _number(value.mean, ".3f") + ("" if math.isnan(value.std) else f" ± {value.std:.3f}")
 
 
@@ -138,13 +137,13 @@ def ablation(
 ) -> None:
     """Train a recipe in several variants, with the same seeds and folds, and compare them with the first.
 
-    Runs lie in folders such as runs/NAME/VARIANT/fold-0-seed-1. The same command goes on after an interruption; runs
+    Runs are in folders such as runs/NAME/VARIANT/fold-0-seed-1. The same command continues after an interruption; runs
     that have ended are not repeated.
     """
     from landfuse.studies.ablation import ablate
     from landfuse.studies.tables import save
 
-    result = ablate(file, assignments or (), only=only or (), seeds=seeds, folds=folds, quiet=quiet, tell=say)
+    result = ablate(file, assignments or (), only=only or (), seeds=seeds, folds=folds, quiet=quiet, report=say)
     print_comparison(result)
     if output is not None:
         for path in save(result, output):
@@ -167,14 +166,14 @@ def reproduce(
 ) -> None:
     """Train a place's methods on its official split and on one that does not leak, beside what has been published.
 
-    The same command goes on after an interruption; runs that have ended are not repeated.
+    The same command continues after an interruption; runs that have ended are not repeated.
     """
     from landfuse.accuracy.bootstrap import SCORES
     from landfuse.studies.reproduce import cell
     from landfuse.studies.reproduce import reproduce as run
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    result = run(place, names, seeds, assignments or (), output, quiet=quiet or not err.is_terminal, tell=say)
+    result = run(place, names, seeds, assignments or (), output, quiet=quiet or not err.is_terminal, report=say)
     table = Table(title=f"{escape(result.place)}: scores in per cent, mean ± standard deviation")
     for title in ("method", "modalities", "split", "n", "leak", *SCORES, "see"):
         table.add_column(title, justify="left" if title in ("method", "modalities", "split") else "right")
@@ -203,7 +202,7 @@ def modalities(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Tell what each modality gives: the trained model with one withheld, and models trained without it.
+    """Report what each modality gives: the trained model with one withheld, and models trained without it.
 
     Scores are those of the run's test pixels, as its folder `split` has them. Writes modalities.json and
     modalities.csv into the run folder.
@@ -211,8 +210,8 @@ def modalities(
     from landfuse.studies.modalities import modality_table
 
     for run in runs:
-        with bar(f"{run}, tiles", quiet) as tell:
-            table = modality_table(run, alone or (), progress=tell)
+        with bar(f"{run}, tiles", quiet) as advance:
+            table = modality_table(run, alone or (), progress=advance)
         _print(table)
         say(f"table: {table.save()}")
 
@@ -225,16 +224,16 @@ def _print(found: ModalityTable) -> None:
     for score in SCORES:
         table.add_column(score, justify="right", no_wrap=True)
     for row in found.rows:
-        told = " + ".join(row.seen)
+        name = " + ".join(row.seen)
         if row.how in ("mean", "placeholder"):
-            told += f", and the {row.how} of {' + '.join(row.withheld)}"
+            name += f", and the {row.how} of {' + '.join(row.withheld)}"
         elif row.how == "trained without":
-            told += ": trained on it alone" if len(row.seen) == 1 else ": trained on these alone"
+            name += ": trained on it alone" if len(row.seen) == 1 else ": trained on these alone"
         cells = [
             share(row.scores[score]) + (f" ({found.difference(row, score):+.3f})" if row.how != "all" else "")
             for score in SCORES
         ]
-        table.add_row(escape(told), *cells)
+        table.add_row(escape(name), *cells)
     out.print(table)
     for row in found.rows:
         if row.scores["unmapped"] and row.how != "all":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +33,7 @@ def train(
         _train_series(recipe, assignments or [], seeds, folds, quiet)
         return
     from landfuse.training.recipe import read_recipe
+    from landfuse.training.run import read_run
     from landfuse.training.train import train as run_training
 
     read = read_recipe(recipe, assignments or ())
@@ -41,10 +41,10 @@ def train(
     run_training(read, progress=not quiet and err.is_terminal)
     if not (run / "scores.json").exists():
         return  # a further rank of several; the first one reports
-    scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+    scores = read_run(run).scores
     print_scores(scores["test"], scores["classes"], f"{run}: test split")
-    if scores["leak_share"]:
-        out.print(f"[red]{scores['leak_share']:.1%} of the test pixels have a training pixel in their view[/]")
+    if scores.get("leak_fraction"):
+        out.print(f"[red]{scores['leak_fraction']:.1%} of the test pixels have a training pixel in their view[/]")
     say(f"bundle: {run / 'bundle'}")
 
 
@@ -59,7 +59,7 @@ def _train_series(recipe: Path, assignments: list[str], seeds: str | None, folds
         seeds=numbers(seeds, "--seeds") if seeds is not None else (),
         folds=numbers(folds, "--folds") if folds is not None else (),
     )
-    train_series(recipe, runs, quiet=quiet, tell=say)
+    train_series(recipe, runs, quiet=quiet, report=say)
     print_comparison(compare([one.run for one in runs]), classes=True)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
@@ -16,6 +21,38 @@ from landfuse.figures.overview import overview, thinned_classes, thinning
 from landfuse.files import whole_file
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.scenes.scene import Scene
+
+INK, GRID = ("#59636d", "#a2acb5"), ("#d8dcdf", "#353b41")
+"""Text and grid lines, on a light and on a dark page."""
+
+LINES = (
+    ("#0b5cad", "#86bdf2"),
+    ("#b34700", "#ff9d5c"),
+    ("#00795a", "#4fd1a5"),
+    ("#a23b84", "#f29bd4"),
+    ("#6b5b00", "#e3cf57"),
+    ("#3a3f45", "#c3cad0"),
+)
+"""Curves, on a light and on a dark page, each with a contrast of at least 4.5 to the page."""
+
+_STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.prop_cycle": cycler(color=[light for light, _ in LINES])
+    + cycler(linestyle=["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))])
+    + cycler(marker=["o", "s", "^", "D", "v", "x"]),
+    "axes.edgecolor": GRID[0],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID[0],
+    "lines.markersize": 3.5,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK[0]),
+    **dict.fromkeys(("xtick.color", "ytick.color"), GRID[0]),
+}
+_styled = matplotlib.rc_context(_STYLE)
 
 _LARGEST = 1500
 """Pixels along the longer side of a picture; larger maps are thinned out."""
@@ -26,6 +63,9 @@ _MOST_NUMBERS = 25
 
 class Picture(Figure):
     """A figure that a notebook shows where it is the last line of a cell."""
+
+    words = ""
+    """What is to be seen, for readers who do not see it."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -44,6 +84,45 @@ def save(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
+def svg(figure: Picture, name: str) -> str:
+    """A figure as an SVG element to be placed into a page: transparent, its text as text, its words as description.
+
+    Args:
+        figure: of the curves here.
+        name: unique in the page; its ids begin with it.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True)
+    text = buffer.getvalue()
+    box = re.search(r'viewBox="([^"]+)"', text)
+    # The style element would apply to the whole page, and ids such as `axes_1` would occur once in every picture.
+    body = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>", "", text[text.index(">", text.index("<svg")) + 1 :], flags=re.S
+    )
+    body = re.sub(r' id="[\w.]+_\d+"', "", body)
+    body = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", body)
+    for light, _ in (INK, GRID, *LINES):
+        body = body.replace(light, f"var(--{light[1:]}, {light})")
+    title = html.escape(", ".join(axis.get_title() for axis in figure.axes))
+    return (
+        f'<svg viewBox="{box[1] if box else ""}" role="img" aria-labelledby="{name}-title" '
+        f'aria-describedby="{name}-words" style="stroke-linejoin: round"><title id="{name}-title">{title}</title>'
+        f'<desc id="{name}-words">{html.escape(figure.words)}</desc>{body}'
+    )
+
+
+def dark_variables() -> str:
+    """CSS declarations that give the pictures of `svg` their colours on a dark page."""
+    return " ".join(f"--{light[1:]}: {dark};" for light, dark in (INK, GRID, *LINES))
+
+
+def ramp(levels: int) -> list[tuple[int, int, int]]:
+    """Colours from dark to pale, evenly lighter, so that they are read without colour vision too (cividis)."""
+    colours = matplotlib.colormaps["cividis"](np.linspace(0, 1, levels), bytes=True)
+    return [(int(red), int(green), int(blue)) for red, green, blue, _ in colours]
+
+
 def _thinned(values: NDArray[Any]) -> NDArray[Any]:
     step = max(1, -(-max(values.shape[:2]) // _LARGEST))
     return values[::step, ::step]
@@ -57,13 +136,7 @@ def class_image(classes: NDArray[np.uint8], legend: Legend) -> NDArray[np.uint8]
 
 
 def modality_image(scene: Scene, modality: str, bands: Sequence[int] | None = None) -> NDArray[np.uint8]:
-    """One modality as people know it, (H, W, 3) uint8, white where there is no data; see `landfuse.figures.overview`.
-
-    Args:
-        scene: the scene.
-        modality: its name.
-        bands: from 0: three for red, green and blue, or one for grey.
-    """
+    """One modality as people know it, (H, W, 3) uint8, white where there is no data; see `overview`."""
     return overview(scene, modality, _LARGEST, bands).on_white
 
 
@@ -105,7 +178,7 @@ def scene_figure(
     """A scene's modalities as people know them, and its labels where it has some.
 
     Args:
-        scene: the scene.
+        scene: one tile.
         modalities: which; all by default.
         bands: modality -> the bands to show, from 1: three for red, green and blue, or one for grey.
     """
@@ -122,109 +195,114 @@ def scene_figure(
 
 
 def classes_figure(classes: NDArray[np.uint8], legend: Legend, title: str) -> Picture:
-    """A map of classes over its legend.
-
-    Args:
-        classes: (H, W) uint8, `UNLABELLED` where there is none.
-        legend: the classes.
-        title: above it.
-    """
+    """A map of classes, (H, W) uint8, over its legend."""
     thin = thinned_classes(classes, thinning(classes.shape[0], classes.shape[1], _LARGEST))
     return map_figure({title: class_image(thin, legend)}, legend, [thin])
 
 
 def confusion_figure(matrix: NDArray[np.int64], names: Sequence[str]) -> Picture:
-    """A confusion matrix, each cell with its count, shaded by its share of the row.
-
-    Args:
-        matrix: (K, K), rows truth, columns map.
-        names: K names.
-    """
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    """A confusion matrix, (K, K), rows truth, columns map; cells are shaded by their fraction of the row."""
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = max(3.0, 0.62 * len(names) + 1.2)
     figure = Picture(figsize=(side + 0.8, side), layout="constrained")
     axis = figure.subplots()
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axis.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names), default=0) > 5 else 0)
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel("map")
     axis.set_ylabel("truth")
     if len(names) <= _MOST_NUMBERS:
         for (row, col), count in np.ndenumerate(matrix):
-            told = f"{count:,}\n{shares[row, col]:.0%}" if count else "0"
-            dark = shares[row, col] > 0.55
-            axis.text(col, row, told, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    axis.set_title("pixels, and shares of each row of the truth", fontsize=9)
+            label = f"{count:,}\n{fractions[row, col]:.0%}" if count else "0"
+            dark = fractions[row, col] > 0.55
+            axis.text(col, row, label, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    axis.set_title("pixels, and fractions of each row of the truth", fontsize=9)
     return figure
 
 
-def reliability_figure(counts: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """How often the class named is right against how probable it was said to be; on the diagonal, words are true.
+@_styled
+def reliability_figure(counts: Mapping[str, Mapping[str, Any]]) -> Picture:
+    """How often the predicted class is right, by its stated probability; on the diagonal the two agree.
 
     Args:
-        counts: title -> what `landfuse.accuracy.reliability.Reliability.told` gives.
+        counts: title -> what `landfuse.accuracy.reliability.Reliability.to_dict` returns.
     """
-    figure = Figure(figsize=(4.2 * len(counts), 4), layout="constrained")
-    for axis, (title, told) in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True):
-        most = max((row["pixels"] for row in told["bins"]), default=1)
-        for row in told["bins"]:
+    figure = Picture(figsize=(4.2 * len(counts), 3.9), layout="constrained")
+    for axis, (title, found) in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True):
+        most = max((row["pixels"] for row in found["bins"]), default=1)
+        for row in found["bins"]:
             width = row["high"] - row["low"]
-            axis.bar(row["low"], row["accuracy"], width, align="edge", color="#0072b2", edgecolor="white")
-            axis.bar(row["low"], 0.15 * row["pixels"] / most, width, align="edge", color="#333333", alpha=0.5)
-            axis.plot(row["stated"], row["accuracy"], "o", ms=4, color="#d55e00")
-        axis.plot((0, 1), (0, 1), "--", color="#333333", lw=1)
-        axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="probability stated", ylabel="share that is right")
-        axis.set_title(f"{title}: ECE {told['ECE']:.3f}", fontsize=10)
-    figure.supxlabel("test pixels; dark: how many, as shares of the fullest bin", fontsize=8)
+            axis.bar(row["low"], row["accuracy"], 0.94 * width, align="edge", color=LINES[0][0])
+            axis.bar(row["low"], 0.15 * row["pixels"] / most, 0.94 * width, align="edge", color=INK[0])
+            axis.plot(row["stated"], row["accuracy"], "o", color=LINES[1][0])
+        axis.plot((0, 1), (0, 1), "--", color=INK[0], lw=1, marker="")
+        axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="stated probability", ylabel="fraction that is right")
+        axis.set_title(f"{title}: ECE {found['ECE']:.3f}")
+    figure.supxlabel("grey: test pixels, relative to the fullest bin", fontsize=9)
+    figure.words = (
+        "Fraction of the pixels that are right against the probability stated for them; on the diagonal the two agree. "
+        + "; ".join(f"{title}: expected calibration error {found['ECE']:.3f}" for title, found in counts.items())
+        + "."
+    )
     return figure
 
 
-def curves_figure(history: Sequence[Mapping[str, float]], chosen: int | None) -> Figure:
+@_styled
+def curves_figure(
+    history: Sequence[Mapping[str, float]], chosen: int | None, kinds: Sequence[str] = ("loss", "score")
+) -> Picture:
     """Loss and validation scores over the epochs.
 
     Args:
-        history: rows as `landfuse.training.lightning_task.read_history` gives them.
+        history: rows as `landfuse.training.run.read_history` returns them.
         chosen: the epoch that was kept.
+        kinds: `loss`, `score` or both, side by side.
     """
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Picture(figsize=(4.2 * len(kinds), 3.4), layout="constrained")
     names = list(dict.fromkeys(name for row in history for name in row if name != "epoch"))
-    for name in names:
-        points = [(row["epoch"], row[name]) for row in history if name in row]
-        axis = right if name.startswith("val_") else left
-        axis.plot(*zip(*points, strict=True), label=name.removeprefix("val_").removeprefix("train_"), marker=".", ms=3)
-    left.set_title("training loss")
-    right.set_title("validation scores")
-    right.set_ylim(0, 1)
-    for axis in (left, right):
-        axis.set_xlabel("epoch")
+    said = []
+    for axis, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        for name in [name for name in names if name.startswith("val_") == (kind == "score")]:
+            points = [(row["epoch"], row[name]) for row in history if name in row]
+            label = name.removeprefix("val_").removeprefix("train_")
+            axis.plot(*zip(*points, strict=True), label=label)
+            said.append(f"{label} from {points[0][1]:.3f} to {points[-1][1]:.3f}")
         if chosen is not None:
-            axis.axvline(chosen, color="#888888", ls=":", lw=1)
-        if axis.lines:
-            axis.legend(fontsize=8)
-        axis.grid(alpha=0.3)
+            axis.axvline(chosen, color=INK[0], ls=":", lw=1.2, marker="", label="kept epoch")
+        axis.set(title="Training loss" if kind == "loss" else "Validation scores", xlabel="epoch", ylabel=kind)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if kind == "score":
+            axis.set_ylim(0, 1)
+        _finish(axis)
+    kept = "" if chosen is None else f" The dotted line marks epoch {chosen}, which was kept."
+    figure.words = f"{'; '.join(said)}.{kept}"
     return figure
 
 
-def balance_figure(rows: Sequence[Mapping[str, float]], modalities: Sequence[str]) -> Figure:
-    """How a denoiser's modalities were held in balance: dominance, share hidden and loss weight over the steps.
+@_styled
+def balance_figure(rows: Sequence[Mapping[str, float]], modalities: Sequence[str]) -> Picture:
+    """The balance of a denoiser's modalities: dominance, fraction hidden and weight of the loss over the steps.
 
     Args:
         rows: with `step`, and `D_`, `r_` and `w_` before each modality's name.
         modalities: their names.
     """
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    titles = {"D": "dominance D", "r": "share of samples in which it is hidden, r", "w": "weight of its loss, w"}
+    figure = Picture(figsize=(11, 3.4), layout="constrained")
+    titles = {"D": "dominance D", "r": "fraction of samples in which it is hidden, r", "w": "weight of its loss, w"}
     for axis, (letter, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         for name in modalities:
             points = [(row["step"], row[f"{letter}_{name}"]) for row in rows if f"{letter}_{name}" in row]
-            axis.plot(*zip(*points, strict=True), label=name, marker=".", ms=3)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
+            axis.plot(*zip(*points, strict=True), label=name)
+        axis.set(title=title, xlabel="step")
         if letter == "D":
             axis.set_yscale("log", nonpositive="clip")
         else:
             axis.set_ylim(0, 1)
-    axis.legend(fontsize=8)
+        _finish(axis)
     return figure
+
+
+def _finish(axis: Axes) -> None:
+    axis.grid()
+    if axis.lines:
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)

@@ -48,7 +48,7 @@ def hillshade(
     azimuth: float = 315.0,
     altitude: float = 45.0,
 ) -> NDArray[np.float64]:
-    """The light that a matt surface throws back: (H, W), 0 (in its own shade) to 1; NaN where there is no data.
+    """The light that a matt surface reflects: (H, W), 0 (in its own shade) to 1; NaN where there is no data.
 
     Args:
         heights: (H, W), rows from north to south, NaN where there is no data.
@@ -71,7 +71,7 @@ _BLOCK = 512
 """Side of the blocks that are read, about; px."""
 
 _STEEP = 0.7
-"""The slope that the steeper parts of heights are drawn with, as a ratio; flat land would look like nothing."""
+"""The slope that the steeper parts of heights are drawn with, as a ratio; flat land would show nothing."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Overview:
     """One modality as a picture.
 
     Args:
-        image: (h, w, 3) uint8; of no meaning where there is no data.
+        image: (h, w, 3) uint8; without meaning where there is no data.
         known: (h, w), where there is data.
         how: what it shows, in words.
     """
@@ -111,7 +111,7 @@ def thinned(scene: Scene, modality: str, step: int, bands: Sequence[int]) -> NDA
     """Some bands of a modality, averaged over squares of pixels and read block by block.
 
     Args:
-        scene: the scene.
+        scene: one tile.
         modality: its name.
         step: side of the squares, in the modality's pixels.
         bands: from 0.
@@ -134,7 +134,7 @@ def thinned(scene: Scene, modality: str, step: int, bands: Sequence[int]) -> NDA
 
 
 def _only(raster: Raster, bands: Sequence[int]) -> tuple[Raster, list[int]]:
-    """The raster with these bands only where it can be told so, and where they lie in what it reads."""
+    """The raster with these bands only, where its kind allows, and their places in what it reads."""
     unique = sorted(set(bands))
     order = [unique.index(band) for band in bands]
     if isinstance(raster, GdalRaster):
@@ -179,14 +179,14 @@ def shown_bands(scene: Scene, modality: str) -> tuple[tuple[int, ...], str]:
         return (0,), "band 1 in grey"
     named = _by_name(raster)
     if named:
-        return named, f"{_told(named)} as red, green and blue"
+        return named, f"{_numbered(named)} as red, green and blue"
     if re.match(r"(s2|sentinel_?2)", modality, re.IGNORECASE) and count in (10, 12, 13):
         chosen = (2, 1, 0) if count == 10 else (3, 2, 1)
-        return chosen, f"{_told(chosen)} as red, green and blue (by Sentinel-2's usual order)"
+        return chosen, f"{_numbered(chosen)} as red, green and blue (by Sentinel-2's usual order)"
     if count <= 4:
-        return (0, 1, 2), f"{_told((0, 1, 2))} as red, green and blue"
+        return (0, 1, 2), f"{_numbered((0, 1, 2))} as red, green and blue"
     spread = (2 * count // 3, count // 3, count // 12)
-    return spread, f"false colour: {_told(spread)} as red, green and blue"
+    return spread, f"false colour: {_numbered(spread)} as red, green and blue"
 
 
 def overview(scene: Scene, modality: str, longest: int = 1500, bands: Sequence[int] | None = None) -> Overview:
@@ -198,7 +198,7 @@ def overview(scene: Scene, modality: str, longest: int = 1500, bands: Sequence[i
         scene: the scene.
         modality: its name.
         longest: pixels along the longer side of the picture, at most.
-        bands: one band for grey or three for red, green and blue, from 0; by default what `shown_bands` says.
+        bands: one band for grey or three for red, green and blue, from 0; by default those of `shown_bands`.
 
     Raises:
         SettingsError: if there is no such band, or they are neither one nor three.
@@ -213,7 +213,7 @@ def overview(scene: Scene, modality: str, longest: int = 1500, bands: Sequence[i
                 "name others",
             )
         chosen = tuple(bands)
-        how = f"{_told(chosen)} as red, green and blue" if len(chosen) == 3 else f"{_told(chosen)} in grey"
+        how = f"{_numbered(chosen)} as red, green and blue" if len(chosen) == 3 else f"{_numbered(chosen)} in grey"
     step = thinning(scene.grid.height * part.zoom, scene.grid.width * part.zoom, longest)
     values = thinned(scene, modality, step, chosen)
     known: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=0))
@@ -235,7 +235,7 @@ def _decibel(scene: Scene, modality: str) -> bool:
     return scene.modalities[modality].units.strip().lower() in ("db", "decibel")
 
 
-def _told(bands: Sequence[int]) -> str:
+def _numbered(bands: Sequence[int]) -> str:
     numbers = [str(band + 1) for band in bands]
     if len(numbers) == 1:
         return f"band {numbers[0]}"
@@ -282,7 +282,7 @@ def _lit(heights: NDArray[np.float32], pixel: tuple[float, float]) -> tuple[NDAr
 
 
 def _metres(grid: Grid, pixels: float) -> tuple[float, float]:
-    """Width and height of a number of pixels in metres; in pixels where the grid does not tell."""
+    """Width and height of a number of pixels in metres; in pixels where the CRS is not known."""
     width, height = (size * pixels for size in grid.pixel_size)
     crs = None if grid.crs is None else pyproj.CRS.from_user_input(grid.crs)
     if crs is None:
@@ -290,6 +290,6 @@ def _metres(grid: Grid, pixels: float) -> tuple[float, float]:
     unit = crs.axis_info[0].unit_conversion_factor
     if not crs.is_geographic:
         return width * unit, height * unit
-    radius = 6_371_000.0  # of the earth, m; units of angles are told in radians
+    radius = 6_371_000.0  # of the earth, m; units of angles are given in radians
     latitude = grid.at(grid.width / 2, grid.height / 2)[1] * unit
     return width * unit * radius * max(math.cos(latitude), 0.01), height * unit * radius

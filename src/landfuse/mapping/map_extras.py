@@ -13,12 +13,11 @@ import numpy as np
 from landfuse.errors import SceneError, SettingsError
 from landfuse.files import write_text
 from landfuse.legend import Legend
-from landfuse.mapping.map_layers import beside
 from landfuse.rasters.geotiff_writer import TILE, Mosaic, write_mosaic
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.vector_map import outlines, without_small_patches, write_index, write_patches
 from landfuse.rasters.windows import Window
-from landfuse.scenes.land_cover_map import open_map, pixel_area
+from landfuse.scenes.land_cover_map import beside, open_map, pixel_area
 
 MOST_PIXELS = 10_000**2
 """Of a map that is turned into polygons: all of it is in memory then, a few times."""

@@ -21,6 +21,7 @@ from landfuse.rasters.geotiff_writer import (
 )
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
+from landfuse.scenes.land_cover_map import beside
 
 PROBABILITY_STEPS = 250
 """Probabilities are written as uint8: value / 250, 255 for no data."""
@@ -61,12 +62,6 @@ def layers_of(options: MapOptions, legend: Legend) -> list[Layer]:
 
 def _model_layer(name: str) -> Values:
     return lambda part, rows, found: part.layers[name][rows].clip(0, 1)[None]
-
-
-def beside(path: str | Path, layer: str) -> Path:
-    """The file of a further layer beside a map: `map.tif` -> `map_confidence.tif`."""
-    path = Path(path)
-    return path.with_name(f"{path.stem}_{layer}{path.suffix}") if layer else path
 
 
 def confidence_of(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:

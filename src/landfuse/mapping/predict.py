@@ -16,11 +16,12 @@ from landfuse.bundles.predictor import Model
 from landfuse.errors import IncompleteError, LandfuseError, SceneError
 from landfuse.files import unwritable
 from landfuse.mapping.engine import BlockMap, Engine, PixelProgress
-from landfuse.mapping.map_layers import Layer, assemble, beside, layers_of, write_part
+from landfuse.mapping.map_layers import Layer, assemble, layers_of, write_part
 from landfuse.mapping.memory import Plan, block_side, plan
 from landfuse.mapping.part_folder import PartFolder, fingerprint
 from landfuse.mapping.settings import map_options
 from landfuse.rasters.windows import Window, blocks
+from landfuse.scenes.land_cover_map import beside
 from landfuse.scenes.scene import Scene
 
 Progress = Callable[[int, int], None]

@@ -23,9 +23,10 @@ from landfuse.bundles.predictor import About, Predictor
 from landfuse.files import write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.mapping.map_extras import polygons_beside
-from landfuse.mapping.map_layers import PROBABILITY_STEPS, Layer, beside
+from landfuse.mapping.map_layers import PROBABILITY_STEPS, Layer
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.vector_map import footprint
+from landfuse.scenes.land_cover_map import beside
 
 _EXTENSIONS = ("mlm/v1.4.0", "projection/v2.0.0", "raster/v2.0.0", "classification/v2.0.0", "file/v2.1.0")
 

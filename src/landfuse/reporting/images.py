@@ -25,7 +25,7 @@ class Coded:
 
     Args:
         values: (h, w) uint8, places in `colours`; `UNLABELLED` is transparent.
-        colours: at most 255, no two alike, so that a pixel's colour tells its value.
+        colours: at most 255, no two equal, so that a pixel's colour gives its value.
     """
 
     values: NDArray[np.uint8]

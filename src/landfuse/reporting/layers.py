@@ -1,4 +1,4 @@
-"""The layers of a report's map: each as a picture, with the words that belong to it."""
+"""The layers of a report's map: each as a picture with its description."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from landfuse.figures.figures import ramp
 from landfuse.figures.overview import overview, thinned, thinned_classes, thinning
 from landfuse.legend import UNLABELLED, Legend
-from landfuse.mapping.map_layers import beside
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.reporting.images import Coded, Colour, Photograph, Picture, unlike
+from landfuse.scenes.land_cover_map import beside
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.split_rules import ROLES, TEST, Roles
 
@@ -22,18 +23,10 @@ RIGHT_WRONG: tuple[Colour, Colour] = ((187, 215, 234), (179, 56, 10))
 
 ROLE_COLOURS: dict[str, Colour] = {"train": (0, 114, 178), "validation": (240, 228, 66), "test": (213, 94, 0)}
 
-_RAMP = np.array([[9, 22, 64], [44, 74, 122], [110, 124, 134], [197, 175, 104], [255, 240, 166]], np.float64)
 _LEVELS = 41
 
-CONFIDENCE: tuple[Colour, ...] = unlike(
-    [
-        (int(red), int(green), int(blue))
-        for red, green, blue in np.stack(
-            [np.interp(np.linspace(0, 4, _LEVELS), np.arange(5), _RAMP[:, i]) for i in range(3)], axis=1
-        ).round()
-    ]
-)
-"""From dark blue for 0 to pale yellow for 1, evenly lighter, so that it is read without colour vision too."""
+CONFIDENCE = unlike(ramp(_LEVELS))
+"""From dark for 0 to pale for 1."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ def tile_layers(
         legend: the classes.
         mapped: (H, W) uint8 classes of the map.
         roles: (H, W).
-        map_path: of the map; its confidence lies beside it.
+        map_path: of the map; its confidence is a file beside it.
         used: the modalities that the run used.
         side: pixels along the longer side of a picture, at most.
         bands: modality -> the bands to show, from 0; for those not named, as people know them.
@@ -132,7 +125,7 @@ def _confidence(scene: Scene, path: Path, step: int) -> Layer:
     return Layer(
         "confidence",
         "Confidence",
-        "how far the most probable class lies before the second: dark is 0, pale is 1",
+        "the lead of the most probable class over the second: dark is 0, pale is 1",
         Coded(np.where(known, level, UNLABELLED).astype(np.uint8), CONFIDENCE),
         tuple(f"{level / (_LEVELS - 1):.2f}" for level in range(_LEVELS)),
     )

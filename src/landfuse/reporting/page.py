@@ -18,30 +18,34 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from landfuse.accuracy.bootstrap import Interval
+from landfuse.accuracy.bootstrap import OF_CLASS, BlockIntervals, Interval
+from landfuse.accuracy.confusion import Confusion
+from landfuse.accuracy.evaluate import Tally
 from landfuse.errors import OutputError, SettingsError
+from landfuse.figures.figures import curves_figure, dark_variables, reliability_figure, svg
 from landfuse.files import write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.palette import TOO_CLOSE, close_pairs
 from landfuse.rasters.grid import Grid
-from landfuse.reporting.charts import HEIGHT, WIDTH, reliability_chart, training_charts
 from landfuse.reporting.images import data_uris
 from landfuse.reporting.layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS, Layer, tile_layers
 from landfuse.reporting.provenance import (
+    as_yaml,
     commands,
     cost,
     data_rows,
+    hashes,
     modality_rows,
-    recipe_words,
     split_rows,
-    split_words,
-    versions,
 )
-from landfuse.reporting.scores import OF_CLASS, MapScores, Tally, area_rows, findings, warnings
-from landfuse.reporting.tiles import Progress, Run, find_maps, open_tiles, read_roles, read_run
-from landfuse.scenes.land_cover_map import open_map, pixel_area
+from landfuse.reporting.scores import area_rows, findings, warnings
+from landfuse.reporting.tiles import Progress, find_maps, open_tiles, read_roles, scene_file_of
+from landfuse.scenes.land_cover_map import ClassArea, open_map, pixel_area
 from landfuse.scenes.scene import Scene
+from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.split_rules import TEST, Roles
+from landfuse.training.recipe import merged_split
+from landfuse.training.run import Run, read_run
 
 LARGEST = 15_000_000
 """Bytes of a report, at most."""
@@ -52,6 +56,7 @@ MOST_TILES = 100
 MOST_CLASSES = 40
 """Classes of which a report shows the whole confusion matrix, at most; above it shows the commonest mistakes."""
 
+_REPLICATES = 2000
 _ROOM = 12_000_000  # characters of pictures; the rest is for text
 _FINEST, _COARSEST = 1400, 64  # pixels along the longer side of a picture
 _BYTES_PER_PIXEL = 0.5  # of a picture, about
@@ -74,10 +79,10 @@ def report(
         output: the page; by default `report.html` in the run folder.
         maps: the map, or the folder of the tiles' maps; by default `maps` in the run folder, where missing ones are
             made.
-        scene: where the scene file lies now, if it has moved.
+        scene: the scene file's place, if it has moved.
         bands: modality -> the bands to show it by, from 1: three for red, green and blue, or one for grey.
         block: side of the blocks of ground that the intervals come from, px.
-        progress: told (what is done, done, total).
+        progress: called with (what is done, done, total).
 
     Returns:
         The page's path.
@@ -87,19 +92,31 @@ def report(
         LandfuseError: whatever is wrong with the scene, the maps or the output.
     """
     if block < 1:
-        raise SettingsError(f"blocks of {block} px", "a side of at least 1 px", "mend --block")
-    read = read_run(run, scene)
+        raise SettingsError(f"blocks of {block} px", "a side of at least 1 px", "change --block")
+    read = read_run(run)
+    file = scene_file_of(read, scene)
     page = Path(output) if output is not None else read.folder / "report.html"
     if page.is_dir():
         raise OutputError(f"{page} is a folder", "the name of a file, e.g. report.html", "name one by -o")
-    scenes, left_out = open_tiles(read)
+    scenes, left_out = open_tiles(read, file)
     shown_by = _from_zero(bands or {}, scenes[0])
-    roles = read_roles(read, scenes)
+    roles = read_roles(read, file, scenes)
     paths = find_maps(read, scenes, maps, progress)
-    tally = Tally(read.legend, block)
-    tiles = _tiles(read, scenes, roles, paths, tally, shown_by, progress)
-    text = _page(read, scenes, roles, tally, tiles, left_out, maps)
-    write_text(page, text)
+    tally = Tally(file.legend, block)
+    tiles, areas = _tiles(read, scenes, roles, paths, tally, shown_by, progress)
+    pixels = sum(scene.grid.window.pixels for scene in scenes)
+    context = {
+        **_scores(read, tally, left_out),
+        "areas": area_rows(file.legend, areas),
+        "unmapped": pixels - sum(one.pixels for of_tile in areas for one in of_tile.values()),
+        **_curves(read),
+        **_origin(read, file, scenes, roles),
+        "tiles": tiles,
+        "kept": [{**tiles[0], "layers": [{**layer, "uri": ""} for layer in tiles[0]["layers"]]}, *tiles[1:]],
+        "all_tiles": len(scenes),
+        "commands": commands(read, file.path, maps, block),
+    }
+    write_text(page, _rendered(context))
     return page
 
 
@@ -109,7 +126,7 @@ def _from_zero(bands: Mapping[str, Sequence[int]], scene: Scene) -> dict[str, li
         raise SettingsError(
             f"there is no modality {', '.join(unknown)} whose bands could be shown",
             ", ".join(scene.modalities),
-            "mend --bands",
+            "correct --bands",
         )
     return {name: [band - 1 for band in chosen] for name, chosen in bands.items()}
 
@@ -129,37 +146,39 @@ def _tiles(
     tally: Tally,
     bands: Mapping[str, Sequence[int]],
     progress: Progress,
-) -> list[dict[str, Any]]:
-    """Counts every tile, and gives those that are shown with their layers."""
+) -> tuple[list[dict[str, Any]], list[dict[str, ClassArea]]]:
+    """Counts every tile; returns those that are shown with their layers, and the areas of all."""
     shown = _shown(roles)
     count = len(shown) * (5 + len(scenes[0].modalities))
     side = int(np.clip(math.sqrt(_ROOM * 0.75 / (count * _BYTES_PER_PIXEL)), _COARSEST, _FINEST))
     room = _ROOM
     tiles: list[dict[str, Any]] = []
+    areas = []
     for index, (scene, role, path) in enumerate(zip(scenes, roles, paths, strict=True)):
         progress("reading tiles", index, len(scenes))
-        mapped = open_map(path, scene).classes
+        opened = open_map(path, scene)
         truth = np.where(role == TEST, scene.labels, UNLABELLED).astype(np.uint8)
-        accuracy, pixels, _ = tally.add(truth, mapped, pixel_area(scene.grid))
+        own, area = tally.add(truth, opened.classes), pixel_area(scene.grid)
+        areas.append(opened.areas())
         if index not in shown:
             continue
-        layers = tile_layers(scene, run.legend, mapped, role, path, run.used, side, bands)
+        layers = tile_layers(scene, tally.legend, opened.classes, role, path, run.modalities, side, bands)
         uris = data_uris([layer.picture for layer in layers], room // (len(shown) - len(tiles)))
         room -= sum(map(len, uris))
         tiles.append(
             {
                 "name": scene.name,
-                "tested": bool(pixels),
-                "words": _tile_words(scene.grid, accuracy, pixels),
+                "tested": bool(own.pixels),
+                "words": _tile_words(scene.grid, own),
                 "height": scene.grid.height,
                 "width": scene.grid.width,
                 "transform": list(scene.grid.transform) if scene.grid.georeferenced else None,
-                "metres": None if (area := pixel_area(scene.grid)) is None else math.sqrt(area),
+                "metres": None if area is None else math.sqrt(area),
                 "layers": [_layer(layer, uri) for layer, uri in zip(layers, uris, strict=True)],
             }
         )
     progress("reading tiles", len(scenes), len(scenes))
-    return sorted(tiles, key=lambda tile: not tile["tested"])
+    return sorted(tiles, key=lambda tile: not tile["tested"]), areas
 
 
 def _layer(layer: Layer, uri: str) -> dict[str, Any]:
@@ -175,80 +194,80 @@ def _layer(layer: Layer, uri: str) -> dict[str, Any]:
     }
 
 
-def _without_pictures(tile: Mapping[str, Any]) -> dict[str, Any]:
-    """A tile whose pictures stand elsewhere in the page."""
-    return {**tile, "layers": [{**layer, "uri": ""} for layer in tile["layers"]]}
+def _tile_words(grid: Grid, own: Confusion) -> str:
+    if not own.pixels:
+        return f"{grid}; no test label on this tile."
+    return f"{grid}; OA {own.overall_accuracy:.3f} on {own.pixels:,} test px."
 
 
-def _tile_words(grid: Grid, accuracy: float, pixels: int) -> str:
-    tested = "no test label on this tile" if not pixels else f"OA {accuracy:.3f} on {pixels:,} test px"
-    return f"{grid}; {tested}."
-
-
-def _page(
-    run: Run,
-    scenes: Sequence[Scene],
-    roles: Sequence[Roles],
-    tally: Tally,
-    tiles: Sequence[Mapping[str, Any]],
-    left_out: Sequence[str],
-    maps: str | Path | None,
-) -> str:
-    scores, legend = tally.scores(), run.legend
-    leak = run.scores.get("leak_share")
-    tiling = run.bundle.get("tiling", {})
-    calibration = run.scores.get("calibration") or {}
-    template = files("landfuse.reporting") / "template"
-    script = (template / "report.js").read_text(encoding="utf-8")
-    settings = run.file.settings
-    context = {
-        "title": settings.title or settings.name,
-        "run": run.folder.resolve().name,
-        "model": run.bundle["model"]["name"],
-        "used": run.used,
-        "style": (template / "report.css").read_text(encoding="utf-8"),
-        "script": script,
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
-        "findings": findings(scores, legend, leak),
-        "warnings": [*warnings(scores, run.scores["test"]), *left_out],
-        "overall": scores.overall,
-        "blocks": scores.intervals.blocks if scores.intervals else None,
+def _scores(run: Run, tally: Tally, left_out: Sequence[str]) -> dict[str, Any]:
+    """The accuracy of the map, as numbers and sentences."""
+    legend, confusion, leak = tally.legend, tally.confusion, run.scores.get("leak_fraction")
+    intervals = tally.intervals(_REPLICATES if len(tally.blocks) > 1 else 0)
+    return {
+        "findings": findings(confusion, intervals, legend, leak),
+        "warnings": [*warnings(confusion, intervals, run.scores["test"]), *left_out],
+        "overall": intervals.scores,
+        "blocks": intervals.blocks if intervals.replicates else None,
         "block": tally.block,
-        "tiles": list(tiles),
-        "kept": [_without_pictures(tiles[0]), *tiles[1:]],
-        "all_tiles": len(scenes),
-        "areas": area_rows(tally, legend),
-        "unmapped": tally.unmapped,
         "legend_close": _close(legend),
         "too_close": TOO_CLOSE,
-        "right_wrong": RIGHT_WRONG,
-        "role_colours": ROLE_COLOURS,
-        "ramp": CONFIDENCE[::5],
-        "matrix": _matrix(scores, legend),
-        "classes": _class_rows(scores, legend),
+        "matrix": _matrix(confusion, legend),
+        "classes": _class_rows(confusion, intervals, legend),
         "of_class": OF_CLASS,
         "unscored": [c.name for c in legend if not c.scored],
-        "charts": training_charts(run.history, run.scores.get("epoch")),
-        "reliability": reliability_chart(calibration),
-        "temperature": calibration.get("temperature") if calibration.get("fitted_on") else None,
-        "chart_size": (WIDTH, HEIGHT),
-        "split": split_rows(scenes, roles, legend),
-        "split_rule": split_words(run),
         "leak": leak,
-        "tiling": tiling,
+    }
+
+
+def _curves(run: Run) -> dict[str, Any]:
+    """The pictures of training and of calibration, as SVG."""
+    history, calibration = run.history, run.scores.get("calibration") or {}
+    names = {name.startswith("val_") for row in history for name in row if name != "epoch"}
+    figures = {
+        kind: curves_figure(history, run.scores.get("epoch"), (kind,))
+        for kind, there in (("loss", False in names), ("score", True in names))
+        if there
+    }
+    measured = calibration.get("test") or {}
+    reliability = {
+        key: reliability_figure({title: measured[key]})
+        for key, title in (("before", "As trained"), ("after", "In the bundle"))
+        if measured.get(key) and measured[key].get("ECE") is not None
+    }
+    return {
+        "charts": [svg(figure, f"chart-{name}") for name, figure in figures.items()],
+        "reliability": [svg(figure, f"chart-{name}") for name, figure in reliability.items()],
+        "temperature": calibration.get("temperature") if calibration.get("fitted_on") else None,
+    }
+
+
+def _origin(run: Run, file: SceneFile, scenes: Sequence[Scene], roles: Sequence[Roles]) -> dict[str, Any]:
+    """Where the map comes from: data, split, recipe, versions and cost."""
+    rule = merged_split(file.settings.split, run.recipe.get("split"))
+    return {
+        "title": file.settings.title or file.settings.name,
+        "run": run.folder.resolve().name,
+        "model": run.bundle["model"]["name"],
+        "used": run.modalities,
+        "split": split_rows(scenes, roles, file.legend),
+        "split_rule": "" if rule is None else as_yaml(rule.model_dump(mode="json")),
+        "tiling": run.bundle.get("tiling", {}),
         "withheld": modality_rows(run.withheld) if run.withheld else [],
         "withheld_notes": (run.withheld or {}).get("notes", []),
-        "data": data_rows(run, scenes),
-        "settings": settings,
-        "scene_path": run.file.path,
-        "recipe": recipe_words(run),
-        "hashes": run.hashes(),
-        "versions": versions(run),
+        "data": data_rows(run, file, scenes),
+        "settings": file.settings,
+        "scene_path": file.path,
+        "recipe": as_yaml(run.recipe),
+        "hashes": hashes(run),
+        "versions": run.environment,
         "cost": cost(run),
-        "commands": commands(run, maps, tally.block),
-        "made": datetime.date.today().isoformat(),
-        "version": version("landfuse"),
     }
+
+
+def _rendered(context: Mapping[str, Any]) -> str:
+    template = files("landfuse.reporting") / "template"
+    script = (template / "report.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("landfuse.reporting", "template"),
         autoescape=True,
@@ -256,8 +275,19 @@ def _page(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"share": _share, "bounds": _bounds, "hex": _hex, "short": _short}
-    return environment.get_template("report.html").render(context)
+    environment.filters |= {"decimals": _decimals, "bounds": _bounds, "hex": _hex, "short": _short}
+    return environment.get_template("report.html").render(
+        **context,
+        style=(template / "report.css").read_text(encoding="utf-8"),
+        dark=dark_variables(),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
+        right_wrong=RIGHT_WRONG,
+        role_colours=ROLE_COLOURS,
+        ramp=CONFIDENCE[::5],
+        made=datetime.date.today().isoformat(),
+        version=version("landfuse"),
+    )
 
 
 def _close(legend: Legend) -> list[dict[str, Any]]:
@@ -267,15 +297,19 @@ def _close(legend: Legend) -> list[dict[str, Any]]:
     ]
 
 
-def _matrix(scores: MapScores, legend: Legend) -> dict[str, Any]:
-    confusion = scores.confusion
+def _matrix(confusion: Confusion, legend: Legend) -> dict[str, Any]:
     counts = confusion.matrix
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(wrong, axis=None)[::-1][:MOST_CLASSES]
     mistakes = [
-        {"truth": legend[int(t)], "mapped": legend[int(p)], "pixels": int(counts[t, p]), "share": float(shares[t, p])}
+        {
+            "truth": legend[int(t)],
+            "mapped": legend[int(p)],
+            "pixels": int(counts[t, p]),
+            "fraction": float(fractions[t, p]),
+        }
         for t, p in zip(*np.unravel_index(order, counts.shape), strict=True)
         if counts[t, p] and t != p
     ]
@@ -286,7 +320,7 @@ def _matrix(scores: MapScores, legend: Legend) -> dict[str, Any]:
             {
                 "class": legend[t],
                 "support": int(counts[t].sum()),
-                "cells": [(int(n), float(s)) for n, s in zip(counts[t], shares[t], strict=True)],
+                "cells": list(zip(counts[t].tolist(), fractions[t].tolist(), strict=True)),
             }
             for t in range(len(legend) if whole else 0)
         ],
@@ -296,19 +330,19 @@ def _matrix(scores: MapScores, legend: Legend) -> dict[str, Any]:
     }
 
 
-def _class_rows(scores: MapScores, legend: Legend) -> list[dict[str, Any]]:
+def _class_rows(confusion: Confusion, intervals: BlockIntervals, legend: Legend) -> list[dict[str, Any]]:
     return [
         {
             "class": c,
-            "support": int(scores.confusion.support[k]),
-            "scores": {n: scores.of_class[n][k] for n in OF_CLASS},
+            "support": int(confusion.support[k]),
+            "scores": {name: values[k] for name, values in intervals.of_class.items()},
         }
         for k, c in enumerate(legend)
     ]
 
 
-def _share(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+def _decimals(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def _bounds(one: Interval) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,16 @@ from landfuse.errors import SettingsError
 from landfuse.legend import Legend
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.raster import Raster
-from landfuse.reporting.tiles import Run
 from landfuse.scenes.scene import Scene
+from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.split_rules import Roles
 from landfuse.scenes.splits import counts_per_class
+from landfuse.training.run import Run
 
 
-def data_rows(run: Run, scenes: Sequence[Scene]) -> list[dict[str, Any]]:
+def data_rows(run: Run, file: SceneFile, scenes: Sequence[Scene]) -> list[dict[str, Any]]:
     """Each modality and the labels: path, files, bytes, bands, data type, units, pixel and CRS."""
-    settings = run.file.settings
+    settings = file.settings
     rows = []
     for name, part in scenes[0].modalities.items():
         rasters = [scene.modalities[name].raster for scene in scenes]
@@ -34,7 +36,7 @@ def data_rows(run: Run, scenes: Sequence[Scene]) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "path": settings.modalities[name].path,
-                "used": name in run.used,
+                "used": name in run.modalities,
                 **_files(rasters),
                 "bands": str(first.bands),
                 "dtype": first.dtype,
@@ -47,16 +49,11 @@ def data_rows(run: Run, scenes: Sequence[Scene]) -> list[dict[str, Any]]:
     if labels is not None:
         rows.append(
             {
+                **dict.fromkeys(("files", "bytes", "bands", "units", "pixel", "crs"), ""),
                 "name": "labels",
                 "path": labels.path or ", ".join(labels.polygons),
                 "used": True,
-                "files": "",
-                "bytes": "",
-                "bands": "",
                 "dtype": "codes" if labels.path else f"polygons, by {labels.attribute}",
-                "units": "",
-                "pixel": "",
-                "crs": "",
             }
         )
     return rows
@@ -95,24 +92,31 @@ def split_rows(scenes: Sequence[Scene], roles: Sequence[Roles], legend: Legend) 
     return [*rows, {"name": "all", **{role: sum(found) for role, found in counts.items()}}]
 
 
-def split_words(run: Run) -> str:
-    """The rule of the split as YAML, as the recipe and the scene file make it."""
-    rule = run.recipe.split_of(run.file)
-    return "" if rule is None else _yaml(rule.model_dump(mode="json", exclude_none=True))
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Settings as YAML, without those that are null."""
+    return str(yaml.safe_dump(_given(values), sort_keys=False, allow_unicode=True)).rstrip()
 
 
-def recipe_words(run: Run) -> str:
-    """The recipe as YAML."""
-    return _yaml(run.recipe.model_dump(mode="json", exclude_none=True))
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _given(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if value is not None
+    }
 
 
-def _yaml(values: Mapping[str, Any]) -> str:
-    return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)).rstrip()
+def hashes(run: Run) -> dict[str, str]:
+    """SHA-256 of the bundle's files."""
+    result = {}
+    for name in ("model.safetensors", "model.json"):
+        with (run.folder / "bundle" / name).open("rb") as file:
+            result[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return result
 
 
-def commands(run: Run, maps: str | Path | None, block: int) -> list[tuple[str, str]]:
+def commands(run: Run, scene: Path, maps: str | Path | None, block: int) -> list[tuple[str, str]]:
     """(what it does, the command line) of all that leads to the report."""
-    folder, scene = run.folder, run.file.path
+    folder = run.folder
     place = Path(maps) if maps is not None else folder / "maps"
     given: list[str | Path] = ["--maps", place] if maps is not None else []
     again = folder.with_name(f"{folder.name}-again")
@@ -127,11 +131,6 @@ def commands(run: Run, maps: str | Path | None, block: int) -> list[tuple[str, s
         ("make this report", ["report", folder, *given]),
     ]
     return [(what, " ".join(["landfuse", *(shlex.quote(str(word)) for word in words)])) for what, words in lines]
-
-
-def versions(run: Run) -> list[tuple[str, str]]:
-    """(name, value) of the software and hardware that the run was trained with."""
-    return [(name, str(value)) for name, value in run.environment.items()]
 
 
 def cost(run: Run) -> list[tuple[str, str]]:
@@ -163,7 +162,7 @@ def modality_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What each modality gives, as `landfuse modalities` wrote it: what the model saw, and its scores.
 
     Args:
-        table: as `modalities.json` holds it.
+        table: the content of `modalities.json`.
 
     Raises:
         SettingsError: if it lacks something.
@@ -184,12 +183,12 @@ def modality_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise SettingsError(
             f"the run's modalities.json is broken: {error} is missing",
             "the file of `landfuse modalities`",
-            "make it anew",
+            "make it again",
         ) from None
 
 
 def _saw(how: str, seen: Sequence[str], withheld: Sequence[str]) -> str:
-    told = " + ".join(seen)
+    names = " + ".join(seen)
     if how == "trained without":
-        return f"{told}: trained on {'it' if len(seen) == 1 else 'these'} alone"
-    return told if how == "all" else f"{told}, and the {how} of {' + '.join(withheld)}"
+        return f"{names}: trained on {'it' if len(seen) == 1 else 'these'} alone"
+    return names if how == "all" else f"{names}, and the {how} of {' + '.join(withheld)}"

@@ -155,3 +155,9 @@ def class_names(map_path: str | Path) -> dict[int, str]:
         return {}
     listed = enumerate(found if found is not None else ())
     return {code: name.text.strip() for code, name in listed if name.text and name.text.strip()}
+
+
+def beside(path: str | Path, layer: str) -> Path:
+    """The file of a further layer beside a map: `map.tif` -> `map_confidence.tif`."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}_{layer}{path.suffix}") if layer else path

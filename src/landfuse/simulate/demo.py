@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.scenes.scene_file import open_scene
 from landfuse.simulate.scene import simulate
 from landfuse.training.recipe import read_recipe
+from landfuse.training.run import read_run
 from landfuse.training.train import train
 
 _SIDE = 320
@@ -48,7 +48,7 @@ class DemoResult:
 
 
 def write_demo_scene(folder: Path, seed: int = 0, side: int = _SIDE) -> Path:
-    """Simulates a scene of hyperspectral, height and SAR and writes it as a user would have it.
+    """Simulates a scene of hyperspectral, height and SAR, and writes it as files.
 
     Args:
         folder: gets `scene.yaml`, one GeoTIFF per modality, `labels.tif` and `recipe.yaml`.
@@ -87,29 +87,29 @@ def run_demo(
     seed: int = 0,
     side: int = _SIDE,
     progress: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> DemoResult:
-    """Runs the demo; a second run in the same folder goes on, or finds everything done.
+    """Runs the demo; a second run in the same folder continues where the first one stopped.
 
     Args:
         folder: where everything is written.
         seed: of the scene and the training.
         side: of the scene, px of 1 m.
         progress: show progress bars.
-        say: told what happens, line by line.
+        report: called with a line for each step.
 
     Raises:
         OutputError: if the folder cannot be written.
     """
     folder = Path(folder)
-    say(f"simulating a scene of {side} x {side} px in {folder}")
+    report(f"simulating a scene of {side} x {side} px in {folder}")
     path = write_demo_scene(folder, seed, side)
     names = list(open_scene(path).modalities)
     scores: dict[str, dict[str, float]] = {}
     whole = None
     for used in (names, *([name] for name in names)):
         title = " + ".join(used)
-        say(f"training two_branch on {title}")
+        report(f"training two_branch on {title}")
         run = folder / "runs" / "-".join(used)
         recipe = read_recipe(
             folder / "recipe.yaml",
@@ -118,10 +118,10 @@ def run_demo(
         )
         classifier = train(recipe, progress=progress)
         whole = whole or classifier
-        scores[title] = json.loads((run / "scores.json").read_text(encoding="utf-8"))["test"]
+        scores[title] = dict(read_run(run).scores["test"])
     if whole is None:
         raise RuntimeError("the simulated scene has no modality")
-    say("mapping the whole scene")
+    report("mapping the whole scene")
     scene = open_scene(path)
     map_path = predict(whole, scene, folder / "map.tif", confidence=True)
     classes = read_map(map_path, scene)

@@ -34,7 +34,7 @@ class Piece(NamedTuple):
 
     classes: NDArray[np.uint8]  # (H, W), the class that covers most of the pixel
     other: NDArray[np.uint8]  # (H, W), the class of the rest
-    share: NDArray[np.float32]  # (H, W), of the rest, 0..0.5
+    rest: NDArray[np.float32]  # (H, W), the fraction of `other`, 0..0.5
     parcel: NDArray[np.intp]  # (H, W), the parcel of `classes`
     other_parcel: NDArray[np.intp]  # (H, W), the parcel of `other`
     covered: NDArray[np.float32]  # (parcels,), uniform: where a label is drawn from
@@ -66,8 +66,8 @@ class Ground:
         lined = (road[nearest] + road[second]) % 1 < 0.3
         lined &= (own != _WATER) & (beyond != _WATER)
         half = np.where(lined, np.float32(_HALF_ROAD), np.float32(0))
-        share = np.clip(np.abs(border - half), 0, 0.5).astype(np.float32)
-        share = np.float32(0.5) - share  # 0.5 on the border of two surfaces, 0 from half a pixel on
+        rest = np.clip(np.abs(border - half), 0, 0.5).astype(np.float32)
+        rest = np.float32(0.5) - rest  # 0.5 on the border of two surfaces, 0 from half a pixel on
         on_road = border < half
         classes = np.where(on_road, np.uint8(_ROAD), own)
         other = np.where(lined, np.where(on_road, own, np.uint8(_ROAD)), beyond)
@@ -78,7 +78,7 @@ class Ground:
         return Piece(
             classes,
             other,
-            share,
+            rest,
             nearest,
             other_parcel,
             uniform(seed, Stream.LABELLED, i, j).reshape(-1),
@@ -92,10 +92,7 @@ class Ground:
         """The nearest and the second parcel of each place, and the distance to the border between them, in pixels."""
         centre_y = (i[:, None] + 0.2 + 0.6 * uniform(self.seed, Stream.CENTRE_Y, i, j)) * _CELL
         centre_x = (j[None, :] + 0.2 + 0.6 * uniform(self.seed, Stream.CENTRE_X, i, j)) * _CELL
-        centre_y, centre_x = (
-            centre_y.reshape(-1),
-            centre_x.reshape(-1),
-        )  # float64: distances must not lose the far pixels
+        centre_y, centre_x = centre_y.reshape(-1), centre_x.reshape(-1)  # float64: distances keep the far pixels apart
         home = (np.floor_divide(y, _CELL).astype(np.intp) - i[0]) * j.size + (
             np.floor_divide(x, _CELL).astype(np.intp) - j[0]
         )

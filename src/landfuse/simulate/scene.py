@@ -4,7 +4,7 @@ Every pixel is a function of the seed and of its own row and column, so that any
 whole scene, and a scene of any size takes no memory.
 
 What `simulate` draws: warped Voronoi parcels of water, bare soil, grassland, crop, shrub, trees or settlement (halls
-on paved ground), with roads along some of their borders. What each modality can tell apart:
+on paved ground), with roads along some of their borders. What each modality can distinguish:
 
 | class      | material (hsi) | height (m)    | VV, VH (dB) |
 |------------|----------------|---------------|-------------|
@@ -52,7 +52,9 @@ _COLOURS = ("#0072B2", "#CC9966", "#B8D96B", "#F0E442", "#7A9A01", "#117733", "#
 
 _LOW = np.array([0.0, 0.0, 0.05, 1.2, 1.2, 5.0, 0.0, 5.0], np.float32)  # m, by class
 _HIGH = np.array([0.0, 0.0, 0.15, 2.6, 2.6, 12.0, 0.0, 12.0], np.float32)
-_ROUGHNESS = np.array([0.0, 0.05, 0.3, 0.3, 0.6, 0.7, 0.0, 0.0], np.float32)  # share of the height that texture takes
+_ROUGHNESS = np.array(
+    [0.0, 0.05, 0.3, 0.3, 0.6, 0.7, 0.0, 0.0], np.float32
+)  # fraction of the height that texture takes
 _VV = np.array([-19.0, -12.0, -12.0, -11.0, -11.0, -9.0, -16.0, -6.0])  # dB, by class
 _VH = np.array([-26.0, -20.0, -19.0, -18.0, -17.0, -15.0, -24.0, -14.0])
 
@@ -98,11 +100,11 @@ def simulate(
     seed: int = 0,
     *,
     hyperspectral_bands: int = 48,
-    nodata_share: float = 0.03,
-    labelled_share: float = 0.6,
+    nodata_fraction: float = 0.03,
+    labelled_fraction: float = 0.6,
     pixel: float = 1.0,
 ) -> Scene:
-    """A scene of eight classes that takes both spectra and heights to tell apart.
+    """A scene of eight classes that only spectra and heights together distinguish.
 
     The modalities are `hsi` (reflectance from 0.4 to 2.4 µm: two endmembers mixed per parcel, parcels mixed linearly
     at their borders, varying illumination, white noise), `height` (metres above ground, with texture, noise and gaps
@@ -113,15 +115,15 @@ def simulate(
         width: columns.
         seed: of everything; the same seed gives the same pixels, in a scene of any size.
         hyperspectral_bands: bands of `hsi`.
-        nodata_share: share of `height` without data, 0..1, in diagonal stripes.
-        labelled_share: share of the parcels that have labels, 0..1; their mixed border pixels have none.
+        nodata_fraction: fraction of `height` without data, 0..1, in diagonal stripes.
+        labelled_fraction: fraction of the parcels that have labels, 0..1; their mixed border pixels have none.
         pixel: size of a pixel in metres.
     """
     grid = Grid(height, width, (pixel, 0.0, 500_000.0, 0.0, -pixel, 5_400_000.0), "EPSG:32632")
     ground = Ground(seed)
     sources: dict[str, tuple[int, Callable[[Window], NDArray[np.float32]], str]] = {
         "hsi": (hyperspectral_bands, _Reflectance(ground, hyperspectral_bands), "reflectance"),
-        "height": (1, _Height(ground, nodata_share), "m"),
+        "height": (1, _Height(ground, nodata_fraction), "m"),
         "sar": (2, _Backscatter(ground), "dB"),
     }
     return Scene(
@@ -132,7 +134,7 @@ def simulate(
             for name, (bands, source, units) in sources.items()
         },
         Legend(tuple(LandClass(n, code, c) for code, (n, c) in enumerate(zip(_NAMES, _COLOURS, strict=True), start=1))),
-        _Labels(ground, grid, labelled_share),
+        _Labels(ground, grid, labelled_fraction),
     )
 
 
@@ -217,14 +219,14 @@ class _Reflectance:
                 (pair[:, :, 0] * (1 - weight) + pair[:, :, 1] * weight).reshape(-1, self.bands).T
             )
             own = piece.parcel * 8 + piece.classes
-            mixed = np.nonzero(piece.share)
+            mixed = np.nonzero(piece.rest)
             other = (piece.other_parcel * 8 + piece.other)[mixed]
-            share = piece.share[mixed]
+            rest = piece.rest[mixed]
             light = np.float32(0.7) + np.float32(0.4) * smooth(seed, Stream.LIGHT, rows, cols, 48)
             for band in range(self.bands):
                 values = np.take(spectra[band], own)
                 pure = values[mixed]
-                values[mixed] = pure + (np.take(spectra[band], other) - pure) * share
+                values[mixed] = pure + (np.take(spectra[band], other) - pure) * rest
                 values *= light
                 noise = normal(seed, Stream.BAND_NOISE + band, rows, cols)
                 noise *= np.float32(REFLECTANCE_NOISE)
@@ -238,7 +240,7 @@ class _Height:
     """Height of the surface above the ground, as a LiDAR gives it."""
 
     ground: Ground
-    nodata_share: float
+    nodata_fraction: float
 
     def __call__(self, window: Window) -> NDArray[np.float32]:
         """(1, H, W) in metres."""
@@ -252,7 +254,7 @@ class _Height:
             values = full * (1 - _ROUGHNESS[classes] * texture)
             values += np.float32(HEIGHT_NOISE) * normal(seed, Stream.HEIGHT_NOISE, rows, cols)
             phase = (cols[None, :] * 3 + rows[:, None]) % (3 * STRIPE_PERIOD)
-            values[phase < self.nodata_share * 3 * STRIPE_PERIOD] = np.nan
+            values[phase < self.nodata_fraction * 3 * STRIPE_PERIOD] = np.nan
             out[0, down, right] = values
         return out
 
@@ -271,7 +273,7 @@ class _Backscatter:
             for band, decibels in enumerate((_VV, _VH)):
                 power = (10 ** (decibels / 10)).astype(np.float32)
                 mean = power[piece.classes]
-                mean += (power[piece.other] - mean) * piece.share
+                mean += (power[piece.other] - mean) * piece.rest
                 stream = Stream.SPECKLE + LOOKS * band
                 out[band, down, right] = 10 * np.log10(mean * gamma(self.ground.seed, stream, rows, cols, LOOKS))
         return out
@@ -283,14 +285,14 @@ class _Labels:
 
     ground: Ground
     grid: Grid
-    labelled_share: float
+    labelled_fraction: float
 
     def __call__(self) -> NDArray[np.uint8]:
         """(H, W) uint8, `UNLABELLED` outside labelled parcels and in mixed pixels."""
         out = np.empty((self.grid.height, self.grid.width), np.uint8)
         for down, right, rows, cols in chunks(self.grid.window):
             piece = self.ground.piece(rows, cols)
-            known = (piece.covered[piece.parcel] < self.labelled_share) & (piece.share == 0)
+            known = (piece.covered[piece.parcel] < self.labelled_fraction) & (piece.rest == 0)
             out[down, right] = np.where(known, piece.classes, np.uint8(UNLABELLED))
         return out
 

@@ -5,7 +5,7 @@ The file names the recipe and what each variant changes in it:
     base: bdgf.yaml                          # from this file's folder
     seeds: 0..4                              # as in `landfuse train --seeds`; folds likewise
     variants:
-      full: {}                               # the first is what the others are measured against
+      full: {}                               # the first is the reference of the differences
       no-guidance: {model: {guidance: none}}
 
 Each run has a folder, `runs/NAME/VARIANT/fold-0-seed-0`; those that have ended are not repeated.
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
+from pydantic import Field
 
 from landfuse.errors import SettingsError
 from landfuse.settings import Settings, parse, read_kind
@@ -29,24 +30,20 @@ from landfuse.studies.series import Member, members, numbers, train_series
 
 
 class AblationSettings(Settings):
-    """What an ablation file may say.
+    """The keys of an ablation file."""
 
-    Args:
-        base: path of the recipe, from this file's folder.
-        variants: name -> what it changes in the recipe, as sections or with dotted keys; the first is the measure.
-        common: what all variants change.
-        seeds: of training, e.g. `0..4`.
-        folds: of the split; null for the recipe's own.
-        run: folder of all runs, from the working directory; by default `runs/` and the names of this file and its
-            folder.
-    """
-
-    base: str
-    variants: dict[str, dict[str, Any] | None]
-    common: dict[str, Any] = {}
-    seeds: int | str = "0"
-    folds: int | str | None = None
-    run: str | None = None
+    base: str = Field(description="path of the recipe, from this file's folder")
+    variants: dict[str, dict[str, Any] | None] = Field(
+        description="name -> what it changes in the recipe, as sections or with dotted keys; the first is the reference"
+    )
+    common: dict[str, Any] = Field(default={}, description="what all variants change")
+    seeds: int | str = Field(default="0", description="of training, e.g. `0..4`")
+    folds: int | str | None = Field(default=None, description="of the split; null for the recipe's own")
+    run: str | None = Field(
+        default=None,
+        description="folder of all runs, from the working directory; by default `runs/` and the names of this file "
+        "and its folder",
+    )
 
     @pydantic.field_validator("variants")
     @classmethod
@@ -90,15 +87,17 @@ def ablation_members(
     path, settings = Path(path), read_ablation(path)
     unknown = sorted(set(only) - set(settings.variants))
     if unknown:
-        raise SettingsError(f"there is no variant {', '.join(unknown)}", ", ".join(settings.variants), "mend the name")
-    told = [one for one in assignments if not one.startswith("run=")]
+        raise SettingsError(
+            f"there is no variant {', '.join(unknown)}", ", ".join(settings.variants), "correct the name"
+        )
+    settings_given = [one for one in assignments if not one.startswith("run=")]
     runs = [one.removeprefix("run=") for one in assignments if one.startswith("run=")]
     folder = runs[-1] if runs else settings.run or f"runs/{path.resolve().parent.name}-{path.stem}"
     folds = folds if folds is not None or settings.folds is None else str(settings.folds)
     return {
         name: members(
             path.parent / settings.base,
-            [*_assignments(settings.common), *_assignments(changes or {}), *told, f"run={folder}/{name}"],
+            [*_assignments(settings.common), *_assignments(changes or {}), *settings_given, f"run={folder}/{name}"],
             seeds=numbers(seeds or str(settings.seeds), "seeds"),
             folds=numbers(folds, "folds") if folds is not None else (),
         )
@@ -115,27 +114,27 @@ def ablate(
     seeds: str | None = None,
     folds: str | None = None,
     quiet: bool = False,
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
     """Trains what has not ended of an ablation, and compares its variants; arguments as in `ablation_members`.
 
     Args:
         quiet: no progress bars.
-        tell: is told which run comes next.
+        report: called with a line for each run that starts.
 
     Raises:
         LandfuseError: if the file is wrong, or a run fails.
     """
     variants = ablation_members(path, assignments, only=only, seeds=seeds, folds=folds)
     base = Path(path).parent / read_ablation(path).base
-    train_series(base, [run for runs in variants.values() for run in runs], quiet=quiet, tell=tell)
+    train_series(base, [run for runs in variants.values() for run in runs], quiet=quiet, report=report)
     return named(compare([run.run for runs in variants.values() for run in runs]), variants)
 
 
 def named(comparison: Comparison, variants: Mapping[str, Sequence[Member]]) -> Comparison:
-    """The comparison with the variants' names in place of the settings that tell them apart."""
+    """The comparison with the variants' names in place of the settings that differ."""
     names = {run.run.resolve(): name for name, runs in variants.items() for run in runs}
-    new = {recipe.name: names[recipe.runs[0].path.resolve()] for recipe in comparison.recipes}
+    new = {recipe.name: names[recipe.runs[0].folder.resolve()] for recipe in comparison.recipes}
     return dataclasses.replace(
         comparison,
         recipes=tuple(dataclasses.replace(recipe, name=new[recipe.name]) for recipe in comparison.recipes),

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pydantic
+from pydantic import Field
 
+from landfuse import files
 from landfuse.accuracy.bootstrap import SCORES
 from landfuse.errors import MissingFileError, SettingsError
 from landfuse.files import write_text
@@ -31,58 +32,38 @@ from landfuse.studies.compare import Comparison, Spread, compare
 from landfuse.studies.series import Member, members, train_series
 from landfuse.studies.tables import save
 from landfuse.training.recipe import Recipe, read_recipe
-from landfuse.training.run import plain
 
 PerCent = tuple[float] | tuple[float, float]
 """A mean, and a standard deviation where there is one."""
 
 
 class BlockSplit(Settings):
-    """The split that does not leak.
+    """The split that does not leak."""
 
-    Args:
-        size: side of a block, px of the scene's grid.
-        test: share of the blocks that test.
-        seed: of the deal.
-    """
-
-    size: int = pydantic.Field(default=32, ge=2)
-    test: float = pydantic.Field(default=0.5, gt=0, lt=1)
-    seed: int = 0
+    size: int = Field(default=32, ge=2, description="side of a block, px of the scene's grid")
+    test: float = Field(default=0.5, gt=0, lt=1, description="fraction of the blocks that test")
+    seed: int = Field(default=0, description="of the assignment of blocks to roles")
 
 
 class PublishedFigure(Settings):
-    """What somebody has published.
+    """A result from a publication."""
 
-    Args:
-        method: its name.
-        modalities: what it was trained on.
-        split: on the `official` split, a `random` one, one of `blocks`, or `unknown`.
-        scores: OA, AA, kappa, mF1, mIoU in per cent: mean, and standard deviation if there is one.
-        source: where it stands, with DOI or arXiv number.
-        faults: of its protocol.
-        verified: whether somebody of this project has read it there.
-    """
-
-    method: str
-    modalities: str = ""
-    split: Literal["official", "random", "blocks", "unknown"] = "official"
-    scores: dict[Literal["OA", "AA", "kappa", "mF1", "mIoU"], PerCent]
-    source: str
-    faults: str = ""
-    verified: bool = True
+    method: str = Field(description="its name")
+    modalities: str = Field(default="", description="what it was trained on")
+    split: Literal["official", "random", "blocks", "unknown"] = Field(default="official", description="of the pixels")
+    scores: dict[Literal["OA", "AA", "kappa", "mF1", "mIoU"], PerCent] = Field(
+        description="in per cent: mean, and standard deviation if there is one"
+    )
+    source: str = Field(description="the publication, with DOI or arXiv number")
+    faults: str = Field(default="", description="of its protocol")
+    verified: bool = Field(default=True, description="whether somebody of this project has read it there")
 
 
 class PublishedSettings(Settings):
-    """All that a `published.yaml` may say.
+    """The keys of a `published.yaml`."""
 
-    Args:
-        block_split: the split that does not leak.
-        figures: what has been published.
-    """
-
-    block_split: BlockSplit = BlockSplit()
-    figures: tuple[PublishedFigure, ...] = ()
+    block_split: BlockSplit = Field(default=BlockSplit(), description="the split that does not leak")
+    figures: tuple[PublishedFigure, ...] = Field(default=(), description="results that were published")
 
 
 @dataclass(frozen=True)
@@ -93,9 +74,9 @@ class Row:
         method: its name.
         modalities: what it was trained on.
         split: its name.
-        n: runs behind it; 0 where nobody says.
-        leak: share of test pixels whose view holds a training or validation pixel; None where nobody says.
-        scores: name -> mean and standard deviation, shares of 1.
+        n: runs behind it; 0 where it is not reported.
+        leak: fraction of test pixels whose view holds a training or validation pixel; None where it is not reported.
+        scores: name -> mean and standard deviation, 0..1.
         source: `landfuse`, or where it was published.
         faults: of the protocol.
     """
@@ -112,7 +93,7 @@ class Row:
 
 @dataclass
 class Reproduction:
-    """The table of a place: rows of ours by split, then those published; and notes on how they came about."""
+    """The table of a place: rows of ours by split, then the published ones; and notes on the splits."""
 
     place: str
     rows: list[Row] = field(default_factory=list)
@@ -120,7 +101,7 @@ class Reproduction:
 
 
 def read_published(folder: Path) -> PublishedSettings:
-    """The `published.yaml` of a place; a place without one has published nothing."""
+    """The `published.yaml` of a place; empty where there is none."""
     path = folder / "published.yaml"
     return parse(PublishedSettings, read_yaml(path), str(path)) if path.exists() else PublishedSettings()
 
@@ -152,7 +133,7 @@ def plan(
         raise SettingsError(
             f"{home} has no recipe {', '.join(unknown)}" if unknown else f"{len(methods)} methods and {seeds} seeds",
             f"some of {', '.join(known)}, and at least one seed",
-            "mend `--methods` or `--seeds`",
+            "correct `--methods` or `--seeds`",
         )
     file = read_scene_file(home)
     missing = missing_files(file)
@@ -216,19 +197,19 @@ def reproduce(
     folder: str | Path | None = None,
     *,
     quiet: bool = False,
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Reproduction:
     """Trains what has not ended, and makes the table; arguments as in `plan`.
 
     Args:
         quiet: no progress bars.
-        tell: is told which run comes next.
+        report: called with a line for each run that starts.
 
     Returns:
-        The table; it also lies in the folder as `table.md` and `table.json`, beside the comparisons of both splits.
+        The table; the folder gets it as `table.md` and `table.json`, beside the comparisons of both splits.
 
     Raises:
-        LandfuseError: if something is wrong, or a run fails. The same call goes on.
+        LandfuseError: if something is wrong, or a run fails. The same call continues.
     """
     home = place_folder(place)
     folder = Path(folder or f"runs/reproduce-{home.name}")
@@ -237,8 +218,8 @@ def reproduce(
     known = recipes(home)
     for split, runs in splits.items():
         for name, own in runs.items():
-            tell(f"{split} split, {name}")
-            train_series(known[name], own, quiet=quiet, tell=tell)
+            report(f"{split} split, {name}")
+            train_series(known[name], own, quiet=quiet, report=report)
         comparison = named(compare([one.run for own in runs.values() for one in own]), runs)
         save(comparison, folder / split)
         result.rows += _ours(comparison, split)
@@ -256,7 +237,7 @@ def _ours(comparison: Comparison, split: str) -> list[Row]:
             " + ".join(one.runs[0].modalities),
             split,
             len(one.runs),
-            one.costs["leak_share"].mean,
+            one.costs["leak_fraction"].mean,
             dict(one.scores),
         )
         for one in comparison.recipes
@@ -265,11 +246,11 @@ def _ours(comparison: Comparison, split: str) -> list[Row]:
 
 def _row(figure: PublishedFigure) -> Row:
     nothing = Spread(float("nan"), float("nan"), 0)
-    told = {
+    published = {
         name: Spread(value[0] / 100, value[1] / 100 if len(value) > 1 else float("nan"), 1)
         for name, value in figure.scores.items()
     }
-    scores = {name: told.get(name, nothing) for name in SCORES}  # type: ignore[call-overload]
+    scores = {name: published.get(name, nothing) for name in SCORES}  # type: ignore[call-overload]
     source = figure.source if figure.verified else f"{figure.source} (not verified)"
     return Row(figure.method, figure.modalities, figure.split, 0, None, scores, source, figure.faults)
 
@@ -290,8 +271,7 @@ def to_json(result: Reproduction) -> str:
         }
         for row in result.rows
     ]
-    told = {"place": result.place, "rows": rows, "notes": result.notes}
-    return json.dumps(plain(told), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return files.to_json({"place": result.place, "rows": rows, "notes": result.notes})
 
 
 def to_markdown(result: Reproduction) -> str:

@@ -19,7 +19,7 @@ from landfuse.errors import ModelError, OutputError, SettingsError
 from landfuse.training.recipe import Recipe, read_recipe
 from landfuse.training.run import claim
 
-_MOST = 1000  # runs; a slip of the pen should not start a million
+_MOST = 1000  # runs; a typing error should not start a million
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Member:
 
     Args:
         recipe: its recipe.
-        assignments: what makes it of the recipe file, for the command line.
+        assignments: what turns the recipe file into it, for the command line.
         run: its folder.
     """
 
@@ -53,10 +53,12 @@ def numbers(text: str, option: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", part, re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first or last - first >= _MOST:
-            raise SettingsError(f"{option} is `{text}`", "e.g. 0..4 or 0,3,5: at most 1,000 whole numbers", "mend it")
+            raise SettingsError(
+                f"{option} is `{text}`", "e.g. 0..4 or 0,3,5: at most 1,000 whole numbers", "correct it"
+            )
         found += range(first, last + 1)
     if len(set(found)) < len(found):
-        raise SettingsError(f"{option} names a number twice: `{text}`", "each once", "mend it")
+        raise SettingsError(f"{option} names a number twice: `{text}`", "each once", "correct it")
     return found
 
 
@@ -87,12 +89,12 @@ def members(
             named = [("split.fold", "fold", fold), ("training.seed", "seed", seed)]
             own = [f"{key}={value}" for key, _, value in named if value is not None]
             run = base / "-".join(f"{word}-{value}" for _, word, value in named if value is not None)
-            told = (*assignments, *own, f"run={run}")
-            recipe = read_recipe(path, told)
+            given = (*assignments, *own, f"run={run}")
+            recipe = read_recipe(path, given)
             recipe.split_of(recipe.read_scene())
             if (run / "recipe.json").exists():
                 claim(run, recipe)
-            result.append(Member(recipe, told, run))
+            result.append(Member(recipe, given, run))
     return result
 
 
@@ -101,15 +103,15 @@ def train_series(
     runs: Sequence[Member],
     *,
     quiet: bool = False,
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Trains the runs that have not ended, one after another; an interrupted one goes on.
+    """Trains the runs that have not ended, one after another; an interrupted one continues.
 
     Args:
         path: of the recipe.
-        runs: as `members` gives them.
+        runs: as `members` returns them.
         quiet: no progress bars.
-        tell: is told which run comes next.
+        report: called with a line for each run that starts.
 
     Raises:
         ModelError: if a run fails; its own message has been printed by then. Later runs are not started.
@@ -117,9 +119,9 @@ def train_series(
     for number, member in enumerate(runs, start=1):
         place = f"run {number} of {len(runs)}: {member.run}"
         if member.ended:
-            tell(f"{place} has ended before")
+            report(f"{place} has ended before")
             continue
-        tell(place)
+        report(place)
         code = _run([str(path), *member.assignments, *(["--quiet"] if quiet else [])])
         if code == 130:
             raise KeyboardInterrupt
@@ -127,12 +129,12 @@ def train_series(
             raise ModelError(
                 f"{member.run} did not end (exit code {code})",
                 "a run that ends",
-                "mend what is told above, then repeat the same command: runs that have ended are not repeated",
+                "correct what is reported above, then repeat the same command: runs that have ended are not repeated",
             )
 
 
 def _run(words: list[str]) -> int:
-    """Runs `landfuse train` in a session of its own, so that ctrl-C reaches it once, by way of here."""
+    """Runs `landfuse train` in a session of its own, so that ctrl-C reaches it once, through this process."""
     process = subprocess.Popen([sys.executable, "-m", "landfuse.cli", "train", *words], start_new_session=True)
     try:
         return process.wait()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from landfuse import files
 from landfuse.accuracy.bootstrap import SCORES
 from landfuse.files import write_text
-from landfuse.studies.compare import COSTS, Comparison, RecipeResult, Spread
-from landfuse.training.run import RunRecord, plain
+from landfuse.studies.compare import COSTS, Comparison, Spread
+from landfuse.training.run import Run
 
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _TEX |= {character: f"\\{character}" for character in "&%$#_{}"}
@@ -52,10 +52,10 @@ def to_json(comparison: Comparison) -> str:
     recipes = [
         {
             "name": recipe.name,
-            "modalities": list(recipe.runs[0].modalities),
+            "modalities": recipe.runs[0].modalities,
             "settings": recipe.runs[0].settings,
             "n": len(recipe.runs),
-            "runs": [{"path": str(run.path), "split": run.split, "seed": run.seed} for run in recipe.runs],
+            "runs": [{"path": run.folder, "split": run.split, "seed": run.seed} for run in recipe.runs],
             "scores": _spreads(recipe.scores),
             "classes": [
                 {"class": name, "F1": asdict(recipe.f1[name]), "IoU": asdict(recipe.iou[name])}
@@ -75,13 +75,14 @@ def to_json(comparison: Comparison) -> str:
         }
         for one in comparison.differences
     ]
-    told = {
-        "recipes": recipes,
-        "differences": differences,
-        "test": "two-sided sign-flip test, exact up to 16 pairs, each difference by itself",
-        "notes": list(comparison.notes),
-    }
-    return json.dumps(plain(told), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return files.to_json(
+        {
+            "recipes": recipes,
+            "differences": differences,
+            "test": "two-sided sign-flip test, exact up to 16 pairs, each difference by itself",
+            "notes": comparison.notes,
+        }
+    )
 
 
 def _spreads(values: Mapping[str, Spread]) -> dict[str, Any]:
@@ -94,52 +95,39 @@ def to_csv(comparison: Comparison) -> str:
     rows = []
     for recipe in comparison.recipes:
         row: dict[str, Any] = {"recipe": recipe.name, "n": len(recipe.runs)}
-        for name, value in {**recipe.scores, **recipe.costs, **_of_classes(recipe)}.items():
+        for name, value in {**recipe.scores, **recipe.costs}.items():
             row |= {name: value.mean, f"{name}_std": value.std}
-        for score in SCORES:
-            one = differences.get(recipe.name)
-            row |= {f"{score}_difference": one.scores[score].mean if one else None}
-            row |= {f"{score}_difference_std": one.scores[score].std if one else None}
-            row |= {f"{score}_pairs": one.scores[score].n if one else None, f"{score}_p": one.p[score] if one else None}
-        rows.append(plain(row))
-    return _table(rows)
-
-
-def _of_classes(recipe: RecipeResult) -> dict[str, Spread]:
-    f1 = {f"F1 {name}": value for name, value in recipe.f1.items()}
-    return f1 | {f"IoU {name}": value for name, value in recipe.iou.items()}
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+        for score, values in (("F1", recipe.f1), ("IoU", recipe.iou)):
+            for name, value in values.items():
+                row |= {f"{score} {name}": value.mean, f"{score} {name}_std": value.std}
+        one = differences.get(recipe.name)
+        for name in SCORES:
+            row |= {f"{name}_difference": one.scores[name].mean if one else None}
+            row |= {f"{name}_difference_std": one.scores[name].std if one else None}
+            row |= {f"{name}_pairs": one.scores[name].n if one else None, f"{name}_p": one.p[name] if one else None}
+        rows.append(row)
+    # Objects keep whole numbers whole beside empty cells.
+    return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def to_latex(comparison: Comparison) -> str:
     """A table for booktabs: scores in per cent, mean ± standard deviation; a dagger where p < 0.05 to the first."""
-    head = ["Recipe", "$n$", *SCORES, "Parameters"]
-    lines = [
-        "% needs \\usepackage{booktabs}; scores in per cent, mean $\\pm$ standard deviation over $n$ runs",
-        "% \\dag: differs from the first recipe, p < 0.05, paired sign-flip test",
-        f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-        "\\toprule",
-        " & ".join(head) + " \\\\",
-        "\\midrule",
-    ]
     differences = {one.name: one for one in comparison.differences}
+    rows = []
     for recipe in comparison.recipes:
+        row = {"Recipe": "".join(_TEX.get(character, character) for character in recipe.name)}
+        row["$n$"] = str(len(recipe.runs))
         one = differences.get(recipe.name)
-        cells = [_escaped(recipe.name), str(len(recipe.runs))]
         for score in SCORES:
-            sure = one is not None and one.p[score] < 0.05
-            cells.append(_cell(recipe.scores[score]) + (r"$^\dag$" if sure else ""))
+            row[score] = _cell(recipe.scores[score]) + (r"$^\dag$" if one and one.p[score] < 0.05 else "")
         parameters = recipe.costs["parameters"].mean
-        cells.append("--" if math.isnan(parameters) else f"{parameters:,.0f}".replace(",", r"\,"))
-        lines.append(" & ".join(cells) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+        row["Parameters"] = "--" if math.isnan(parameters) else f"{parameters:,.0f}".replace(",", r"\,")
+        rows.append(row)
+    table = pd.DataFrame(rows).to_latex(index=False, escape=False, column_format="l" + "r" * (len(rows[0]) - 1))
+    return (
+        "% needs \\usepackage{booktabs}; scores in per cent, mean $\\pm$ standard deviation over $n$ runs\n"
+        f"% \\dag: differs from the first recipe, p < 0.05, paired sign-flip test\n{table}"
+    )
 
 
 def _cell(value: Spread) -> str:
@@ -148,38 +136,31 @@ def _cell(value: Spread) -> str:
     return f"${100 * value.mean:.1f}" + ("$" if math.isnan(value.std) else rf" \pm {100 * value.std:.1f}$")
 
 
-def _escaped(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)
-
-
-def add_to_ledger(runs: list[RunRecord], path: Path) -> int:
-    """Adds a row per run to a CSV file, once for each result of a run; what stands there stays.
+def add_to_ledger(runs: list[Run], path: Path) -> int:
+    """Adds a row per run to a CSV file, once for each result of a run; the rows in it stay.
 
     Returns:
         How many rows were added.
     """
-    rows = [_ledger_row(run) for run in runs]
-    known: list[dict[str, Any]] = []
+    known = pd.DataFrame()
     if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            known = list(csv.DictReader(file))
-    there = {tuple(row[name] for name in ("run", "seed", "split", *SCORES)) for row in known}
-    new = [row for row in rows if tuple(row[name] for name in ("run", "seed", "split", *SCORES)) not in there]
-    if new:
-        names = dict.fromkeys(name for row in [*known, *new] for name in row)
-        write_text(path, _table([{name: row.get(name, "") for name in names} for row in [*known, *new]]))
-    return len(new)
+        known = pd.read_csv(path, dtype=str, keep_default_na=False).rename(columns={"leak_share": "leak_fraction"})
+    table = pd.concat([known, pd.DataFrame([_ledger_row(run) for run in runs])], ignore_index=True).fillna("")
+    table = table.drop_duplicates(["run", "seed", "split", *SCORES])
+    if len(table) > len(known):
+        write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    return len(table) - len(known)
 
 
-def _ledger_row(run: RunRecord) -> dict[str, str]:
+def _ledger_row(run: Run) -> dict[str, str]:
     values = {
-        "run": str(run.path.resolve()),
+        "run": str(run.folder.resolve()),
         "model": run.recipe["model"]["name"],
         "modalities": " + ".join(run.modalities),
         "seed": run.seed,
         "split": run.split[:12],
         **{name: run.scores["test"][name] for name in (*SCORES, "pixels", "unmapped")},
         **{name: run.scores.get(name) for name in COSTS},
-        "landfuse": run.version,
+        "landfuse": run.bundle["landfuse"],
     }
     return {name: "" if value is None else str(value) for name, value in values.items()}

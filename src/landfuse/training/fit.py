@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from landfuse.errors import ModelError
 from landfuse.legend import Legend
 from landfuse.models.base import FusionModel
-from landfuse.training.lightning_task import History, Patience, Task, read_history
+from landfuse.training.lightning_task import History, Patience, Task
 from landfuse.training.recipe import Recipe
+from landfuse.training.run import read_history
 from landfuse.training.samples import Sample, Samples, WindowSampler, loader
 from landfuse.training.settings import SampleSettings, TrainingSettings
 

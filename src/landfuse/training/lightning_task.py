@@ -21,6 +21,7 @@ from landfuse.accuracy.confusion import Confusion
 from landfuse.files import whole_file
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import FusionModel
+from landfuse.training.run import read_history
 from landfuse.training.samples import Sample
 from landfuse.training.settings import TrainingSettings
 
@@ -163,11 +164,3 @@ class History(Callback):
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(rows)
-
-
-def read_history(path: Path) -> list[dict[str, float]]:
-    """The rows that `History` wrote; none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]

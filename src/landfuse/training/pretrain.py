@@ -27,7 +27,7 @@ from landfuse.errors import LandfuseError, ModelError, SettingsError
 from landfuse.figures.figures import balance_figure, save
 from landfuse.files import whole_file
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
-from landfuse.training.lightning_task import read_history
+from landfuse.training.run import read_history
 from landfuse.training.training_data import Ground
 from landfuse.views.store import Store
 

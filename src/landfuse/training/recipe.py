@@ -25,6 +25,19 @@ class _OneSplit(Settings):
     split: SplitSettings
 
 
+def merged_split(own: SplitSettings | None, changes: Mapping[str, Any] | None) -> SplitSettings | None:
+    """The split of a run: the scene file's, changed by the recipe's; with another `kind`, the recipe's alone.
+
+    Raises:
+        SettingsError: if the two make no split.
+    """
+    if changes is None:
+        return own
+    same = own is not None and changes.get("kind", own.kind) == own.kind
+    before = own.model_dump(exclude_unset=True) if own is not None and same else {}
+    return parse(_OneSplit, {"split": {**before, **changes}}, "the recipe's split").split
+
+
 class Recipe(Settings):
     """All that a recipe may say."""
 
@@ -63,14 +76,15 @@ class Recipe(Settings):
 
     @pydantic.field_validator("model", mode="before")
     @classmethod
-    def _model_by_name(cls, value: Any) -> Any:
+    def _model_by_name(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         value = {"name": value} if isinstance(value, str) else value
         if not isinstance(value, Mapping) or value.get("name") not in SETTINGS:
             named = value.get("name") if isinstance(value, Mapping) else value
             raise ValueError(f"there is no model {named!r}; known: {', '.join(SETTINGS)}")
         config = {key: item for key, item in value.items() if key != "name"}
         try:
-            parse(SETTINGS[value["name"]], config, f"model `{value['name']}`")
+            saved = bool((info.context or {}).get("saved"))
+            parse(SETTINGS[value["name"]], config, f"model `{value['name']}`", saved=saved)
         except SettingsError as error:
             raise ValueError(str(error)) from None
         return dict(value)
@@ -111,15 +125,7 @@ class Recipe(Settings):
         Raises:
             SettingsError: if the two make no split.
         """
-        own = file.settings.split
-        if self.split is None or own is None:
-            changed = self.split
-        else:
-            same = self.split.get("kind", own.kind) == own.kind
-            changed = {**(own.model_dump(exclude_unset=True) if same else {}), **self.split}
-        if changed is None:
-            return own
-        return parse(_OneSplit, {"split": changed}, "the recipe's split").split
+        return merged_split(file.settings.split, self.split)
 
     def to_json(self) -> str:
         """The recipe, resolved, as JSON (which is YAML)."""

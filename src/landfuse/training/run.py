@@ -1,34 +1,35 @@
-"""The run folder: whose it is, and what is told of the machine that filled it."""
+"""The run folder: claiming it for a recipe, the facts of the machine that fills it, and the one reader of runs.
+
+Nothing here needs torch, so that runs are compared and reported where it is not installed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import json
-import math
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from landfuse.errors import MissingFileError, OutputError, SettingsError
+from landfuse.errors import BundleError, MissingFileError, OutputError, SettingsError
 from landfuse.files import write_text
-from landfuse.models import MODELS
+from landfuse.models import SETTINGS
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.settings import parse
 from landfuse.training.recipe import Recipe
 
 
 def claim(run: Path, recipe: Recipe) -> bool:
-    """Makes the run folder (true), or finds that it holds this very recipe (false).
+    """Makes the run folder (true), or finds that it already holds the same recipe (false).
 
     Raises:
         OutputError: if it cannot be made or written, or holds a run of another recipe.
@@ -37,12 +38,12 @@ def claim(run: Path, recipe: Recipe) -> bool:
     text = recipe.to_json()
     if known.exists():
         try:
-            before, now = json.loads(known.read_text(encoding="utf-8")), json.loads(text)
-        except (OSError, ValueError) as error:
+            before, now = (_with_defaults(json.loads(words)) for words in (known.read_text(encoding="utf-8"), text))
+        except (OSError, ValueError, TypeError) as error:
             raise OutputError(
                 f"{known} cannot be read: {error}", "the recipe of a run", "choose another folder by run=..."
             ) from None
-        if isinstance(before, dict) and before.get("run") and Path(before["run"]).resolve() == run.resolve():
+        if before.get("run") and Path(before["run"]).resolve() == run.resolve():
             before["run"] = now["run"]  # one folder, spelt in two ways
         differing = sorted(
             key for key in {*_flat(before), *_flat(now)} if _flat(before).get(key) != _flat(now).get(key)
@@ -50,7 +51,7 @@ def claim(run: Path, recipe: Recipe) -> bool:
         if differing:
             raise OutputError(
                 f"{run} holds a run of another recipe; they differ in {', '.join(differing[:6])}",
-                "an empty folder, or the same recipe to go on with",
+                "an empty folder, or the same recipe, to continue it",
                 "choose another folder by run=..., or remove this one",
             )
         return False
@@ -59,13 +60,13 @@ def claim(run: Path, recipe: Recipe) -> bool:
 
 
 def release(run: Path) -> None:
-    """Undoes `claim` and what a start leaves, where nothing was learnt: a mended recipe may have the folder."""
+    """Undoes `claim` and what a start leaves, where nothing was learnt: a corrected recipe may use the folder."""
     for name in ("recipe.json", "metrics.csv"):
         (run / name).unlink(missing_ok=True)
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(run / name, ignore_errors=True)
     with contextlib.suppress(OSError):
-        run.rmdir()  # only if nothing else lies in it
+        run.rmdir()  # only if nothing else is in it
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -77,7 +78,9 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Versions and hardware, to tell runs apart."""
+    """Versions and hardware."""
+    import torch
+
     packages = ("landfuse", "torch", "lightning", "timm", "numpy", "rasterio", "scikit-learn")
     return {
         **{name: version(name) for name in packages},
@@ -91,7 +94,7 @@ def environment() -> dict[str, str]:
 
 
 def peak_memory() -> int:
-    """Peak resident memory of this process, bytes; 0 on Windows, which does not tell it."""
+    """Peak resident memory of this process, bytes; 0 on Windows, which does not report it."""
     if sys.platform == "win32":
         return 0
     import resource
@@ -100,49 +103,49 @@ def peak_memory() -> int:
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024  # Linux counts in KiB
 
 
-def plain(values: Any) -> Any:
-    """Values that JSON knows: NaN becomes null."""
-    if isinstance(values, Mapping):
-        return {key: plain(value) for key, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [plain(value) for value in values]
-    if isinstance(values, np.generic):
-        values = values.item()
-    return None if isinstance(values, float) and not math.isfinite(values) else values
-
-
 Key = tuple[str, int]
 """What pairs two runs: the digest of the split, and the seed of training."""
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class Run:
     """A finished run.
 
     Args:
-        path: its folder.
+        folder: of the run.
         recipe: the recipe with all defaults, those of its model too.
-        scores: what `scores.json` holds.
-        legend: (name, code) of every class.
-        unscored: names of the classes that do not enter the means.
-        modalities: in the order of the model.
-        split: digest of every tile's roles; runs with the same one were trained and tested on the same pixels.
-        version: of landfuse that made it.
+        scores: the content of `scores.json`; `leak_share`, the key of older runs, is read as `leak_fraction`.
+        bundle: the content of the bundle's `model.json`.
+        environment: versions and hardware; empty where it was not kept.
+        withheld: the content of `modalities.json`; None where there is none.
     """
 
-    path: Path
+    folder: Path
     recipe: Mapping[str, Any]
     scores: Mapping[str, Any]
-    legend: tuple[tuple[str, int], ...]
-    unscored: tuple[str, ...]
-    modalities: tuple[str, ...]
-    split: str
-    version: str
+    bundle: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    withheld: Mapping[str, Any] | None
 
     @property
-    def key(self) -> Key:
-        """What pairs it with a run of another recipe."""
-        return self.split, self.seed
+    def scene(self) -> Path:
+        """The scene file."""
+        return (self.folder / self.recipe["scene"]).resolve()
+
+    @property
+    def legend(self) -> tuple[tuple[str, int], ...]:
+        """(name, code) of every class."""
+        return tuple((c["name"], int(c["code"])) for c in self.bundle["legend"])
+
+    @property
+    def unscored(self) -> tuple[str, ...]:
+        """Names of the classes that do not enter the means."""
+        return tuple(c["name"] for c in self.bundle["legend"] if not c.get("scored", True))
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those that the model was trained on, in its order."""
+        return tuple(self.bundle["modalities"])
 
     @property
     def seed(self) -> int:
@@ -150,16 +153,59 @@ class RunRecord:
         return int(self.recipe.get("training", {}).get("seed", 0))
 
     @property
+    def key(self) -> Key:
+        """What pairs it with a run of another recipe."""
+        return self.split, self.seed
+
+    @property
     def settings(self) -> dict[str, Any]:
-        """The recipe without what only repeats it: folder, scene's path, seeds and fold; `a.b` -> value."""
+        """The recipe as `a.b` -> value, without folder, scene's path, seeds and fold: equal in runs of one recipe."""
         flat = dict(_flat(self.recipe))
         for name in ("run", "scene", "training.seed", "split", "split.fold", "split.seed"):
             flat.pop(name, None)
         return flat
 
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Loss and validation scores, a row per epoch; empty where training has no epochs."""
+        return read_history(self.folder / "metrics.csv")
+
+    @cached_property
+    def split(self) -> str:
+        """SHA-256 over the names and roles of all tiles; runs with the same one use the same pixels in each role.
+
+        Raises:
+            OutputError: if the folder `split` is missing or broken.
+        """
+        files = sorted((self.folder / "split").glob("*.tif"))
+        if not files:
+            raise OutputError(
+                f"the run {self.folder} holds no split", "the roles, a raster per tile in `split`", "copy it again"
+            )
+        digest = hashlib.sha256()
+        for file in files:
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            if content not in _ROLES:  # the runs of a fold hold the same files: each is decoded once
+                roles = GdalRaster(str(file), resampling="nearest").read_codes()
+                _ROLES[content] = hashlib.sha256(f"{roles.shape}".encode() + roles.tobytes()).hexdigest()
+            digest.update(f"{file.stem} {_ROLES[content]}".encode())
+        return digest.hexdigest()
+
+
+_ROLES: dict[str, str] = {}
+"""Digest of a file -> digest of the roles in it."""
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The rows of a run's `metrics.csv` or `pretrain.csv`; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
 
 def find_runs(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
-    """The runs that paths stand for: a run folder for itself, any other folder for the runs that lie in it.
+    """The runs that paths stand for: a run folder for itself, any other folder for the runs in it.
 
     Returns:
         Finished runs and those that have not ended, each once, in the order given.
@@ -172,7 +218,7 @@ def find_runs(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
     for path in map(Path, paths):
         found = _beneath(path)
         if not found and path.is_file():
-            continue  # runs/* also names logs that lie beside
+            continue  # runs/* also names logs beside them
         if not found:
             raise MissingFileError(
                 f"{path} holds no run" if path.exists() else f"there is no folder {path}",
@@ -192,72 +238,63 @@ def _beneath(path: Path, depth: int = 3) -> list[Path]:
     return [run for folder in sorted(p for p in path.iterdir() if p.is_dir()) for run in _beneath(folder, depth - 1)]
 
 
-def read_run(path: str | Path) -> RunRecord:
+def read_run(folder: str | Path) -> Run:
     """Reads a finished run.
 
     Raises:
-        OutputError: if it has not ended, or a file of it is missing or broken.
+        MissingFileError: if the folder is no run, or the run has not ended.
+        BundleError: if it has no bundle.
+        SettingsError: if one of its files is broken.
     """
-    path = Path(path)
-    try:
-        recipe = json.loads((path / "recipe.json").read_text(encoding="utf-8"))
-        scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))
-        bundle = json.loads((path / "bundle" / "model.json").read_text(encoding="utf-8"))
-        return RunRecord(
-            path,
-            _with_defaults(recipe),
-            scores,
-            tuple((c["name"], int(c["code"])) for c in bundle["legend"]),
-            tuple(c["name"] for c in bundle["legend"] if not c.get("scored", True)),
-            tuple(bundle["modalities"]),
-            split_digest(path / "split"),
-            bundle["landfuse"],
+    folder = Path(folder)
+    recipe = _json(folder / "recipe.json")
+    if recipe is None:
+        beneath = sorted(path.parent.name for path in folder.glob("*/recipe.json"))
+        raise MissingFileError(
+            f"{folder} is no run: " + ("it holds no recipe.json" if folder.is_dir() else "there is no such folder"),
+            "a run folder, as `landfuse train` makes it",
+            f"name one of those in it, e.g. {folder / beneath[0]}" if beneath else "check the path",
         )
-    except FileNotFoundError as error:
-        raise OutputError(
-            f"{path} is no finished run: {Path(error.filename or '').name} is missing",
-            "a run that has ended",
-            "go on with it by the same `landfuse train` command",
+    scores = _json(folder / "scores.json")
+    if scores is None:
+        raise MissingFileError(
+            f"the run {folder} has not ended: it holds no scores.json",
+            "a run that was trained and scored",
+            f"continue it: landfuse train {folder / 'recipe.json'} run={folder}",
+        )
+    bundle = _json(folder / "bundle" / "model.json")
+    if bundle is None:
+        raise BundleError(f"{folder} holds no bundle", "bundle/model.json in it", "copy the whole run folder")
+    scores = {"leak_fraction" if key == "leak_share" else key: value for key, value in scores.items()}
+    environment, withheld = _json(folder / "environment.json"), _json(folder / "modalities.json")
+    run = Run(folder, _with_defaults(recipe), scores, bundle, environment or {}, withheld)
+    try:
+        _ = run.legend, run.modalities, run.scores["test"]["OA"], run.recipe["scene"], run.recipe["model"]["name"]
+    except (KeyError, TypeError) as error:
+        raise SettingsError(
+            f"the run {folder} is broken: {error} is missing", "the files of `landfuse train`", "train it again"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(
-            f"the run {path} cannot be read: {error}", "a whole run folder", "copy it again, or train again"
-        ) from None
+    return run
 
 
-def split_digest(folder: Path) -> str:
-    """SHA-256 over the names and roles of all tiles of a run's `split/`."""
-    files = sorted(folder.glob("*.tif"))
-    if not files:
-        raise FileNotFoundError(2, "no such file", str(folder / "*.tif"))
-    digest = hashlib.sha256()
-    for file in files:
-        content = hashlib.sha256(file.read_bytes()).hexdigest()
-        if content not in _ROLES:  # the runs of a fold hold the same files: each is decoded once
-            roles = GdalRaster(str(file), resampling="nearest").read_codes()
-            _ROLES[content] = hashlib.sha256(f"{roles.shape}".encode() + roles.tobytes()).hexdigest()
-        digest.update(f"{file.stem} {_ROLES[content]}".encode())
-    return digest.hexdigest()
-
-
-_ROLES: dict[str, str] = {}
-"""Digest of a file -> digest of the roles in it."""
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}", "JSON, as it was written", "restore it") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} holds no table", "JSON, as it was written", "restore it")
+    return values
 
 
 def _with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe with the defaults of this version, so that a setting that came later does not set runs apart."""
     try:
-        recipe = parse(Recipe, values, "the recipe")
+        recipe = parse(Recipe, values, "the recipe", saved=True)
         config = {key: value for key, value in recipe.model.items() if key != "name"}
-        model = parse(MODELS[str(recipe.model["name"])].Settings, config, "the model")
-    except SettingsError:
-        return dict(values)  # of another version: compared by what is written
+        model = parse(SETTINGS[recipe.model["name"]], config, "the model", saved=True)
+    except SettingsError:  # of another version: compared by what is written
+        return dict(values)
     return {**recipe.model_dump(mode="json"), "model": {"name": recipe.model["name"], **model.model_dump(mode="json")}}
-
-
-def _settings_of(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _settings_of(value, f"{prefix}{name}.")
-        elif value not in (None, {}):
-            yield f"{prefix}{name}", value

@@ -8,12 +8,11 @@ The test split is read once, at the end.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.accuracy.confusion import Confusion
+from landfuse.accuracy.evaluate import Tally
 from landfuse.accuracy.reliability import Reliability
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
@@ -31,7 +31,7 @@ from landfuse.bundles.description import ModelSpec
 from landfuse.diffusion.features import DiffusionFeatures, compute_features
 from landfuse.errors import SettingsError
 from landfuse.figures.figures import curves_figure, reliability_figure, save
-from landfuse.files import write_text
+from landfuse.files import to_json, write_text
 from landfuse.legend import UNLABELLED
 from landfuse.mapping.engine import map_blocks
 from landfuse.mapping.settings import MapOptions
@@ -40,10 +40,9 @@ from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.scenes.leaks import leak_fraction
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
 from landfuse.training.fit import fit
-from landfuse.training.lightning_task import read_history
 from landfuse.training.pretrain import facts_of, pretrain
 from landfuse.training.recipe import Recipe, read_recipe
-from landfuse.training.run import claim, environment, peak_memory, plain, release
+from landfuse.training.run import claim, environment, peak_memory, read_history, release
 from landfuse.training.samples import Samples, WindowSampler, dropout_of, loader
 from landfuse.training.training_data import Ground, fit_maps, ground
 from landfuse.views.store import Store
@@ -135,24 +134,26 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Bundle:
     facts["calibration"] = {
         "temperature": classifier.temperature,
         "fitted_on": "validation" if validation is not None else None,
-        "test": {"before": before.told(), "after": after.told()},
+        "test": {"before": before.to_dict(), "after": after.to_dict()},
     }
     facts["test_mapping_seconds"] = round(time.perf_counter() - start, 3)
     facts["peak_memory_bytes"] = peak_memory()
     if features is not None:
         facts["pretrain"] = facts_of(features.denoiser)
-    facts["leak_share"] = leak_fraction(base.roles, model.view, model.core, classifier.stride)
+    facts["leak_fraction"] = leak_fraction(base.roles, model.view, model.core, classifier.stride)
     classifier.save(run / "bundle")
     for scene, roles in zip(base.scenes, base.roles, strict=True):
         write_raster(run / "split" / f"{scene.name}.tif", scene.grid, roles, nodata=0, names=["role"])
     history = read_history(run / "metrics.csv")
     if history:
         save(curves_figure(history, facts.get("epoch")), run / "curves.png")
-    save(reliability_figure({"as trained": before.told(), "in the bundle": after.told()}), run / "reliability.png")
+    save(
+        reliability_figure({"as trained": before.to_dict(), "in the bundle": after.to_dict()}), run / "reliability.png"
+    )
     write_text(run / "confusion.csv", confusion.to_csv(base.legend))
-    write_text(run / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    write_text(run / "environment.json", to_json(environment()))
     scores = {"test": confusion.scores(), "classes": confusion.per_class(base.legend.names), **facts}
-    write_text(run / "scores.json", json.dumps(plain(scores), indent=2) + "\n")  # last: it marks the end
+    write_text(run / "scores.json", to_json(scores))  # last: it marks the end
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     return classifier
 
@@ -173,12 +174,14 @@ def score_role(
         options: how they are mapped.
         watch: called with the logits, (N, K), and the truth, (N,), of the pixels that are scored, part by part.
     """
-    confusion = Confusion.of(base.legend)
-    for scene, roles, target in zip(base.scenes, base.roles, base.targets(role), strict=True):
-        same = options.model_dump(include={"batch", "precision", "device", "block"})
-        for part in map_blocks(classifier, scene, wanted=roles == role, **same):
-            truth = target[part.window.within(scene.grid.window)]
-            confusion.update(truth, part.classes)
-            scored = (truth != UNLABELLED) & (part.classes != UNLABELLED)
-            watch(part.logits[:, scored].T, truth[scored])
-    return confusion
+    same = options.model_dump(include={"batch", "precision", "device", "block"})
+
+    def parts() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+        for scene, roles, target in zip(base.scenes, base.roles, base.targets(role), strict=True):
+            for part in map_blocks(classifier, scene, wanted=roles == role, **same):
+                truth = target[part.window.within(scene.grid.window)]
+                scored = (truth != UNLABELLED) & (part.classes != UNLABELLED)
+                watch(part.logits[:, scored].T, truth[scored])
+                yield truth, part.classes
+
+    return Tally(base.legend).score(parts())

@@ -56,8 +56,8 @@
       at(`tag-${side}`).textContent = layer ? layer.title : "not written";
       single(half, layer);
     }
-    const told = ["left", "right"].map((side) => layerOf(state[side])).filter(Boolean);
-    at("layer-words").textContent = told.map((layer) => `${layer.title}: ${layer.how}.`).join(" ");
+    const layers = ["left", "right"].map((side) => layerOf(state[side])).filter(Boolean);
+    at("layer-words").textContent = layers.map((layer) => `${layer.title}: ${layer.how}.`).join(" ");
     place();
   }
 
@@ -89,9 +89,9 @@
 
   function place() {
     if (!sheet.offsetWidth) return; // not laid out, as on paper
-    const share = cut();
-    sides.left.style.clipPath = `inset(0 ${100 - share}% 0 0)`;
-    sides.right.style.clipPath = `inset(0 0 0 ${share}%)`;
+    const percent = cut();
+    sides.left.style.clipPath = `inset(0 ${100 - percent}% 0 0)`;
+    sides.right.style.clipPath = `inset(0 0 0 ${percent}%)`;
     handle.style.left = `${state.place}%`;
     handle.setAttribute("aria-valuenow", String(Math.round(state.place)));
     const [left, right] = ["left", "right"].map((side) => at(`tag-${side}`).textContent);
@@ -115,8 +115,8 @@
     at("scale").style.width = `calc(${length / perPixel}px + 1rem)`;
   }
 
-  function swipeTo(share) {
-    state.place = Math.min(100, Math.max(0, share));
+  function swipeTo(percent) {
+    state.place = Math.min(100, Math.max(0, percent));
     place();
   }
 
@@ -148,7 +148,7 @@
     show();
   }
 
-  async function tell(event) {
+  async function describe(event) {
     const box = sheet.getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
     if (x < 0 || y < 0 || x >= 1 || y >= 1) {
@@ -225,8 +225,8 @@
     event.preventDefault();
   });
   pane.addEventListener("scroll", place, { passive: true });
-  pane.addEventListener("pointermove", tell);
-  pane.addEventListener("pointerdown", tell);
+  pane.addEventListener("pointermove", describe);
+  pane.addEventListener("pointerdown", describe);
   pane.addEventListener("pointerleave", () => { tip.hidden = true; });
   at("in").addEventListener("click", () => zoomTo(state.zoom * 2));
   at("out").addEventListener("click", () => zoomTo(state.zoom / 2));
