@@ -1,7 +1,8 @@
-"""The documents tell the truth: their code runs, their YAML is accepted, their links and commands exist."""
+"""The documents are true: their code runs, their YAML is accepted, what they link to and name exists."""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -17,9 +18,12 @@ import typer
 import yaml
 
 import landfuse as lf
+from landfuse.bundles.bundle import build_model
 from landfuse.bundles.description import ModelSpec
 from landfuse.cli import app
+from landfuse.diffusion.settings import FeatureSettings, PretrainSettings
 from landfuse.legend import UNLABELLED
+from landfuse.mapping.settings import MapOptions
 from landfuse.models import SETTINGS
 from landfuse.models.base import Modality, cross_entropy
 from landfuse.rasters.geotiff_writer import write_raster
@@ -76,9 +80,9 @@ def test_the_eight_lines_of_the_readme_run(demo: Path, capsys: pytest.CaptureFix
     (code,) = blocks(ROOT / "README.md", "python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 8
     exec(compile(code, "README.md", "exec"), {})
-    told = {line.split()[0]: float(line.split()[1]) for line in capsys.readouterr().out.splitlines()}
-    assert set(told) == {"OA", "kappa", "mIoU"}
-    assert told["OA"] > 0.9
+    printed = {line.split()[0]: float(line.split()[1]) for line in capsys.readouterr().out.splitlines()}
+    assert set(printed) == {"OA", "kappa", "mIoU"}
+    assert printed["OA"] > 0.9
     assert (demo / "map.tif").exists()
     assert (demo / "map_confidence.tif").exists()
 
@@ -101,7 +105,7 @@ def documented() -> Iterator[dict[str, Any]]:
 def test_the_documented_model_keeps_the_contract(documented: dict[str, Any]) -> None:
     modalities = {"hsi": Modality(4), "height": Modality(1)}
     torch.manual_seed(0)
-    model = ModelSpec("late_sum", {"view": 7}).build(modalities, classes=3)
+    model = build_model(ModelSpec("late_sum", {"view": 7}), modalities, classes=3)
     images = {name: torch.randn(5, m.channels, 7, 7) for name, m in modalities.items()}
     target = torch.tensor([0, 1, 2, 1, UNLABELLED], dtype=torch.uint8)[:, None, None]
     assert model(images).shape == (5, 3, 1, 1)
@@ -112,9 +116,9 @@ def test_the_documented_model_keeps_the_contract(documented: dict[str, Any]) -> 
     torch.testing.assert_close(alone, model(images)[:1])
     assert torch.isfinite(model.loss(images, torch.full_like(target, UNLABELLED))["loss"])
     with pytest.raises(lf.LandfuseError, match="zoom"):
-        ModelSpec("late_sum").build({"rgb": Modality(3, zoom=10)}, classes=3)
+        build_model(ModelSpec("late_sum"), {"rgb": Modality(3, zoom=10)}, classes=3)
     with pytest.raises(lf.LandfuseError, match="core"):
-        ModelSpec("late_sum", {"view": 6}).build(modalities, classes=3)
+        build_model(ModelSpec("late_sum", {"view": 6}), modalities, classes=3)
 
 
 def test_the_documented_objective_is_logged_by_its_parts(documented: dict[str, Any]) -> None:
@@ -178,11 +182,72 @@ def test_documented_recipes_are_accepted(path: Path, number: int) -> None:
 
 def test_defaults_of_the_documented_recipe_are_the_defaults() -> None:
     (text,) = blocks(ROOT / "docs" / "concepts.md", "yaml")
-    told = yaml.safe_load(text)
-    default = Recipe(scene="scene.yaml", model={"name": "two_branch"})
-    for section in ("samples", "training", "mapping"):
-        for key, value in told[section].items():
-            assert getattr(getattr(default, section), key) == value, f"{section}.{key}"
+    written = yaml.safe_load(text)
+    documented = parse(Recipe, written, "docs/concepts.md")
+    default = Recipe(scene="scene.yaml", model={"name": "two_branch"}, pretrain=PretrainSettings())
+    default = default.model_copy(update={"features": FeatureSettings()})
+    for section in ("pretrain", "features", "samples", "training", "mapping"):
+        for key in written[section]:
+            one, other = (getattr(getattr(recipe, section), key) for recipe in (documented, default))
+            assert one == other, f"{section}.{key}"
+
+
+def test_concepts_has_a_line_for_each_option_of_mapping() -> None:
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| Python \|.*?\n\n", text, re.MULTILINE | re.DOTALL)
+    named = {name for row in table.strip().splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(MapOptions.model_fields)
+    options = {option for param in typer.main.get_command(app).commands["predict"].params for option in param.opts}  # type: ignore[attr-defined]
+    assert set(re.findall(r"`(--[a-z-]+)", table)) <= options
+
+
+def test_concepts_describes_the_tree_in_the_order_of_imports() -> None:
+    """One line per package, in the order of `tests/test_house.py`; and those of the picture are among them."""
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| package \|.*?\n\n", text, re.MULTILINE | re.DOTALL)
+    rows = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in table.strip().splitlines()[2:]]
+    source = ROOT / "src" / "landfuse"
+    there = {path.name for path in source.iterdir() if (path / "__init__.py").exists()}
+    there |= {path.stem for path in source.glob("*.py") if not path.stem.startswith("__")}
+    assert {name for row in rows for name in row} == there
+    house = ast.parse((ROOT / "tests" / "test_house.py").read_text(encoding="utf-8"))
+    names = [
+        ast.literal_eval(node.value)
+        for node in house.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PACKAGES"
+    ]
+    assert [name for row in rows[1:] for name in row] == names[0].split()
+    picture = (ROOT / "docs" / "images" / "flow.svg").read_text(encoding="utf-8")
+    drawn = set(re.findall(r"\b([a-z]+)/(?=[ ,<])", picture))
+    assert drawn
+    assert drawn <= there, "a package of the picture is gone"
+
+
+def test_the_window_of_concepts_has_the_class_of_the_map(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lf.train("landfuse-demo/recipe.yaml", "run=landfuse-demo/runs/hsi-height-sar", progress=False)
+    (code,) = blocks(ROOT / "docs" / "concepts.md", "python")
+    exec(compile(code, "docs/concepts.md", "exec"), {})
+    first, second = (line.split(":")[1] for line in capsys.readouterr().out.splitlines()[-2:])
+    assert first == second
+    assert int(first) in (0, 1)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_documented_files_exist(path: Path) -> None:
+    for name in re.findall(r"`([\w./]+/\w+\.py)`", path.read_text(encoding="utf-8")):
+        assert any((place / name).exists() for place in (ROOT / "src" / "landfuse", ROOT)), f"{path} names {name}"
+
+
+def test_the_functions_of_concepts_are_in_the_files_beside_them() -> None:
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| station \|.*?\n\n", text, re.MULTILINE | re.DOTALL)
+    for row in table.strip().splitlines()[2:]:
+        _, station, functions, files, _ = row.split("|")
+        paths = [ROOT / "src" / "landfuse" / name for name in re.findall(r"`([^`]+)`", files)]
+        source = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+        for name in re.findall(r"`(?:lf\.)?([A-Za-z_.]+)(?:\([^`]*)?`", functions):
+            for word in name.split("."):
+                assert re.search(rf"\b(def|class) {word}\b", source) or name == "map.tif", f"{station}: {name}"
 
 
 def test_the_status_table_is_that_of_the_models() -> None:
