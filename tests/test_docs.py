@@ -270,7 +270,7 @@ def test_documented_commands_exist(path: Path) -> None:
         lines = block.replace("\\\n", " ").replace("&&", "\n").splitlines()
         for line in lines:
             words = shlex.split(line, comments=True)
-            if words and words[0] in ("scripts/test", ".ci/run"):
+            if words and words[0] in ("scripts/test", "scripts/digests", ".ci/run"):
                 assert (ROOT / words[0]).is_file()
                 assert os.name != "posix" or os.access(ROOT / words[0], os.X_OK), f"{words[0]} cannot be run"
             if not words or Path(words[0]).name != "landfuse":
