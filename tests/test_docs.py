@@ -30,7 +30,8 @@ from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.scenes import splits
 from landfuse.scenes.scene_keys import ClassSettings, JoinSettings, LabelSettings, ModalitySettings, SceneSettings
-from landfuse.settings import parse
+from landfuse.settings import kind_of, parse, read_yaml
+from landfuse.studies.ablation import ablation_members
 from landfuse.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -256,11 +257,29 @@ def test_the_status_table_is_that_of_the_models() -> None:
     assert all(status == "in progress" for name, status in rows if name not in lf.MODELS)
 
 
+ABLATIONS = [path for path in sorted(ROOT.glob("benchmarks/*/*.yaml")) if kind_of(read_yaml(path)) == "an ablation"]
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=name_of)
+def test_every_ablation_of_the_benchmarks_is_accepted(path: Path, tmp_path: Path) -> None:
+    assert all(ablation_members(path, [f"run={tmp_path}"]).values())
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{name_of(path)} links to {target}"
+
+
+def test_words_are_plain() -> None:
+    """Those that CONTRIBUTING advises against; it names them, and is left out."""
+    failed = re.compile(r"\b(tells?|told|mend(s|ed|ing)?|anew|hands|handed|does not pay|was given)\b", re.IGNORECASE)
+    paths = [path for path in DOCUMENTS if path.name != "CONTRIBUTING.md"] + [ROOT / "CHANGELOG.md"]
+    paths += [*ROOT.glob("benchmarks/**/*.yaml"), *ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("examples/*.py")]
+    for path in paths:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            assert not failed.search(line), f"{name_of(path)}:{number}: {line}"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
