@@ -202,6 +202,13 @@ def test_concepts_has_a_line_for_each_option_of_mapping() -> None:
     assert set(re.findall(r"`(--[a-z-]+)", table)) <= options
 
 
+def test_concepts_has_a_line_for_each_command() -> None:
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| command \|.*?\n\n", text, re.MULTILINE | re.DOTALL)
+    named = {name for row in table.strip().splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named | {"demo"} == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
 def test_concepts_describes_the_tree_in_the_order_of_imports() -> None:
     """One line per package, in the order of `tests/test_house.py`; and those of the picture are among them."""
     text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
