@@ -305,7 +305,7 @@ def test_a_loss_that_is_not_finite_is_an_error(write: Write, monkeypatch: pytest
         return {"loss": parts["loss"] * (float("nan") if len(seen) == 8 else 1), "extra": parts["loss"]}
 
     monkeypatch.setattr(FusionModel, "loss", loss)
-    with pytest.raises(ModelError, match=r"loss of batch 2 in epoch 1 is no number \(loss nan, extra(.|\n)*rate"):
+    with pytest.raises(ModelError, match=r"loss of batch 2 in epoch 1 is not finite \(loss nan, extra(.|\n)*rate"):
         train(write(), progress=False)
 
 

@@ -52,7 +52,7 @@ def pretrain(
 
     Raises:
         SettingsError: if it names modalities that the scenes lack.
-        ModelError: if a loss is no number.
+        ModelError: if a loss is not finite.
         BundleError: if `start_from` holds no denoiser, or one of other modalities.
     """
     names = list(settings.modalities or base.scenes[0].modalities)
@@ -61,7 +61,7 @@ def pretrain(
         raise SettingsError(
             f"`pretrain` names the modality {', '.join(lacking)}",
             f"those of the recipe: {', '.join(base.scenes[0].modalities)}",
-            "mend `pretrain.modalities`",
+            "correct `pretrain.modalities`",
         )
     start = load_denoiser(settings.start_from) if settings.start_from else None
     if start is not None:
@@ -159,7 +159,7 @@ def _fit(training: Denoising, key: str, run: Path, progress: bool) -> list[dict[
         with whole_file(checkpoint) as partial:
             torch.save({"key": key, "state": training.state()}, partial)
 
-    def told(step: int, row: dict[str, float]) -> None:
+    def report(step: int, row: dict[str, float]) -> None:
         nonlocal last
         rows.append({"step": float(step), **row})
         _write(table, rows)
@@ -172,7 +172,7 @@ def _fit(training: Denoising, key: str, run: Path, progress: bool) -> list[dict[
     total = training.settings.total
     with tqdm(total=total, initial=training.done, desc="pre-training", disable=not progress, leave=False) as bar:
         try:
-            run_steps(training, total, told)
+            run_steps(training, total, report)
         except ModelError:
             keep()  # the step that failed has changed nothing
             raise
@@ -188,6 +188,6 @@ def _write(path: Path, rows: Sequence[dict[str, float]]) -> None:
 
 
 def facts_of(denoiser: TrainedDenoiser) -> dict[str, Any]:
-    """What a run's scores tell of its denoiser."""
-    told = {name: denoiser.facts.get(name) for name in ("fit_on", "transductive", "steps", "last")}
-    return {**told, "modalities": list(denoiser.maps), "parameters": sum(p.numel() for p in denoiser.parameters())}
+    """What `scores.json` says of the denoiser."""
+    kept = {name: denoiser.facts.get(name) for name in ("fit_on", "transductive", "steps", "last")}
+    return {**kept, "modalities": list(denoiser.maps), "parameters": sum(p.numel() for p in denoiser.parameters())}
