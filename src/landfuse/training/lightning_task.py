@@ -58,7 +58,9 @@ class Task(LightningModule):
         loss = parts["loss"]
         if not torch.isfinite(loss):
             values = ", ".join(f"{name} {float(part.detach()):.4g}" for name, part in parts.items())
-            raise FloatingPointError(f"the loss of batch {index} in epoch {self.current_epoch} is not finite ({values})")
+            raise FloatingPointError(
+                f"the loss of batch {index} in epoch {self.current_epoch} is not finite ({values})"
+            )
         size = len(batch.target)
         self.log("train_loss", loss.detach(), on_epoch=True, on_step=False, prog_bar=True, batch_size=size)
         for name, part in parts.items():

@@ -28,7 +28,7 @@ from landfuse.figures.figures import balance_figure, save
 from landfuse.files import whole_file
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
 from landfuse.training.run import read_history
-from landfuse.training.training_data import Ground
+from landfuse.training.training_data import TrainingData
 from landfuse.views.store import Store
 
 log = logging.getLogger("landfuse")
@@ -38,7 +38,7 @@ _BETWEEN_CHECKPOINTS = 30.0
 
 
 def pretrain(
-    settings: PretrainSettings, base: Ground, run: Path, *, memory: int = 4 * 1024**3, progress: bool = True
+    settings: PretrainSettings, base: TrainingData, run: Path, *, memory: int = 4 * 1024**3, progress: bool = True
 ) -> TrainedDenoiser:
     """Trains a denoiser, goes on where it was interrupted, or takes one that was trained alike on the same scenes.
 
@@ -98,7 +98,7 @@ def pretrain(
     return denoiser
 
 
-def _key(settings: PretrainSettings, base: Ground, names: Sequence[str], start: TrainedDenoiser | None) -> str:
+def _key(settings: PretrainSettings, base: TrainingData, names: Sequence[str], start: TrainedDenoiser | None) -> str:
     """A hash of all that the denoiser follows from."""
     known = hashlib.sha256(settings.model_dump_json(exclude={"start_from"}).encode())
     known.update((start.digest if start else "").encode())
@@ -126,7 +126,7 @@ def _known(run: Path, key: str) -> TrainedDenoiser | None:
     return None
 
 
-def _untrained(settings: PretrainSettings, base: Ground, names: Sequence[str]) -> TrainedDenoiser:
+def _untrained(settings: PretrainSettings, base: TrainingData, names: Sequence[str]) -> TrainedDenoiser:
     seen = [(roles == TRAIN) | (settings.fit_on == "scene") for roles in base.roles]
     maps = own_maps(base.scenes, seen, names)
     zooms = {name: base.scenes[0].modalities[name].zoom for name in names}
