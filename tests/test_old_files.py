@@ -194,7 +194,10 @@ def test_settings_that_no_longer_exist_are_all_named(old: Path) -> None:
         lf.read_recipe(path)
     text = path.read_text(encoding="utf-8").replace("mode: patch, ", "")
     before = "{kind: fixed, gamma: 1.0, progress: 0.0, hide: cells, cell: 4, imputation: 0.5, every: 5, warmup: 1}"
-    path.write_text(text.replace(before, "{kind: paper, gamma: 1.0, every: 5, warmup: 1}"), encoding="utf-8")
+    text = text.replace(before, "{kind: paper, gamma: 1.0, every: 5, warmup: 1}")
+    for gone in ("probabilities: dml, ", "temperature: 3, features: relational, ", ", ramp: 0.5"):
+        text = text.replace(gone, "")
+    path.write_text(text, encoding="utf-8")
     assert lf.read_recipe(path).pretrain is not None
 
 

@@ -113,7 +113,7 @@ def _complete(url: str, path: Path, part: Path, size: int, report: Progress) -> 
             if came
             else "try again later"
         )
-        + f"; or download it by hand and save it as {path}",
+        + f"; or download it yourself and save it as {path}",
     )
 
 

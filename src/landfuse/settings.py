@@ -31,9 +31,13 @@ class Settings(pydantic.BaseModel):
         if not isinstance(values, Mapping):
             return values
         ignored = cls.retired_training if (info.context or {}).get("saved") else ()
-        for name, (default, do) in cls.retired.items():
-            if name in values and values[name] != default and name not in ignored:
-                raise ValueError(f"`{name}` no longer exists; {do}")
+        faults = [
+            f"`{name}` no longer exists; {do}"
+            for name, (default, do) in cls.retired.items()
+            if name in values and values[name] != default and name not in ignored
+        ]
+        if faults:
+            raise ValueError("; and ".join(faults))
         return {name: value for name, value in values.items() if name not in cls.retired}
 
 

@@ -46,8 +46,8 @@ def test_former_names_of_the_balance_are_translated(former: dict[str, str], kind
 def test_kinds_of_balance_that_no_longer_exist_are_refused(kind: str) -> None:
     with pytest.raises(SettingsError, match=rf"`kind: {kind}` with `hide: whole` no longer exists(.|\n)*none, paper"):
         parse(PretrainSettings, {"balance": {"kind": kind, "hide": "whole"}}, "here")
-    read = PretrainSettings.model_validate({"balance": {"kind": kind, "hide": "whole"}}, context={"ended": True})
-    assert read.balance.kind == "paper", "a run that has ended is still read"
+    read = parse(PretrainSettings, {"balance": {"kind": kind, "hide": "whole"}}, "here", saved=True)
+    assert read.balance.kind == "paper", "what was saved is still read"
 
 
 def test_masking_in_cells_is_refused() -> None:
@@ -61,27 +61,33 @@ def test_masking_in_cells_is_refused() -> None:
 def test_a_retired_setting_with_another_value_is_refused(name: str, value: object) -> None:
     with pytest.raises(SettingsError, match=rf"`{name}` no longer exists; leave it out"):
         parse(PretrainSettings, {"balance": {name: value}}, "here")
-    read = PretrainSettings.model_validate({"balance": {name: value}}, context={"ended": True})
-    assert read == PretrainSettings(), "a run that has ended is still read"
+    read = parse(PretrainSettings, {"balance": {name: value}}, "here", saved=True)
+    assert read == PretrainSettings(), "what was saved is still read: it concerns training alone"
     assert name not in BalanceSettings.model_fields
 
 
 def test_features_are_no_longer_computed_from_views() -> None:
     assert parse(FeatureSettings, {"mode": "scene"}, "features") == FeatureSettings()
-    with pytest.raises(SettingsError, match=r"`mode` no longer exists; features are computed once per scene"):
-        parse(FeatureSettings, {"mode": "patch"}, "features")
-    assert FeatureSettings.model_validate({"mode": "patch"}, context={"ended": True}) == FeatureSettings()
+    for saved in (False, True):  # other features would reach the model
+        with pytest.raises(SettingsError, match=r"`mode` no longer exists; features are computed once per scene"):
+            parse(FeatureSettings, {"mode": "patch"}, "features", saved=saved)
 
 
 def test_retired_settings_of_one_class_are_those_of_no_other() -> None:
     class Kept(Settings):
-        retired = {"old": (1, "use new")}
+        retired = {"old": (1, "use new"), "pace": (0.5, "leave it out")}
+        retired_training = frozenset({"pace"})
         new: int = 2
 
     assert parse(Kept, {"old": 1, "new": 3}, "here") == Kept(new=3)
     assert Kept(old=1).model_dump() == {"new": 2}  # type: ignore[call-arg]
     with pytest.raises(SettingsError, match="`old` no longer exists; use new"):
         parse(Kept, {"old": 2}, "here")
+    with pytest.raises(SettingsError, match="`old` no longer exists; use new"):
+        parse(Kept, {"old": 2}, "here", saved=True)
+    with pytest.raises(SettingsError, match="`pace` no longer exists; leave it out"):
+        parse(Kept, {"pace": 2}, "here")
+    assert parse(Kept, {"pace": 2, "old": 1}, "here", saved=True) == Kept()
     with pytest.raises(SettingsError, match="unknown key `mode`"):
         parse(Kept, {"mode": "scene"}, "here")
     with pytest.raises(SettingsError, match="unknown key `mode`"):

@@ -220,6 +220,8 @@ def test_settings_that_no_longer_exist_load_at_their_old_defaults() -> None:
     assert parse(Bdgf.Settings, {"mutual": old}, "settings") == Bdgf.Settings()
     with pytest.raises(SettingsError, match=r"`probabilities` no longer exists; .*remove it"):
         parse(Bdgf.Settings, {"mutual": old | {"probabilities": "dml"}}, "settings")
+    with pytest.raises(SettingsError, match=r"`probabilities` no longer exists; .*; and `ramp` no longer exists"):
+        parse(Bdgf.Settings, {"mutual": old | {"probabilities": "dml", "ramp": 0.5}}, "settings")
     # They only concerned training: a trained model is loaded whatever they were.
     assert parse(Bdgf.Settings, {"mutual": old | {"probabilities": "dml"}}, "settings", saved=True) == Bdgf.Settings()
 

@@ -28,7 +28,7 @@ from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
 from landfuse.training.pretrain import pretrain
 from landfuse.training.recipe import Recipe, read_recipe
 from landfuse.training.train import train
-from landfuse.training.training_data import Ground, ground
+from landfuse.training.training_data import TrainingData, read_training_data
 
 train_module = sys.modules["landfuse.training.train"]
 SMALL: dict[str, Any] = {
@@ -55,11 +55,11 @@ def read(place: Path, tmp_path: Path) -> Read:
     return recipe
 
 
-def base_of(recipe: Recipe) -> Ground:
-    return ground(recipe, recipe.read_scene())
+def base_of(recipe: Recipe) -> TrainingData:
+    return read_training_data(recipe, recipe.read_scene())
 
 
-def pretrained(recipe: Recipe, base: Ground | None = None) -> Any:
+def pretrained(recipe: Recipe, base: TrainingData | None = None) -> Any:
     assert recipe.pretrain is not None
     return pretrain(recipe.pretrain, base or base_of(recipe), Path(recipe.run or ""), progress=False)
 

@@ -32,7 +32,7 @@ from landfuse.training.lightning_task import Task
 from landfuse.training.recipe import read_recipe
 from landfuse.training.run import read_history
 from landfuse.training.train import train
-from landfuse.training.training_data import Ground
+from landfuse.training.training_data import TrainingData
 
 train_module = sys.modules["landfuse.training.train"]
 SMALL: dict[str, Any] = {
@@ -247,9 +247,9 @@ def test_only_a_run_that_learnt_something_keeps_its_folder(
 
 def test_the_test_split_is_read_once_at_the_end(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[object] = []
-    targets, step, validate = Ground.targets, Task.training_step, Task.on_validation_epoch_end
+    targets, step, validate = TrainingData.targets, Task.training_step, Task.on_validation_epoch_end
 
-    def spied_targets(self: Ground, role: int) -> Any:
+    def spied_targets(self: TrainingData, role: int) -> Any:
         events.append(role)
         return targets(self, role)
 
@@ -261,7 +261,7 @@ def test_the_test_split_is_read_once_at_the_end(write: Write, monkeypatch: pytes
         events.append("validation")
         validate(self)
 
-    monkeypatch.setattr(Ground, "targets", spied_targets)
+    monkeypatch.setattr(TrainingData, "targets", spied_targets)
     monkeypatch.setattr(Task, "training_step", spied_step)
     monkeypatch.setattr(Task, "on_validation_epoch_end", spied_validation)
     train(write(), progress=False)
@@ -305,7 +305,7 @@ def test_a_loss_that_is_not_finite_is_an_error(write: Write, monkeypatch: pytest
         return {"loss": parts["loss"] * (float("nan") if len(seen) == 8 else 1), "extra": parts["loss"]}
 
     monkeypatch.setattr(FusionModel, "loss", loss)
-    with pytest.raises(ModelError, match=r"loss of batch 2 in epoch 1 is no number \(loss nan, extra(.|\n)*rate"):
+    with pytest.raises(ModelError, match=r"loss of batch 2 in epoch 1 is not finite \(loss nan, extra(.|\n)*rate"):
         train(write(), progress=False)
 
 

@@ -37,7 +37,7 @@ _FARTHEST = math.log(8) / 2
 """Two loss weights move apart by a factor of 8 at most."""
 
 _PROBED = (100, 300)
-"""Timesteps at which a denoiser is probed: where an image's parts are told apart, and where its layout is."""
+"""Timesteps at which a denoiser is probed: one that still shows parts of an image, one that leaves its layout."""
 
 _SWAP_EVERY, _SWAP_BELOW = 4, 500
 """Modalities are swapped in every fourth step, at timesteps below 500: above, features hold little of an image."""

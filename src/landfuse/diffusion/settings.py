@@ -61,7 +61,7 @@ class BalanceSettings(Settings):
             return values
         kind, hide = values.get("kind", "adaptive"), values.get("hide", "swap")
         saved = (info.context or {}).get("saved")
-        if not saved and (kind in _FORMER_KINDS[1:] or hide == "cells"):
+        if not saved and (kind in _FORMER_KINDS[1:] or (hide == "cells" and kind != "none")):
             raise ValueError(f"`kind: {kind}` with `hide: {hide}` no longer exists; {_RETIRED}")
         kind = kind if kind not in _FORMER_KINDS else "swap" if hide == "swap" else "paper"
         return {**{name: value for name, value in values.items() if name != "hide"}, "kind": kind}

@@ -334,7 +334,7 @@ def _dinov3(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
     state = {name.removeprefix("model."): value for name, value in state.items()}
     if "storage_tokens" in state:
         # timm's filter drops biases that its model lacks without a word: this stand-in has all of them.
-        embedding = SimpleNamespace(proj=SimpleNamespace(weight=state["patch_embed.proj.weight"]))
+        embedding = SimpleNamespace(proj=SimpleNamespace(weight=state.get("patch_embed.proj.weight")))
         every = SimpleNamespace(patch_embed=embedding, pos_embed=None, get_parameter=lambda name: None)
         return _without_zeros(eva.checkpoint_filter_fn(state, every))
     if "embeddings.register_tokens" in state and "layer.0.attention.q_proj.weight" in state:

@@ -32,7 +32,7 @@ from landfuse.scenes.scene import Scene
 from landfuse.scenes.split_rules import TEST, RolesSplit
 from landfuse.training.recipe import read_recipe
 from landfuse.training.run import Run, find_runs, read_run
-from landfuse.training.training_data import Ground
+from landfuse.training.training_data import TrainingData
 
 How = Literal["all", "mean", "placeholder", "trained without"]
 
@@ -131,8 +131,8 @@ def modality_table(
     if len(names) < 2:
         raise ModelError(f"the model of {run} has one modality, `{names[0]}`", "two or more", "choose another run")
     trained, notes = _trained_without(record, alone)
-    base = _ground(run)
-    truths = base.targets(TEST)
+    data = _test_data(run)
+    truths = data.targets(TEST)
     ways: list[tuple[How, str | None]] = [("all", None)]
     for name in names:
         ways += [("mean", name), *([("placeholder", name)] if name in classifier.droppable else [])]  # type: ignore[list-item]
@@ -142,9 +142,9 @@ def modality_table(
         def advance(done: int, before: int = number * len(truths)) -> None:
             progress(before + done, len(ways) * len(truths))
 
-        confusion = _score(classifier, base.scenes, truths, withheld, how, advance)
+        confusion = _score(classifier, data.scenes, truths, withheld, how, advance)
         seen = tuple(name for name in names if name != withheld)
-        f1 = dict(zip(base.legend.names, confusion.f1.tolist(), strict=True))
+        f1 = dict(zip(data.legend.names, confusion.f1.tolist(), strict=True))
         rows.append(ModalityRow(how, (withheld,) if withheld else (), seen, None, confusion.scores(), f1))
     for other in trained:
         rows.append(
@@ -162,13 +162,13 @@ def modality_table(
     return ModalityTable(run, tuple(rows), tuple(notes))
 
 
-def _ground(run: Path) -> Ground:
+def _test_data(run: Path) -> TrainingData:
     """The scenes of a run, and the roles that it wrote down."""
     recipe = read_recipe(run / "recipe.json")
     file = recipe.read_scene()
     scenes = file.scenes(recipe.modalities)
     written = RolesSplit(kind="roles", path=str((run / "split").resolve() / "{tile}.tif"))
-    return Ground(scenes, file.roles(scenes, written), file.legend)
+    return TrainingData(scenes, file.roles(scenes, written), file.legend)
 
 
 def _trained_without(record: Run, paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:

@@ -87,10 +87,10 @@ def fit(
         progress: show progress bars.
 
     Returns:
-        The trainer, and what is to be told of the fit.
+        The trainer, and facts of the fit for `scores.json`.
 
     Raises:
-        ModelError: if Lightning refuses the settings, or a loss is no number.
+        ModelError: if Lightning refuses the settings, or a loss is not finite.
     """
     settings = recipe.training
     data = _Data(training, validation, recipe.samples, settings.seed)
@@ -142,7 +142,7 @@ def fit(
             trainer = Trainer(**{**arguments, **settings.lightning})
         except (TypeError, ValueError, lightning.fabric.utilities.exceptions.MisconfigurationException) as error:
             raise ModelError(
-                f"Lightning's Trainer refuses the settings: {error}", "arguments that it knows", "mend `training:`"
+                f"Lightning's Trainer refuses the settings: {error}", "arguments that it knows", "correct `training:`"
             ) from None
         resume = folder / "last.ckpt"
         try:

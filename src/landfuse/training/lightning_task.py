@@ -47,18 +47,20 @@ class Task(LightningModule):
 
     def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
         """Seeds what layers draw (dropout, noise) by step and rank (loaders and resuming use the same generator), and
-        tells the model how far the training is."""
+        sets the progress of the training on the model."""
         entropy = (self.settings.seed, self.global_step, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         self.model.progress = self.global_step / max(1, self.steps)
 
     def training_step(self, batch: Sample, index: int) -> Tensor:
-        """One step; a loss that is no number stops the training at once."""
+        """One step; a loss that is not finite stops the training at once."""
         parts = self.model.loss(batch.images, batch.target)
         loss = parts["loss"]
         if not torch.isfinite(loss):
-            told = ", ".join(f"{name} {float(part.detach()):.4g}" for name, part in parts.items())
-            raise FloatingPointError(f"the loss of batch {index} in epoch {self.current_epoch} is no number ({told})")
+            values = ", ".join(f"{name} {float(part.detach()):.4g}" for name, part in parts.items())
+            raise FloatingPointError(
+                f"the loss of batch {index} in epoch {self.current_epoch} is not finite ({values})"
+            )
         size = len(batch.target)
         self.log("train_loss", loss.detach(), on_epoch=True, on_step=False, prog_bar=True, batch_size=size)
         for name, part in parts.items():
@@ -113,7 +115,7 @@ def optimizer_for(model: nn.Module, settings: TrainingSettings) -> Optimizer:
 
 
 def rate_share(step: int, settings: TrainingSettings, steps: int) -> float:
-    """The learning rate of a step as a share of the peak.
+    """The learning rate of a step as a fraction of the peak.
 
     Args:
         step: from 0.

@@ -28,7 +28,7 @@ from landfuse.figures.figures import balance_figure, save
 from landfuse.files import whole_file
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
 from landfuse.training.run import read_history
-from landfuse.training.training_data import Ground
+from landfuse.training.training_data import TrainingData
 from landfuse.views.store import Store
 
 log = logging.getLogger("landfuse")
@@ -38,7 +38,7 @@ _BETWEEN_CHECKPOINTS = 30.0
 
 
 def pretrain(
-    settings: PretrainSettings, base: Ground, run: Path, *, memory: int = 4 * 1024**3, progress: bool = True
+    settings: PretrainSettings, base: TrainingData, run: Path, *, memory: int = 4 * 1024**3, progress: bool = True
 ) -> TrainedDenoiser:
     """Trains a denoiser, goes on where it was interrupted, or takes one that was trained alike on the same scenes.
 
@@ -52,7 +52,7 @@ def pretrain(
 
     Raises:
         SettingsError: if it names modalities that the scenes lack.
-        ModelError: if a loss is no number.
+        ModelError: if a loss is not finite.
         BundleError: if `start_from` holds no denoiser, or one of other modalities.
     """
     names = list(settings.modalities or base.scenes[0].modalities)
@@ -61,7 +61,7 @@ def pretrain(
         raise SettingsError(
             f"`pretrain` names the modality {', '.join(lacking)}",
             f"those of the recipe: {', '.join(base.scenes[0].modalities)}",
-            "mend `pretrain.modalities`",
+            "correct `pretrain.modalities`",
         )
     start = load_denoiser(settings.start_from) if settings.start_from else None
     if start is not None:
@@ -98,7 +98,7 @@ def pretrain(
     return denoiser
 
 
-def _key(settings: PretrainSettings, base: Ground, names: Sequence[str], start: TrainedDenoiser | None) -> str:
+def _key(settings: PretrainSettings, base: TrainingData, names: Sequence[str], start: TrainedDenoiser | None) -> str:
     """A hash of all that the denoiser follows from."""
     known = hashlib.sha256(settings.model_dump_json(exclude={"start_from"}).encode())
     known.update((start.digest if start else "").encode())
@@ -126,7 +126,7 @@ def _known(run: Path, key: str) -> TrainedDenoiser | None:
     return None
 
 
-def _untrained(settings: PretrainSettings, base: Ground, names: Sequence[str]) -> TrainedDenoiser:
+def _untrained(settings: PretrainSettings, base: TrainingData, names: Sequence[str]) -> TrainedDenoiser:
     seen = [(roles == TRAIN) | (settings.fit_on == "scene") for roles in base.roles]
     maps = own_maps(base.scenes, seen, names)
     zooms = {name: base.scenes[0].modalities[name].zoom for name in names}
@@ -159,7 +159,7 @@ def _fit(training: Denoising, key: str, run: Path, progress: bool) -> list[dict[
         with whole_file(checkpoint) as partial:
             torch.save({"key": key, "state": training.state()}, partial)
 
-    def told(step: int, row: dict[str, float]) -> None:
+    def report(step: int, row: dict[str, float]) -> None:
         nonlocal last
         rows.append({"step": float(step), **row})
         _write(table, rows)
@@ -172,7 +172,7 @@ def _fit(training: Denoising, key: str, run: Path, progress: bool) -> list[dict[
     total = training.settings.total
     with tqdm(total=total, initial=training.done, desc="pre-training", disable=not progress, leave=False) as bar:
         try:
-            run_steps(training, total, told)
+            run_steps(training, total, report)
         except ModelError:
             keep()  # the step that failed has changed nothing
             raise
@@ -188,6 +188,6 @@ def _write(path: Path, rows: Sequence[dict[str, float]]) -> None:
 
 
 def facts_of(denoiser: TrainedDenoiser) -> dict[str, Any]:
-    """What a run's scores tell of its denoiser."""
-    told = {name: denoiser.facts.get(name) for name in ("fit_on", "transductive", "steps", "last")}
-    return {**told, "modalities": list(denoiser.maps), "parameters": sum(p.numel() for p in denoiser.parameters())}
+    """What `scores.json` says of the denoiser."""
+    kept = {name: denoiser.facts.get(name) for name in ("fit_on", "transductive", "steps", "last")}
+    return {**kept, "modalities": list(denoiser.maps), "parameters": sum(p.numel() for p in denoiser.parameters())}

@@ -44,7 +44,7 @@ from landfuse.training.pretrain import facts_of, pretrain
 from landfuse.training.recipe import Recipe, read_recipe
 from landfuse.training.run import claim, environment, peak_memory, read_history, release
 from landfuse.training.samples import Samples, WindowSampler, dropout_of, loader
-from landfuse.training.training_data import Ground, fit_maps, ground
+from landfuse.training.training_data import TrainingData, fit_maps, read_training_data
 from landfuse.views.store import Store
 
 log = logging.getLogger("landfuse")
@@ -84,26 +84,26 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True)
 
 def _train(recipe: Recipe, run: Path, progress: bool) -> Bundle:
     file = recipe.read_scene()
-    base = ground(recipe, file)
+    data = read_training_data(recipe, file)
     features = None
     if recipe.pretrain is not None:
-        denoiser = pretrain(recipe.pretrain, base, run, memory=recipe.samples.memory, progress=progress)
+        denoiser = pretrain(recipe.pretrain, data, run, memory=recipe.samples.memory, progress=progress)
         if recipe.features is not None:
             features = DiffusionFeatures(denoiser, recipe.features)
-            base = replace(base, scenes=[scene.with_modalities(features.of(scene)) for scene in base.scenes])
-            compute_features(base.scenes, progress=progress)
+            data = replace(data, scenes=[scene.with_modalities(features.of(scene)) for scene in data.scenes])
+            compute_features(data.scenes, progress=progress)
     lightning.seed_everything(recipe.training.seed, workers=True, verbose=False)
-    maps = fit_maps(recipe, base)
-    inputs = {name: base.scenes[0].modalities[name].info for name in maps}
+    maps = fit_maps(recipe, data)
+    inputs = {name: data.scenes[0].modalities[name].info for name in maps}
     spec = ModelSpec(str(recipe.model["name"]), {k: v for k, v in recipe.model.items() if k != "name"})
     stride, weights = recipe.mapping.stride, recipe.mapping.weights
     dropped = dropout_of(recipe.samples.modality_dropout, list(maps))
-    classifier = Bundle(spec, maps, inputs, base.legend, stride, weights=weights, features=features, droppable=dropped)
+    classifier = Bundle(spec, maps, inputs, data.legend, stride, weights=weights, features=features, droppable=dropped)
     model = classifier.model
     stand_ins = dict.fromkeys(dropped, math.nan)
-    store = Store(base.scenes, maps, model.view, recipe.samples.memory, stand_ins)
-    training = Samples(store, base.targets(TRAIN), model.view, model.core)
-    validation = Samples(store, base.targets(VALIDATION), model.view, model.core) if base.has(VALIDATION) else None
+    store = Store(data.scenes, maps, model.view, recipe.samples.memory, stand_ins)
+    training = Samples(store, data.targets(TRAIN), model.view, model.core)
+    validation = Samples(store, data.targets(VALIDATION), model.view, model.core) if data.has(VALIDATION) else None
 
     start = time.perf_counter()
     facts: dict[str, Any] = {}
@@ -112,15 +112,15 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Bundle:
         batches = loader(training, WindowSampler(training, whole, train=True, seed=recipe.training.seed))
         model.fit(((batch.images, batch.target) for batch in batches), recipe.training.seed)
     else:
-        trainer, facts = fit(recipe, run, model, base.legend, training, validation, progress)
+        trainer, facts = fit(recipe, run, model, data.legend, training, validation, progress)
         if trainer.global_rank:
             return classifier.eval()
     facts["training_seconds"] = round(time.perf_counter() - start, 3)
     facts["parameters"] = sum(p.numel() for p in model.parameters())
     classifier.eval()
     if validation is not None:
-        logits = LogitSample(sum(int((roles == VALIDATION).sum()) for roles in base.roles))
-        facts["validation"] = score_role(classifier, base, VALIDATION, recipe.mapping, logits.update).scores()
+        logits = LogitSample(sum(int((roles == VALIDATION).sum()) for roles in data.roles))
+        facts["validation"] = score_role(classifier, data, VALIDATION, recipe.mapping, logits.update).scores()
         classifier.temperature = logits.temperature()
 
     start = time.perf_counter()
@@ -130,7 +130,7 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Bundle:
         before.update(probabilities_of(values.T).T, truth)
         after.update(probabilities_of(values.T, classifier.temperature).T, truth)
 
-    confusion = score_role(classifier, base, TEST, recipe.mapping, count)
+    confusion = score_role(classifier, data, TEST, recipe.mapping, count)
     facts["calibration"] = {
         "temperature": classifier.temperature,
         "fitted_on": "validation" if validation is not None else None,
@@ -140,9 +140,9 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Bundle:
     facts["peak_memory_bytes"] = peak_memory()
     if features is not None:
         facts["pretrain"] = facts_of(features.denoiser)
-    facts["leak_fraction"] = leak_fraction(base.roles, model.view, model.core, classifier.stride)
+    facts["leak_fraction"] = leak_fraction(data.roles, model.view, model.core, classifier.stride)
     classifier.save(run / "bundle")
-    for scene, roles in zip(base.scenes, base.roles, strict=True):
+    for scene, roles in zip(data.scenes, data.roles, strict=True):
         write_raster(run / "split" / f"{scene.name}.tif", scene.grid, roles, nodata=0, names=["role"])
     history = read_history(run / "metrics.csv")
     if history:
@@ -150,9 +150,9 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Bundle:
     save(
         reliability_figure({"as trained": before.to_dict(), "in the bundle": after.to_dict()}), run / "reliability.png"
     )
-    write_text(run / "confusion.csv", confusion.to_csv(base.legend))
+    write_text(run / "confusion.csv", confusion.to_csv(data.legend))
     write_text(run / "environment.json", to_json(environment()))
-    scores = {"test": confusion.scores(), "classes": confusion.per_class(base.legend.names), **facts}
+    scores = {"test": confusion.scores(), "classes": confusion.per_class(data.legend.names), **facts}
     write_text(run / "scores.json", to_json(scores))  # last: it marks the end
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     return classifier
@@ -160,7 +160,7 @@ def _train(recipe: Recipe, run: Path, progress: bool) -> Bundle:
 
 def score_role(
     classifier: Bundle,
-    base: Ground,
+    data: TrainingData,
     role: int,
     options: MapOptions = MapOptions(),  # noqa: B008  (frozen)
     watch: Callable[[NDArray[np.float32], NDArray[np.uint8]], None] = lambda logits, truth: None,
@@ -169,7 +169,7 @@ def score_role(
 
     Args:
         classifier: what maps.
-        base: the scenes and their roles.
+        data: the scenes and their roles.
         role: whose pixels are mapped.
         options: how they are mapped.
         watch: called with the logits, (N, K), and the truth, (N,), of the pixels that are scored, part by part.
@@ -177,11 +177,11 @@ def score_role(
     same = options.model_dump(include={"batch", "precision", "device", "block"})
 
     def parts() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-        for scene, roles, target in zip(base.scenes, base.roles, base.targets(role), strict=True):
+        for scene, roles, target in zip(data.scenes, data.roles, data.targets(role), strict=True):
             for part in map_blocks(classifier, scene, wanted=roles == role, **same):
                 truth = target[part.window.within(scene.grid.window)]
                 scored = (truth != UNLABELLED) & (part.classes != UNLABELLED)
                 watch(part.logits[:, scored].T, truth[scored])
                 yield truth, part.classes
 
-    return Tally(base.legend).score(parts())
+    return Tally(data.legend).score(parts())

@@ -21,7 +21,7 @@ from landfuse.views.settings import PixelMapSettings
 
 
 @dataclass(frozen=True)
-class Ground:
+class TrainingData:
     """What a run stands on: the tiles, their roles and targets."""
 
     scenes: Sequence[Scene]
@@ -40,7 +40,7 @@ class Ground:
         return any((roles == role).any() for roles in self.roles)
 
 
-def ground(recipe: Recipe, file: SceneFile) -> Ground:
+def read_training_data(recipe: Recipe, file: SceneFile) -> TrainingData:
     """Opens the scenes of a recipe and gives every pixel its role.
 
     Raises:
@@ -59,7 +59,7 @@ def ground(recipe: Recipe, file: SceneFile) -> Ground:
             "labelled pixels of every class in training",
             "take it out of the legend (its code into `labels: ignored`), or change the split or its seed",
         )
-    return Ground(scenes, roles, file.legend)
+    return TrainingData(scenes, roles, file.legend)
 
 
 def _alike(scenes: Sequence[Scene]) -> None:
@@ -80,12 +80,12 @@ def _alike(scenes: Sequence[Scene]) -> None:
         raise FaultsError(faults)
 
 
-def fit_maps(recipe: Recipe, base: Ground) -> dict[str, PixelMap]:
+def fit_maps(recipe: Recipe, data: TrainingData) -> dict[str, PixelMap]:
     """Fits the pixel maps of a recipe to the training pixels."""
     default = recipe.pixel_maps.get("default", PixelMapSettings())
     computed = recipe.features.names if recipe.features else ()  # the default is for what the scene file names
     settings = {
         name: recipe.pixel_maps.get(name, PixelMapSettings() if name in computed else default)
-        for name in base.scenes[0].modalities
+        for name in data.scenes[0].modalities
     }
-    return fit_pixel_maps(base.scenes, [roles == TRAIN for roles in base.roles], settings)
+    return fit_pixel_maps(data.scenes, [roles == TRAIN for roles in data.roles], settings)

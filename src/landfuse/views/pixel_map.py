@@ -41,11 +41,12 @@ class PixelArrays:
             mapped = pixels * self.weight + self.bias
         else:
             mapped = np.empty((len(pixels), len(self.weight)), np.float32)
-            chunk = np.zeros((CHUNK, pixels.shape[1]), np.float32)
+            # Band by band: the bits of a matrix product depend on a pixel's row, also in products of one size (P1).
             for start in range(0, len(pixels), CHUNK):
-                part = pixels[start : start + CHUNK]
-                chunk[: len(part)] = part
-                mapped[start : start + CHUNK] = (chunk @ self.weight.T + self.bias)[: len(part)]
+                part, total = pixels[start : start + CHUNK], mapped[start : start + CHUNK]
+                total[:] = self.bias
+                for band, weights in enumerate(self.weight.T):
+                    total += part[:, band, None] * weights
         mapped = np.nan_to_num(mapped.clip(-self.clip, self.clip), copy=False, nan=0.0)
         if stand_in is not None:
             mapped[~np.isfinite(pixels).all(axis=1)] = stand_in
