@@ -22,7 +22,7 @@ import yaml
 
 from landfuse import cli
 from landfuse.mapping.part_folder import PartFolder
-from landfuse.mapping.window_owners import Share
+from landfuse.mapping.window_owners import BlockWindows
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 
@@ -286,11 +286,11 @@ def test_an_incomplete_map_of_several_ends_with_exit_code_3(
     tiles, out, read = tiles_of(place, tmp_path / "tiles"), tmp_path / "maps", Engine.read
     again: list[str] = []
 
-    def torn(self: Engine, share: Share) -> Any:
+    def torn(self: Engine, owned: BlockWindows) -> Any:
         again.append(self.scene.name)
-        if self.scene.name == "t2" and share.window.row == 0 and share.window.col == 48:
+        if self.scene.name == "t2" and owned.block.row == 0 and owned.block.col == 48:
             raise SceneError("a_t2.tif cannot be read", "a whole file", "fetch it again")
-        return read(self, share)
+        return read(self, owned)
 
     command = ["predict", trained, tiles, "-o", out, "--block", "48"]
     monkeypatch.setattr(Engine, "read", torn)
@@ -330,10 +330,10 @@ def test_blocks_of_an_unfinished_map_and_restart(
 
     read = Engine.read
 
-    def interrupted(self: Engine, share: Share) -> Any:
-        if share.window.row > 0:
+    def interrupted(self: Engine, owned: BlockWindows) -> Any:
+        if owned.block.row > 0:
             raise KeyboardInterrupt
-        return read(self, share)
+        return read(self, owned)
 
     monkeypatch.setattr(Engine, "read", interrupted)
     told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "48")
@@ -398,7 +398,7 @@ def test_a_place_that_became_read_only_is_told_before_anything_is_mapped(
         folder = PartFolder(tmp_path / "m.tif")
         with folder.held():
             folder.claim({"the model": "some"})
-    mkdir, open_file = os.mkdir, io.open
+    mkdir, open_file, open_low = os.mkdir, io.open, os.open
 
     def refuse(path: Any) -> None:
         if Path(path).is_relative_to(tmp_path):
@@ -414,7 +414,13 @@ def test_a_place_that_became_read_only_is_told_before_anything_is_mapped(
             refuse(path)
         return open_file(path, mode, *rest, **options)
 
+    def no_low_writing(path: Any, flags: int, *rest: Any, **options: Any) -> Any:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            refuse(path)
+        return open_low(path, flags, *rest, **options)
+
     monkeypatch.setattr(os, "mkdir", no_folder)
+    monkeypatch.setattr(os, "open", no_low_writing)  # that of filelock
     monkeypatch.setattr(io, "open", no_writing)  # that of pathlib
     monkeypatch.setattr(Engine, "read", lambda *_: pytest.fail("mapped"))
     before = sorted(tmp_path.rglob("*"))
@@ -438,8 +444,8 @@ def test_a_place_of_this_machine_that_cannot_be_written_to(
 
 def test_options_that_do_not_go_together(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:
     for words, message in (
-        (["--memory", "much"], r"--memory: 'much' is no size"),
-        (["--precision", "float8"], r"--precision is float8(.|\n)*float32 or bfloat16"),
+        (["--memory", "much"], r"`memory` is 'much': 'much' is no size"),
+        (["--precision", "float8"], r"`precision` is 'float8': .*'float32' or 'bfloat16'"),
         (["--workers", "2", "--scheduler", "tcp://x:1"], r"several of --workers"),
         (["--layer", "depth"], r"`forest` has no layer depth"),
         (["--scheduler-file", tmp_path / "no.json"], r"no\.json cannot be reached"),
