@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import landfuse
+from landfuse.cli import COMMANDS, command
 
 
 def test_every_public_name_comes_from_its_home() -> None:
@@ -28,9 +29,45 @@ def test_no_module_has_the_name_of_a_function() -> None:
     assert not {path.stem for path in here.iterdir()} & set(landfuse.__all__)
 
 
-def test_the_command_line_answers_without_the_large_libraries() -> None:
-    code = "import sys; from landfuse.cli import app; print(sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "'typer'" in loaded
-    for library in ("numpy", "torch", "rasterio", "timm", "sklearn", "lightning", "matplotlib"):
-        assert f"'{library}'" not in loaded
+LARGE = ("torch", "timm", "lightning", "sklearn", "matplotlib")
+
+
+def loaded_by(*words: str, code: int = 0) -> set[str]:
+    """The modules that are imported when a command has ended with this exit code."""
+    source = f"""
+import sys
+from landfuse.cli import main
+sys.argv = ["landfuse", *{words!r}]
+try:
+    main()
+except SystemExit as ended:
+    assert (ended.code or 0) == {code}, ended.code
+print(",".join(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split(","))
+
+
+def test_the_help_imports_no_command(place: Path) -> None:
+    for words in ((), ("--help",), ("--version",)):
+        loaded = loaded_by(*words, code=0 if words else 2)
+        assert {name for name in loaded if name.startswith("landfuse.")} == {
+            "landfuse.cli", "landfuse.cli.console", "landfuse.errors",
+        }  # fmt: skip
+        assert not loaded & {*LARGE, "numpy", "pydantic", "yaml"}
+
+
+def test_a_command_imports_only_what_it_needs(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("scene: scene.yaml\nmodel: forest\ntrainig: {}\n")
+    for name in COMMANDS:
+        assert not loaded_by(name, "--help") & set(LARGE), name
+    for words, code in ((("check", str(place)), 0), (("train", str(tmp_path / "recipe.yaml")), 2)):
+        assert not loaded_by(*words, code=code) & set(LARGE), words
+
+
+def test_each_command_is_found_and_described() -> None:
+    for name in COMMANDS:
+        found = command(name)
+        assert found.name == name
+        assert found.help

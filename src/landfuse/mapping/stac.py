@@ -108,9 +108,7 @@ def _pystac() -> Any:
     try:
         import pystac
     except ImportError:
-        raise MissingExtraError(
-            "pystac is not installed", "the extra `stac`", "pip install 'landfuse[stac]'"
-        ) from None
+        raise MissingExtraError("pystac is not installed", "the extra `stac`", "pip install 'landfuse[stac]'") from None
     return pystac
 
 
@@ -163,9 +161,7 @@ def _classes(legend: Legend, values: Sequence[int]) -> list[dict[str, Any]]:
         if any(name == other["name"] for other in found):
             name = f"{name}_{value}"
         colour = one.colour.removeprefix("#").upper()
-        found.append(
-            {"value": value, "name": name, "title": one.name, "description": one.name, "color_hint": colour}
-        )
+        found.append({"value": value, "name": name, "title": one.name, "description": one.name, "color_hint": colour})
     return found
 
 
