@@ -174,13 +174,10 @@ def _distributed() -> Any:
 
 @contextmanager
 def local_cluster(workers: int) -> Iterator[Any]:
-    """Starts worker processes of one thread on this machine.
+    """Starts worker processes of one thread each on this machine.
 
     Where the system can, they are forks of one process that has imported the libraries: that takes seconds and some
     600 MB for all of them instead of for each.
-
-    Args:
-        workers: how many.
     """
     distributed = _distributed()
     import dask
@@ -243,7 +240,7 @@ def _run(
     progress: PixelProgress,
     bundle: str | Path | None,
 ) -> dict[Window, SceneError]:
-    # A task, not scattered data: if the worker that holds it dies, it is simply made again.
+    # A task, not scattered data: if the worker that holds it dies, it is made again.
     shared = client.submit(bytes, pickle.dumps(_order(job, bundle)), pure=False)
     faults: dict[Window, SceneError] = {}
     waiting = iter(windows)
@@ -261,13 +258,13 @@ def _run(
     done = distributed.as_completed(begun, loop=client.loop)
     try:
         for future in done:
-            given = future.result()
+            result = future.result()
             window = futures.pop(future)
-            if isinstance(given, bytes):
+            if isinstance(result, bytes):
                 with whole_file(job.folder.part(window)) as partial:
-                    partial.write_bytes(given)
-            elif given is not None:
-                faults[window] = SceneError(*given)
+                    partial.write_bytes(result)
+            elif result is not None:
+                faults[window] = SceneError(*result)
             progress(window.pixels)
             following = submit()
             if following is not None:

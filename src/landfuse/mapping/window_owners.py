@@ -1,7 +1,7 @@
 """Which block computes which window, where one process maps several blocks in row order.
 
 A window whose core touches several blocks is owned by the first of them; the others take over its logits, and need not
-read what it looks at. Its logits are the same bits wherever they are computed, so that this changes no map.
+read what it looks at. Its logits are the same bits wherever they are computed, so that no map changes.
 """
 
 from __future__ import annotations
