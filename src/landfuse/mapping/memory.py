@@ -64,7 +64,7 @@ def _gdal_cache() -> int:
 def block_side(engine: Engine) -> int:
     """The side of the largest blocks that need no more than the memory of the options, at most 2,048 px.
 
-    It is a multiple of the stride, so that few cores touch two blocks.
+    A multiple of the stride, so that few cores touch two blocks.
 
     Raises:
         SettingsError: if even the smallest block takes more.
