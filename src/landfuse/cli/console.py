@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,14 @@ def table(title: str, columns: Iterable[str], left: Sequence[str] = ()) -> Table
 
 @contextmanager
 def bar(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Shows a progress bar; yields a function of what is done and what is to be done."""
+    """Shows a progress bar; yields a function of what is done and what there is to do."""
+    with bars(quiet) as update:
+        yield partial(update, what)
+
+
+@contextmanager
+def bars(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """Shows a progress bar for one thing after another; yields a function of its name, what is done and what to do."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -59,8 +67,16 @@ def bar(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task, current = progress.add_task("", total=None), ""
+
+        def update(what: str, done: int, total: int) -> None:
+            nonlocal current
+            if what != current:
+                progress.reset(task, description=what)
+                current = what
+            progress.update(task, completed=done, total=total)
+
+        yield update
 
 
 def print_scores(scores: dict[str, float], classes: Sequence[Mapping[str, object]], title: str) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Quiet, ScenePath, bar, err, out, say, table
+from landfuse.cli.console import Quiet, ScenePath, bar, bars, err, out, say, table
 from landfuse.errors import SettingsError
 
 _MOST_PAIRS = 5  # of close colours; a legend of many classes has dozens
@@ -121,11 +119,10 @@ def fetch(
         if getattr(settings, what):
             say(f"{what + ':':9} {getattr(settings, what)}")
     say(f"folder:   {file.root}")
-    with ExitStack() as stack:
+    with bars(quiet) as update:
 
         def progress(name: str) -> Progress:
-            update: Callable[[int, int], None] = stack.enter_context(bar(f"{name}, MB", quiet))
-            return lambda done, total: update(done // 10**6, max(1, total // 10**6))
+            return lambda done, total: update(f"{name}, MB", done // 10**6, max(1, total // 10**6))
 
         result = get(file, progress)
     for name in result.downloaded:
