@@ -2,7 +2,7 @@
 
 A block computes every window of the scene's lattice whose core touches it and averages their logits in the lattice's
 order, whatever the block. What a pixel gets therefore does not depend on the block it is in (P1), and what is held does
-not depend on the scene (P2). The next block is read and prepared while this one is computed. Whoever predicts, the
+not depend on the scene (P2). The next block is read and prepared while this one is computed. Whatever predicts, the
 lattice, blending and nodata are here; no torch is imported.
 """
 

@@ -148,12 +148,9 @@ class PartFolder:
             if noted is None:
                 text = json.dumps({"format": FORMAT, **settings}, indent=2, ensure_ascii=False) + "\n"
                 write_text(self.path / _NOTES, text)
-        except OutputError:
-            self.drop_if_empty()
-            raise
         except OSError as error:
             self.drop_if_empty()
-            raise unwritable(self.output, error) from None
+            raise (error if isinstance(error, OutputError) else unwritable(self.output, error)) from None
 
     def drop_if_empty(self) -> None:
         """Empties the folder if no block is in it yet."""
