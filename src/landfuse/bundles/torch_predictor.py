@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 class TorchPredictor:
     """A `Predictor`; the bundle is put into evaluation mode.
 
-    Args:
-        bundle: what is run.
-        options: how.
-
     Raises:
         SettingsError: if the model has no such layer, or there is no such device.
     """
