@@ -233,3 +233,23 @@ def test_a_scene_file_of_many_settings_is_checked(old: Path, landfuse: Callable[
 def test_what_modalities_give_was_kept(old: Path) -> None:
     rows = json.loads((old / "runs" / "dropout" / "modalities.json").read_text(encoding="utf-8"))["rows"]
     assert {row["how"] for row in rows} == {"all", "mean", "placeholder"}
+
+
+def test_a_bundle_of_features_per_patch_says_what_is_gone(old: Path) -> None:
+    path = old / "runs" / "bdgf" / "bundle" / "model.json"
+    words = json.loads(path.read_text(encoding="utf-8"))
+    words["features"]["mode"] = "patch"
+    path.write_text(json.dumps(words), encoding="utf-8")
+    with pytest.raises(lf.LandfuseError, match=r"features of the bundle .*`mode` no longer exists"):
+        lf.load_bundle(old / "runs" / "bdgf")
+
+
+def test_training_an_ended_run_again_loads_its_bundle(old: Path, landfuse: Callable[..., Any]) -> None:
+    """Settings that came later stand at their defaults; the run is not taken for one of another recipe."""
+    run = old / "runs" / "two_branch"
+    recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+    (run / "recipe.json").write_text(json.dumps({**recipe, "run": str(run)}), encoding="utf-8")
+    before = (run / "scores.json").read_bytes()
+    done = landfuse("train", run / "recipe.json", "--quiet")
+    assert done.code == 0, done.err
+    assert (run / "scores.json").read_bytes() == before

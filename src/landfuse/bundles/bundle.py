@@ -135,7 +135,8 @@ class Bundle(nn.Module):
 
     def predictor(self, options: PredictorOptions = PredictorOptions()) -> TorchPredictor:  # noqa: B008  (frozen)
         """Makes the bundle ready to map; raises a SettingsError if the options do not fit."""
-        return TorchPredictor(self, options)
+        self.eval()
+        return TorchPredictor(self.description, self.model, self.maps, self.features, lambda: self.digest, options)
 
     @property
     def digest(self) -> str:
