@@ -117,7 +117,7 @@ def test_faults_and_interruptions_are_as_in_one_process(cluster: distributed.Loc
     path = tmp_path / "maps" / "map.tif"
 
     def stop(done: int, total: int) -> None:
-        if done > total / 3:
+        if done > 0:  # early: workers go on until they hear of it, and must not reach what is broken next
             raise KeyboardInterrupt
 
     with rasterio.open(tmp_path / "a.tif") as file:
