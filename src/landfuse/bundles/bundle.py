@@ -44,7 +44,7 @@ def build_model(
         spec: its name and settings.
         modalities: name -> channels and zoom.
         classes: K.
-        saved: the weights of a bundle are loaded next, so that none need be fetched.
+        saved: the weights of a bundle are loaded next: only those that it leaves out are read here.
 
     Raises:
         SettingsError: if its settings are wrong.
@@ -52,9 +52,9 @@ def build_model(
     """
     kind = MODELS[spec.name]
     config = parse(kind.Settings, spec.settings, f"model `{spec.name}`", saved=saved)
-    if saved:
-        config = kind.without_pretraining(config)
-    return kind(modalities, classes, config)  # type: ignore[call-arg,arg-type]
+    model = kind(modalities, classes, config)  # type: ignore[call-arg,arg-type]
+    model.load_pretrained(missing_only=saved)
+    return model
 
 
 class Bundle(nn.Module):
