@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from landfuse.cli.console import Quiet, ScenePath, mapping_progress, print_json, say
+from landfuse.cli.console import OwnModel, Quiet, ScenePath, mapping_progress, own_model, print_json, say
 from landfuse.cli.map_extras import BesideMaps
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def predict(
         bool, typer.Option("--dry-run", help="Say blocks, memory, disk and time, by one timed block; write nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Tell in lines of JSON, for machines.")] = False,
+    own: OwnModel = None,
     quiet: Quiet = False,
 ) -> None:
     """Map a scene: a cloud-optimised GeoTIFF with colours, class names and a QGIS style, 255 where there is no data.
@@ -127,7 +128,7 @@ def predict(
         raise SettingsError(
             "several of --workers, --scheduler and --scheduler-file are given", "one at most", "choose one"
         )
-    model = load_bundle(bundle)
+    model = load_bundle(bundle, model=own_model(own) if own is not None else None)
     known = model.description
     file = read_scene_file(scene)
     scenes = file.scenes(only=list(known.modalities))

@@ -78,7 +78,7 @@ class Bdgf(FusionModel):
     positions; it returns (B, K, core, core).
 
     >>> import torch, landfuse as lf
-    >>> net = lf.models.Bdgf({"hsi": 144, "lidar": 1}, classes=15, width=32, core=5, operators={"cnn": "group_attention"})
+    >>> net = lf.models.Bdgf({"hsi": 144, "lidar": 1}, classes=15, width=32, core=5, branches=["cnn", "mamba"])
     >>> net({"hsi": torch.zeros(2, 144, 11, 11), "lidar": torch.zeros(2, 1, 11, 11)}).shape
     torch.Size([2, 15, 5, 5])
     """

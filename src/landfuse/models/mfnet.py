@@ -145,7 +145,7 @@ class MFNet(FusionModel):
         height, width = self.size_of(images)
         if max(height, width) > self.view:
             raise ModelError(
-                f"the images are {height} x {width} px, and the encoder's positions are those of {self.view} x {self.view}",
+                f"the images are {height} x {width} px, and the encoder has positions for {self.view} x {self.view}",
                 f"images of up to {self.view} px on each side (times the zoom of a finer modality)",
                 f"build MFNet with view={max(height, width)}, or cut the images; whole scenes are mapped by "
                 "landfuse.predict",
