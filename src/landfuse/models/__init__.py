@@ -109,7 +109,7 @@ def _load(name: str) -> type[FusionModel]:
     points = _offered()[name]
     if len(points) > 1:
         raise ModelError(
-            f"several packages offer a model `{name}`: {', '.join(map(_source, points))}",
+            f"several packages offer a model `{name}`: {', '.join(sorted(map(_source, points)))}",
             "one",
             "uninstall the others",
         )
