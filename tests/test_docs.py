@@ -17,6 +17,7 @@ import torch
 import yaml
 
 import landfuse as lf
+from landfuse import models
 from landfuse.bundles.bundle import build_model
 from landfuse.bundles.description import ModelSpec
 from landfuse.cli import COMMANDS, command
@@ -24,7 +25,7 @@ from landfuse.diffusion.settings import FeatureSettings, PretrainSettings
 from landfuse.legend import UNLABELLED
 from landfuse.mapping.settings import MapOptions
 from landfuse.models import SETTINGS
-from landfuse.models.base import Modality, cross_entropy
+from landfuse.models.base import FusionModel, Modality, cross_entropy
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.scenes import splits
@@ -98,14 +99,17 @@ def documented() -> Iterator[dict[str, Any]]:
         assert SETTINGS["late_sum"] is lf.MODELS["late_sum"].Settings
         yield names
     finally:
-        lf.MODELS._homes.pop("late_sum", None)  # type: ignore[attr-defined]
-        SETTINGS.pop("late_sum", None)
+        models._registered.pop("late_sum", None)
+
+
+def late_sum(settings: dict[str, Any], modalities: dict[str, Modality]) -> FusionModel:
+    return build_model(ModelSpec("late_sum", settings), modalities, 3)
 
 
 def test_the_documented_model_keeps_the_contract(documented: dict[str, Any]) -> None:
     modalities = {"hsi": Modality(4), "height": Modality(1)}
     torch.manual_seed(0)
-    model = build_model(ModelSpec("late_sum", {"view": 7}), modalities, classes=3)
+    model = late_sum({"view": 7}, modalities)
     images = {name: torch.randn(5, m.channels, 7, 7) for name, m in modalities.items()}
     target = torch.tensor([0, 1, 2, 1, UNLABELLED], dtype=torch.uint8)[:, None, None]
     assert model(images).shape == (5, 3, 1, 1)
@@ -116,9 +120,9 @@ def test_the_documented_model_keeps_the_contract(documented: dict[str, Any]) -> 
     torch.testing.assert_close(alone, model(images)[:1])
     assert torch.isfinite(model.loss(images, torch.full_like(target, UNLABELLED))["loss"])
     with pytest.raises(lf.LandfuseError, match="zoom"):
-        build_model(ModelSpec("late_sum"), {"rgb": Modality(3, zoom=10)}, classes=3)
+        late_sum({}, {"rgb": Modality(3, zoom=10)})
     with pytest.raises(lf.LandfuseError, match="core"):
-        build_model(ModelSpec("late_sum", {"view": 6}), modalities, classes=3)
+        late_sum({"view": 6}, modalities)
 
 
 def test_the_documented_objective_is_logged_by_its_parts(documented: dict[str, Any]) -> None:

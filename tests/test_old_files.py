@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import safetensors.torch
 import torch
 
 import landfuse as lf
@@ -89,6 +90,22 @@ def test_a_bundle_gives_the_same_logits(old: Path, name: str) -> None:
     sure = expected.topk(2, dim=1).values.diff(dim=1).abs()[:, 0] > 1e-3
     assert torch.equal(logits.argmax(dim=1)[sure], expected.argmax(dim=1)[sure])
     assert sure.float().mean() > 0.9
+
+
+@each_bundle
+def test_the_state_of_a_bundle_loads_into_the_network_alone(old: Path, name: str) -> None:
+    about, folder = description(old / EXPECTED[name]["bundle"]), old / EXPECTED[name]["bundle"]
+    inside = folder if (folder / "model.json").exists() else folder / "bundle"
+    kind = lf.MODELS[about["model"]["name"]]
+    settings = {key: value for key, value in about["model"]["settings"].items() if key not in kind.Settings.retired}
+    settings.pop("mutual", None)  # concerned training only
+    modalities = {
+        key: lf.Modality(shape[0], about["modalities"][key]["zoom"]) for key, shape in about["pixel_maps"].items()
+    }
+    net: torch.nn.Module = kind(modalities, len(about["legend"]), **settings)  # type: ignore[call-arg]
+    tensors = safetensors.torch.load_file(inside / "model.safetensors")
+    prefix = "model.network." if about.get("droppable") else "model."
+    net.load_state_dict({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
 
 
 @each_bundle

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from landfuse import models as models
     from landfuse.accuracy.confusion import Confusion
     from landfuse.accuracy.evaluate import evaluate
     from landfuse.api import plot
@@ -102,6 +103,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Imports what a name needs when it is first used: `landfuse --help` and shell completion need no torch."""
+    if name == "models":
+        return import_module(f"{__name__}.models")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
@@ -110,4 +113,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, "models"})

@@ -23,7 +23,7 @@ from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.errors import BundleError
 from landfuse.files import unwritable, whole_file
 from landfuse.legend import Legend
-from landfuse.models import MODELS
+from landfuse.models import MODELS, package_of
 from landfuse.models.base import FusionModel, Modality
 from landfuse.models.placeholders import WithPlaceholders
 from landfuse.rasters.windows import CoreWeights
@@ -41,17 +41,17 @@ def build_model(
     """Builds a model, with the weights that training starts from.
 
     Args:
-        saved: the weights of a bundle are loaded next, so that none need be fetched.
+        saved: the weights of a bundle are loaded next: only those that it leaves out are read here.
 
     Raises:
         SettingsError: if its settings are wrong.
         ModelError: if it cannot take these modalities.
     """
-    kind = MODELS[spec.name]
+    kind = spec.kind or MODELS[spec.name]
     config = parse(kind.Settings, spec.settings, f"model `{spec.name}`", saved=saved)
-    if saved:
-        config = kind.without_pretraining(config)
-    return kind(modalities, classes, config)  # type: ignore[call-arg,arg-type]
+    model = kind(modalities, classes, config)  # type: ignore[call-arg,arg-type]
+    model.load_pretrained(missing_only=saved)
+    return model
 
 
 class Bundle(nn.Module):
@@ -167,6 +167,10 @@ class Bundle(nn.Module):
             "temperature": self.temperature,
             "droppable": list(self.droppable),
         }
+        network = self.model.network if isinstance(self.model, WithPlaceholders) else self.model
+        package = package_of(type(network))
+        if package is not None:
+            description["package"] = package._asdict()
         state = {f"model.{name}": tensor for name, tensor in self.model.trained_state().items()}
         state |= {f"pixel_maps.{name}": tensor for name, tensor in self.pixel_maps.state_dict().items()}
         if self.features is not None:

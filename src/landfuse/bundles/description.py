@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import BundleError, FaultsError, LandfuseError, SettingsError
 from landfuse.legend import Legend
 from landfuse.rasters.windows import CoreWeights
 from landfuse.scenes.scene import ModalityInfo, Scene
+
+if TYPE_CHECKING:
+    from landfuse.models.base import FusionModel
 
 _COMPARED = {"bands": "bands", "zoom": "as zoom", "units": "as units", "dtype": "as data type"}
 """What a scene's modality must have in common with the training scene's, and how messages word it."""
@@ -23,6 +26,8 @@ class ModelSpec:
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
+    kind: type[FusionModel] | None = None
+    """Its class, where that was given instead of found by the name."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landfuse.cli.console import Events, Quiet, ScenePath
+from landfuse.cli.console import Events, OwnModel, Quiet, ScenePath, own_model
 from landfuse.cli.map_extras import MapExtras
 from landfuse.errors import IncompleteError, OutputError, SceneError, SettingsError, several
 from landfuse.mapping.settings import MapOptions, map_options
@@ -90,6 +90,7 @@ def predict(
         bool, typer.Option("--dry-run", help="Print blocks, memory, disk and time, by one timed block; write nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print lines of JSON, for machines.")] = False,
+    own: OwnModel = None,
     quiet: Quiet = False,
 ) -> None:
     """Map a scene: a cloud-optimised GeoTIFF with colours, class names and a QGIS style, 255 where there is no data.
@@ -116,7 +117,7 @@ def predict(
     from landfuse.mapping.part_folder import PartFolder
     from landfuse.mapping.predict import predict as run_mapping
 
-    model = load_bundle(bundle)
+    model = load_bundle(bundle, model=own_model(own) if own is not None else None)
     known = model.description
     tiles, chosen = _tiles(scene, tile or [], list(known.modalities))
     for one in tiles:

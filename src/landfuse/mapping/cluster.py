@@ -29,6 +29,7 @@ from landfuse.mapping.engine import Engine, PixelProgress
 from landfuse.mapping.part_folder import PartFolder
 from landfuse.mapping.predict import Job, Runner
 from landfuse.mapping.settings import MapOptions
+from landfuse.models import registered
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
 
@@ -50,6 +51,8 @@ class _Order:
     scene: Scene
     options: MapOptions
     landfuse: str
+    kind: type | None
+    """The model's class, where workers cannot find it by its name."""
 
 
 _jobs: OrderedDict[bytes, tuple[Job, bool]] = OrderedDict()
@@ -82,7 +85,7 @@ def _model(order: _Order) -> Model:
     from landfuse.bundles.bundle_files import load_bundle  # the worker's own; mapping itself needs no torch
 
     if order.digest not in _models:
-        bundle = load_bundle(order.bundle)
+        bundle = load_bundle(order.bundle, model=order.kind)
         if bundle.digest != order.digest:
             raise ClusterError(
                 f"a worker finds another model in {order.bundle} than the client",
@@ -150,7 +153,9 @@ def cluster_runner(
                 raise _lost(f"the cluster was lost: {error}") from None
             except (ImportError, pickle.UnpicklingError, AttributeError) as error:
                 raise ClusterError(
-                    f"a worker cannot run landfuse: {error}", "landfuse on every machine", "install it there"
+                    f"a worker cannot run landfuse: {error}",
+                    "landfuse on every machine, and the package of a model of your own",
+                    "install them there",
                 ) from None
 
         yield run
@@ -217,6 +222,7 @@ def _client(
 
 def _order(job: Job, bundle: str | Path | None) -> _Order:
     engine = job.engine
+    spec = engine.model.description.spec
     output = job.folder.output.resolve()
     place = PartFolder(output).path / "bundle" if bundle is None else Path(bundle).resolve()
     if bundle is None:
@@ -229,6 +235,7 @@ def _order(job: Job, bundle: str | Path | None) -> _Order:
         replace(engine.source, read_labels=None),  # labels may hold much, and mapping needs none
         engine.options.model_copy(update={"batch": engine.batch}),
         version("landfuse"),
+        spec.kind or registered(spec.name),
     )
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from landfuse.diffusion.settings import FeatureSettings, PretrainSettings
 from landfuse.errors import SettingsError
 from landfuse.mapping.settings import MappingSettings
-from landfuse.models import SETTINGS
+from landfuse.models import SETTINGS, unknown
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.split_rules import SplitSettings
 from landfuse.settings import Settings, override, parse, read_kind
@@ -80,7 +80,7 @@ class Recipe(Settings):
         value = {"name": value} if isinstance(value, str) else value
         if not isinstance(value, Mapping) or value.get("name") not in SETTINGS:
             named = value.get("name") if isinstance(value, Mapping) else value
-            raise ValueError(f"there is no model {named!r}; known: {', '.join(SETTINGS)}")
+            raise ValueError(f"there is no model {named!r}; known: {', '.join(SETTINGS)}; {unknown(str(named))}")
         config = {key: item for key, item in value.items() if key != "name"}
         try:
             saved = bool((info.context or {}).get("saved"))
@@ -146,7 +146,10 @@ def read_recipe(path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
         SettingsError: naming every key that is unknown, missing or wrong.
     """
     path = Path(path)
-    values = override(read_kind("a recipe", path), assignments)
+    values = read_kind("a recipe", path)
+    if isinstance(values.get("model"), str):
+        values["model"] = {"name": values["model"]}  # so that assignments reach its settings
+    values = override(values, assignments)
     recipe = parse(Recipe, values, str(path))
     scene = Path(recipe.scene)
     scene = (path.parent / scene).resolve()
