@@ -472,7 +472,7 @@ def _fitted(bundle: Bundle, run: Run | None = None) -> Classifier:
     """A classifier of a bundle, with the parameters of its run where there is one."""
     recipe: Mapping[str, Any] = run.recipe if run is not None else {
         "model": {"name": bundle.spec.name, **bundle.spec.settings},
-        "mapping": {"stride": bundle.stride, "weights": bundle.weights},
+        "mapping": {"stride": None if bundle.stride == bundle.model.core else bundle.stride, "weights": bundle.weights},
     }  # fmt: skip
     name = str(recipe["model"]["name"])
     homes, params = _homes(name), dict[str, Any]()

@@ -109,7 +109,7 @@ class Recipe(Settings):
         Raises:
             SettingsError: if the recipe names modalities that the scene lacks.
         """
-        if Path(self.scene).name.startswith(ARRAYS):
+        if self.scene.startswith(ARRAYS):
             raise SettingsError(
                 "the run was fitted to arrays: there is no scene file to read them from",
                 "a recipe that names a scene file",
@@ -168,8 +168,9 @@ def read_recipe(path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
     path = Path(path)
     values = override(read_kind("a recipe", path), assignments)
     recipe = parse(Recipe, values, str(path))
-    scene = Path(recipe.scene)
-    scene = (path.parent / scene).resolve()
+    if recipe.scene.startswith(ARRAYS):
+        return recipe
+    scene = (path.parent / recipe.scene).resolve()
     name = scene.parent.name if scene.name == "scene.yaml" else scene.stem
     run = recipe.run or f"runs/{name}-{path.stem}"
     return recipe.model_copy(update={"scene": str(scene), "run": run})
