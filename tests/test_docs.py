@@ -78,14 +78,19 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_eight_lines_of_the_readme_run(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks(ROOT / "README.md", "python")
-    assert len([line for line in code.splitlines() if line.strip()]) <= 8
-    exec(compile(code, "README.md", "exec"), {})
+    files, arrays = blocks(ROOT / "README.md", "python")
+    assert all(len([line for line in code.splitlines() if line.strip()]) <= 8 for code in (files, arrays))
+    names: dict[str, Any] = {}
+    exec(compile(files, "README.md", "exec"), names)
     printed = {line.split()[0]: float(line.split()[1]) for line in capsys.readouterr().out.splitlines()}
     assert set(printed) == {"OA", "kappa", "mIoU"}
     assert printed["OA"] > 0.9
     assert (demo / "map.tif").exists()
     assert (demo / "map_confidence.tif").exists()
+    pytest.importorskip("rioxarray")
+    exec(compile(arrays, "README.md", "exec"), names)
+    assert re.fullmatch(r"OA [01]\.\d+ in EPSG:32632\n", capsys.readouterr().out)
+    assert names["mapped"].shape == (48, 48)
 
 
 @pytest.fixture

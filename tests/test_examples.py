@@ -6,7 +6,10 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+
+import landfuse as lf
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 QUICK = ("training.accelerator=cpu", "training.precision=float32", "samples={balanced: true, windows: 1500}")
@@ -28,7 +31,7 @@ def load(name: str) -> ModuleType:
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"researcher", "practitioner", "engineer"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"researcher", "practitioner", "engineer", "arrays"}
 
 
 def test_researcher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,3 +68,22 @@ def test_engineer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "crashed while mapping n0; there is no n0.tif: True" in printed
     assert "4 tiles" in printed
     assert float(printed.split("test tile: OA ")[1].split(",")[0]) > 0.3
+
+
+def test_arrays(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rioxarray")
+    quick = {"epochs": 2, "windows": 1500, "width": 16, "accelerator": "cpu", "training": {"precision": "float32"}}
+    mapped = load("arrays").main(shared / "data" / "terramind", tmp_path, **quick)
+    assert mapped is not None
+    assert mapped.rio.crs == "EPSG:32718"
+    assert set(np.unique(mapped)) <= {1, 2, 4, 5, 9}
+    printed = capsys.readouterr().out
+    assert float(printed.split("test pixels: OA ")[1].split()[0]) > 0.5
+    assert float(printed.split("another country: OA ")[1].split()[0]) > 0.2
+    np.testing.assert_array_equal(lf.open_map(tmp_path / "arrays_map.tif").raster.read_codes(), mapped.values)
+
+
+def test_arrays_without_the_data_says_where_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rioxarray")
+    assert load("arrays").main(tmp_path) is None
+    assert "are not in" in capsys.readouterr().out

@@ -43,6 +43,8 @@ ONLY_IN = {
     "jinja2": {"reporting/page.py"},
     "pooch": {"download.py", "scenes/scene_keys.py"},
     "torchgeo": {"interop/torchgeo.py"},
+    "xarray": {"rasters/arrays.py"},
+    "rioxarray": {"rasters/arrays.py"},
     "typer": {"cli"},
     "rich": {"cli"},
 }

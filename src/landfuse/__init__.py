@@ -1,10 +1,11 @@
 """Co-registered rasters of several sensors and some labels in, a defended land-cover map out.
 
 import landfuse as lf
-scene = lf.open_scene("scene.yaml")
-bundle = lf.train("recipe.yaml")
-lf.predict(bundle, scene, "map.tif")
-print(lf.evaluate("map.tif", "scene.yaml").confusion.scores())
+scene = lf.open_scene("scene.yaml")                    # from files
+classifier = lf.train("recipe.yaml")
+lf.predict(classifier, scene, "map.tif")
+classifier = lf.Classifier("refnet", view=64)          # from arrays, DataArrays or paths
+classifier.fit({"s2": s2, "s1": s1}, labels).predict({"s2": s2, "s1": s1})
 """
 
 import os
@@ -16,13 +17,12 @@ if TYPE_CHECKING:
     from landfuse import models as models
     from landfuse.accuracy.confusion import Confusion
     from landfuse.accuracy.evaluate import evaluate
-    from landfuse.api import plot
+    from landfuse.api import Classifier, load, plot, predict, train
     from landfuse.bundles.bundle import Bundle
     from landfuse.bundles.bundle_files import load_bundle
     from landfuse.errors import LandfuseError
     from landfuse.legend import UNLABELLED, LandClass, Legend
     from landfuse.mapping.engine import map_array
-    from landfuse.mapping.predict import predict
     from landfuse.models import MODELS
     from landfuse.models.base import FusionModel, Modality
     from landfuse.rasters.grid import Grid
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from landfuse.scenes.scene import Scene
     from landfuse.scenes.scene_file import open_scene, open_scenes
     from landfuse.training.recipe import Recipe, read_recipe
-    from landfuse.training.train import train
 
 # Before torch is imported: threads that wait by spinning take the cores that others need. On a shared machine of two
 # cores that made training 3 to 15 times slower (docs/results.md).
@@ -45,6 +44,7 @@ __all__ = [
     "MODELS",
     "UNLABELLED",
     "Bundle",
+    "Classifier",
     "Confusion",
     "FusionModel",
     "Grid",
@@ -58,6 +58,7 @@ __all__ = [
     "Window",
     "check",
     "evaluate",
+    "load",
     "load_bundle",
     "map_array",
     "open_map",
@@ -74,6 +75,7 @@ _HOMES = {
     "MODELS": "models",
     "UNLABELLED": "legend",
     "Bundle": "bundles.bundle",
+    "Classifier": "api",
     "Confusion": "accuracy.confusion",
     "FusionModel": "models.base",
     "Grid": "rasters.grid",
@@ -87,16 +89,17 @@ _HOMES = {
     "Window": "rasters.windows",
     "check": "scenes.check",
     "evaluate": "accuracy.evaluate",
+    "load": "api",
     "load_bundle": "bundles.bundle_files",
     "map_array": "mapping.engine",
     "open_map": "scenes.land_cover_map",
     "open_scene": "scenes.scene_file",
     "open_scenes": "scenes.scene_file",
     "plot": "api",
-    "predict": "mapping.predict",
+    "predict": "api",
     "read_recipe": "training.recipe",
     "report": "reporting.page",
-    "train": "training.train",
+    "train": "api",
 }
 """Where each name is defined, in this package."""
 

@@ -20,6 +20,11 @@ _COMPARED = {"bands": "bands", "zoom": "as zoom", "units": "as units", "dtype": 
 """What a scene's modality must have in common with the training scene's, and how messages word it."""
 
 
+def _alike(found: object, known: object) -> bool:
+    """Whether two of them are the same; values are read as float32 from floating-point numbers of any width."""
+    return found == known or {found, known} <= {"float16", "float32", "float64"}
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Which model, and its settings as plain values."""
@@ -116,7 +121,7 @@ class Description:
                 continue
             found = scene.modalities[name].info
             for what, unit in _COMPARED.items():
-                if getattr(found, what) != getattr(known, what):
+                if not _alike(getattr(found, what), getattr(known, what)):
                     faults.append(
                         BundleError(
                             f"the model was trained on {getattr(known, what)!r} {unit} of `{name}`, this scene has "

@@ -30,6 +30,7 @@ from landfuse.diffusion.trained_denoiser import TrainedDenoiser
 from landfuse.files import whole_file
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.place_noise import normal
+from landfuse.rasters.raster import state_of
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.views.mapped_pixels import read_mapped_pixels
@@ -351,9 +352,7 @@ def fingerprint(scene: Scene, names: Sequence[str]) -> str:
     for name in names:
         part = scene.modalities[name]
         known.update(f"{name} {part.raster.bands} {part.raster.dtype} {part.zoom} {part.raster.path}".encode())
-        file = Path(part.raster.path)
-        if file.is_file():
-            known.update(f"{file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+        known.update(state_of(part.raster).encode())
         for place in range(16):
             row, col = height * (place // 4) // 4, width * (place % 4) // 4
             window = Window(row, col, min(8, height - row), min(8, width - col))

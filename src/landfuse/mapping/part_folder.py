@@ -19,7 +19,7 @@ from landfuse.errors import OutputError
 from landfuse.files import unwritable, write_text
 from landfuse.mapping.engine import Engine
 from landfuse.mapping.locks import sole_use
-from landfuse.rasters.raster import Raster
+from landfuse.rasters.raster import Raster, state_of
 from landfuse.rasters.windows import Window
 
 FORMAT = 1
@@ -55,11 +55,7 @@ def _raster_words(raster: Raster) -> str:
     words = f"{raster.path} {raster.bands} {raster.dtype}"
     if dataclasses.is_dataclass(type(raster)):
         words += f" {raster!r}"
-    file = Path(raster.path)
-    if file.is_file():
-        stat = file.stat()
-        words += f" {stat.st_size} {stat.st_mtime_ns}"
-    return words
+    return f"{words} {state_of(raster)}".rstrip()
 
 
 class PartFolder:

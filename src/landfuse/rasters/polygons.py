@@ -258,16 +258,40 @@ def _read_file(path: str, column: str) -> Any:
             "one layer that has it",
             "save the layer that is meant as a file of its own",
         )
+    do = "add it, e.g. by `ogr2ogr -a_srs EPSG:32632`; a Shapefile needs its .prj beside it"
+    return _shapes(frame, path, do)
+
+
+def _shapes(frame: Any, source: str, do: str) -> Any:
+    """A GeoDataFrame without empty shapes and heights, whose CRS is known."""
     frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
     if not len(frame):
-        raise SceneError(f"{path} holds no shapes", "at least one polygon", "check the file")
+        raise SceneError(f"{source} holds no shapes", "at least one polygon", "check the file")
     if frame.crs is None:
         raise SceneError(
-            f"{path} has no CRS",
+            f"{source} has no CRS",
             "a CRS, to bring the polygons to the grid",
-            "add it, e.g. by `ogr2ogr -a_srs EPSG:32632`; a Shapefile needs its .prj beside it",
+            do,
         )
     return frame.set_geometry(shapely.force_2d(frame.geometry.to_numpy()), crs=frame.crs)
+
+
+def polygons_of(frame: Any, attribute: str) -> Polygons:
+    """The shapes of a GeoDataFrame; values as in `read_polygons`.
+
+    Raises:
+        SceneError: if it holds no shapes, has no CRS or lacks the column.
+    """
+    source = "the GeoDataFrame"
+    if attribute not in frame.columns:
+        present = [str(name) for name in frame.columns if name != frame.geometry.name]
+        raise SceneError(
+            f"{source} has no column `{attribute}`",
+            f"one of: {', '.join(present) or 'none'}",
+            _nearest(attribute, present),
+        )
+    shapes = _shapes(frame, source, "add it, e.g. by `.set_crs('EPSG:32632')`")
+    return Polygons(shapes.geometry, [_text(value) for value in shapes[attribute]], source)
 
 
 def _table(join: Join, attribute: str) -> dict[str, str | None]:

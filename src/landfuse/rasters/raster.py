@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -35,3 +36,11 @@ class Raster(Protocol):
 
     def undeclared_nan(self, window: Window) -> int:
         """How many pixels of a window hold a NaN or infinity though the raster declares no such nodata value."""
+
+
+def state_of(raster: Raster) -> str:
+    """What changes with the pixels of a raster: size and time of its file, or the digest of an array; else nothing."""
+    file = Path(raster.path)
+    if file.is_file():
+        return f"{file.stat().st_size} {file.stat().st_mtime_ns}"
+    return str(getattr(raster, "digest", ""))

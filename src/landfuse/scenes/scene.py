@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,51 @@ class Scene:
     modalities: Mapping[str, SceneModality]
     legend: Legend
     read_labels: Callable[[], NDArray[np.uint8]] | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: Mapping[str, Any],
+        labels: Any | None = None,
+        *,
+        legend: Legend | Sequence[str] | Mapping[int, str] | None = None,
+        unlabelled: int | Collection[int] | None = 0,
+        column: str | None = None,
+        name: str = "arrays",
+    ) -> Scene:
+        """A scene without a scene file. Rasters are checked and never resampled.
+
+        Args:
+            images: by name; each a numpy array, (C, H, W) or (H, W); an xarray.DataArray with the dimensions `y`, `x`
+                and possibly one of bands, in any order, placed by rioxarray's CRS and transform, or, without rioxarray,
+                by its coordinates and the attributes of `spatial_ref`; or the path of a raster that GDAL reads, which
+                is read window by window. In any mixture: all are on one grid, or finer by whole factors (zooms), in
+                which case the coarsest is the scene's grid. What has no coordinates is placed by its shape. NaN is no
+                data, as is what a nodata value, a mask or `_FillValue` says. `units` of a DataArray's attributes
+                and a file's or DataArray's scale and offset are respected.
+            labels: of the coarsest image's shape: whole-number codes, (H, W), as an array, a DataArray or the path of a
+                raster; or polygons, as a path or a GeoDataFrame, with `column`. None for a scene without labels.
+            legend: a `Legend`, names of the classes (of the codes 1, 2, ...), or code -> name. By default every code
+                is a class, `class 3` say; values of polygons that are no numbers are names, in alphabetical order.
+            unlabelled: the code or codes of pixels without a label, unless the legend names them; 255 always is one.
+            column: of polygons: the attribute that names the class, or holds its code.
+            name: of the scene.
+
+        Raises:
+            SceneError: if an image or the labels are no such thing, or labels hold other codes than the legend's,
+                more than 254, or ones outside 0..254.
+            GridError: if two of them are not on one grid.
+            SettingsError: if the legend or `column` does not fit.
+
+        >>> import numpy as np
+        >>> import landfuse as lf
+        >>> scene = lf.Scene.from_arrays({"s2": np.zeros((4, 32, 32)), "dem": np.zeros((64, 64))})
+        >>> scene.grid.height, scene.modalities["dem"].zoom
+        (32, 2)
+        """
+        from landfuse.scenes.from_arrays import scene_from
+
+        return scene_from(images, labels, legend=legend, unlabelled=unlabelled, column=column, name=name)
 
     def read(self, modality: str, window: Window) -> NDArray[np.float32]:
         """Reads one modality in a window of any size at any place; beyond the scene's edges it is mirrored.

@@ -133,28 +133,7 @@ class SceneFile:
 
     def _read_mask(self, scene: Scene, path: str, variable: str | None, axes: str) -> NDArray[np.generic]:
         """One mask of a split, (H, W) on the scene's grid."""
-        place = str(self._resolve(path, scene.name))
-        if place.lower().endswith(".mat"):
-            if variable is None:
-                raise SettingsError(
-                    f"{place} is a .mat file, and the split names no variable of it",
-                    "`variables: {train: ..., test: ...}` in a split of kind `masks`",
-                    "name the variables",
-                )
-            mask = read_variable(place, variable, axes)
-            if mask.shape != (scene.grid.height, scene.grid.width):
-                raise GridError(
-                    f"`{variable}` of {place} has the shape {mask.shape} with axes {axes}",
-                    f"{scene.grid.height} x {scene.grid.width}, as the reference grid",
-                    "correct `axes` of the split",
-                )
-            return mask
-        raster = GdalRaster(place, resampling="nearest")
-        if raster.own_grid != scene.grid:
-            raise GridError(
-                f"{place} has the grid {raster.own_grid}", f"the scene's grid: {scene.grid}", "make it on that grid"
-            )
-        return raster.read_codes()
+        return read_mask(scene, str(self._resolve(path, scene.name)), variable, axes)
 
     def _resolve(self, path: str, tile: str | None = None) -> Path | str:
         if tile is not None:
@@ -265,6 +244,42 @@ class SceneFile:
                 )
             rasters.append(_placed(own, grid, "labels"))
         return partial(_codes, rasters, labels, self.legend) if grid else None
+
+
+def read_mask(scene: Scene, path: str, variable: str | None, axes: str) -> NDArray[np.generic]:
+    """One mask of a split, or its roles: (H, W) on the scene's grid.
+
+    Args:
+        scene: whose grid it has.
+        path: of a raster or a .mat file.
+        variable: of the .mat file.
+        axes: of the variable, `HW` or `WH`.
+
+    Raises:
+        SceneError: if it cannot be read, or is on another grid.
+        SettingsError: if a .mat file comes without a variable.
+    """
+    if path.lower().endswith(".mat"):
+        if variable is None:
+            raise SettingsError(
+                f"{path} is a .mat file, and the split names no variable of it",
+                "`variables: {train: ..., test: ...}` in a split of kind `masks`",
+                "name the variables",
+            )
+        mask = read_variable(path, variable, axes)
+        if mask.shape != (scene.grid.height, scene.grid.width):
+            raise GridError(
+                f"`{variable}` of {path} has the shape {mask.shape} with axes {axes}",
+                f"{scene.grid.height} x {scene.grid.width}, as the reference grid",
+                "correct `axes` of the split",
+            )
+        return mask
+    raster = GdalRaster(path, resampling="nearest")
+    if raster.own_grid != scene.grid:
+        raise GridError(
+            f"{path} has the grid {raster.own_grid}", f"the scene's grid: {scene.grid}", "make it on that grid"
+        )
+    return raster.read_codes()
 
 
 def _natural(name: str) -> list[int | str]:

@@ -6,8 +6,9 @@ Validation is always taken from training, by the same rule as the split itself.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,10 @@ from landfuse.scenes.split_rules import (
     SplitSettings,
     TilesSplit,
 )
+from landfuse.settings import parse
+
+_MOST_BLOCKS = 20_000
+"""Blocks beyond which no smaller ones are tried by `largest_blocks`."""
 
 _TRIES = 32
 """Assignments of groups to roles that are tried; fewer where there are very many groups."""
@@ -85,6 +90,59 @@ def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader)
                 + ("; `validation: 0` does without" if name == "validation" else ""),
             )
     return roles
+
+
+def largest_blocks(scene: Scene, settings: Mapping[str, Any]) -> tuple[BlocksSplit, Roles]:
+    """The split into the largest blocks that loses no class: each has pixels to train, to validate and to test.
+
+    Sizes are powers of two, from half the scene down. Where no size gives every class all roles, the one that lacks
+    fewest is taken: a class without training pixels counts first, then one without test, then without validation.
+
+    Args:
+        scene: with labels.
+        settings: of the split, without its size.
+
+    Returns:
+        The split, and (H, W) uint8 roles.
+
+    Raises:
+        SplitError: if no size leaves pixels for training, the test and a wanted validation.
+        SettingsError: if the settings are wrong.
+    """
+    present = np.unique(scene.labels[scene.labels != UNLABELLED])
+    best: tuple[BlocksSplit, Roles] | None = None
+    least: tuple[int, ...] = ()
+    size = 1 << max(1, (max(scene.grid.height, scene.grid.width) // 2).bit_length() - 1)
+    while size >= 2:
+        split = parse(BlocksSplit, {"kind": "blocks", **settings, "size": size}, "the split")
+        try:
+            (roles,) = assign([scene], split, _no_masks)
+        except SplitError:  # a role without any pixel: smaller blocks have one
+            roles = None
+        if roles is not None:
+            used = ROLES if split.validation else {"train": TRAIN, "test": TEST}
+            found = counts_per_class([roles], [scene.labels], len(scene.legend))
+            lacking = tuple(
+                int((found[name][present] == 0).sum()) for name in ("train", "test", "validation") if name in used
+            )
+            if best is None or lacking < least:
+                best, least = (split, roles), lacking
+            if not any(lacking):
+                break
+        if best is not None and scene.grid.window.pixels / size**2 > _MOST_BLOCKS:
+            break  # dealing out very many takes long
+        size //= 2
+    if best is None:
+        raise SplitError(
+            "no split into blocks leaves labelled pixels for training, validation and the test",
+            "labels in several places",
+            "pass `split`, an array of roles or its settings, e.g. {'kind': 'random', 'train': 0.5}",
+        )
+    return best
+
+
+def _no_masks(scene: Scene, path: str, variable: str | None, axes: str) -> NDArray[np.generic]:
+    raise SplitError(f"a split into blocks names the mask {path}", "none", "leave it out")
 
 
 def _written(scene: Scene, split: RolesSplit, read_mask: MaskReader) -> Roles:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from landfuse.scenes.split_rules import SplitSettings
 from landfuse.settings import Settings, override, parse, read_kind
 from landfuse.training.settings import SampleSettings, TrainingSettings
 from landfuse.views.settings import PixelMapSettings
+
+ARRAYS = "arrays:"
+"""What a recipe names as its scene, followed by their digest, where a model was fitted to arrays: there is no file."""
 
 
 class _OneSplit(Settings):
@@ -106,18 +109,35 @@ class Recipe(Settings):
         Raises:
             SettingsError: if the recipe names modalities that the scene lacks.
         """
+        if self.scene.startswith(ARRAYS):
+            raise SettingsError(
+                "the run was fitted to arrays: there is no scene file to read them from",
+                "a recipe that names a scene file",
+                "fit it again in Python, by `landfuse.Classifier`",
+            )
         file = read_scene_file(self.scene)
-        known = list(file.settings.modalities)
+        self.check_modalities(list(file.settings.modalities), str(file.path))
+        return file
+
+    def check_modalities(self, known: Sequence[str], where: str) -> None:
+        """Checks the names of modalities.
+
+        Args:
+            known: those that there are.
+            where: they are, for the message.
+
+        Raises:
+            SettingsError: if the recipe names others.
+        """
         mapped = [*known, "default", *(self.features.names if self.features else ())]
         unknown = [name for name in self.modalities or () if name not in known]
         unknown += [name for name in self.pixel_maps if name not in mapped]
         if unknown:
             raise SettingsError(
                 f"the recipe names the modality {', '.join(dict.fromkeys(unknown))}",
-                f"those of {file.path}: {', '.join(known)}",
+                f"those of {where}: {', '.join(known)}",
                 "correct `modalities` or `pixel_maps`",
             )
-        return file
 
     def split_of(self, file: SceneFile) -> SplitSettings | None:
         """The split of a run: the scene file's, changed by the recipe's.
@@ -151,8 +171,9 @@ def read_recipe(path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
         values["model"] = {"name": values["model"]}  # so that assignments reach its settings
     values = override(values, assignments)
     recipe = parse(Recipe, values, str(path))
-    scene = Path(recipe.scene)
-    scene = (path.parent / scene).resolve()
+    if recipe.scene.startswith(ARRAYS):
+        return recipe
+    scene = (path.parent / recipe.scene).resolve()
     name = scene.parent.name if scene.name == "scene.yaml" else scene.stem
     run = recipe.run or f"runs/{name}-{path.stem}"
     return recipe.model_copy(update={"scene": str(scene), "run": run})

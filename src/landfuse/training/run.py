@@ -26,7 +26,7 @@ from landfuse.markup import table
 from landfuse.models import SETTINGS
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.settings import parse
-from landfuse.training.recipe import Recipe
+from landfuse.training.recipe import ARRAYS, Recipe
 
 
 def claim(run: Path, recipe: Recipe) -> bool:
@@ -130,8 +130,9 @@ class Run:
 
     @property
     def scene(self) -> Path:
-        """The scene file."""
-        return (self.folder / self.recipe["scene"]).resolve()
+        """The scene file; of a run that was fitted to arrays, which has none, the word that stands for them."""
+        scene = str(self.recipe["scene"])
+        return Path(scene) if scene.startswith(ARRAYS) else (self.folder / scene).resolve()
 
     @property
     def legend(self) -> tuple[tuple[str, int], ...]:

@@ -69,13 +69,24 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True)
         recipe = read_recipe(recipe, assignments)
     elif assignments:
         raise SettingsError("assignments go with the path of a recipe", "a path", "use read_recipe(path, assignments)")
+    return train_on(recipe, lambda: read_training_data(recipe, recipe.read_scene()), progress=progress)
+
+
+def train_on(recipe: Recipe, read: Callable[[], TrainingData], *, progress: bool = True) -> Bundle:
+    """Trains on data that need no scene file; the rest as in `train`.
+
+    Args:
+        recipe: with a `run`.
+        read: opens the data; not called where the run has ended before.
+        progress: show progress bars.
+    """
     run = Path(recipe.run or "runs/unnamed")
     claimed = claim(run, recipe)
     if (run / "scores.json").exists():
         log.warning("%s has ended before; its bundle is loaded. Choose another run=... to train again", run)
         return load_bundle(run / "bundle")
     try:
-        return _train(recipe, run, progress)
+        return _train(recipe, read(), run, progress)
     except BaseException:
         learnt = [run / "checkpoints" / name for name in ("last.ckpt", "denoiser.pt")]
         if claimed and not any(path.exists() for path in learnt):
@@ -83,9 +94,7 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True)
         raise
 
 
-def _train(recipe: Recipe, run: Path, progress: bool) -> Bundle:
-    file = recipe.read_scene()
-    data = read_training_data(recipe, file)
+def _train(recipe: Recipe, data: TrainingData, run: Path, progress: bool) -> Bundle:
     features = None
     if recipe.pretrain is not None:
         denoiser = pretrain(recipe.pretrain, data, run, memory=recipe.samples.memory, progress=progress)

@@ -49,9 +49,17 @@ def read_training_data(recipe: Recipe, file: SceneFile) -> TrainingData:
     """
     scenes = file.scenes(recipe.modalities)
     _alike(scenes)
-    roles = file.roles(scenes, recipe.split_of(file))
-    counts = counts_per_class(roles, [scene.labels for scene in scenes], len(file.legend))
-    empty = [name for name, count in zip(file.legend.names, counts["train"], strict=True) if count == 0]
+    return checked_data(scenes, file.roles(scenes, recipe.split_of(file)), file.legend)
+
+
+def checked_data(scenes: Sequence[Scene], roles: Sequence[Roles], legend: Legend) -> TrainingData:
+    """What a run stands on, if every class can be learnt.
+
+    Raises:
+        SplitError: if a class has no training pixel.
+    """
+    counts = counts_per_class(roles, [scene.labels for scene in scenes], len(legend))
+    empty = [name for name, count in zip(legend.names, counts["train"], strict=True) if count == 0]
     if empty:
         raise SplitError(
             f"the class{'es' if len(empty) > 1 else ''} {', '.join(f'`{name}`' for name in empty)} ha"
@@ -59,7 +67,7 @@ def read_training_data(recipe: Recipe, file: SceneFile) -> TrainingData:
             "labelled pixels of every class in training",
             "take it out of the legend (its code into `labels: ignored`), or change the split or its seed",
         )
-    return TrainingData(scenes, roles, file.legend)
+    return TrainingData(scenes, roles, legend)
 
 
 def _alike(scenes: Sequence[Scene]) -> None:
