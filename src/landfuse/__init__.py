@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from landfuse import models as models
     from landfuse.accuracy.confusion import Confusion
+    from landfuse.accuracy.draw_sample import draw_sample
     from landfuse.accuracy.evaluate import evaluate
+    from landfuse.accuracy.from_sample import evaluate_sample
     from landfuse.api import Classifier, load, plot, predict, train
     from landfuse.bundles.bundle import Bundle
     from landfuse.bundles.bundle_files import load_bundle
@@ -57,7 +59,9 @@ __all__ = [
     "Scene",
     "Window",
     "check",
+    "draw_sample",
     "evaluate",
+    "evaluate_sample",
     "load",
     "load_bundle",
     "map_array",
@@ -88,7 +92,9 @@ _HOMES = {
     "Scene": "scenes.scene",
     "Window": "rasters.windows",
     "check": "scenes.check",
+    "draw_sample": "accuracy.draw_sample",
     "evaluate": "accuracy.evaluate",
+    "evaluate_sample": "accuracy.from_sample",
     "load": "api",
     "load_bundle": "bundles.bundle_files",
     "map_array": "mapping.engine",

@@ -52,6 +52,10 @@ class LandClass:
         code: its value in label rasters and maps, 0..254.
         colour: `#RRGGBB`.
         scored: whether its own scores enter the means over classes (AA, mF1, mIoU).
+
+    Example:
+        >>> lf.LandClass("water", 3, "#0072B2").rgb
+        (0, 114, 178)
     """
 
     name: str
@@ -81,7 +85,14 @@ class LandClass:
 
 @dataclass(frozen=True)
 class Legend:
-    """The classes of a scene, in order; iterating yields `LandClass`es, the length is K."""
+    """The classes of a scene, in order; iterating yields `LandClass`es, the length is K.
+
+    Example:
+        >>> import numpy as np
+        >>> legend = lf.Legend((lf.LandClass("water", 3, "#0072B2"), lf.LandClass("forest", 7, "#009E73")))
+        >>> legend.to_codes(np.array([[1, 0]], np.uint8)).tolist(), legend.names
+        ([[7, 3]], ['water', 'forest'])
+    """
 
     classes: tuple[LandClass, ...]
 

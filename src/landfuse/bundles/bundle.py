@@ -68,6 +68,11 @@ class Bundle(nn.Module):
 
     Attributes:
         temperature: logits are divided by it to obtain probabilities; fitted on validation (`calibration`).
+
+    Example:
+        >>> bundle = lf.load_bundle("runs/first")
+        >>> list(bundle.description.modalities), bundle.description.view
+        (['a', 'b'], 1)
     """
 
     def __init__(

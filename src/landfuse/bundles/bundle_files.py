@@ -83,6 +83,10 @@ def load_bundle(folder: str | Path, *, model: type[FusionModel] | None = None) -
     Raises:
         BundleError: if it is missing, damaged, written by a newer version, or of a model that is not known here.
         MissingFileError: if the frozen weights that it refers to are not there.
+
+    Example:
+        >>> lf.load_bundle("runs/first").description.spec.name
+        'forest'
     """
     folder = bundle_folder(folder)
     description = _read_json(folder)

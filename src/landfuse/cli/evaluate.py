@@ -167,12 +167,12 @@ def sample(
     quiet: Quiet = False,
 ) -> None:
     """Draw a reference sample of a map at random; fill in its column `reference`, then evaluate the map by it."""
-    from landfuse.accuracy.draw_sample import draw
+    from landfuse.accuracy.draw_sample import draw_sample
 
     if output.suffix.lower() not in (".gpkg", ".csv"):
         raise OutputError(f"a sample cannot be written as {output.name}", "a name ending in .gpkg or .csv", "")
     with bar("drawing, blocks", quiet) as advance:
-        drawn = draw(
+        drawn = draw_sample(
             map_path, n, design=design, allocation=allocation, minimum=minimum, expected=_expected(expected or []),  # type: ignore[arg-type]
             side=side, seed=seed, progress=advance,
         )  # fmt: skip

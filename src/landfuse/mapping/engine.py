@@ -344,7 +344,12 @@ def map_blocks(
 
 
 def map_array(model: Model, scene: Scene, **options: Any) -> NDArray[np.uint8]:
-    """Maps a scene into an array, (H, W) uint8 classes; arguments as in `map_blocks`."""
+    """Maps a scene into an array, (H, W) uint8 classes; arguments as in `map_blocks`.
+
+    Example:
+        >>> lf.map_array(lf.load_bundle("runs/first"), lf.open_scene("scene.yaml")).shape
+        (96, 96)
+    """
     result = np.full((scene.grid.height, scene.grid.width), UNLABELLED, dtype=np.uint8)
     for part in map_blocks(model, scene, **options):
         result[part.window.within(scene.grid.window)] = part.classes

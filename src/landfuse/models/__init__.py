@@ -146,7 +146,14 @@ def checked(name: str, kind: object) -> type[FusionModel]:
 
 
 class _Models(Mapping[str, "type[FusionModel]"]):
-    """Name -> class; torch and the model's file are imported when the class is asked for."""
+    """Name -> class; torch and the model's file are imported when the class is asked for.
+
+    Example:
+        >>> sorted(lf.MODELS)[:3]
+        ['bdgf', 'forest', 'mfnet']
+        >>> lf.MODELS["two_branch"].__name__
+        'TwoBranch'
+    """
 
     def __getitem__(self, name: str) -> type[FusionModel]:
         if name in _OWN:

@@ -20,7 +20,12 @@ S = TypeVar("S", bound=settings.Settings)
 
 
 class Modality(NamedTuple):
-    """What a model knows of one modality."""
+    """What a model knows of one modality.
+
+    Example:
+        >>> lf.Modality(channels=30)
+        Modality(channels=30, zoom=1)
+    """
 
     channels: int  # after the pixel map
     zoom: int = 1  # how many times finer than the scene's grid
@@ -41,6 +46,11 @@ class FusionModel(nn.Module):
 
     Raises:
         ModelError: if there is no modality, a number is below 1, or the core is not centred in the view.
+
+    Example:
+        >>> network = lf.models.TwoBranch({"hsi": 30, "height": 1}, classes=5, view=7)
+        >>> isinstance(network, lf.FusionModel), network.view, network.core, network.halo
+        (True, 7, 1, 3)
     """
 
     Settings: ClassVar[type[settings.Settings]]

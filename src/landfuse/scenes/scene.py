@@ -69,6 +69,11 @@ class Scene:
         modalities: by name, in the order of the scene file.
         legend: the classes.
         read_labels: gives the whole scene's codes as classes, (H, W) uint8; None where there are no labels.
+
+    Example:
+        >>> scene = lf.open_scene("scene.yaml")
+        >>> scene.read("a", lf.Window(0, 0, 4, 5)).shape, scene.labels.shape
+        ((3, 4, 5), (96, 96))
     """
 
     name: str

@@ -42,7 +42,13 @@ def merged_split(own: SplitSettings | None, changes: Mapping[str, Any] | None) -
 
 
 class Recipe(Settings):
-    """All that a recipe may say."""
+    """All that a recipe may say.
+
+    Example:
+        >>> recipe = lf.read_recipe("recipe.yaml")
+        >>> recipe.model["name"], recipe.training.seed
+        ('forest', 0)
+    """
 
     scene: str = Field(description="path of the scene file, from the recipe's folder")
     model: dict[str, Any] = Field(description="`name`, and the settings of that model")
@@ -164,6 +170,10 @@ def read_recipe(path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
 
     Raises:
         SettingsError: naming every key that is unknown, missing or wrong.
+
+    Example:
+        >>> lf.read_recipe("recipe.yaml", ["training.seed=3"]).training.seed
+        3
     """
     path = Path(path)
     values = read_kind("a recipe", path)
