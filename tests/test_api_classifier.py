@@ -24,6 +24,7 @@ from torch import Tensor
 import landfuse as lf
 from landfuse.errors import BundleError, GridError, ModelError, OutputError, SceneError, SettingsError, SplitError
 from landfuse.models.base import FusionModel, Modality
+from landfuse.rasters.geotiff import GdalRaster
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
 from landfuse.settings import Settings
 from landfuse.training.train import train
@@ -312,6 +313,20 @@ def test_nothing_is_predicted_before_fit() -> None:
     ):
         with pytest.raises(ModelError, match=r"is not fitted\n.*fit"):
             call(lf.Classifier("forest"))
+
+
+def test_paths_are_read_by_blocks(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = {name: place / f"{name}.tif" for name in ("a", "b")}
+    classifier = lf.Classifier("two_branch", **QUICK, mapping={"batch": 16, "block": 24})
+    classifier.fit(images, place / "labels.tif", SPLIT, progress=False)
+    seen: list[int] = []
+    read = GdalRaster.read
+    monkeypatch.setattr(GdalRaster, "read", lambda own, window: seen.append(window.pixels) or read(own, window))
+    mapped = classifier.predict(images, progress=False)
+    assert len(seen) == 2 * 16
+    assert max(seen) <= (24 + 4) ** 2
+    monkeypatch.undo()
+    np.testing.assert_array_equal(classifier.set_params(mapping={"block": 96}).predict(images, progress=False), mapped)
 
 
 def test_progress_can_be_silenced(forest: lf.Classifier, capfd: pytest.CaptureFixture[str]) -> None:
