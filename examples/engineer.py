@@ -1,9 +1,9 @@
-"""An engineer maps a region of many tiles: trained once, mapped tile by tile, going on after a crash.
+"""An engineer maps a region of many tiles: trains once, maps tile by tile, and resumes after a crash.
 
     python examples/engineer.py [FOLDER]
 
 Trains on the labelled tiles of a simulated region, maps all of them, crashes on purpose half way through a tile, and
-goes on: the map has the same bytes as one that was made at one go. From the command line, several processes and a
+resumes: the map has the same bytes as one that was made without a crash. From the command line, several processes and a
 cluster: `landfuse predict --help` and docs/cluster.md.
 """
 # ruff: noqa: T201
@@ -39,11 +39,11 @@ TILES = ("n0", "n1", "n2", "n3")
 
 
 class CrashError(Exception):
-    """Three in the morning."""
+    """What ends the process at three in the morning."""
 
 
 def make_up_region(folder: Path, side: int) -> None:
-    """Tiles that lie side by side, as GeoTIFFs, with scene file and recipe."""
+    """Writes adjacent tiles as GeoTIFFs, with scene file and recipe."""
     classes = ""
     for number, tile in enumerate(TILES):
         scene = simulate(side, side, seed=number, nodata_fraction=0)
@@ -58,10 +58,10 @@ def make_up_region(folder: Path, side: int) -> None:
 
 
 def main(folder: Path, *, side: int = 256, block: int = 64, settings: tuple[str, ...] = ()) -> dict[str, bytes]:
-    """Gives the maps' bytes: of the tile that crashed, and of the same tile mapped at one go."""
+    """Returns the maps' bytes: of the tile that crashed, and of the same tile mapped without a crash."""
     if not (folder / "scene.yaml").exists():
         make_up_region(folder, side)
-    classifier = lf.train(folder / "recipe.yaml", *settings, f"run={folder / 'run'}", progress=False)
+    bundle = lf.train(folder / "recipe.yaml", *settings, f"run={folder / 'run'}", progress=False)
     scenes = lf.open_scenes(folder / "scene.yaml")
 
     def crash(done: int, total: int) -> None:
@@ -70,18 +70,18 @@ def main(folder: Path, *, side: int = 256, block: int = 64, settings: tuple[str,
 
     first, path = scenes[0], folder / "maps" / f"{scenes[0].name}.tif"
     try:
-        lf.predict(classifier, first, path, block=block, progress=crash)
+        lf.predict(bundle, first, path, block=block, progress=crash)
     except CrashError:
         print(f"crashed while mapping {first.name}; there is no {path.name}: {not path.exists()}")
     start, pixels = time.perf_counter(), 0
     for scene in scenes:  # the same calls as if nothing had happened
-        lf.predict(classifier, scene, folder / "maps" / f"{scene.name}.tif", block=block)
+        lf.predict(bundle, scene, folder / "maps" / f"{scene.name}.tif", block=block)
         pixels += scene.grid.window.pixels
     print(f"{len(scenes)} tiles, {pixels / (time.perf_counter() - start) / 1e6:.2f} megapixels per second")
-    lf.predict(classifier, first, folder / "again.tif", block=block)
+    lf.predict(bundle, first, folder / "again.tif", block=block)
     scores = lf.evaluate(folder / "maps", folder / "scene.yaml").confusion.scores()
     print(f"test tile: OA {scores['OA']:.3f}, mIoU {scores['mIoU']:.3f}")
-    return {"crashed": path.read_bytes(), "at one go": (folder / "again.tif").read_bytes()}
+    return {"crashed": path.read_bytes(), "without a crash": (folder / "again.tif").read_bytes()}
 
 
 if __name__ == "__main__":

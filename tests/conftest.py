@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 # The networks of the tests are so small that threads cost more than they give; before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
 
 import numpy as np
 import pytest

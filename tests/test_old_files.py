@@ -211,7 +211,10 @@ def test_settings_that_no_longer_exist_are_all_named(old: Path) -> None:
         lf.read_recipe(path)
     text = path.read_text(encoding="utf-8").replace("mode: patch, ", "")
     before = "{kind: fixed, gamma: 1.0, progress: 0.0, hide: cells, cell: 4, imputation: 0.5, every: 5, warmup: 1}"
-    path.write_text(text.replace(before, "{kind: paper, gamma: 1.0, every: 5, warmup: 1}"), encoding="utf-8")
+    text = text.replace(before, "{kind: paper, gamma: 1.0, every: 5, warmup: 1}")
+    for gone in ("probabilities: dml, ", "temperature: 3, features: relational, ", ", ramp: 0.5"):
+        text = text.replace(gone, "")
+    path.write_text(text, encoding="utf-8")
     assert lf.read_recipe(path).pretrain is not None
 
 
@@ -247,3 +250,23 @@ def test_a_scene_file_of_many_settings_is_checked(old: Path, landfuse: Callable[
 def test_what_modalities_give_was_kept(old: Path) -> None:
     rows = json.loads((old / "runs" / "dropout" / "modalities.json").read_text(encoding="utf-8"))["rows"]
     assert {row["how"] for row in rows} == {"all", "mean", "placeholder"}
+
+
+def test_a_bundle_of_features_per_patch_says_what_is_gone(old: Path) -> None:
+    path = old / "runs" / "bdgf" / "bundle" / "model.json"
+    words = json.loads(path.read_text(encoding="utf-8"))
+    words["features"]["mode"] = "patch"
+    path.write_text(json.dumps(words), encoding="utf-8")
+    with pytest.raises(lf.LandfuseError, match=r"features of the bundle .*`mode` no longer exists"):
+        lf.load_bundle(old / "runs" / "bdgf")
+
+
+def test_training_an_ended_run_again_loads_its_bundle(old: Path, landfuse: Callable[..., Any]) -> None:
+    """Settings that came later stand at their defaults; the run is not taken for one of another recipe."""
+    run = old / "runs" / "two_branch"
+    recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+    (run / "recipe.json").write_text(json.dumps({**recipe, "run": str(run)}), encoding="utf-8")
+    before = (run / "scores.json").read_bytes()
+    done = landfuse("train", run / "recipe.json", "--quiet")
+    assert done.code == 0, done.err
+    assert (run / "scores.json").read_bytes() == before

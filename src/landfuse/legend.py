@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.errors import SceneError, SettingsError
+from landfuse.markup import swatch, table
 
 UNLABELLED = 255
 """The value of a pixel without a label (in targets) or without a class (in maps)."""
@@ -100,6 +101,10 @@ class Legend:
             raise SettingsError(
                 "no class of the legend is scored", "at least one without `scored: false`", "score a class"
             )
+
+    def _repr_html_(self) -> str:
+        rows = [(swatch(one.colour), one.code, one.name, "" if one.scored else "not scored") for one in self]
+        return table("Legend", ("", "code", "class", ""), rows)
 
     def __len__(self) -> int:
         return len(self.classes)

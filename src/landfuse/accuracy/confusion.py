@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from landfuse.files import to_csv, to_json
 from landfuse.legend import UNLABELLED, Legend
+from landfuse.markup import table
 
 _CHUNK = 1 << 22  # pixels counted at a time: the pair index of a pixel takes 8 bytes, its labels 2
 
@@ -213,6 +214,16 @@ class Confusion:
                 },
             }
         )
+
+    def _repr_html_(self) -> str:
+        scores = self.scores()
+        caption = "  ".join(f"{name} {scores[name]:.3f}" for name in ("OA", "AA", "kappa", "mF1", "mIoU"))
+        head = ("truth \\ map", *range(self.classes), "precision", "recall", "F1")
+        rows = [
+            (number, *self.matrix[number].tolist(), *(f"{row[name]:.3f}" for name in ("precision", "recall", "F1")))
+            for number, row in enumerate(self.per_class([str(number) for number in range(self.classes)]))
+        ]
+        return table(caption, [str(cell) for cell in head], rows)
 
     def to_csv(self, legend: Legend) -> str:
         """One row per class as CSV: its scores, then its row of the confusion matrix; undefined scores are empty."""

@@ -1,4 +1,4 @@
-"""A bundle: pixel maps and a model, which together turn raw pixels into logits, and what is known of both."""
+"""A bundle: pixel maps and a model, which together turn raw pixels into logits, and what is known about both."""
 
 from __future__ import annotations
 
@@ -41,9 +41,6 @@ def build_model(
     """Builds a model, with the weights that training starts from.
 
     Args:
-        spec: its name and settings.
-        modalities: name -> channels and zoom.
-        classes: K.
         saved: the weights of a bundle are loaded next: only those that it leaves out are read here.
 
     Raises:
@@ -61,10 +58,8 @@ class Bundle(nn.Module):
     """Raw pixels in, logits out.
 
     Args:
-        spec: the model's name and settings.
         pixel_maps: name -> map, in the order of the modalities.
         inputs: name -> what the pixel maps take.
-        legend: the classes.
         stride: distance between windows in mapping, px; at most the core, which is the default.
         model: the network, where it was built before.
         weights: how much the pixels of a window count where cores overlap.
@@ -139,12 +134,9 @@ class Bundle(nn.Module):
         return logits
 
     def predictor(self, options: PredictorOptions = PredictorOptions()) -> TorchPredictor:  # noqa: B008  (frozen)
-        """Makes the bundle ready to map.
-
-        Raises:
-            SettingsError: if the options do not fit.
-        """
-        return TorchPredictor(self, options)
+        """Makes the bundle ready to map; raises a SettingsError if the options do not fit."""
+        self.eval()
+        return TorchPredictor(self.description, self.model, self.maps, self.features, lambda: self.digest, options)
 
     @property
     def digest(self) -> str:

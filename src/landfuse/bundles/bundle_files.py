@@ -30,6 +30,7 @@ from landfuse.models import MODELS, checked, is_own, package_of, unknown
 from landfuse.models.base import FusionModel, Modality
 from landfuse.rasters.windows import CoreWeights
 from landfuse.scenes.scene import ModalityInfo
+from landfuse.settings import parse
 from landfuse.views.pixel_map import PixelMap
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class _File(pydantic.BaseModel):
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     droppable: tuple[str, ...] = ()
     denoiser: dict[str, Any] | None = None
-    features: FeatureSettings | None = None
+    features: dict[str, Any] | None = None
 
 
 def bundle_folder(path: str | Path) -> Path:
@@ -93,7 +94,8 @@ def load_bundle(folder: str | Path, *, model: type[FusionModel] | None = None) -
     features = None
     if description.features is not None and description.denoiser is not None:
         denoiser = TrainedDenoiser.unpacked(_part(tensors, "denoiser."), description.denoiser)
-        features = DiffusionFeatures(denoiser, description.features)
+        settings = parse(FeatureSettings, description.features, f"the features of the bundle {folder}")
+        features = DiffusionFeatures(denoiser, settings)
     legend = Legend(tuple(description.legend))
     try:
         network = build_model(spec, modalities, len(legend), saved=True)

@@ -1,4 +1,4 @@
-"""What a bundle says of itself, and what it requires of a scene; no torch."""
+"""What a bundle says about itself, and what it requires of a scene; no torch."""
 
 from __future__ import annotations
 
@@ -35,10 +35,8 @@ class Description:
     """All of a bundle but its tensors.
 
     Args:
-        spec: the model's name and settings.
         inputs: modality -> what the pixel maps take: those of the training scene, then those that are computed from it.
         computed: those of `inputs` that are computed from the scene (diffusion features).
-        legend: the classes.
         view: side of the square that the model looks at, px.
         core: side of the centred square that it labels, px.
         stride: distance between windows in mapping, px; at most the core.

@@ -1,4 +1,4 @@
-"""The command `train`."""
+"""The commands `train` and `export`."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ def train(
         return
     from landfuse.training.recipe import read_recipe
     from landfuse.training.run import read_run
-    from landfuse.training.train import train as run_training
 
     read = read_recipe(recipe, assignments or ())
+    from landfuse.training.train import train as run_training  # a recipe that is refused needs no torch
+
     run = Path(read.run or "")
     run_training(read, progress=not quiet and err.is_terminal)
     if not (run / "scores.json").exists():
@@ -85,8 +86,8 @@ def export(
         say(f"folded into its weights: {len(done.folded)} layers ({_kinds(done.folded)})")
     if done.kept:
         say(
-            f"not folded: {len(done.kept)} layers ({_kinds(done.kept)}); there a modality takes a share of what the "
-            "others' updates make of their own pixels, which no weight on its own pixels can give"
+            f"not folded: {len(done.kept)} layers ({_kinds(done.kept)}); there a modality takes a part of the others' "
+            "updates of their own pixels, which no weight on its own pixels can give"
         )
     if done.whole and not merge:
         say("the bundle held all its weights before; this is a copy")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from landfuse.errors import SceneError
 from landfuse.legend import Legend
+from landfuse.markup import table
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.raster import Raster
 from landfuse.rasters.windows import Window, mirrored
@@ -113,6 +114,15 @@ class Scene:
     def with_modalities(self, more: Mapping[str, SceneModality]) -> Scene:
         """The scene with further modalities."""
         return replace(self, modalities={**self.modalities, **more})
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, part.info.bands, part.info.dtype, part.zoom, part.units, part.raster.path)
+            for name, part in self.modalities.items()
+        ]
+        labels = "" if self.read_labels is None else ", with labels"
+        head = ("modality", "bands", "type", "zoom", "units", "file")
+        return table(f"Scene {self.name}: {self.grid}{labels}", head, rows)
 
     def __getstate__(self) -> dict[str, object]:
         state = dict(self.__dict__)
