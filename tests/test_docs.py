@@ -292,6 +292,7 @@ def test_words_are_plain() -> None:
     failed = re.compile(r"\b(tells?|told|mend(s|ed|ing)?|anew|hands|handed|does not pay|was given)\b", re.IGNORECASE)
     paths = [path for path in DOCUMENTS if path.name != "CONTRIBUTING.md"] + [ROOT / "CHANGELOG.md"]
     paths += [*ROOT.glob("benchmarks/**/*.yaml"), *ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("examples/*.py")]
+    paths += [*ROOT.glob("src/**/*.py"), ROOT / "hatch_build.py", ROOT / ".ci" / "run"]
     for path in paths:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             assert not failed.search(line), f"{name_of(path)}:{number}: {line}"

@@ -252,7 +252,7 @@ class Classifier:
         if (present != UNLABELLED).sum() < 2:
             raise SceneError(
                 f"the labels hold {'one class only' if (present != UNLABELLED).any() else 'no class'}",
-                "two classes or more, to tell them apart",
+                "two classes or more",
                 "check the labels, and which code means unlabelled (`unlabelled`)",
             )
         used, roles = _split_of(scene, self._given["split"] if split is None else split)

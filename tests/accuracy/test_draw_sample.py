@@ -68,15 +68,15 @@ def test_what_is_drawn_lies_in_the_map(
 ) -> None:
     monkeypatch.setattr(draw_sample, "TILE", tile)
     codes = codes_of(90, 70)
-    told: list[tuple[int, int]] = []
-    sample = draw_points(city, 200, design=design, seed=3, progress=lambda done, total: told.append((done, total)))
+    reported: list[tuple[int, int]] = []
+    sample = draw_points(city, 200, design=design, seed=3, progress=lambda done, total: reported.append((done, total)))
     assert (sample.code == codes[sample.row, sample.col]).all()
     assert (sample.code != U).all()
     assert len(set(zip(sample.row.tolist(), sample.col.tolist(), strict=True))) == len(sample)
     np.testing.assert_array_equal(sample.x, 5e5 + 10 * (sample.col + 0.5))
     np.testing.assert_array_equal(sample.y, 5e6 - 10 * (sample.row + 0.5))
     assert sample.pixels == (codes != U).sum()
-    assert told[-1][0] == told[-1][1]
+    assert reported[-1][0] == reported[-1][1]
     units = {s: np.unique(sample.cluster[sample.stratum == s]).size for s in sample.sizes}
     assert units == dict(sample.drawn)
     if design == "stratified":
@@ -84,7 +84,7 @@ def test_what_is_drawn_lies_in_the_map(
         assert (sample.stratum == sample.code).all()
         assert len(sample) == 200
         assert min(sample.drawn.values()) == 50
-        assert len(set(sample.code[:20].tolist())) > 1, "the order of the rows tells nothing"
+        assert len(set(sample.code[:20].tolist())) > 1, "the order of the rows reports nothing"
     elif design == "simple":
         assert dict(sample.sizes) == {0: sample.pixels}
         assert len(sample) == 200
@@ -348,10 +348,10 @@ def test_what_is_no_whole_sample_is_refused(city: Path, tmp_path: Path) -> None:
 def test_polygons_are_refused_with_what_can_be_said_instead(city: Path, tmp_path: Path) -> None:
     shapes = [shapely.box(5e5, 5e6 - 90, 5e5 + 90, 5e6)]
     geopandas.GeoDataFrame({"class": ["Water"]}, geometry=shapes, crs="EPSG:32632").to_file(tmp_path / "fields.gpkg")
-    with pytest.raises(SceneError, match="how its places were chosen") as told:
+    with pytest.raises(SceneError, match="how its places were chosen") as reported:
         evaluate_sample(city, tmp_path / "fields.gpkg")
-    assert "agrees with them" in str(told.value)
-    assert "landfuse sample" in str(told.value)
+    assert "agrees with them" in str(reported.value)
+    assert "landfuse sample" in str(reported.value)
 
 
 def test_the_commands(city: Path, tmp_path: Path, place: Path) -> None:
@@ -362,12 +362,12 @@ def test_the_commands(city: Path, tmp_path: Path, place: Path) -> None:
     assert out.exists()
     assert out.with_suffix(".csv").exists()
     filled(read_sample(out), truth_of(codes_of(90, 70))).save(out)
-    words = ["evaluate", str(city), str(out), "--design", "stratified", "-o", str(tmp_path / "told")]
+    words = ["evaluate", str(city), str(out), "--design", "stratified", "-o", str(tmp_path / "reported")]
     done = run.invoke(app, words)
     assert done.exit_code == 0, done.output
-    told = json.loads((tmp_path / "told" / "accuracy.json").read_text(encoding="utf-8"))
-    assert f"overall accuracy {told['overall accuracy']['value']:.4f}" in done.output
-    assert (tmp_path / "told" / "accuracy.csv").exists()
+    reported = json.loads((tmp_path / "reported" / "accuracy.json").read_text(encoding="utf-8"))
+    assert f"overall accuracy {reported['overall accuracy']['value']:.4f}" in done.output
+    assert (tmp_path / "reported" / "accuracy.csv").exists()
     for more in (["--design", "cluster"], ["--design", "eye"], ["--intervals"], ["--role", "test"]):
         failed = run.invoke(app, [*words[:3], *more])
         assert isinstance(failed.exception, SettingsError), more

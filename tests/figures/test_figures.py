@@ -71,10 +71,10 @@ def test_a_confusion_shows_its_counts_and_shares() -> None:
     matrix = np.array([[30, 10, 0], [0, 5, 5], [0, 0, 0]])
     axis = lf.plot(lf.Confusion(3, matrix), names=["low", "high", "none"])
     np.testing.assert_allclose(axis.get_images()[0].get_array(), [[0.75, 0.25, 0], [0, 0.5, 0.5], [0, 0, 0]])
-    told = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in axis.texts}
-    assert told[0, 0] == "30\n75%"
-    assert told[0, 1] == "10\n25%"
-    assert told[1, 0] == "0"
+    reported = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in axis.texts}
+    assert reported[0, 0] == "30\n75%"
+    assert reported[0, 1] == "10\n25%"
+    assert reported[1, 0] == "0"
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("map", "truth")
     assert [label.get_text() for label in axis.get_yticklabels()] == ["low", "high", "none"]
     assert [t.get_text() for t in lf.plot(lf.Confusion(2)).get_xticklabels()] == ["0", "1"]
@@ -147,7 +147,7 @@ def test_a_map_is_opened_counted_and_shown(place: Path, tmp_path: Path) -> None:
     assert set(legend_of(figure)) == {"field 1", "field 2", "field 3", "none"}
 
 
-def test_a_map_alone_tells_its_names(place: Path, tmp_path: Path) -> None:
+def test_a_map_alone_reports_its_names(place: Path, tmp_path: Path) -> None:
     scene = lf.open_scene(place)
     path = tmp_path / "map.tif"
     write_raster(path, scene.grid, scene.legend.to_codes(scene.labels), legend=scene.legend)

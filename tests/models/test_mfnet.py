@@ -435,7 +435,7 @@ def test_a_merged_model_scores_the_same_and_can_be_rebuilt(tmp_path: Path, modal
         assert torch.equal(again(batch), merged)
 
 
-def test_mistakes_are_told_in_words(tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_words(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"images are 8 px wide, and a patch of `samvit_base_patch16` is 16 px"):
         MFNet(TWO, 3, settings(view=8))
     with pytest.raises(ModelError, match="rank of LoRA is 40"):

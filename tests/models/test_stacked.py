@@ -47,7 +47,7 @@ def test_networks_by_name(options: dict[str, object]) -> None:
         assert model({"a": torch.randn(1, 5, model.view, model.view)}).shape == (1, 3, model.view, model.view)
 
 
-def test_unknown_names_are_told() -> None:
+def test_unknown_names_are_reported() -> None:
     with pytest.raises(ModelError, match=r"no architecture `Unett`(.|\n)*did you mean Unet\?"):
         Stacked({"a": Modality(5)}, 3, Stacked.Settings(architecture="Unett"))
     with pytest.raises(ModelError, match=r"encoder `resnet19`(.|\n)*model\.encoder"):

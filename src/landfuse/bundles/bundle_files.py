@@ -140,7 +140,7 @@ def _check_model(folder: Path, spec: ModelSpec, package: _Package | None) -> Non
         checked(name, spec.kind)
     if spec.kind is not None and is_own(name) and spec.kind is not MODELS[name]:
         raise BundleError(
-            f"{holds}, which is landfuse's own, and {spec.kind.__qualname__} was given for it",
+            f"{holds}, which is landfuse's own, and {spec.kind.__qualname__} was passed for it",
             "no class, or that of the bundle's model",
             "leave out the model",
         )

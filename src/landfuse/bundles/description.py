@@ -32,7 +32,7 @@ class ModelSpec:
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     kind: type[FusionModel] | None = None
-    """Its class, where that was given instead of found by the name."""
+    """Its class, where that was passed instead of found by the name."""
 
 
 @dataclass(frozen=True)

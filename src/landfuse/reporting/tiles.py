@@ -77,7 +77,7 @@ def find_maps(run: Run, scenes: Sequence[Scene], maps: str | Path | None, progre
         progress: called with (what is mapped, pixels done, pixels in all).
 
     Raises:
-        MissingFileError: if `maps` was given and lacks a tile.
+        MissingFileError: if `maps` is set and lacks a tile.
     """
     if maps is not None:
         return [map_of(maps, scene, len(scenes)) for scene in scenes]
