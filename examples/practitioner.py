@@ -20,7 +20,7 @@ import shapely
 from numpy.typing import NDArray
 
 import landfuse as lf
-from landfuse.accuracy.draw_sample import draw
+from landfuse.accuracy.draw_sample import draw_sample
 from landfuse.accuracy.from_sample import evaluate_sample
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
@@ -87,7 +87,7 @@ def main(folder: Path, *, side: int = 192, points: int = 400, settings: tuple[st
     path = lf.predict(bundle, scene, folder / "map.tif", confidence=True)
     print(f"map: {path}")
 
-    sample = draw(path, points, legend=bundle.legend)
+    sample = draw_sample(path, points, legend=bundle.legend)
     table = folder / "reference.gpkg"
     sample.save(table)
     if truth is None:

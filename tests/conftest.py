@@ -18,13 +18,19 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from landfuse import cli
+from landfuse import cli, models
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.simulate.scene import simulate_flat
 
 # Started in the background, the tests would ignore ctrl-C, and hand that down to the commands that they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _models_of_one_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that a test registers are not known to the next."""
+    monkeypatch.setattr(models, "_registered", dict(models._registered))
 
 
 @pytest.fixture(scope="session")

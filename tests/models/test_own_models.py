@@ -229,7 +229,7 @@ def test_a_bundle_of_a_class(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="derives from"):
         load_bundle(tmp_path, model=dict)  # type: ignore[arg-type]
     change(tmp_path, model={"name": "two_branch", "settings": {"view": 3}})
-    with pytest.raises(BundleError, match=r"landfuse's own, and Wide was given"):
+    with pytest.raises(BundleError, match=r"landfuse's own, and Wide was passed"):
         load_bundle(tmp_path, model=Wide)
     assert isinstance(load_bundle(tmp_path, model=TwoBranch).model, TwoBranch)
 

@@ -149,6 +149,7 @@ class _Models(Mapping[str, "type[FusionModel]"]):
     """Name -> class; torch and the model's file are imported when the class is asked for.
 
     Example:
+        >>> import landfuse as lf
         >>> sorted(lf.MODELS)[:3]
         ['bdgf', 'forest', 'mfnet']
         >>> lf.MODELS["two_branch"].__name__
