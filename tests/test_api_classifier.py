@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import gc
+import importlib
 import json
 import logging
 import pickle
@@ -23,6 +25,7 @@ from torch import Tensor
 
 import landfuse as lf
 from landfuse.errors import BundleError, GridError, ModelError, OutputError, SceneError, SettingsError, SplitError
+from landfuse.models import SETTINGS
 from landfuse.models.base import FusionModel, Modality
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
@@ -109,7 +112,7 @@ def test_checks_of_scikit_learn_that_need_no_table(check: Callable[..., None]) -
     ],
 )
 def test_an_unknown_keyword_is_refused_with_the_nearest(model: str, keyword: str, near: str) -> None:
-    with pytest.raises(SettingsError, match=f"no setting `{keyword}`\n.*did you mean `{near}`"):
+    with pytest.raises(SettingsError, match=f"no setting `{keyword}`\n.*\n.*did you mean `{near}`"):
         lf.Classifier(model, **{keyword: 3})
     with pytest.raises(ValueError, match=f"did you mean `{near}`"):
         lf.Classifier(model).set_params(**{keyword: 3})
@@ -355,12 +358,18 @@ class _Late(FusionModel):
 
 def test_a_class_of_ones_own_is_fitted() -> None:
     images, labels = field(24)
-    with pytest.raises(SettingsError, match=r"Classifier\(_Late\) has no setting `widht`\n.*did you mean `width`"):
+    with pytest.raises(SettingsError, match=r"Classifier\(_Late\) has no setting `widht`\n.*\n.*did you mean `width`"):
         lf.Classifier(_Late, widht=3)
     classifier = lf.Classifier(_Late, width=3, batch=64, epochs=2, accelerator="cpu")
     assert repr(classifier) == "Classifier(_Late, width=3, epochs=2, accelerator='cpu')"
-    classifier.fit(images, labels, progress=False)
-    assert classifier.predict(images, progress=False).shape == (24, 24)
+    name = f"{_Late.__module__}:_Late"
+    try:
+        classifier.fit(images, labels, progress=False)
+        assert classifier.bundle.spec.name == name
+        assert classifier.predict(images, progress=False).shape == (24, 24)
+    finally:
+        lf.MODELS._homes.pop(name, None)  # type: ignore[attr-defined]
+        SETTINGS.pop(name, None)
 
 
 # ---- splits ----------------------------------------------------------------------------------------------------------
@@ -421,6 +430,13 @@ def test_labels_that_are_refused(labels: Any, error: type[Exception], message: s
     images, _ = field(24)
     with pytest.raises(error, match=message):
         lf.Classifier("forest").fit(images, labels, progress=False)
+
+
+@pytest.mark.parametrize("module", ["landfuse.api", "landfuse.scenes.scene"])
+def test_examples_in_docstrings_run(module: str) -> None:
+    found = doctest.testmod(importlib.import_module(module))
+    assert found.attempted
+    assert not found.failed
 
 
 def test_a_picture_needs_no_torch() -> None:

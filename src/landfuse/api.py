@@ -89,6 +89,14 @@ class Classifier:
     >>> import landfuse as lf
     >>> lf.Classifier("refnet", view=64, epochs=20, rate=1e-3)
     Classifier('refnet', view=64, epochs=20)
+    >>> import numpy as np
+    >>> labels = np.arange(32) // 8 % 2 + np.ones((32, 1), int)
+    >>> images = {"s2": labels + 0.1 * np.random.default_rng(0).standard_normal((4, 32, 32))}
+    >>> forest = lf.Classifier("forest", trees=10).fit(images, labels, progress=False)
+    >>> forest.run.scores["test"]["OA"]
+    1.0
+    >>> bool((forest.predict(images, progress=False) == labels).all())
+    True
     """
 
     def __init__(
@@ -107,7 +115,7 @@ class Classifier:
     ) -> None:
         own = (modalities, pixel_maps, pretrain, features, split, samples, training, mapping)
         self._given: dict[str, Any] = {"model": model, **dict(zip(_OWN, own, strict=True)), **settings}
-        self._check_names(settings)
+        _check_names(model, settings)
         self._bundle: Bundle | None = None
         self._run: Run | None = None
         self._split: SplitSettings | None = None
@@ -126,23 +134,9 @@ class Classifier:
             SettingsError: if there is no such parameter, or the new model lacks one that was set before.
         """
         given = {**self._given, **params}
-        self._check_names({name: given[name] for name in given if name not in ("model", *_OWN)}, given["model"])
+        _check_names(given["model"], [name for name in given if name not in ("model", *_OWN)])
         self._given = given
         return self
-
-    def _check_names(self, names: Collection[str], model: Any = None) -> None:
-        model = self._given["model"] if model is None else model
-        if _kind(model) is None:
-            return  # `fit` reports that there is no such model
-        known = _homes(model)
-        for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, [*known, *_OWN], n=1, cutoff=0.5)
-                raise SettingsError(
-                    f"Classifier({_shown(model)}) has no setting `{name}`",
-                    f"did you mean `{near[0]}`?" if near else f"one of: {', '.join(sorted({*known, *_OWN}))}",
-                    "correct the keyword",
-                )
 
     def __sklearn_clone__(self) -> Classifier:
         """A classifier of the same parameters that is not fitted."""
@@ -457,6 +451,19 @@ def load(folder: str | Path) -> Classifier:
 
     Raises:
         BundleError: if it holds no bundle, or one that is damaged or newer.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import landfuse as lf
+    >>> labels = np.arange(32) // 8 % 2 + np.ones((32, 1), int)
+    >>> forest = lf.Classifier("forest", trees=3).fit({"dem": labels * 1.5}, labels, progress=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     forest.save(folder)
+    ...     loaded = lf.load(folder)
+    >>> loaded
+    Classifier('forest', trees=3)
+    >>> loaded.predict({"dem": labels * 1.5}, progress=False)[0, 6:10]
+    array([1, 1, 2, 2], dtype=uint8)
     """
     from landfuse.bundles.bundle_files import load_bundle
 
@@ -581,6 +588,25 @@ def _named(model: Any) -> tuple[Any, dict[str, Any]]:
 
 def _shown(model: Any) -> str:
     return model.__name__ if isinstance(model, type) else repr(model)
+
+
+def _check_names(model: Any, names: Collection[str]) -> None:
+    """Refuses keywords that are no settings of a model, of samples, training or mapping.
+
+    Raises:
+        SettingsError: naming the first one, and the nearest that there is.
+    """
+    if _kind(model) is None:
+        return  # `fit` reports that there is no such model
+    known = _homes(model)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *_OWN], n=1, cutoff=0.5)
+            raise SettingsError(
+                f"Classifier({_shown(model)}) has no setting `{name}`",
+                f"one of: {', '.join(sorted({*known, *_OWN}))}",
+                f"did you mean `{near[0]}`?" if near else "correct the keyword",
+            )
 
 
 def _homes(model: Any) -> dict[str, str]:
