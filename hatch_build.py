@@ -33,7 +33,7 @@ ZIG = "ziglang>=0.17,<0.18"  # 0.17 was tried; zig changes its command line betw
 # No flag may allow the compiler to reorder sums or to ignore NaN (-ffast-math): the kernel relies on both.
 FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
 FLAGS += ["-g0", "-Wno-psabi", "-Wno-ignored-attributes"]
-# Per source, what the system's compiler and what zig (which wants a processor's name) is told.
+# Per source, the flags of the system's compiler and of zig (which wants a processor's name).
 WIDE = "-mprefer-vector-width=512"
 INSTRUCTION_SETS = {
     "kernels_avx512.cpp": (["-march=x86-64-v4", WIDE], ["-mcpu=x86_64_v4", WIDE]),

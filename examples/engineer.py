@@ -1,9 +1,9 @@
-"""An engineer maps a region of many tiles: trained once, mapped tile by tile, going on after a crash.
+"""An engineer maps a region of many tiles: trains once, maps tile by tile, and resumes after a crash.
 
     python examples/engineer.py [FOLDER]
 
 Trains on the labelled tiles of a simulated region, maps all of them, crashes on purpose half way through a tile, and
-goes on: the map has the same bytes as one that was made at one go. From the command line, several processes and a
+resumes: the map has the same bytes as one that was made without a crash. From the command line, several processes and a
 cluster: `landfuse predict --help` and docs/cluster.md.
 """
 # ruff: noqa: T201
@@ -39,11 +39,11 @@ TILES = ("n0", "n1", "n2", "n3")
 
 
 class CrashError(Exception):
-    """Three in the morning."""
+    """What ends the process at three in the morning."""
 
 
 def make_up_region(folder: Path, side: int) -> None:
-    """Tiles that lie side by side, as GeoTIFFs, with scene file and recipe."""
+    """Writes adjacent tiles as GeoTIFFs, with scene file and recipe."""
     classes = ""
     for number, tile in enumerate(TILES):
         scene = simulate(side, side, seed=number, nodata_fraction=0)
@@ -58,7 +58,7 @@ def make_up_region(folder: Path, side: int) -> None:
 
 
 def main(folder: Path, *, side: int = 256, block: int = 64, settings: tuple[str, ...] = ()) -> dict[str, bytes]:
-    """Gives the maps' bytes: of the tile that crashed, and of the same tile mapped at one go."""
+    """Returns the maps' bytes: of the tile that crashed, and of the same tile mapped without a crash."""
     if not (folder / "scene.yaml").exists():
         make_up_region(folder, side)
     classifier = lf.train(folder / "recipe.yaml", *settings, f"run={folder / 'run'}", progress=False)
@@ -81,7 +81,7 @@ def main(folder: Path, *, side: int = 256, block: int = 64, settings: tuple[str,
     lf.predict(classifier, first, folder / "again.tif", block=block)
     scores = lf.evaluate(folder / "maps", folder / "scene.yaml").confusion.scores()
     print(f"test tile: OA {scores['OA']:.3f}, mIoU {scores['mIoU']:.3f}")
-    return {"crashed": path.read_bytes(), "at one go": (folder / "again.tif").read_bytes()}
+    return {"crashed": path.read_bytes(), "without a crash": (folder / "again.tif").read_bytes()}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A practitioner has rasters of two sensors on two grids and polygons from the field, and owes a map with its accuracy.
+"""A practitioner has rasters of two sensors on two grids and polygons of the field, and needs a map with its accuracy.
 
     python examples/practitioner.py [FOLDER]
 
-Looks at the data, trains on the polygons, maps, draws a reference sample from the map, and tells accuracy and hectares
-with their uncertainty. With a FOLDER that holds `scene.yaml` and `recipe.yaml` (see docs/add-a-scene.md) it takes your
-data; else it makes some up, and plays the interpreter of the reference sample too.
+Checks the data, trains on the polygons, maps, draws a reference sample from the map, and prints accuracy and hectares
+with their uncertainty. With a FOLDER that holds `scene.yaml` and `recipe.yaml` (see docs/add-a-scene.md) it uses your
+data; otherwise it simulates some, and fills in the reference sample from the simulated truth.
 """
 # ruff: noqa: T201
 
@@ -20,8 +20,6 @@ import shapely
 from numpy.typing import NDArray
 
 import landfuse as lf
-from landfuse.accuracy.draw_sample import draw
-from landfuse.accuracy.from_sample import evaluate_sample
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.simulate.scene import simulate
@@ -47,7 +45,7 @@ split: {kind: blocks, size: 32, buffer: 3, test: 0.3}
 
 
 def make_up_data(folder: Path, side: int) -> NDArray[np.uint8]:
-    """Writes two rasters, polygons in degrees, scene file and recipe; gives the true codes, (H, W)."""
+    """Writes two rasters, polygons in degrees, scene file and recipe; returns the true codes, (H, W)."""
     scene = simulate(side, side, seed=3, nodata_fraction=0, labelled_fraction=1)
     folder.mkdir(parents=True, exist_ok=True)
     write_raster(folder / "hsi.tif", scene.grid, scene.read("hsi", scene.grid.window))
@@ -74,7 +72,7 @@ def make_up_data(folder: Path, side: int) -> NDArray[np.uint8]:
 
 
 def main(folder: Path, *, side: int = 192, points: int = 400, settings: tuple[str, ...] = ()) -> float | None:
-    """Gives the estimated overall accuracy; None for data of your own, whose reference sample you have to look at."""
+    """Returns the estimated overall accuracy; None for your own data, whose reference sample you have to fill in."""
     truth = None if (folder / "scene.yaml").exists() else make_up_data(folder, side)
     found = lf.check(folder)
     for fault in found.faults:
@@ -87,7 +85,7 @@ def main(folder: Path, *, side: int = 192, points: int = 400, settings: tuple[st
     path = lf.predict(classifier, scene, folder / "map.tif", confidence=True)
     print(f"map: {path}")
 
-    sample = draw(path, points, legend=classifier.legend)
+    sample = lf.draw_sample(path, points, legend=classifier.legend)
     table = folder / "reference.gpkg"
     sample.save(table)
     if truth is None:
@@ -95,8 +93,8 @@ def main(folder: Path, *, side: int = 192, points: int = 400, settings: tuple[st
             f"look at each place of {table} and fill in its column `reference`; then: landfuse evaluate {path} {table}"
         )
         return None
-    seen = tuple(str(code) for code in truth[sample.row, sample.col])  # 255: could not be told
-    estimate = evaluate_sample(path, replace(sample, reference=seen))
+    seen = tuple(str(code) for code in truth[sample.row, sample.col])  # 255: unknown
+    estimate = lf.evaluate_sample(path, replace(sample, reference=seen))
     overall = estimate.overall
     print(f"overall accuracy {overall.value:.3f} (95% interval {overall.low:.3f} to {overall.high:.3f})")
     for one in estimate.classes:

@@ -1,11 +1,11 @@
-"""A researcher compares fusion methods: fixed splits, seeds, spread, and what the split itself gives away.
+"""A researcher compares fusion methods: fixed splits, seeds, spread, and how far the split itself leaks.
 
     python examples/researcher.py [FOLDER]
 
 Trains two methods on a scene with several seeds, on random pixels as many papers do and on blocks of ground, and prints
-scores, their spread, the paired difference, and the share of test pixels that a training pixel can be seen from. The
-scene is simulated; for one of the field's, see `landfuse fetch` and `landfuse reproduce`, which do the same in one
-command each.
+scores, their spread, the paired difference, and the leak fraction: that of test pixels whose view holds a training
+pixel. The scene is simulated; for one of the field's, see `landfuse fetch` and `landfuse reproduce`, which do the same
+in one command each.
 """
 # ruff: noqa: T201
 
@@ -32,7 +32,7 @@ RECIPES = {
 
 
 def main(folder: Path, *, side: int = 192, seeds: int = 3, settings: Sequence[str] = ()) -> dict[str, dict[str, float]]:
-    """Gives split -> method -> mean OA."""
+    """Returns split -> method -> mean OA."""
     write_demo_scene(folder, side=side)
     for name, text in RECIPES.items():
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 # The networks of the tests are so small that threads cost more than they give; before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Told(NamedTuple):
+class Ended(NamedTuple):
     """What a command ends with."""
 
     code: int
@@ -69,18 +70,18 @@ class Told(NamedTuple):
 
 
 @pytest.fixture
-def landfuse(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Told]]:
+def landfuse(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
     """Runs the command as a shell would, on a wide screen."""
     on_term = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*words: object) -> Told:
+    def run(*words: object) -> Ended:
         capfd.readouterr()
         monkeypatch.setattr(sys, "argv", ["landfuse", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         out, err = capfd.readouterr()
-        return Told(int(ended.value.code or 0), out, err)
+        return Ended(int(ended.value.code or 0), out, err)
 
     yield run
     signal.signal(signal.SIGTERM, on_term)
@@ -88,7 +89,7 @@ def landfuse(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
 
 @pytest.fixture
 def invoke() -> Callable[..., Result]:
-    """Runs the command, and gives what it raises instead of telling it."""
+    """Runs the command, and gives what it raises instead of reporting it."""
 
     def run(*words: object) -> Result:
         return CliRunner().invoke(cli.app, [str(word) for word in words])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import doctest
 import gc
-import importlib
 import json
 import logging
 import pickle
@@ -24,8 +22,8 @@ import yaml
 from torch import Tensor
 
 import landfuse as lf
+from landfuse import models
 from landfuse.errors import BundleError, GridError, ModelError, OutputError, SceneError, SettingsError, SplitError
-from landfuse.models import SETTINGS
 from landfuse.models.base import FusionModel, Modality
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
@@ -356,7 +354,7 @@ class _Late(FusionModel):
         return sum(head(images[name]) for name, head in self.heads.items())
 
 
-def test_a_class_of_ones_own_is_fitted() -> None:
+def test_a_class_of_ones_own_is_fitted(tmp_path: Path) -> None:
     images, labels = field(24)
     with pytest.raises(SettingsError, match=r"Classifier\(_Late\) has no setting `widht`\n.*\n.*did you mean `width`"):
         lf.Classifier(_Late, widht=3)
@@ -364,12 +362,18 @@ def test_a_class_of_ones_own_is_fitted() -> None:
     assert repr(classifier) == "Classifier(_Late, width=3, epochs=2, accelerator='cpu')"
     name = f"{_Late.__module__}:_Late"
     try:
-        classifier.fit(images, labels, progress=False)
+        classifier.fit(images, labels, run=tmp_path / "run", progress=False)
         assert classifier.bundle.spec.name == name
-        assert classifier.predict(images, progress=False).shape == (24, 24)
     finally:
-        lf.MODELS._homes.pop(name, None)  # type: ignore[attr-defined]
-        SETTINGS.pop(name, None)
+        models._registered.pop(name, None)
+    with pytest.raises(BundleError, match="_Late"):
+        lf.load(tmp_path / "run")
+    for folder in (tmp_path / "run", tmp_path / "run" / "bundle"):
+        loaded = lf.load(folder, model=_Late)
+        assert repr(loaded) == repr(classifier)
+        np.testing.assert_array_equal(
+            loaded.predict(images, progress=False), classifier.predict(images, progress=False)
+        )
 
 
 # ---- splits ----------------------------------------------------------------------------------------------------------
@@ -430,13 +434,6 @@ def test_labels_that_are_refused(labels: Any, error: type[Exception], message: s
     images, _ = field(24)
     with pytest.raises(error, match=message):
         lf.Classifier("forest").fit(images, labels, progress=False)
-
-
-@pytest.mark.parametrize("module", ["landfuse.api", "landfuse.scenes.scene"])
-def test_examples_in_docstrings_run(module: str) -> None:
-    found = doctest.testmod(importlib.import_module(module))
-    assert found.attempted
-    assert not found.failed
 
 
 def test_a_picture_needs_no_torch() -> None:

@@ -1,7 +1,8 @@
-"""The documents tell the truth: their code runs, their YAML is accepted, their links and commands exist."""
+"""The documents are true: their code runs, their YAML is accepted, what they link to and name exists."""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -13,20 +14,24 @@ import numpy as np
 import pydantic
 import pytest
 import torch
-import typer
 import yaml
 
 import landfuse as lf
+from landfuse import models
+from landfuse.bundles.bundle import build_model
 from landfuse.bundles.description import ModelSpec
-from landfuse.cli import app
+from landfuse.cli import COMMANDS, command
+from landfuse.diffusion.settings import FeatureSettings, PretrainSettings
 from landfuse.legend import UNLABELLED
+from landfuse.mapping.settings import MapOptions
 from landfuse.models import SETTINGS
-from landfuse.models.base import Modality, cross_entropy
+from landfuse.models.base import FusionModel, Modality, cross_entropy
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.scenes import splits
 from landfuse.scenes.scene_keys import ClassSettings, JoinSettings, LabelSettings, ModalitySettings, SceneSettings
-from landfuse.settings import parse
+from landfuse.settings import kind_of, parse, read_yaml
+from landfuse.studies.ablation import ablation_members
 from landfuse.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,9 +82,9 @@ def test_the_eight_lines_of_the_readme_run(demo: Path, capsys: pytest.CaptureFix
     assert all(len([line for line in code.splitlines() if line.strip()]) <= 8 for code in (files, arrays))
     names: dict[str, Any] = {}
     exec(compile(files, "README.md", "exec"), names)
-    told = {line.split()[0]: float(line.split()[1]) for line in capsys.readouterr().out.splitlines()}
-    assert set(told) == {"OA", "kappa", "mIoU"}
-    assert told["OA"] > 0.9
+    printed = {line.split()[0]: float(line.split()[1]) for line in capsys.readouterr().out.splitlines()}
+    assert set(printed) == {"OA", "kappa", "mIoU"}
+    assert printed["OA"] > 0.9
     assert (demo / "map.tif").exists()
     assert (demo / "map_confidence.tif").exists()
     pytest.importorskip("rioxarray")
@@ -99,14 +104,17 @@ def documented() -> Iterator[dict[str, Any]]:
         assert SETTINGS["late_sum"] is lf.MODELS["late_sum"].Settings
         yield names
     finally:
-        lf.MODELS._homes.pop("late_sum", None)  # type: ignore[attr-defined]
-        SETTINGS.pop("late_sum", None)
+        models._registered.pop("late_sum", None)
+
+
+def late_sum(settings: dict[str, Any], modalities: dict[str, Modality]) -> FusionModel:
+    return build_model(ModelSpec("late_sum", settings), modalities, 3)
 
 
 def test_the_documented_model_keeps_the_contract(documented: dict[str, Any]) -> None:
     modalities = {"hsi": Modality(4), "height": Modality(1)}
     torch.manual_seed(0)
-    model = ModelSpec("late_sum", {"view": 7}).build(modalities, classes=3)
+    model = late_sum({"view": 7}, modalities)
     images = {name: torch.randn(5, m.channels, 7, 7) for name, m in modalities.items()}
     target = torch.tensor([0, 1, 2, 1, UNLABELLED], dtype=torch.uint8)[:, None, None]
     assert model(images).shape == (5, 3, 1, 1)
@@ -117,9 +125,9 @@ def test_the_documented_model_keeps_the_contract(documented: dict[str, Any]) -> 
     torch.testing.assert_close(alone, model(images)[:1])
     assert torch.isfinite(model.loss(images, torch.full_like(target, UNLABELLED))["loss"])
     with pytest.raises(lf.LandfuseError, match="zoom"):
-        ModelSpec("late_sum").build({"rgb": Modality(3, zoom=10)}, classes=3)
+        late_sum({}, {"rgb": Modality(3, zoom=10)})
     with pytest.raises(lf.LandfuseError, match="core"):
-        ModelSpec("late_sum", {"view": 6}).build(modalities, classes=3)
+        late_sum({"view": 6}, modalities)
 
 
 def test_the_documented_objective_is_logged_by_its_parts(documented: dict[str, Any]) -> None:
@@ -183,17 +191,93 @@ def test_documented_recipes_are_accepted(path: Path, number: int) -> None:
 
 def test_defaults_of_the_documented_recipe_are_the_defaults() -> None:
     (text,) = blocks(ROOT / "docs" / "concepts.md", "yaml")
-    told = yaml.safe_load(text)
-    default = Recipe(scene="scene.yaml", model={"name": "two_branch"})
-    for section in ("samples", "training", "mapping"):
-        for key, value in told[section].items():
-            assert getattr(getattr(default, section), key) == value, f"{section}.{key}"
+    written = yaml.safe_load(text)
+    documented = parse(Recipe, written, "docs/concepts.md")
+    default = Recipe(scene="scene.yaml", model={"name": "two_branch"}, pretrain=PretrainSettings())
+    default = default.model_copy(update={"features": FeatureSettings()})
+    for section in ("pretrain", "features", "samples", "training", "mapping"):
+        for key in written[section]:
+            one, other = (getattr(getattr(recipe, section), key) for recipe in (documented, default))
+            assert one == other, f"{section}.{key}"
+
+
+def test_concepts_has_a_line_for_each_option_of_mapping() -> None:
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| Python \|.*?\n\n", text, re.MULTILINE | re.DOTALL)
+    named = {name for row in table.strip().splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(MapOptions.model_fields)
+    options = {option for param in command("predict").params for option in param.opts}
+    assert set(re.findall(r"`(--[a-z-]+)", table)) <= options
+
+
+def test_concepts_has_a_line_for_each_command() -> None:
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| command \|.*?\n\n", text, re.MULTILINE | re.DOTALL)
+    named = {name for row in table.strip().splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named | {"demo"} == set(COMMANDS)
+
+
+def test_concepts_describes_the_tree_in_the_order_of_imports() -> None:
+    """One line per package, in the order of `tests/test_house.py`; and those of the picture are among them."""
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| package \|.*?\n\n", text, re.MULTILINE | re.DOTALL)
+    rows = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in table.strip().splitlines()[2:]]
+    source = ROOT / "src" / "landfuse"
+    there = {path.name for path in source.iterdir() if (path / "__init__.py").exists()}
+    there |= {path.stem for path in source.glob("*.py") if not path.stem.startswith("__")}
+    assert {name for row in rows for name in row} == there
+    house = ast.parse((ROOT / "tests" / "test_house.py").read_text(encoding="utf-8"))
+    names = [
+        ast.literal_eval(node.value)
+        for node in house.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PACKAGES"
+    ]
+    assert [name for row in rows[1:] for name in row] == names[0].split()
+    picture = (ROOT / "docs" / "images" / "flow.svg").read_text(encoding="utf-8")
+    drawn = set(re.findall(r"\b([a-z]+)/(?=[ ,<])", picture))
+    assert drawn
+    assert drawn <= there, "a package of the picture is gone"
+
+
+def test_the_window_of_concepts_has_the_class_of_the_map(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lf.train("landfuse-demo/recipe.yaml", "run=landfuse-demo/runs/hsi-height-sar", progress=False)
+    (code,) = blocks(ROOT / "docs" / "concepts.md", "python")
+    exec(compile(code, "docs/concepts.md", "exec"), {})
+    first, second = (line.split(":")[1] for line in capsys.readouterr().out.splitlines()[-2:])
+    assert first == second
+    assert int(first) in (0, 1)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_documented_files_exist(path: Path) -> None:
+    for name in re.findall(r"`([\w./]+/\w+\.py)`", path.read_text(encoding="utf-8")):
+        assert any((place / name).exists() for place in (ROOT / "src" / "landfuse", ROOT)), f"{path} names {name}"
+
+
+def test_the_functions_of_concepts_are_in_the_files_beside_them() -> None:
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| station \|.*?\n\n", text, re.MULTILINE | re.DOTALL)
+    for row in table.strip().splitlines()[2:]:
+        _, station, functions, files, _ = row.split("|")
+        paths = [ROOT / "src" / "landfuse" / name for name in re.findall(r"`([^`]+)`", files)]
+        source = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+        for name in re.findall(r"`(?:lf\.)?([A-Za-z_.]+)(?:\([^`]*)?`", functions):
+            for word in name.split("."):
+                assert re.search(rf"\b(def|class) {word}\b", source) or name == "map.tif", f"{station}: {name}"
 
 
 def test_the_status_table_is_that_of_the_models() -> None:
     rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert {name for name, status in rows if status == "ready"} == set(lf.MODELS)
     assert all(status == "in progress" for name, status in rows if name not in lf.MODELS)
+
+
+ABLATIONS = [path for path in sorted(ROOT.glob("benchmarks/*/*.yaml")) if kind_of(read_yaml(path)) == "an ablation"]
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=name_of)
+def test_every_ablation_of_the_benchmarks_is_accepted(path: Path, tmp_path: Path) -> None:
+    assert all(ablation_members(path, [f"run={tmp_path}"]).values())
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -203,21 +287,32 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), f"{name_of(path)} links to {target}"
 
 
+def test_words_are_plain() -> None:
+    """Those that CONTRIBUTING advises against; it names them, and is left out."""
+    failed = re.compile(r"\b(tells?|told|mend(s|ed|ing)?|anew|hands|handed|does not pay|was given)\b", re.IGNORECASE)
+    paths = [path for path in DOCUMENTS if path.name != "CONTRIBUTING.md"] + [ROOT / "CHANGELOG.md"]
+    paths += [*ROOT.glob("benchmarks/**/*.yaml"), *ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("examples/*.py")]
+    paths += [*ROOT.glob("src/**/*.py"), ROOT / "hatch_build.py", ROOT / ".ci" / "run"]
+    for path in paths:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            assert not failed.search(line), f"{name_of(path)}:{number}: {line}"
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_documented_commands_exist(path: Path) -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for block in blocks(path, "sh"):
         lines = block.replace("\\\n", " ").replace("&&", "\n").splitlines()
         for line in lines:
             words = shlex.split(line, comments=True)
-            if words and words[0] in ("scripts/test", ".ci/run"):
+            if words and words[0] in ("scripts/test", "scripts/digests", ".ci/run"):
                 assert (ROOT / words[0]).is_file()
                 assert os.name != "posix" or os.access(ROOT / words[0], os.X_OK), f"{words[0]} cannot be run"
             if not words or Path(words[0]).name != "landfuse":
                 continue
-            command = commands.get(words[1])
-            assert command is not None or words[1] == "COMMAND", line
-            known = {option for param in command.params for option in param.opts} | {"--help"}
+            if words[1] == "COMMAND":
+                continue
+            assert words[1] in COMMANDS, line
+            known = {option for param in command(words[1]).params for option in param.opts} | {"--help"}
             assert {word for word in words if word.startswith("-")} <= known, line
             for word in words:
                 if word.startswith("benchmarks/") and "RECIPE" not in word:

@@ -15,7 +15,8 @@ PACKAGES = """
     rasters scenes kernels layers models views diffusion bundles accuracy mapping figures training studies reporting
     interop simulate api cli
 """
-ORDER = [{"errors", "legend", "settings", "files", "palette", "download"}, *({package} for package in PACKAGES.split())]
+GROUND = {"errors", "legend", "settings", "files", "markup", "palette", "download"}
+ORDER = [GROUND, *({package} for package in PACKAGES.split())]
 """Lowest first: a package imports from itself and from those before it; the ground's files from each other."""
 
 NO_TORCH = {"rasters", "scenes", "figures"}
@@ -34,7 +35,9 @@ ONLY_IN = {
     "sklearn": {"models/forest.py"},
     "segmentation_models_pytorch": {"models/stacked.py"},
     "distributed": {"mapping/cluster.py"},
+    "filelock": {"mapping/locks.py"},
     "fsspec": {"mapping/destination.py"},
+    "pystac": {"mapping/stac.py"},
     "pandas": {"studies/tables.py"},
     "PIL": {"reporting/images.py"},
     "jinja2": {"reporting/page.py"},

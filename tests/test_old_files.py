@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import safetensors.torch
 import torch
 
 import landfuse as lf
@@ -92,10 +93,26 @@ def test_a_bundle_gives_the_same_logits(old: Path, name: str) -> None:
 
 
 @each_bundle
+def test_the_state_of_a_bundle_loads_into_the_network_alone(old: Path, name: str) -> None:
+    about, folder = description(old / EXPECTED[name]["bundle"]), old / EXPECTED[name]["bundle"]
+    inside = folder if (folder / "model.json").exists() else folder / "bundle"
+    kind = lf.MODELS[about["model"]["name"]]
+    settings = {key: value for key, value in about["model"]["settings"].items() if key not in kind.Settings.retired}
+    settings.pop("mutual", None)  # concerned training only
+    modalities = {
+        key: lf.Modality(shape[0], about["modalities"][key]["zoom"]) for key, shape in about["pixel_maps"].items()
+    }
+    net: torch.nn.Module = kind(modalities, len(about["legend"]), **settings)  # type: ignore[call-arg]
+    tensors = safetensors.torch.load_file(inside / "model.safetensors")
+    prefix = "model.network." if about.get("droppable") else "model."
+    net.load_state_dict({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
+
+
+@each_bundle
 def test_a_bundle_gives_the_same_map(old: Path, name: str, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     bundle, scene = old / EXPECTED[name]["bundle"], old / "scene" / "scene.yaml"
-    told = landfuse("predict", bundle, scene, "-o", tmp_path / "map.tif", "--block", 24, "--quiet")
-    assert told.code == 0, told.err
+    result = landfuse("predict", bundle, scene, "-o", tmp_path / "map.tif", "--block", 24, "--quiet")
+    assert result.code == 0, result.err
     now, before = codes(tmp_path / "map.tif"), codes(old / "maps" / f"{name}.tif")
     assert (now == before).mean() >= 0.999
     assert len(np.unique(before[before != 255])) > 1, "a map of one class would show little"
@@ -105,8 +122,8 @@ def test_a_bundle_gives_the_same_map(old: Path, name: str, tmp_path: Path, landf
 def test_a_map_can_be_scored(old: Path, name: str, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     words = ("evaluate", old / "maps" / f"{name}.tif", old / "scene" / "scene.yaml", "-o", tmp_path)
     split = ("--split", old / "runs" / "two_branch" / "split") if name == "two_branch" else ()
-    told = landfuse(*words, *split)
-    assert told.code == 0, told.err
+    result = landfuse(*words, *split)
+    assert result.code == 0, result.err
     run = old / EXPECTED[name]["bundle"] / "scores.json"
     if run.exists():
         scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["scores"]
@@ -118,19 +135,19 @@ def test_a_map_can_be_scored(old: Path, name: str, tmp_path: Path, landfuse: Cal
 def test_an_unfinished_map_is_known_and_made_again(old: Path, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     shutil.copytree(old / "maps" / "unfinished.tif.parts", tmp_path / "map.tif.parts")
     words = ("predict", old / "runs" / "two_branch", old / "scene", "-o", tmp_path / "map.tif", "--block", 16, "-q")
-    told = landfuse(*words)
-    assert told.code == 2
-    assert "holds blocks of another map" in told.err, "its files lie elsewhere, and it can say so"
-    assert "the modality `sar`" in told.err
-    assert "the grid" not in told.err
+    result = landfuse(*words)
+    assert result.code == 2
+    assert "holds blocks of another map" in result.err, "its files lie elsewhere, and it can say so"
+    assert "the modality `sar`" in result.err
+    assert "the grid" not in result.err
     assert landfuse(*words, "--restart").code == 0
     assert (codes(tmp_path / "map.tif") == codes(old / "maps" / "two_branch.tif")).mean() >= 0.999
     assert not (tmp_path / "map.tif.parts").exists()
 
 
 def test_runs_can_be_compared(old: Path, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
-    told = landfuse("compare", *(old / run for run in RUNS[:3]), old / "runs" / "forest", "-o", tmp_path)
-    assert told.code == 0, told.err
+    result = landfuse("compare", *(old / run for run in RUNS[:3]), old / "runs" / "forest", "-o", tmp_path)
+    assert result.code == 0, result.err
     found = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
     assert [recipe["n"] for recipe in found["recipes"]] == [1, 1, 1, 2]
     for recipe, run in zip(found["recipes"], RUNS[:3], strict=False):
@@ -139,15 +156,15 @@ def test_runs_can_be_compared(old: Path, tmp_path: Path, landfuse: Callable[...,
         costs = recipe.get("costs", recipe)
         leak = next(value for key, value in costs.items() if key.startswith("leak"))
         assert leak["mean"] == pytest.approx(scores["leak_share"])
-    row = next(line for line in told.out.splitlines() if "two_branch" in line and "%" in line)
+    row = next(line for line in result.out.splitlines() if "two_branch" in line and "%" in line)
     assert f"{json.loads((old / RUNS[0] / 'scores.json').read_text())['leak_share']:.1%}" in row
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_is_reported(old: Path, run: str, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     shutil.copytree(old / run, tmp_path / "run")
-    told = landfuse("report", tmp_path / "run", "--scene", old / "scene", "-q")
-    assert told.code == 0, told.err
+    result = landfuse("report", tmp_path / "run", "--scene", old / "scene", "-q")
+    assert result.code == 0, result.err
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     made = codes(tmp_path / "run" / "maps" / "old.tif")
     assert made.shape == (40, 40)
@@ -194,13 +211,16 @@ def test_settings_that_no_longer_exist_are_all_named(old: Path) -> None:
         lf.read_recipe(path)
     text = path.read_text(encoding="utf-8").replace("mode: patch, ", "")
     before = "{kind: fixed, gamma: 1.0, progress: 0.0, hide: cells, cell: 4, imputation: 0.5, every: 5, warmup: 1}"
-    path.write_text(text.replace(before, "{kind: paper, gamma: 1.0, every: 5, warmup: 1}"), encoding="utf-8")
+    text = text.replace(before, "{kind: paper, gamma: 1.0, every: 5, warmup: 1}")
+    for gone in ("probabilities: dml, ", "temperature: 3, features: relational, ", ", ramp: 0.5"):
+        text = text.replace(gone, "")
+    path.write_text(text, encoding="utf-8")
     assert lf.read_recipe(path).pretrain is not None
 
 
 def test_a_recipe_still_gives_the_same_forest(old: Path, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
-    told = landfuse("train", old / "recipes" / "forest.yaml", f"run={tmp_path / 'run'}", "training.seed=0", "--quiet")
-    assert told.code == 0, told.err
+    result = landfuse("train", old / "recipes" / "forest.yaml", f"run={tmp_path / 'run'}", "training.seed=0", "--quiet")
+    assert result.code == 0, result.err
     found, before = (
         json.loads((run / "scores.json").read_text(encoding="utf-8"))
         for run in (tmp_path / "run", old / "runs" / "forest" / "seed-0")
@@ -209,24 +229,44 @@ def test_a_recipe_still_gives_the_same_forest(old: Path, tmp_path: Path, landfus
 
 
 def test_an_ablation_is_read(old: Path, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
-    told = landfuse("ablation", old / "recipes" / "ablation.yaml", "--only", "none-of-them", "-o", tmp_path)
-    assert told.code == 2
-    assert "both" in told.err, "it is read, and its variants are named"
+    result = landfuse("ablation", old / "recipes" / "ablation.yaml", "--only", "none-of-them", "-o", tmp_path)
+    assert result.code == 2
+    assert "both" in result.err, "it is read, and its variants are named"
 
 
 def test_a_denoiser_is_started_from(old: Path, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     words = ("train", old / "recipes" / "bdgf.yaml", f"run={tmp_path / 'runs' / 'run'}", "pretrain.steps=1")
     small = ("training.epochs=1", "samples.windows=32", "--quiet")
-    told = landfuse(*words, f"pretrain.start_from={old / 'runs' / 'bdgf'}", *small)
-    assert told.code == 0, told.err
+    result = landfuse(*words, f"pretrain.start_from={old / 'runs' / 'bdgf'}", *small)
+    assert result.code == 0, result.err
 
 
 def test_a_scene_file_of_many_settings_is_checked(old: Path, landfuse: Callable[..., Any]) -> None:
-    told = landfuse("check", old / "tiles")
-    assert told.code == 0, told.out + told.err
+    result = landfuse("check", old / "tiles")
+    assert result.code == 0, result.out + result.err
     assert [scene.name for scene in lf.open_scenes(old / "tiles" / "scene.yaml")] == ["north", "south"]
 
 
 def test_what_modalities_give_was_kept(old: Path) -> None:
     rows = json.loads((old / "runs" / "dropout" / "modalities.json").read_text(encoding="utf-8"))["rows"]
     assert {row["how"] for row in rows} == {"all", "mean", "placeholder"}
+
+
+def test_a_bundle_of_features_per_patch_says_what_is_gone(old: Path) -> None:
+    path = old / "runs" / "bdgf" / "bundle" / "model.json"
+    words = json.loads(path.read_text(encoding="utf-8"))
+    words["features"]["mode"] = "patch"
+    path.write_text(json.dumps(words), encoding="utf-8")
+    with pytest.raises(lf.LandfuseError, match=r"features of the bundle .*`mode` no longer exists"):
+        lf.load_bundle(old / "runs" / "bdgf")
+
+
+def test_training_an_ended_run_again_loads_its_bundle(old: Path, landfuse: Callable[..., Any]) -> None:
+    """Settings that came later stand at their defaults; the run is not taken for one of another recipe."""
+    run = old / "runs" / "two_branch"
+    recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+    (run / "recipe.json").write_text(json.dumps({**recipe, "run": str(run)}), encoding="utf-8")
+    before = (run / "scores.json").read_bytes()
+    done = landfuse("train", run / "recipe.json", "--quiet")
+    assert done.code == 0, done.err
+    assert (run / "scores.json").read_bytes() == before

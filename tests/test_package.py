@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import landfuse
+from landfuse.cli import COMMANDS, command
 
 
 def test_every_public_name_comes_from_its_home() -> None:
@@ -28,9 +29,49 @@ def test_no_module_has_the_name_of_a_function() -> None:
     assert not {path.stem for path in here.iterdir()} & set(landfuse.__all__)
 
 
-def test_the_command_line_answers_without_the_large_libraries() -> None:
-    code = "import sys; from landfuse.cli import app; print(sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "'typer'" in loaded
-    for library in ("numpy", "torch", "rasterio", "timm", "sklearn", "lightning", "matplotlib"):
-        assert f"'{library}'" not in loaded
+LARGE = {"torch", "timm", "lightning", "sklearn", "matplotlib"}
+
+
+def loaded_by(code: str, *words: str) -> set[str]:
+    """The modules that a new interpreter has imported after some code; words are those of a command line."""
+    source = f"import sys\n{code}\nprint(','.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", source, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split(","))
+
+
+def loaded_by_command(*words: str, ends_with: int = 0) -> set[str]:
+    code = f"""
+from landfuse.cli import main
+try:
+    main()
+except SystemExit as ended:
+    assert (ended.code or 0) == {ends_with}, ended.code"""
+    return loaded_by(code, *words)
+
+
+def test_the_help_imports_no_command() -> None:
+    for word in ("--help", "--version"):
+        loaded = loaded_by_command(word)
+        assert {name for name in loaded if name.startswith("landfuse.")} == {
+            "landfuse.cli", "landfuse.cli.console", "landfuse.errors",
+        }  # fmt: skip
+        assert not loaded & {*LARGE, "numpy", "pydantic", "yaml"}
+
+
+def test_no_options_need_the_large_libraries() -> None:
+    assert not loaded_by("from landfuse.cli import COMMANDS, command\nfor name in COMMANDS: command(name)") & LARGE
+    assert not loaded_by_command("compare", "--help") & LARGE
+
+
+def test_check_and_a_refused_recipe_need_no_torch(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("scene: scene.yaml\nmodel: forest\ntrainig: {}\n")
+    assert not loaded_by_command("check", str(place)) & LARGE
+    assert not loaded_by_command("train", str(tmp_path / "recipe.yaml"), ends_with=2) & LARGE
+
+
+def test_each_command_is_found_and_described() -> None:
+    for name in COMMANDS:
+        found = command(name)
+        assert found.name == name
+        assert found.help

@@ -14,13 +14,14 @@ from landfuse.kernels import scan as selective_scan
 from landfuse.kernels import scan_image
 from landfuse.kernels.attention import RelativeAttention
 from landfuse.mapping.engine import Engine, map_blocks
+from landfuse.mapping.settings import map_options
 from landfuse.models.base import FusionModel, Modality
 from landfuse.models.bdgf import Bdgf
 from landfuse.models.refnet import RefNet
 from landfuse.models.two_branch import TwoBranch
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
-from landfuse.views.mapped_pixels import MappedPixels
+from landfuse.views.mapped_pixels import MappedPixels, read_mapped_pixels
 
 prediction: ModuleType = importlib.import_module("landfuse.mapping.predict")
 predict = prediction.predict
@@ -58,7 +59,9 @@ __all__ = [
     "TwoBranch",
     "Window",
     "map_blocks",
+    "map_options",
     "predict",
+    "read_mapped_pixels",
     "scan_image",
     "selective_scan",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from device import Device
-from landfuse_parts import STEPS_OF_MAPPING, Bundle, Engine, Scene, Window, map_blocks, predict
+from landfuse_parts import STEPS_OF_MAPPING, Bundle, Engine, Scene, Window, map_blocks, map_options, predict
 from record import Record
 from scenes_to_map import MODELS, placed, windows_of
 
@@ -69,7 +69,7 @@ class Clock:
 
 def bare_pass(classifier: Bundle, scene: Scene, precision: str, device: Device) -> tuple[float, Engine]:
     """Seconds of a forward pass of windows that lie on the GPU already, and the engine that says how many there are."""
-    engine = Engine(classifier, scene, device=device.name, precision=precision)
+    engine = Engine(classifier, scene, map_options({"device": device.name, "precision": precision}))
     places = torch.arange(engine.batch) % 7
     images = windows_of(classifier, scene, places, places, device)
 

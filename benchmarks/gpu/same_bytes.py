@@ -30,7 +30,7 @@ def mapped(
     for part in map_blocks(classifier, scene, block=block, batch=batch, device=device.name, precision=precision):
         at = part.window.within(grid.window)
         classes[at] = part.classes
-        logits[:, *at] = part.logits
+        logits[:, *at] = torch.from_numpy(part.logits)
     return classes, logits
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from device import Device
-from landfuse_parts import Bundle, Engine, ModelSpec, Scene, Window
+from landfuse_parts import Bundle, ModelSpec, Scene, Window, read_mapped_pixels
 from speed_parts import place
 
 MODELS = ("two_branch", "bdgf", "refnet")
@@ -29,10 +29,9 @@ def windows_of(
     classifier: Bundle, scene: Scene, rows: torch.Tensor, columns: torch.Tensor, device: Device
 ) -> dict[str, torch.Tensor]:
     """Views at these places of the scene's first 512 px, on the device."""
-    engine = Engine(classifier, scene, batch=8, device=device.name)
     side = min(scene.grid.height, 512)
-    patchwork = engine.read(engine.alone(Window(0, 0, side, side)))
-    views = patchwork.views(rows, columns, classifier.model.view)
+    mapped = read_mapped_pixels(scene, Window(0, 0, side, side), classifier.maps)
+    views = mapped.views(rows, columns, classifier.model.view)
     return {name: image.to(device.name) for name, image in views.items()}
 
 

@@ -1,4 +1,4 @@
-"""Writes the scene of this folder's recipes: many spectral bands beside one of height, which alone tells two classes.
+"""Writes the scene of this folder's recipes: many spectral bands beside one of height, which alone reports two classes.
 
     python benchmarks/simulated/scene.py [--side 256] [--seed 0]
 

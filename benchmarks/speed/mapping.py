@@ -161,7 +161,7 @@ def measured(names: list[str], side: int, options: argparse.Namespace) -> dict[s
     }
 
 
-def told(name: str, values: dict[str, float], pixels: int) -> str:
+def reported(name: str, values: dict[str, float], pixels: int) -> str:
     return (
         f"{name}: {values['seconds']:.1f} s ({values['cpu']:.1f} s cpu), {pixels / values['seconds'] / 1e6:.4g} Mpx/s, "
         f"peak {values['peak']:.2f} GiB"
@@ -191,7 +191,7 @@ def main() -> None:
     if options.what == "memory":
         peaks = {side: measured(["memory"], side, options)["memory"] for side in options.sides}
         for side, values in peaks.items():
-            print(told(f"{side} x {side}", values, side * side))
+            print(reported(f"{side} x {side}", values, side * side))
         first, *_, last = (values["peak"] for values in peaks.values())
         print(f"difference: {last / first - 1:+.1%}")
         return
@@ -204,7 +204,7 @@ def main() -> None:
     }[options.what]
     found = measured(names, side, options)
     for name, values in found.items():
-        print(told(name, values, side * side))
+        print(reported(name, values, side * side))
     a, b = found[names[1]], found[names[0]]
     print(f"{names[1]} / {names[0]}: {ratio(a, b)}")
     if options.what == "pixels":

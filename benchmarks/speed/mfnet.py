@@ -7,7 +7,7 @@ Both share the same weights, and the encoder's maps are compared before anything
     python benchmarks/speed/mfnet.py --encoder large --side 1024 --device cuda --batch 1
 
 Float32 products of frozen layers run by oneDNN where it is faster (`landfuse.kernels.linear`); the plain formulation
-uses `torch.nn.functional.linear`. `--plain-products` gives both the same, so that the other gains can be told apart.
+uses `torch.nn.functional.linear`. `--plain-products` gives both the same, so that other gains can be reported apart.
 
 Times are medians of alternating runs; memory is the peak above the model's own, of a process each on the CPU (resident
 set, Linux) and of the allocator on a GPU. Encoder weights are random.

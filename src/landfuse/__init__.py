@@ -14,8 +14,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from landfuse import models as models
     from landfuse.accuracy.confusion import Confusion
+    from landfuse.accuracy.draw_sample import draw_sample
     from landfuse.accuracy.evaluate import evaluate
+    from landfuse.accuracy.from_sample import evaluate_sample
     from landfuse.api import Classifier, load, plot, predict, train
     from landfuse.bundles.bundle import Bundle
     from landfuse.bundles.bundle_files import load_bundle
@@ -56,7 +59,9 @@ __all__ = [
     "Scene",
     "Window",
     "check",
+    "draw_sample",
     "evaluate",
+    "evaluate_sample",
     "load",
     "load_bundle",
     "map_array",
@@ -87,7 +92,9 @@ _HOMES = {
     "Scene": "scenes.scene",
     "Window": "rasters.windows",
     "check": "scenes.check",
+    "draw_sample": "accuracy.draw_sample",
     "evaluate": "accuracy.evaluate",
+    "evaluate_sample": "accuracy.from_sample",
     "load": "api",
     "load_bundle": "bundles.bundle_files",
     "map_array": "mapping.engine",
@@ -105,6 +112,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Imports what a name needs when it is first used: `landfuse --help` and shell completion need no torch."""
+    if name == "models":
+        return import_module(f"{__name__}.models")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
@@ -113,4 +122,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, "models"})

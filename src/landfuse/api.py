@@ -11,7 +11,7 @@ import tempfile
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +23,18 @@ from landfuse.bundles.description import Description
 from landfuse.bundles.predictor import Model, Predictor
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import GridError, ModelError, SceneError, SettingsError, SplitError
-from landfuse.figures.figures import Picture, classes_figure, confusion_figure, scene_figure
+from landfuse.figures.figures import by_pyplot, classes_figure, confusion_figure, curves_figure, scene_figure
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.mapping.engine import BlockMap, Engine
 from landfuse.mapping.memory import block_side
 from landfuse.mapping.predict import predict as _predict
 from landfuse.mapping.settings import MapOptions, MappingSettings
-from landfuse.models import SETTINGS, register
+from landfuse.models import SETTINGS, name_of
 from landfuse.rasters.arrays import array_raster, is_data_array, like_data_array
 from landfuse.rasters.raster import state_of
 from landfuse.rasters.windows import blocks
 from landfuse.scenes.from_arrays import Classes, Image, Labels, scene_from
-from landfuse.scenes.land_cover_map import LandCoverMap
+from landfuse.scenes.land_cover_map import LandCoverMap, open_map
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import read_mask
 from landfuse.scenes.split_rules import TEST, Roles, RolesSplit, SplitSettings
@@ -86,17 +86,17 @@ class Classifier:
     Raises:
         SettingsError: if there is no such keyword; it names the nearest one.
 
-    >>> import landfuse as lf
-    >>> lf.Classifier("refnet", view=64, epochs=20, rate=1e-3)
-    Classifier('refnet', view=64, epochs=20)
-    >>> import numpy as np
-    >>> labels = np.arange(32) // 8 % 2 + np.ones((32, 1), int)
-    >>> images = {"s2": labels + 0.1 * np.random.default_rng(0).standard_normal((4, 32, 32))}
-    >>> forest = lf.Classifier("forest", trees=10).fit(images, labels, progress=False)
-    >>> forest.run.scores["test"]["OA"]
-    1.0
-    >>> bool((forest.predict(images, progress=False) == labels).all())
-    True
+    Example:
+        >>> lf.Classifier("refnet", view=64, epochs=20, rate=1e-3)
+        Classifier('refnet', view=64, epochs=20)
+        >>> import numpy as np
+        >>> labels = np.arange(32) // 8 % 2 + np.ones((32, 1), int)
+        >>> images = {"s2": labels + 0.1 * np.random.default_rng(0).standard_normal((4, 32, 32))}
+        >>> forest = lf.Classifier("forest", trees=10).fit(images, labels, progress=False)
+        >>> forest.run.scores["test"]["OA"]
+        1.0
+        >>> forest.predict(images, progress=False)[0, 6:10]
+        array([1, 1, 2, 2], dtype=uint8)
     """
 
     def __init__(
@@ -162,8 +162,9 @@ class Classifier:
             SettingsError: if one is set twice.
         """
         sections: dict[str, dict[str, Any]] = {key: dict(self._given[key] or {}) for key in _SECTIONS}
-        sections["model"] = _named(self._given["model"])[1]
-        homes = _homes(self._given["model"])
+        model = self._given["model"]
+        sections["model"] = {k: v for k, v in model.items() if k != "name"} if isinstance(model, Mapping) else {}
+        homes = _homes(model)
         for key, value in self._given.items():
             if key == "model" or key in _OWN:
                 continue
@@ -182,7 +183,7 @@ class Classifier:
             SettingsError: naming every value that is wrong.
         """
         sections = self._sections()
-        model = {"name": _named(self._given["model"])[0], **sections["model"]}
+        model = {"name": _named(self._given["model"]), **sections["model"]}
         values: dict[str, Any] = {"scene": ARRAYS, **sections, "model": model}
         for key in ("modalities", "pixel_maps", "pretrain", "features"):
             if self._given[key] is not None:
@@ -246,7 +247,7 @@ class Classifier:
         if (present != UNLABELLED).sum() < 2:
             raise SceneError(
                 f"the labels hold {'one class only' if (present != UNLABELLED).any() else 'no class'}",
-                "two classes or more, to tell them apart",
+                "two classes or more",
                 "check the labels, and which code means unlabelled (`unlabelled`)",
             )
         used, roles = _split_of(scene, self._given["split"] if split is None else split)
@@ -443,31 +444,23 @@ class Classifier:
         self.bundle.save(folder)
 
 
-def load(folder: str | Path) -> Classifier:
+def load(folder: str | Path, *, model: type[FusionModel] | None = None) -> Classifier:
     """A fitted classifier from a bundle, or from the folder of a run.
 
     Args:
         folder: as `Classifier.save` or `landfuse train` wrote it.
+        model: the class of its model, where that is one of your own that no installed package offers.
 
     Raises:
-        BundleError: if it holds no bundle, or one that is damaged or newer.
+        BundleError: if it holds no bundle, one that is damaged or newer, or one of a model that is not known here.
 
-    >>> import tempfile
-    >>> import numpy as np
-    >>> import landfuse as lf
-    >>> labels = np.arange(32) // 8 % 2 + np.ones((32, 1), int)
-    >>> forest = lf.Classifier("forest", trees=3).fit({"dem": labels * 1.5}, labels, progress=False)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     forest.save(folder)
-    ...     loaded = lf.load(folder)
-    >>> loaded
-    Classifier('forest', trees=3)
-    >>> loaded.predict({"dem": labels * 1.5}, progress=False)[0, 6:10]
-    array([1, 1, 2, 2], dtype=uint8)
+    Example:
+        >>> lf.load("runs/first").legend.names == lf.open_scene("scene.yaml").legend.names
+        True
     """
     from landfuse.bundles.bundle_files import load_bundle
 
-    bundle, path = load_bundle(folder), Path(folder)
+    bundle, path = load_bundle(folder, model=model), Path(folder)
     run = path if (path / "recipe.json").exists() else path.parent
     whole = path.name == "bundle" or run == path
     if whole and (run / "scores.json").exists() and (run / "recipe.json").exists():
@@ -482,9 +475,9 @@ def _fitted(bundle: Bundle, run: Run | None = None) -> Classifier:
         "mapping": {"stride": None if bundle.stride == bundle.model.core else bundle.stride, "weights": bundle.weights},
     }  # fmt: skip
     name = str(recipe["model"]["name"])
-    homes, params = _homes(name), dict[str, Any]()
-    for section in ("model", *_SECTIONS):
-        kind = SETTINGS[name] if section == "model" else _SECTIONS[section]
+    model = bundle.spec.kind or name
+    homes, params = _homes(model), dict[str, Any]()
+    for section, kind in (("model", _kind(model) or Settings), *_SECTIONS.items()):
         usual = _plain(kind)
         changed = {
             key: value
@@ -499,7 +492,7 @@ def _fitted(bundle: Bundle, run: Run | None = None) -> Classifier:
     for key in ("modalities", "pixel_maps", "pretrain", "features", "split"):
         if recipe.get(key):
             params[key] = recipe[key]
-    classifier = Classifier(**{"model": name, **params})
+    classifier = Classifier(**{"model": model, **params})
     classifier._bundle, classifier._run = bundle, run
     return classifier
 
@@ -518,6 +511,11 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True)
 
     Raises:
         LandfuseError: whatever is wrong with recipe, scene, split or output.
+
+    Example:
+        >>> classifier = lf.train("recipe.yaml", progress=False)
+        >>> classifier.run.scores["test"]["pixels"] > 0
+        True
     """
     if not isinstance(recipe, Recipe):
         recipe, assignments = read_recipe(recipe, assignments), ()
@@ -551,6 +549,10 @@ def predict(model: Model | str | Path, scene: Scene | Mapping[str, Image], path:
             writing this map.
         SettingsError: if an option does not fit.
         IncompleteError: if some blocks cannot be read; the map is there without them.
+
+    Example:
+        >>> lf.predict("runs/first", lf.open_scene("scene.yaml"), "again.tif", confidence=True).name
+        'again.tif'
     """
     if isinstance(model, str | Path):
         from landfuse.bundles.bundle_files import load_bundle
@@ -575,15 +577,11 @@ def _kind(model: Any) -> type[Settings] | None:
     return SETTINGS.get(name) if isinstance(name, str) else None
 
 
-def _named(model: Any) -> tuple[Any, dict[str, Any]]:
-    """A model's name, under which a class is registered, and the settings that come with it."""
-    if isinstance(model, type) and _kind(model) is not None:
-        name = f"{model.__module__}:{model.__qualname__}"
-        register(name, cast("type[FusionModel]", model))
-        return name, {}
-    if isinstance(model, Mapping):
-        return model.get("name"), {key: value for key, value in model.items() if key != "name"}
-    return model, {}
+def _named(model: Any) -> Any:
+    """A model's name for recipes and bundles; a class is registered by it."""
+    if isinstance(model, type):
+        return name_of(model)
+    return model.get("name") if isinstance(model, Mapping) else model
 
 
 def _shown(model: Any) -> str:
@@ -713,33 +711,51 @@ def _as_images(
 
 
 def plot(
-    shown: Scene | LandCoverMap | Confusion,
+    shown: Scene | LandCoverMap | Confusion | Run | str | Path,
     *,
     modalities: Sequence[str] | None = None,
     bands: Mapping[str, Sequence[int]] | None = None,
     names: Sequence[str] = (),
-) -> Picture:
-    """Draws a scene, a map or a confusion matrix with matplotlib.
+) -> Any:
+    """Draws a scene, a map, a confusion matrix or a run with matplotlib's pyplot.
 
     Args:
-        shown: what is drawn: a scene (modalities and labels side by side), a map (over its legend), or a confusion
-            matrix (counts, shaded by the fraction of their row).
+        shown: what is drawn: a scene (modalities and labels side by side), a map or the path of one (over its legend),
+            a confusion matrix (counts, shaded by the fraction of their row), a run or its folder (loss and validation
+            scores over the epochs).
         modalities: of a scene: which, in order; all by default.
         bands: of a scene: modality -> the bands to show, from 1: three for red, green and blue, or one for grey.
         names: of a confusion matrix: K names; by default the numbers 0..K-1.
 
+    Returns:
+        Axes of matplotlib; an array of them where there are several.
+
     Raises:
         SettingsError: if `shown` is something else.
         SceneError: if the scene or map cannot be read, or lacks a band.
+
+    Example:
+        >>> len(lf.plot(lf.open_scene("scene.yaml")))  # two modalities, and the labels
+        3
+        >>> lf.plot("map.tif").get_title()
+        'map'
     """
-    if isinstance(shown, Scene):
-        return scene_figure(shown, modalities, bands)
-    if isinstance(shown, LandCoverMap):
-        return classes_figure(shown.classes, shown.legend, shown.path.stem)
-    if isinstance(shown, Confusion):
-        return confusion_figure(shown.matrix, list(names) or [str(number) for number in range(shown.classes)])
-    raise SettingsError(
-        f"plot was called with {type(shown).__name__}",
-        "a scene, a map (landfuse.open_map) or a confusion matrix",
-        "open the file first",
-    )
+    if isinstance(shown, str | Path):
+        shown = read_run(shown) if Path(shown).is_dir() else open_map(shown)
+    with by_pyplot():
+        if isinstance(shown, Scene):
+            figure = scene_figure(shown, modalities, bands)
+        elif isinstance(shown, LandCoverMap):
+            figure = classes_figure(shown.classes, shown.legend, shown.path.stem)
+        elif isinstance(shown, Confusion):
+            figure = confusion_figure(shown.matrix, list(names) or [str(number) for number in range(shown.classes)])
+        elif isinstance(shown, Run):
+            figure = curves_figure(shown.history, shown.scores.get("epoch"))
+        else:
+            raise SettingsError(
+                f"plot was called with {type(shown).__name__}",
+                "a scene, a map (landfuse.open_map), a confusion matrix, or a run",
+                "open the file first",
+            )
+    drawn = [axis for axis in figure.axes if axis.has_data()]
+    return drawn[0] if len(drawn) == 1 else np.array(drawn)

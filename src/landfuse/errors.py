@@ -34,6 +34,13 @@ class LandfuseError(Exception):
         found: what is wrong, naming the file, key or band.
         expected: what would have been right.
         do: what to do about it.
+
+    Example:
+        >>> try:
+        ...     lf.open_scene("gone.yaml")
+        ... except lf.LandfuseError as error:
+        ...     print(error.found)
+        there is no file gone.yaml
     """
 
     exit_code = 2

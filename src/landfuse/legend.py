@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.errors import SceneError, SettingsError
+from landfuse.markup import swatch, table
 
 UNLABELLED = 255
 """The value of a pixel without a label (in targets) or without a class (in maps)."""
@@ -51,6 +52,10 @@ class LandClass:
         code: its value in label rasters and maps, 0..254.
         colour: `#RRGGBB`.
         scored: whether its own scores enter the means over classes (AA, mF1, mIoU).
+
+    Example:
+        >>> lf.LandClass("water", 3, "#0072B2").rgb
+        (0, 114, 178)
     """
 
     name: str
@@ -80,7 +85,14 @@ class LandClass:
 
 @dataclass(frozen=True)
 class Legend:
-    """The classes of a scene, in order; iterating yields `LandClass`es, the length is K."""
+    """The classes of a scene, in order; iterating yields `LandClass`es, the length is K.
+
+    Example:
+        >>> import numpy as np
+        >>> legend = lf.Legend((lf.LandClass("water", 3, "#0072B2"), lf.LandClass("forest", 7, "#009E73")))
+        >>> legend.to_codes(np.array([[1, 0]], np.uint8)).tolist(), legend.names
+        ([[7, 3]], ['water', 'forest'])
+    """
 
     classes: tuple[LandClass, ...]
 
@@ -100,6 +112,10 @@ class Legend:
             raise SettingsError(
                 "no class of the legend is scored", "at least one without `scored: false`", "score a class"
             )
+
+    def _repr_html_(self) -> str:
+        rows = [(swatch(one.colour), one.code, one.name, "" if one.scored else "not scored") for one in self]
+        return table("Legend", ("", "code", "class", ""), rows)
 
     def __len__(self) -> int:
         return len(self.classes)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from landfuse.accuracy import draw_sample
-from landfuse.accuracy.draw_sample import allocate, draw
+from landfuse.accuracy.draw_sample import allocate
+from landfuse.accuracy.draw_sample import draw_sample as draw_points
 from landfuse.accuracy.from_sample import evaluate_sample
 from landfuse.accuracy.reference_sample import ReferenceSample, read_sample
 from landfuse.cli import app
@@ -67,15 +68,15 @@ def test_what_is_drawn_lies_in_the_map(
 ) -> None:
     monkeypatch.setattr(draw_sample, "TILE", tile)
     codes = codes_of(90, 70)
-    told: list[tuple[int, int]] = []
-    sample = draw(city, 200, design=design, seed=3, progress=lambda done, total: told.append((done, total)))
+    reported: list[tuple[int, int]] = []
+    sample = draw_points(city, 200, design=design, seed=3, progress=lambda done, total: reported.append((done, total)))
     assert (sample.code == codes[sample.row, sample.col]).all()
     assert (sample.code != U).all()
     assert len(set(zip(sample.row.tolist(), sample.col.tolist(), strict=True))) == len(sample)
     np.testing.assert_array_equal(sample.x, 5e5 + 10 * (sample.col + 0.5))
     np.testing.assert_array_equal(sample.y, 5e6 - 10 * (sample.row + 0.5))
     assert sample.pixels == (codes != U).sum()
-    assert told[-1][0] == told[-1][1]
+    assert reported[-1][0] == reported[-1][1]
     units = {s: np.unique(sample.cluster[sample.stratum == s]).size for s in sample.sizes}
     assert units == dict(sample.drawn)
     if design == "stratified":
@@ -83,7 +84,7 @@ def test_what_is_drawn_lies_in_the_map(
         assert (sample.stratum == sample.code).all()
         assert len(sample) == 200
         assert min(sample.drawn.values()) == 50
-        assert len(set(sample.code[:20].tolist())) > 1, "the order of the rows tells nothing"
+        assert len(set(sample.code[:20].tolist())) > 1, "the order of the rows reports nothing"
     elif design == "simple":
         assert dict(sample.sizes) == {0: sample.pixels}
         assert len(sample) == 200
@@ -105,7 +106,7 @@ def test_every_pixel_has_the_chance_that_is_written(tmp_path: Path, design: draw
     times = np.zeros(codes.shape)
     chance = np.zeros(codes.shape)
     for seed in range(runs):
-        sample = draw(tmp_path / "m.tif", 18, design=design, seed=seed, side=2)
+        sample = draw_points(tmp_path / "m.tif", 18, design=design, seed=seed, side=2)
         times[sample.row, sample.col] += 1
         chance[sample.row, sample.col] = sample.probability
     assert ((times > 0) == (codes != U)).all()
@@ -117,7 +118,7 @@ def test_every_pixel_has_the_chance_that_is_written(tmp_path: Path, design: draw
 
 
 def test_the_seed_decides(city: Path) -> None:
-    first, same, other = (draw(city, 100, seed=seed) for seed in (1, 1, 2))
+    first, same, other = (draw_points(city, 100, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.x, same.x)
     assert (first.x != other.x).any()
 
@@ -127,9 +128,9 @@ def test_memory_depends_on_the_block_not_on_the_map(tmp_path: Path) -> None:
     for rows in (512, 4096):
         path = tmp_path / f"{rows}.tif"
         write_raster(path, grid_of(rows, 512), np.tile(codes_of(512, 512), (rows // 512, 1)))
-        draw(path, 300)
+        draw_points(path, 300)
         tracemalloc.start()
-        draw(path, 300)
+        draw_points(path, 300)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0], peaks
@@ -165,21 +166,21 @@ def test_allocations_add_up_and_keep_their_bounds(sizes: list[int], n: int, mini
 
 
 def test_neyman_gives_more_to_what_is_doubtful(city: Path) -> None:
-    doubtful = draw(city, 300, allocation="neyman", minimum=10, expected={1: 0.5, 2: 0.99, 7: 0.5})
-    by_area = draw(city, 300, minimum=10)
+    doubtful = draw_points(city, 300, allocation="neyman", minimum=10, expected={1: 0.5, 2: 0.99, 7: 0.5})
+    by_area = draw_points(city, 300, minimum=10)
     assert doubtful.drawn[1] > by_area.drawn[1]
     assert doubtful.drawn[2] < by_area.drawn[2]
-    assert draw(city, 300, allocation="equal").drawn == {1: 100, 2: 100, 7: 100}
+    assert draw_points(city, 300, allocation="equal").drawn == {1: 100, 2: 100, 7: 100}
     with pytest.raises(SettingsError, match="the class 2, 7 has no expected"):
-        draw(city, 300, allocation="neyman", expected={1: 0.5, 7: 1.5})
+        draw_points(city, 300, allocation="neyman", expected={1: 0.5, 7: 1.5})
     with pytest.raises(SettingsError, match="not known"):
-        draw(city, 300, design="random")  # type: ignore[arg-type]
+        draw_points(city, 300, design="random")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("design", ["stratified", "simple", "cluster"])
 @pytest.mark.parametrize("ending", ["gpkg", "csv"])
 def test_a_sample_survives_its_file(city: Path, tmp_path: Path, design: draw_sample.Design, ending: str) -> None:
-    sample = draw(city, 150, design=design)
+    sample = draw_points(city, 150, design=design)
     path = tmp_path / f"sample.{ending}"
     sample.save(path)
     again = read_sample(path)
@@ -196,7 +197,7 @@ def test_a_sample_survives_its_file(city: Path, tmp_path: Path, design: draw_sam
 
 
 def test_a_geopackage_of_a_sample_opens_elsewhere(city: Path, tmp_path: Path) -> None:
-    sample = draw(city, 100)
+    sample = draw_points(city, 100)
     sample.save(tmp_path / "sample.gpkg")
     frame = geopandas.read_file(tmp_path / "sample.gpkg")
     assert frame.crs == "EPSG:32632"
@@ -215,7 +216,9 @@ def test_a_geopackage_of_a_sample_opens_elsewhere(city: Path, tmp_path: Path) ->
 def test_a_sample_of_all_pixels_is_the_truth(city: Path, design: draw_sample.Design) -> None:
     codes = codes_of(90, 70)
     truth = truth_of(codes)
-    result = evaluate_sample(city, filled(draw(city, 90 * 72, design=design), truth))  # clusters reach over the edge
+    result = evaluate_sample(
+        city, filled(draw_points(city, 90 * 72, design=design), truth)
+    )  # clusters reach over the edge
     there = codes != U
     assert result.overall.value == pytest.approx((truth == codes)[there].mean())
     assert result.overall.error == pytest.approx(0, abs=1e-9)
@@ -232,17 +235,17 @@ def test_another_map_is_judged_in_the_strata_of_the_first(city: Path, tmp_path: 
     better = truth_of(truth, wrong=0.05, seed=9)
     fine = np.repeat(np.repeat(better, 2, axis=0), 2, axis=1)  # on another grid
     write_raster(tmp_path / "fine.tif", grid_of(90, 70).zoomed(2), fine, legend=LEGEND)
-    everything = filled(draw(city, 90 * 70), truth)
+    everything = filled(draw_points(city, 90 * 70), truth)
     result = evaluate_sample(tmp_path / "fine.tif", everything)
     assert result.overall.value == pytest.approx((truth == better)[codes != U].mean())
     assert "another map" in result.design
-    part = evaluate_sample(tmp_path / "fine.tif", filled(draw(city, 600, seed=5), truth))
+    part = evaluate_sample(tmp_path / "fine.tif", filled(draw_points(city, 600, seed=5), truth))
     assert abs(part.overall.value - result.overall.value) < 4 * part.overall.error
     assert part.overall.error > 0
 
 
 def test_truth_that_is_not_known_is_left_out_and_noted(city: Path) -> None:
-    sample = filled(draw(city, 200), codes_of(90, 70))
+    sample = filled(draw_points(city, 200), codes_of(90, 70))
     sample = replace(sample, reference=(str(U), *sample.reference[1:]))
     result = evaluate_sample(city, sample)
     assert result.points == 199
@@ -255,7 +258,7 @@ def test_areas_only_where_pixels_have_one(tmp_path: Path) -> None:
     for crs in ("EPSG:4326", "EPSG:3857", None):
         assert pixel_area(grid_of(4, 4, crs)) is None
     write_raster(tmp_path / "m.tif", grid_of(30, 30, "EPSG:4326"), codes_of(30, 30))
-    result = evaluate_sample(tmp_path / "m.tif", filled(draw(tmp_path / "m.tif", 100), codes_of(30, 30)))
+    result = evaluate_sample(tmp_path / "m.tif", filled(draw_points(tmp_path / "m.tif", 100), codes_of(30, 30)))
     assert all(c.hectares is None for c in result.classes)
     assert any("no hectares" in note for note in result.notes)
     assert [c.name for c in result.classes] == ["class 1", "class 2", "class 7"]
@@ -266,25 +269,25 @@ def test_names_stand_beside_the_map(city: Path, tmp_path: Path) -> None:
     assert class_names(tmp_path / "none.tif") == {}
     Path(f"{city}.aux.xml").write_text("<broken")
     assert class_names(city) == {}
-    assert draw(city, 100, legend=LEGEND).names[7] == "Town <old>"
+    assert draw_points(city, 100, legend=LEGEND).names[7] == "Town <old>"
 
 
 def test_what_is_no_map_is_refused(city: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError):
-        draw(tmp_path / "none.tif", 10)
+        draw_points(tmp_path / "none.tif", 10)
     write_raster(tmp_path / "rgb.tif", grid_of(5, 5), np.zeros((3, 5, 5), np.uint8))
     with pytest.raises(SceneError, match="3 bands"):
-        draw(tmp_path / "rgb.tif", 10)
+        draw_points(tmp_path / "rgb.tif", 10)
     write_raster(tmp_path / "height.tif", grid_of(5, 5), np.full((5, 5), 1.5, np.float32), nodata=None)
     with pytest.raises(SceneError, match=r"holds the number 1\.5"):
-        draw(tmp_path / "height.tif", 10)
+        draw_points(tmp_path / "height.tif", 10)
     write_raster(tmp_path / "empty.tif", grid_of(5, 5), np.full((5, 5), U, np.uint8))
     with pytest.raises(SceneError, match="no class"):
-        draw(tmp_path / "empty.tif", 10)
+        draw_points(tmp_path / "empty.tif", 10)
     with pytest.raises(SettingsError, match="too few"):
-        draw(city, 5)
+        draw_points(city, 5)
     with pytest.raises(OutputError, match=r"sample\.shp"):
-        draw(city, 50).save(tmp_path / "sample.shp")
+        draw_points(city, 50).save(tmp_path / "sample.shp")
 
 
 def rewrite(path: Path, change: str, to: str = "", rows: slice = slice(None)) -> None:
@@ -302,7 +305,7 @@ def rewrite(path: Path, change: str, to: str = "", rows: slice = slice(None)) ->
 
 def test_what_is_no_whole_sample_is_refused(city: Path, tmp_path: Path) -> None:
     path = tmp_path / "sample.csv"
-    sample = filled(draw(city, 150), codes_of(90, 70))
+    sample = filled(draw_points(city, 150), codes_of(90, 70))
 
     def refused(kind: type[LandfuseError], match: str) -> None:
         with pytest.raises(kind, match=match):
@@ -331,7 +334,7 @@ def test_what_is_no_whole_sample_is_refused(city: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="by a stratified design, not simple"):
         evaluate_sample(city, path, "simple")
     with pytest.raises(SceneError, match="no reference for 80 of 80"):
-        evaluate_sample(city, draw(city, 80))
+        evaluate_sample(city, draw_points(city, 80))
     holes = codes_of(90, 70)
     holes[:45] = U
     write_raster(tmp_path / "holes.tif", grid_of(90, 70), holes)
@@ -345,10 +348,10 @@ def test_what_is_no_whole_sample_is_refused(city: Path, tmp_path: Path) -> None:
 def test_polygons_are_refused_with_what_can_be_said_instead(city: Path, tmp_path: Path) -> None:
     shapes = [shapely.box(5e5, 5e6 - 90, 5e5 + 90, 5e6)]
     geopandas.GeoDataFrame({"class": ["Water"]}, geometry=shapes, crs="EPSG:32632").to_file(tmp_path / "fields.gpkg")
-    with pytest.raises(SceneError, match="how its places were chosen") as told:
+    with pytest.raises(SceneError, match="how its places were chosen") as reported:
         evaluate_sample(city, tmp_path / "fields.gpkg")
-    assert "agrees with them" in str(told.value)
-    assert "landfuse sample" in str(told.value)
+    assert "agrees with them" in str(reported.value)
+    assert "landfuse sample" in str(reported.value)
 
 
 def test_the_commands(city: Path, tmp_path: Path, place: Path) -> None:
@@ -359,12 +362,12 @@ def test_the_commands(city: Path, tmp_path: Path, place: Path) -> None:
     assert out.exists()
     assert out.with_suffix(".csv").exists()
     filled(read_sample(out), truth_of(codes_of(90, 70))).save(out)
-    words = ["evaluate", str(city), str(out), "--design", "stratified", "-o", str(tmp_path / "told")]
+    words = ["evaluate", str(city), str(out), "--design", "stratified", "-o", str(tmp_path / "reported")]
     done = run.invoke(app, words)
     assert done.exit_code == 0, done.output
-    told = json.loads((tmp_path / "told" / "accuracy.json").read_text(encoding="utf-8"))
-    assert f"overall accuracy {told['overall accuracy']['value']:.4f}" in done.output
-    assert (tmp_path / "told" / "accuracy.csv").exists()
+    reported = json.loads((tmp_path / "reported" / "accuracy.json").read_text(encoding="utf-8"))
+    assert f"overall accuracy {reported['overall accuracy']['value']:.4f}" in done.output
+    assert (tmp_path / "reported" / "accuracy.csv").exists()
     for more in (["--design", "cluster"], ["--design", "eye"], ["--intervals"], ["--role", "test"]):
         failed = run.invoke(app, [*words[:3], *more])
         assert isinstance(failed.exception, SettingsError), more

@@ -72,7 +72,7 @@ def test_the_example_of_stehman_where_strata_are_not_the_map() -> None:
     truth = of("AAAAACBABC" + "ABBBBBAABB" + "CCCCCDDBBA" + "DDDDDDDCCB")
     result = estimate(truth, mapped, list("ABCD"), strata=strata, sizes={0: 40_000, 1: 30_000, 2: 20_000, 3: 10_000})
     a, b, c, _ = result.classes
-    told = [
+    reported = [
         a.fraction.value,
         c.fraction.value,
         result.overall.value,
@@ -80,7 +80,7 @@ def test_the_example_of_stehman_where_strata_are_not_the_map() -> None:
         b.producers.value,
         result.fractions[2, 1],
     ]
-    assert [round(value, 3) for value in told] == [0.35, 0.2, 0.63, 0.574, 0.794, 0.08]
+    assert [round(value, 3) for value in reported] == [0.35, 0.2, 0.63, 0.574, 0.794, 0.08]
     errors = [a.fraction.error, c.fraction.error, result.overall.error, b.users.error, b.producers.error]
     assert [round(value, 3) for value in errors] == [0.082, 0.064, 0.085, 0.125, 0.117]
 
@@ -206,7 +206,7 @@ def test_intervals_of_clusters_of_unequal_size_cover_and_pixels_taken_one_by_one
     assert np.mean(naive) < 0.9
 
 
-def test_what_a_sample_does_not_tell_is_said() -> None:
+def test_what_a_sample_does_not_report_is_said() -> None:
     truth, mapped = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 2])
     result = estimate(truth, mapped, list("abcd"), strata=mapped, sizes={0: 50, 1: 40, 2: 9, 3: 0})
     a, b, c, d = result.classes
@@ -216,11 +216,11 @@ def test_what_a_sample_does_not_tell_is_said() -> None:
     assert math.isnan(result.overall.error)
     assert math.isnan(c.producers.value)
     assert math.isnan(d.users.value)
-    told = "\n".join(result.notes)
-    assert "one sampled unit in the stratum 1, 2" in told
-    assert "a: all 3 sampled points mapped as it are right" in told
-    assert "d: no sampled point is mapped as it" in told
-    assert "only 5 points" in told
+    reported = "\n".join(result.notes)
+    assert "one sampled unit in the stratum 1, 2" in reported
+    assert "a: all 3 sampled points mapped as it are right" in reported
+    assert "d: no sampled point is mapped as it" in reported
+    assert "only 5 points" in reported
 
 
 def test_a_stratum_without_a_point_is_refused() -> None:
@@ -244,15 +244,15 @@ def test_intervals_stay_within_what_is_possible() -> None:
 
 
 def test_json_and_csv_hold_the_figures(olofsson: AccuracyEstimate) -> None:
-    told = json.loads(olofsson.to_json())
+    reported = json.loads(olofsson.to_json())
     rows = list(csv.DictReader(io.StringIO(olofsson.to_csv())))
-    assert told["overall accuracy"]["value"] == olofsson.overall.value
-    assert told["confusion"]["counts"] == olofsson.counts.tolist()
-    for c, in_json, in_csv in zip(olofsson.classes, told["classes"], rows, strict=True):
+    assert reported["overall accuracy"]["value"] == olofsson.overall.value
+    assert reported["confusion"]["counts"] == olofsson.counts.tolist()
+    for c, in_json, in_csv in zip(olofsson.classes, reported["classes"], rows, strict=True):
         assert in_json["user's accuracy error"] == float(in_csv["user's accuracy error"]) == c.users.error
         assert c.hectares
         assert in_json["hectares low"] == float(in_csv["hectares low"]) == c.hectares.low
-    assert [row["mapped share"] for row in told["classes"]] == pytest.approx([0.02, 0.015, 0.32, 0.645])
+    assert [row["mapped share"] for row in reported["classes"]] == pytest.approx([0.02, 0.015, 0.32, 0.645])
     one = np.zeros(2, int)
     unknown = estimate(one, one, ["a", "b"], strata=one, sizes={0: 9})
     assert json.loads(unknown.to_json())["classes"][1]["user's accuracy"] is None

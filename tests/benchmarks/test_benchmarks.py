@@ -371,10 +371,10 @@ def test_sen1floods11_is_split_by_its_lists(tmp_path: Path) -> None:
     assert report.modalities["s2"].high < 1  # reflectance
 
 
-# What is wrong is told class by class ---------------------------------------------------------------------------------
+# What is wrong is reported class by class ---------------------------------------------------------------------------
 
 
-def test_a_wrong_count_is_told_class_by_class(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+def test_a_wrong_count_is_reported_class_by_class(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     scene = make("trento", tmp_path)
     train_labels, test_labels = two_rasters((166, 600), *TRENTO)
     train_labels[tuple(np.argwhere(train_labels == 3)[0])] = 0
@@ -391,7 +391,7 @@ def test_a_wrong_count_is_told_class_by_class(tmp_path: Path, landfuse: Callable
     assert "as published: size, bands.hsi, bands.lidar" in out
 
 
-def test_a_wrong_size_and_a_wrong_number_of_bands_are_told(tmp_path: Path) -> None:
+def test_a_wrong_size_and_a_wrong_number_of_bands_are_reported(tmp_path: Path) -> None:
     path = make("trento", tmp_path)
     text = yaml.safe_load(path.read_text(encoding="utf-8"))
     text["counts"].update(size=[166, 601], bands={"hsi": 64, "lidar": 1}, tiles=2)
@@ -415,7 +415,7 @@ def test_a_pixel_with_two_classes_is_a_fault(tmp_path: Path) -> None:
     assert "TSLabel.mat" in str(fault)
 
 
-def test_a_list_of_tiles_that_are_not_there_is_told(tmp_path: Path) -> None:
+def test_a_list_of_tiles_that_are_not_there_is_reported(tmp_path: Path) -> None:
     scene = floods(tmp_path)
     listed = tmp_path / "v1.1/splits/flood_handlabeled/flood_test_data.csv"
     listed.write_text("Mekong_1_S1Hand.tif,Mekong_1_LabelHand.tif\n")

@@ -47,7 +47,7 @@ def codes(rng: np.random.Generator, known: list[int], shape: tuple[int, int]) ->
 
 
 def dfc2020(folder: Path) -> Path:
-    """Patches in the contest's folders, then what its scene file tells the user to do."""
+    """Patches in the contest's folders, then what its scene file reports the user to do."""
     rng = np.random.default_rng(0)
     for name, ends, count in (("validation", "validation", 3), ("test", "0", 12)):
         for number in range(count):

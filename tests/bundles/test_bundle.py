@@ -25,7 +25,7 @@ def scene() -> Scene:
 
 
 @pytest.fixture
-def classifier(scene: Scene) -> Bundle:
+def bundle(scene: Scene) -> Bundle:
     torch.manual_seed(1)
     maps = {
         "a": PixelMap(torch.rand(2, 3), torch.rand(2)),
@@ -35,25 +35,25 @@ def classifier(scene: Scene) -> Bundle:
     return Bundle(ModelSpec("two_branch", {"view": 5, "width": 8}), maps, notes, scene.legend).eval()
 
 
-def logits(classifier: Bundle) -> torch.Tensor:
+def logits(bundle: Bundle) -> torch.Tensor:
     random = torch.Generator().manual_seed(0)
-    images = {name: torch.randn(6, n.bands, 5, 5, generator=random) for name, n in classifier.inputs.items()}
+    images = {name: torch.randn(6, n.bands, 5, 5, generator=random) for name, n in bundle.inputs.items()}
     images["b"][2, 0] = float("nan")
     with torch.no_grad():
-        return classifier(images)
+        return bundle(images)
 
 
-def test_a_bundle_gives_the_same_logits_and_words(classifier: Bundle, tmp_path: Path) -> None:
-    classifier.temperature = 1.7
-    classifier.save(tmp_path / "bundle")
+def test_a_bundle_gives_the_same_logits_and_words(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.temperature = 1.7
+    bundle.save(tmp_path / "bundle")
     assert sorted(p.name for p in (tmp_path / "bundle").iterdir()) == ["model.json", "model.safetensors"]
     for path in (tmp_path / "bundle", tmp_path):
         loaded = load_bundle(path)
-        assert torch.equal(logits(loaded), logits(classifier))
-        assert loaded.legend == classifier.legend
-        assert loaded.inputs == classifier.inputs
+        assert torch.equal(logits(loaded), logits(bundle))
+        assert loaded.legend == bundle.legend
+        assert loaded.inputs == bundle.inputs
         assert list(loaded.maps) == ["a", "b"]
-        assert loaded.spec == classifier.spec
+        assert loaded.spec == bundle.spec
         assert loaded.stride == 1
         assert loaded.temperature == 1.7
         assert not loaded.training
@@ -63,49 +63,49 @@ def test_a_bundle_gives_the_same_logits_and_words(classifier: Bundle, tmp_path: 
     assert words["legend"][0]["name"] == "field 1"
 
 
-def test_a_bundle_from_before_temperatures_is_read(classifier: Bundle, tmp_path: Path) -> None:
-    classifier.save(tmp_path)
+def test_a_bundle_from_before_temperatures_is_read(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.save(tmp_path)
     words = json.loads((tmp_path / "model.json").read_text())
     del words["temperature"]
     (tmp_path / "model.json").write_text(json.dumps(words))
     assert load_bundle(tmp_path).temperature == 1
 
 
-def test_the_maps_come_before_the_model(classifier: Bundle) -> None:
+def test_the_maps_come_before_the_model(bundle: Bundle) -> None:
     raw = torch.randn(1, 3, 5, 5)
-    mapped = classifier.maps["a"](raw.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    mapped = bundle.maps["a"](raw.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     images = {"a": raw, "b": torch.full((1, 2, 5, 5), float("nan"))}
     with torch.no_grad():
-        expected = classifier.model({"a": mapped, "b": torch.zeros(1, 2, 5, 5)})
-        assert torch.equal(classifier(images), expected)
+        expected = bundle.model({"a": mapped, "b": torch.zeros(1, 2, 5, 5)})
+        assert torch.equal(bundle(images), expected)
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.98])
-def test_a_truncated_bundle_is_told(classifier: Bundle, tmp_path: Path, name: str, share: float) -> None:
-    classifier.save(tmp_path)
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.98])
+def test_a_truncated_bundle_is_reported(bundle: Bundle, tmp_path: Path, name: str, fraction: float) -> None:
+    bundle.save(tmp_path)
     whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
+    (tmp_path / name).write_bytes(whole[: int(fraction * len(whole))])
     with pytest.raises(BundleError, match=r"broken(.|\n)*copy it again"):
         load_bundle(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
-def test_a_missing_part_is_told(classifier: Bundle, tmp_path: Path, name: str) -> None:
-    classifier.save(tmp_path)
+def test_a_missing_part_is_reported(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    bundle.save(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(BundleError, match=rf"holds no bundle: {name} is missing"):
         load_bundle(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["nowhere", "/dev/null", "/dev/null/x"])
-def test_what_is_no_bundle_is_told(tmp_path: Path, place: str) -> None:
+def test_what_is_no_bundle_is_reported(tmp_path: Path, place: str) -> None:
     with pytest.raises(BundleError):
         load_bundle(tmp_path / place)
 
 
-def test_a_newer_bundle_is_told(classifier: Bundle, tmp_path: Path) -> None:
-    classifier.save(tmp_path)
+def test_a_newer_bundle_is_reported(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.save(tmp_path)
     words = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({**words, "format": FORMAT + 1, "landfuse": "9.9"}))
     with pytest.raises(BundleError, match=rf"format {FORMAT + 1}, of landfuse 9\.9(.|\n)*update landfuse"):
@@ -127,8 +127,8 @@ def test_a_newer_bundle_is_told(classifier: Bundle, tmp_path: Path) -> None:
         ("modalities", None),
     ],
 )
-def test_a_bundle_that_was_tampered_with_is_told(classifier: Bundle, tmp_path: Path, key: str, value: object) -> None:
-    classifier.save(tmp_path)
+def test_a_bundle_that_was_tampered_with_is_reported(bundle: Bundle, tmp_path: Path, key: str, value: object) -> None:
+    bundle.save(tmp_path)
     words = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({**words, key: value}))
     with pytest.raises(LandfuseError):
@@ -136,42 +136,42 @@ def test_a_bundle_that_was_tampered_with_is_told(classifier: Bundle, tmp_path: P
 
 
 def test_saving_that_fails_leaves_the_old_bundle(
-    classifier: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    classifier.save(tmp_path)
+    bundle.save(tmp_path)
     before = logits(load_bundle(tmp_path))
     with torch.no_grad():
-        classifier.model.get_parameter("head.0.weight").add_(1)
+        bundle.model.get_parameter("head.0.weight").add_(1)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OutputError, match="No space left"):
-        classifier.save(tmp_path)
+        bundle.save(tmp_path)
     assert torch.equal(logits(load_bundle(tmp_path)), before)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
     with pytest.raises(OutputError, match="cannot be written"):
-        classifier.save("/dev/null/x")
+        bundle.save("/dev/null/x")
 
 
-def test_a_scene_of_another_kind_is_told_in_words(classifier: Bundle, scene: Scene) -> None:
+def test_a_scene_of_another_kind_is_reported_in_words(bundle: Bundle, scene: Scene) -> None:
     def changed(**parts: SceneModality | None) -> Scene:
         merged = {**scene.modalities, **parts}
         return replace(scene, modalities={name: part for name, part in merged.items() if part is not None})
 
     a = scene.modalities["a"]
     assert isinstance(a.raster, SimulatedRaster)
-    classifier.description.check(scene, PredictorOptions())
-    classifier.description.check(changed(c=a), PredictorOptions())
+    bundle.description.check(scene, PredictorOptions())
+    bundle.description.check(changed(c=a), PredictorOptions())
     with pytest.raises(FaultsError, match=r"trained on 3 bands of `a`, this scene has 4"):
-        classifier.description.check(changed(a=replace(a, raster=replace(a.raster, bands=4))), PredictorOptions())
+        bundle.description.check(changed(a=replace(a, raster=replace(a.raster, bands=4))), PredictorOptions())
     with pytest.raises(FaultsError, match=r"trained on '1' as units of `a`, this scene has 'dB'"):
-        classifier.description.check(changed(a=replace(a, units="dB")), PredictorOptions())
+        bundle.description.check(changed(a=replace(a, units="dB")), PredictorOptions())
     with pytest.raises(FaultsError, match=r"trained on 1 as zoom of `a`, this scene has 2"):
-        classifier.description.check(changed(a=replace(a, zoom=2)), PredictorOptions())
+        bundle.description.check(changed(a=replace(a, zoom=2)), PredictorOptions())
     with pytest.raises(FaultsError, match=r"no modality `b`(.|\n)*name it so in the scene file"):
-        classifier.description.check(changed(b=None), PredictorOptions())
+        bundle.description.check(changed(b=None), PredictorOptions())
 
     class Whole(SimulatedRaster):
         @property
@@ -180,13 +180,13 @@ def test_a_scene_of_another_kind_is_told_in_words(classifier: Bundle, scene: Sce
 
     raster = Whole(a.raster.grid, 3, a.raster.source, "a")
     with pytest.raises(FaultsError, match=r"trained on 'float32' as data type of `a`, this scene has 'int16'"):
-        classifier.description.check(changed(a=replace(a, raster=raster)), PredictorOptions())
+        bundle.description.check(changed(a=replace(a, raster=raster)), PredictorOptions())
     with pytest.raises(FaultsError) as both:
-        classifier.description.check(changed(a=replace(a, raster=raster, units="dB"), b=None), PredictorOptions())
+        bundle.description.check(changed(a=replace(a, raster=raster, units="dB"), b=None), PredictorOptions())
     assert len(both.value.faults) == 3, "all in one go"
 
 
-def test_a_stride_beyond_the_core_is_told(scene: Scene) -> None:
+def test_a_stride_beyond_the_core_is_reported(scene: Scene) -> None:
     maps = {"a": PixelMap(torch.ones(3), torch.zeros(3))}
     notes = {"a": scene.modalities["a"].info}
     for stride in (-1, 9):

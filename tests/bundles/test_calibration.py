@@ -14,16 +14,16 @@ from landfuse.bundles.calibration import COLDEST, HOTTEST, LogitSample, fit_temp
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shares / shares.sum(axis=1, keepdims=True)
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
 def drawn(count: int, classes: int, temperature: float, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Logits that overstate by a temperature: the truth is drawn from softmax(logits / temperature)."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (count, classes)) * temperature
-    shares = softmax(logits / temperature).cumsum(axis=1)
-    return logits, (rng.random((count, 1)) > shares[:, :-1]).sum(axis=1)
+    probabilities = softmax(logits / temperature).cumsum(axis=1)
+    return logits, (rng.random((count, 1)) > probabilities[:, :-1]).sum(axis=1)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5, 7.0])
@@ -72,29 +72,29 @@ def test_a_sample_of_many_pixels_is_fair() -> None:
 
 def test_reliability_is_that_of_a_plain_loop() -> None:
     rng = np.random.default_rng(1)
-    shares = rng.dirichlet(np.full(4, 0.4), 3_000)
-    shares[:3] = np.array([[1, 0, 0, 0], [0.6, 0.4, 0, 0], [0.25, 0.25, 0.25, 0.25]])  # upper ends of bins
-    truth = rng.integers(0, 4, len(shares))
+    probabilities = rng.dirichlet(np.full(4, 0.4), 3_000)
+    probabilities[:3] = np.array([[1, 0, 0, 0], [0.6, 0.4, 0, 0], [0.25, 0.25, 0.25, 0.25]])  # upper ends of bins
+    truth = rng.integers(0, 4, len(probabilities))
     found = Reliability()
     for start in range(0, len(truth), 700):
-        found.update(shares[start : start + 700], truth[start : start + 700])
+        found.update(probabilities[start : start + 700], truth[start : start + 700])
     gap, surprise, rows = 0.0, 0.0, []
     for number in range(15):
         low, high = number / 15, (number + 1) / 15
-        inside = [i for i in range(len(truth)) if low < max(shares[i]) <= high + 1e-15]
+        inside = [i for i in range(len(truth)) if low < max(probabilities[i]) <= high + 1e-15]
         if not inside:
             continue
-        stated = sum(max(shares[i]) for i in inside) / len(inside)
-        accuracy = sum(int(np.argmax(shares[i])) == truth[i] for i in inside) / len(inside)
+        stated = sum(max(probabilities[i]) for i in inside) / len(inside)
+        accuracy = sum(int(np.argmax(probabilities[i])) == truth[i] for i in inside) / len(inside)
         gap += len(inside) / len(truth) * abs(stated - accuracy)
         rows.append((len(inside), stated, accuracy))
-    surprise = -sum(math.log(max(shares[i][truth[i]], 1e-12)) for i in range(len(truth))) / len(truth)
-    told = found.to_dict()
+    surprise = -sum(math.log(max(probabilities[i][truth[i]], 1e-12)) for i in range(len(truth))) / len(truth)
+    reported = found.to_dict()
     assert found.error == pytest.approx(gap, rel=1e-12)
-    assert told["ECE"] == found.error
-    assert told["NLL"] == pytest.approx(surprise, rel=1e-12)
-    assert told["pixels"] == 3_000
-    assert [(b["pixels"], b["stated"], b["accuracy"]) for b in told["bins"]] == [  # type: ignore[attr-defined]
+    assert reported["ECE"] == found.error
+    assert reported["NLL"] == pytest.approx(surprise, rel=1e-12)
+    assert reported["pixels"] == 3_000
+    assert [(b["pixels"], b["stated"], b["accuracy"]) for b in reported["bins"]] == [  # type: ignore[attr-defined]
         (n, pytest.approx(s), pytest.approx(a)) for n, s, a in rows
     ]
     assert len(rows) < 15, "bins without pixels are left out"

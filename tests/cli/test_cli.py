@@ -44,35 +44,35 @@ def scene_like(place: Path, folder: Path, **changes: Any) -> Path:
 
 
 def test_from_files_to_a_scored_map_by_four_commands(landfuse: Run, place: Path, tmp_path: Path) -> None:
-    told = landfuse("check", place)
-    assert told.code == 0, told.err
-    assert "no fault found" in told.out
+    done = landfuse("check", place)
+    assert done.code == 0, done.err
+    assert "no fault found" in done.out
     for word in ("EPSG:32632", "field 4", "leak report", "float32"):
-        assert word in told.out
+        assert word in done.out
 
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({"scene": str(place / "scene.yaml"), "model": "forest"}))
-    told = landfuse("train", tmp_path / "r.yaml", "model={name: forest, trees: 9}", f"run={tmp_path / 'run'}", "-q")
-    assert told.code == 0, told.err
-    assert told.out.rstrip().endswith(f"bundle: {tmp_path / 'run' / 'bundle'}")
+    done = landfuse("train", tmp_path / "r.yaml", "model={name: forest, trees: 9}", f"run={tmp_path / 'run'}", "-q")
+    assert done.code == 0, done.err
+    assert done.out.rstrip().endswith(f"bundle: {tmp_path / 'run' / 'bundle'}")
     test = json.loads((tmp_path / "run" / "scores.json").read_text())["test"]
-    assert f"OA {test['OA']:.4f}" in told.out
+    assert f"OA {test['OA']:.4f}" in done.out
 
-    told = landfuse("predict", tmp_path / "run", place, "-o", tmp_path / "map.tif", "--confidence", "--picture")
-    assert told.code == 0, told.err
-    assert f"map: {tmp_path / 'map.tif'}" in told.out
+    done = landfuse("predict", tmp_path / "run", place, "-o", tmp_path / "map.tif", "--confidence", "--picture")
+    assert done.code == 0, done.err
+    assert f"map: {tmp_path / 'map.tif'}" in done.out
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
-    told = landfuse(
+    done = landfuse(
         "evaluate", tmp_path / "map.tif", place, "--split", tmp_path / "run" / "split", "-o", tmp_path / "s"
     )
-    assert told.code == 0, told.err
+    assert done.code == 0, done.err
     for name in ("OA", "AA", "kappa", "mF1", "mIoU"):
-        assert f"{name} {test[name]:.4f}" in told.out
+        assert f"{name} {test[name]:.4f}" in done.out
     assert json.loads((tmp_path / "s" / "scores.json").read_text())["scores"]["OA"] == test["OA"]
 
-    told = landfuse("train", tmp_path / "r.yaml", "model={name: forest, trees: 9}", f"run={tmp_path / 'run'}")
-    assert told.code == 0
-    assert "has ended before" in " ".join(told.err.split())
+    done = landfuse("train", tmp_path / "r.yaml", "model={name: forest, trees: 9}", f"run={tmp_path / 'run'}")
+    assert done.code == 0
+    assert "has ended before" in " ".join(done.err.split())
 
 
 def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landfuse: Run) -> None:
@@ -84,22 +84,22 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landfuse: Run
     monkeypatch.setattr(demo, "_RECIPE", small)
     full = demo.run_demo
     monkeypatch.setattr(demo, "run_demo", lambda *args, **options: full(*args, side=200, **options))
-    told = landfuse("demo", tmp_path / "demo", "-q")
-    assert told.code == 0, told.err
+    done = landfuse("demo", tmp_path / "demo", "-q")
+    assert done.code == 0, done.err
     accuracy = {
-        match.group(1).strip(): float(match.group(2)) for match in re.finditer(r"│ ([a-z +]+?) +│ +(0\.\d+) ", told.out)
+        match.group(1).strip(): float(match.group(2)) for match in re.finditer(r"│ ([a-z +]+?) +│ +(0\.\d+) ", done.out)
     }
     assert accuracy.keys() == {"hsi + height + sar", "hsi", "height", "sar"}
     alone = max(value for name, value in accuracy.items() if "+" not in name)
     assert accuracy["hsi + height + sar"] > alone, "it takes more than one sensor"
-    assert f"map:     {tmp_path / 'demo' / 'map.tif'}" in told.out
+    assert f"map:     {tmp_path / 'demo' / 'map.tif'}" in done.out
     assert (tmp_path / "demo" / "map.png").exists()
 
 
 def test_a_scene_that_is_only_mapped_needs_no_labels(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:
     bare = scene_like(place, tmp_path / "bare", labels=None, legend=None, split=None)
-    told = landfuse("predict", trained, bare, "-o", tmp_path / "maps", "--picture")
-    assert told.code == 0, told.err
+    done = landfuse("predict", trained, bare, "-o", tmp_path / "maps", "--picture")
+    assert done.code == 0, done.err
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == [
         "chequers.png",
         "chequers.qml",
@@ -114,14 +114,14 @@ def test_a_scene_that_is_only_mapped_needs_no_labels(landfuse: Run, place: Path,
 def test_brackets_are_printed_as_they_are(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:
     legend = [{"name": f"field [{index}] [red]", "code": index} for index in range(1, 5)]
     odd = scene_like(place, tmp_path / "[bold]odd[/]", legend=legend)
-    told = landfuse("check", odd)
-    assert told.code == 0
-    assert "field [1] [red]" in told.out
-    told = landfuse("predict", trained, odd, "-o", tmp_path / "[x]" / ("m" * 100 + "[y].tif"))
-    assert f"map: {tmp_path / '[x]'}/{'m' * 100}[y].tif\n" in told.out, "whole, on one line"
-    told = landfuse("train", tmp_path / "[bold][1]" / "none.yaml")
-    assert told.code == 2
-    assert f"there is no file {tmp_path}/[bold][1]/none.yaml" in told.err
+    done = landfuse("check", odd)
+    assert done.code == 0
+    assert "field [1] [red]" in done.out
+    done = landfuse("predict", trained, odd, "-o", tmp_path / "[x]" / ("m" * 100 + "[y].tif"))
+    assert f"map: {tmp_path / '[x]'}/{'m' * 100}[y].tif\n" in done.out, "whole, on one line"
+    done = landfuse("train", tmp_path / "[bold][1]" / "none.yaml")
+    assert done.code == 2
+    assert f"there is no file {tmp_path}/[bold][1]/none.yaml" in done.err
 
 
 def mistakes(place: Path, trained: Path, tmp_path: Path) -> dict[str, tuple[list[object], str]]:
@@ -198,37 +198,37 @@ def test_every_mistake_ends_in_one_message_and_exit_code_2(
     cases = mistakes(place, trained, tmp_path)
     before = sorted(tmp_path.rglob("*"))
     for name, (words, message) in cases.items():
-        told = landfuse(*words)
-        assert told.code == 2, (name, told)
-        assert re.search(message, told.err), (name, told.err)
-        assert "Traceback" not in told.out + told.err, name
-        assert told.err.count("error") == 1 or name == "option", (name, told.err)
+        done = landfuse(*words)
+        assert done.code == 2, (name, done)
+        assert re.search(message, done.err), (name, done.err)
+        assert "Traceback" not in done.out + done.err, name
+        assert done.err.count("error") == 1 or name == "option", (name, done.err)
         assert sorted(tmp_path.rglob("*")) == before, f"{name} left something"
 
 
-def test_check_tells_all_faults_in_one_go(landfuse: Run, place: Path, tmp_path: Path) -> None:
+def test_check_reports_all_faults_in_one_go(landfuse: Run, place: Path, tmp_path: Path) -> None:
     modalities = {
         "a": {"path": "a.tif", "bands": [1, 9]},
         "b": {"path": "gone.tif"},
     }
-    told = landfuse("check", scene_like(place, tmp_path / "bad", modalities=modalities, reference="labels"))
-    assert told.code == 2
-    assert told.err.count("fault") == 2
-    assert "has 3 bands, not the bands [9]" in told.err
-    assert re.search(r"there is no file .*gone\.tif", told.err)
+    done = landfuse("check", scene_like(place, tmp_path / "bad", modalities=modalities, reference="labels"))
+    assert done.code == 2
+    assert done.err.count("fault") == 2
+    assert "has 3 bands, not the bands [9]" in done.err
+    assert re.search(r"there is no file .*gone\.tif", done.err)
 
 
-def test_a_fault_of_the_program_is_told_as_such(
+def test_a_fault_of_the_program_is_reported_as_one(
     landfuse: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("[1] divided by [0]")
 
     monkeypatch.setattr(sys.modules["landfuse.mapping.engine"].Engine, "blocks", broken)
-    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif")
-    assert told.code == 1
-    assert "ZeroDivisionError: [1] divided by [0]" in told.err
-    assert "this is a fault of landfuse" in told.err
+    done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif")
+    assert done.code == 1
+    assert "ZeroDivisionError: [1] divided by [0]" in done.err
+    assert "this is a fault of landfuse" in done.err
 
 
 def test_control_c(landfuse: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,9 +236,9 @@ def test_control_c(landfuse: Run, place: Path, trained: Path, tmp_path: Path, mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["landfuse.mapping.engine"].Engine, "blocks", interrupted)
-    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif")
-    assert told.code == 130
-    assert told.err.strip().startswith("interrupted; nothing half-written is left")
+    done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif")
+    assert done.code == 130
+    assert done.err.strip().startswith("interrupted; nothing half-written is left")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -249,20 +249,20 @@ def events(out: str) -> list[dict[str, Any]]:
 def test_a_dry_run_says_what_mapping_takes_and_writes_nothing(
     landfuse: Run, place: Path, trained: Path, tmp_path: Path
 ) -> None:
-    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--dry-run", "--block", "40", "--entropy")
-    assert told.code == 0, told.err
-    assert re.search(r"size: +96 x 96 px\n +blocks: +9 of 40 px", told.out)
+    done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--dry-run", "--block", "40", "--entropy")
+    assert done.code == 0, done.err
+    assert re.search(r"size: +96 x 96 px\n +blocks: +9 of 40 px", done.out)
     assert re.search(
-        r"memory: +at most 1\.\d+ GiB\D+disk: +about [\d.]+ KiB, at most 48 KiB\n +time: +about 0:", told.out
+        r"memory: +at most 1\.\d+ GiB\D+disk: +about [\d.]+ KiB, at most 48 KiB\n +time: +about 0:", done.out
     )
-    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--dry-run", "--json")
-    [plan] = events(told.out)
+    done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--dry-run", "--json")
+    [plan] = events(done.out)
     assert (plan["event"], plan["blocks"], plan["windows"]) == ("plan", 1, 96 * 96)
     assert plan["seconds"] > 0
     assert list(tmp_path.iterdir()) == []
-    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--memory", "50MB")
-    assert told.code == 2
-    assert re.search(r"47\.68 MiB of memory are too few: a block of 64 px takes 1\.\d+ GiB", told.err)
+    done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--memory", "50MB")
+    assert done.code == 2
+    assert re.search(r"47\.68 MiB of memory are too few: a block of 64 px takes 1\.\d+ GiB", done.err)
 
 
 def tiles_of(place: Path, folder: Path) -> Path:
@@ -294,24 +294,24 @@ def test_an_incomplete_map_of_several_ends_with_exit_code_3(
 
     command = ["predict", trained, tiles, "-o", out, "--block", "48"]
     monkeypatch.setattr(Engine, "read", torn)
-    told = landfuse(*command)
-    assert told.code == 3, told.err
-    assert "t2.tif is incomplete: 1 of 4 blocks cannot be read" in told.err
-    assert "row 0, column 48 (48 x 48 px): a_t2.tif cannot be read" in told.err
-    assert f"map: {out / 't1.tif'}" in told.out
+    done = landfuse(*command)
+    assert done.code == 3, done.err
+    assert "t2.tif is incomplete: 1 of 4 blocks cannot be read" in done.err
+    assert "row 0, column 48 (48 x 48 px): a_t2.tif cannot be read" in done.err
+    assert f"map: {out / 't1.tif'}" in done.out
     assert again == ["t1"] * 4 + ["t2"] * 4
     again.clear()
-    told = landfuse(*command, "--json")
-    assert told.code == 3
+    done = landfuse(*command, "--json")
+    assert done.code == 3
     assert again == ["t2"], "neither finished tiles nor finished blocks are repeated"
-    found = events(told.out)
+    found = events(done.out)
     assert [(e["tile"], e["complete"]) for e in found if e["event"] == "map"] == [("t1", True), ("t2", False)]
     [fault] = [e for e in found if e["event"] == "fault"]
     assert fault["block"] == "row 0, column 48 (48 x 48 px)"
     monkeypatch.setattr(Engine, "read", read)
-    told = landfuse(*command, "--json")
-    assert told.code == 0, told.err
-    last = [e for e in events(told.out) if e["event"] == "progress"][-1]
+    done = landfuse(*command, "--json")
+    assert done.code == 0, done.err
+    last = [e for e in events(done.out) if e["event"] == "progress"][-1]
     assert (last["pixels"], last["of"], last["seconds_left"]) == (2 * 96 * 96, 2 * 96 * 96, 0)
     assert last["megapixels_per_second"] >= 0
     assert sorted(p.name for p in out.iterdir()) == [
@@ -336,24 +336,24 @@ def test_blocks_of_an_unfinished_map_and_restart(
         return read(self, owned)
 
     monkeypatch.setattr(Engine, "read", interrupted)
-    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "48")
-    assert told.code == 130
-    assert "`predict` command goes on from there" in told.err
+    done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "48")
+    assert done.code == 130
+    assert "`predict` command goes on from there" in done.err
     monkeypatch.setattr(Engine, "read", read)
-    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "32")
-    assert told.code == 2
-    assert "the block (48 px, now 32 px)" in told.err
-    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "32", "--restart")
-    assert told.code == 0, told.err
+    done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "32")
+    assert done.code == 2
+    assert "the block (48 px, now 32 px)" in done.err
+    done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--block", "32", "--restart")
+    assert done.code == 0, done.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.qml", "m.tif", "m.tif.aux.xml"]
 
 
 forked = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else None
 
 
-def hold(output: Path, told: Any) -> None:
+def hold(output: Path, queue: Any) -> None:
     with PartFolder(output).held():
-        told.put("held")
+        queue.put("held")
         time.sleep(100)
 
 
@@ -363,11 +363,11 @@ def test_a_second_command_for_the_same_map_is_refused_unless_the_first_is_dead(
 ) -> None:
     words = ("predict", trained, place, "-o", tmp_path / "m.tif")
     assert forked is not None
-    told = forked.Queue()
-    first = forked.Process(target=hold, args=(tmp_path / "m.tif", told))
+    queue = forked.Queue()
+    first = forked.Process(target=hold, args=(tmp_path / "m.tif", queue))
     first.start()
     try:
-        told.get(timeout=100)
+        queue.get(timeout=100)
         for restart in ([], ["--restart"]):
             refused = landfuse(*words, *restart)
             assert refused.code == 2
@@ -386,7 +386,7 @@ def test_a_second_command_for_the_same_map_is_refused_unless_the_first_is_dead(
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_place_that_became_read_only_is_told_before_anything_is_mapped(
+def test_a_place_that_became_read_only_is_reported_before_anything_is_mapped(
     begun: bool, landfuse: Run, place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a disk that is mounted read-only: permissions do not keep root from writing, so the system's answer is
@@ -398,7 +398,7 @@ def test_a_place_that_became_read_only_is_told_before_anything_is_mapped(
         folder = PartFolder(tmp_path / "m.tif")
         with folder.held():
             folder.claim({"the model": "some"})
-    mkdir, open_file = os.mkdir, io.open
+    mkdir, open_file, open_low = os.mkdir, io.open, os.open
 
     def refuse(path: Any) -> None:
         if Path(path).is_relative_to(tmp_path):
@@ -414,13 +414,19 @@ def test_a_place_that_became_read_only_is_told_before_anything_is_mapped(
             refuse(path)
         return open_file(path, mode, *rest, **options)
 
+    def no_low_writing(path: Any, flags: int, *rest: Any, **options: Any) -> Any:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            refuse(path)
+        return open_low(path, flags, *rest, **options)
+
     monkeypatch.setattr(os, "mkdir", no_folder)
+    monkeypatch.setattr(os, "open", no_low_writing)  # that of filelock
     monkeypatch.setattr(io, "open", no_writing)  # that of pathlib
     monkeypatch.setattr(Engine, "read", lambda *_: pytest.fail("mapped"))
     before = sorted(tmp_path.rglob("*"))
-    told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--polygons")
-    assert told.code == 2
-    assert re.search(r"m\.tif cannot be written: .*Read-only file system(.|\n)*choose another place", told.err)
+    done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--polygons")
+    assert done.code == 2
+    assert re.search(r"m\.tif cannot be written: .*Read-only file system(.|\n)*choose another place", done.err)
     assert (sorted(tmp_path.rglob("*")), (tmp_path / "m.tif").read_bytes()) == (before, b"the map of yesterday")
 
 
@@ -430,23 +436,23 @@ def test_a_place_of_this_machine_that_cannot_be_written_to(
 ) -> None:
     if not Path(folder).exists():
         pytest.skip(f"there is no {folder} here")
-    told = landfuse("predict", trained, place, "-o", f"{folder}/landfuse-m.tif")
-    assert told.code == 2
-    assert re.search(r"landfuse-m\.tif cannot be written: (.|\n)*choose another place", told.err)
+    done = landfuse("predict", trained, place, "-o", f"{folder}/landfuse-m.tif")
+    assert done.code == 2
+    assert re.search(r"landfuse-m\.tif cannot be written: (.|\n)*choose another place", done.err)
     assert not Path(folder, "landfuse-m.tif.parts").exists()
 
 
 def test_options_that_do_not_go_together(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:
     for words, message in (
         (["--memory", "much"], r"`memory` is 'much': 'much' is no size"),
-        (["--precision", "float8"], r"--precision is float8(.|\n)*float32 or bfloat16"),
+        (["--precision", "float8"], r"`precision` is 'float8': .*'float32' or 'bfloat16'"),
         (["--workers", "2", "--scheduler", "tcp://x:1"], r"several of --workers"),
         (["--layer", "depth"], r"`forest` has no layer depth"),
         (["--scheduler-file", tmp_path / "no.json"], r"no\.json cannot be reached"),
     ):
-        told = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", *words)
-        assert told.code == 2, told
-        assert re.search(message, told.err), told.err
+        done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", *words)
+        assert done.code == 2, done
+        assert re.search(message, done.err), done.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -464,10 +470,10 @@ def test_help_names_units_and_defaults(
     landfuse: Run, command: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    told = landfuse(command, "--help")
-    assert told.code == 0
+    done = landfuse(command, "--help")
+    assert done.code == 0
     for word in words:
-        assert word in told.out, word
+        assert word in done.out, word
     every = landfuse("--help")
     assert command in every.out
     assert landfuse("--version").out.strip() == cli.version("landfuse")

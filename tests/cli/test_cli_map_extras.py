@@ -39,16 +39,16 @@ def tiles(place: Path, tmp_path: Path) -> Path:
     return folder / "scene.yaml"
 
 
-def events(told: Result) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in told.stdout.splitlines()]
+def events(done: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_a_map_with_polygons_and_an_item(invoke: Run, place: Path, trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.tif"
     words = ["--polygons", "--minimum-area", "2000", "--stac", "--taken", "2023-06-01", "--entropy"]
-    told = invoke("predict", trained, place, "-o", path, *words)
-    assert told.exit_code == 0, told.output
-    assert f"polygons: {tmp_path / 'm_polygons.gpkg'}\nstac: {tmp_path / 'm.stac.json'}\n" in told.stdout
+    done = invoke("predict", trained, place, "-o", path, *words)
+    assert done.exit_code == 0, done.output
+    assert f"polygons: {tmp_path / 'm_polygons.gpkg'}\nstac: {tmp_path / 'm.stac.json'}\n" in done.stdout
     names = ["m.qml", "m.stac.json", "m.tif", "m.tif.aux.xml", "m_entropy.tif", "m_polygons.gpkg"]
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     with rasterio.open(path) as file:
@@ -65,13 +65,13 @@ def test_a_map_with_polygons_and_an_item(invoke: Run, place: Path, trained: Path
 
 
 def test_many_tiles_get_a_mosaic_and_an_index(invoke: Run, tiles: Path, trained: Path, tmp_path: Path) -> None:
-    told = invoke("predict", trained, tiles, "-o", tmp_path / "maps", "--tile", "t1")
-    assert told.exit_code == 0, told.output
-    told = invoke(
+    done = invoke("predict", trained, tiles, "-o", tmp_path / "maps", "--tile", "t1")
+    assert done.exit_code == 0, done.output
+    done = invoke(
         "predict", trained, tiles, "-o", tmp_path / "maps", "--polygons", "--json", "--tile", "t2", "--tile", "t3"
     )
-    assert told.exit_code == 0, told.output
-    found = events(told)
+    assert done.exit_code == 0, done.output
+    found = events(done)
     [note] = [e for e in found if e["event"] == "note"]
     assert "t3_polygons.gpkg: nothing is mapped" in note["found"]
     assert [e["tile"] for e in found if e["event"] == "polygons"] == ["t2"]
@@ -92,9 +92,9 @@ def test_an_address_gets_the_files_of_a_folder(
 ) -> None:
     monkeypatch.setenv("LANDFUSE_DATA", str(tmp_path / "data"))
     address = f"file://{tmp_path}/there/maps"
-    told = invoke("predict", trained, tiles, "-o", address)
-    assert told.exit_code == 0, told.output
-    assert told.stdout.endswith(f"put at: {address}\n")
+    done = invoke("predict", trained, tiles, "-o", address)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.endswith(f"put at: {address}\n")
     assert invoke("predict", trained, tiles, "-o", tmp_path / "here").exit_code == 0
     there = {path.name: path for path in (tmp_path / "there" / "maps").iterdir()}
     assert sorted(there) == sorted(path.name for path in (tmp_path / "here").iterdir())
@@ -110,8 +110,8 @@ def test_an_item_at_an_address_names_a_bundle_there(
     invoke: Run, tiles: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, item: str
 ) -> None:
     monkeypatch.setenv("LANDFUSE_DATA", str(tmp_path / "data"))
-    told = invoke("predict", trained, tiles, "-o", f"file://{tmp_path}/there/{output}", "--stac", "--tile", "t1")
-    assert told.exit_code == 0, told.output
+    done = invoke("predict", trained, tiles, "-o", f"file://{tmp_path}/there/{output}", "--stac", "--tile", "t1")
+    assert done.exit_code == 0, done.output
     place = tmp_path / "there" / item
     assets = json.loads(place.read_text())["assets"]
     weights = place.parent / assets["model"]["href"]
@@ -140,16 +140,16 @@ def test_what_cannot_be_written_is_refused_before_mapping(
         (folder, ["--stac"], GridError, "the map has no CRS"),
     ]
     for scene, words, kind, message in cases:
-        told = invoke("predict", trained, scene, "-o", tmp_path / "maps" / "m.tif", *words)
-        assert isinstance(told.exception, kind), told.output
-        assert message in str(told.exception)
+        done = invoke("predict", trained, scene, "-o", tmp_path / "maps" / "m.tif", *words)
+        assert isinstance(done.exception, kind), done.output
+        assert message in str(done.exception)
     assert not (tmp_path / "maps").exists()
 
 
 def test_a_map_without_any_class_has_no_polygons(invoke: Run, tiles: Path, trained: Path, tmp_path: Path) -> None:
-    told = invoke("predict", trained, tiles, "--tile", "t3", "-o", tmp_path / "maps" / "m.tif", "--polygons")
-    assert isinstance(told.exception, SceneError)
-    assert "nothing is mapped" in str(told.exception)
+    done = invoke("predict", trained, tiles, "--tile", "t3", "-o", tmp_path / "maps" / "m.tif", "--polygons")
+    assert isinstance(done.exception, SceneError)
+    assert "nothing is mapped" in str(done.exception)
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["m.qml", "m.tif", "m.tif.aux.xml"]
 
 
@@ -164,6 +164,6 @@ def test_interrupted_at_the_polygons_the_same_command_does_not_map_again(
     assert invoke(*command).exit_code == 130
     monkeypatch.undo()
     monkeypatch.setattr(Engine, "read", interrupted)
-    told = invoke(*command)
-    assert told.exit_code == 0, told.output
+    done = invoke(*command)
+    assert done.exit_code == 0, done.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.qml", "m.tif", "m.tif.aux.xml", "m_polygons.gpkg"]

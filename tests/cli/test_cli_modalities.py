@@ -47,8 +47,8 @@ def test_a_scene_without_a_modality_is_mapped_if_it_is_asked_for(trained: Path, 
     assert not (tmp_path / "refused.tif").exists()
     codes = {}
     for name, option in {"learnt": ["--allow-missing"], "mean": ["--mean-for", "b"]}.items():
-        told = invoke(*words, tmp_path / f"{name}.tif", *option)
-        assert told.exit_code == 0, told.exception
+        done = invoke(*words, tmp_path / f"{name}.tif", *option)
+        assert done.exit_code == 0, done.exception
         with rasterio.open(tmp_path / f"{name}.tif") as file:
             codes[name] = file.read(1)
         assert (codes[name] != 255).all()
@@ -60,10 +60,10 @@ def test_a_scene_without_a_modality_is_mapped_if_it_is_asked_for(trained: Path, 
 
 
 def test_modalities_prints_and_writes_the_table(trained: Path, invoke: Run) -> None:
-    told = invoke("modalities", trained / "run")
-    assert told.exit_code == 0, told.exception
-    assert "a, and the placeholder of b" in told.output
-    assert "b, and the mean of a" in told.output
+    done = invoke("modalities", trained / "run")
+    assert done.exit_code == 0, done.exception
+    assert "a, and the placeholder of b" in done.output
+    assert "b, and the mean of a" in done.output
     rows = json.loads((trained / "run" / "modalities.json").read_text())["rows"]
-    assert f"{rows[0]['scores']['OA']:.4f}" in told.output
-    assert f"({rows[3]['differences']['OA']:+.3f})" in told.output
+    assert f"{rows[0]['scores']['OA']:.4f}" in done.output
+    assert f"({rows[3]['differences']['OA']:+.3f})" in done.output

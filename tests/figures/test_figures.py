@@ -41,7 +41,7 @@ def legend_of(figure: object) -> dict[str, tuple[float, ...]]:
 
 def test_a_scene_shows_its_modalities_and_labels() -> None:
     scene = simulate(60, 80, 1, hyperspectral_bands=6)
-    figure = lf.plot(scene)
+    figure = lf.plot(scene)[0].figure
     shown = panels(figure)
     assert [title.split(":")[0] for title in shown] == ["hsi", "height", "sar", "labels"]
     for title, axis in shown.items():
@@ -57,7 +57,7 @@ def test_a_scene_shows_its_modalities_and_labels() -> None:
 def test_some_modalities_by_some_bands_and_a_scene_without_labels() -> None:
     scene = simulate_flat(20, 30, {"a": 5, "b": 2})
     bare = lf.Scene("bare", scene.grid, scene.modalities, scene.legend)
-    figure = lf.plot(bare, modalities=["a"], bands={"a": [3]})
+    figure = lf.plot(bare, modalities=["a"], bands={"a": [3]}).figure
     (axis,) = panels(figure).values()
     image = np.asarray(axis.get_images()[0].get_array())
     np.testing.assert_array_equal(image, modality_image(scene, "a", (2,)))
@@ -69,15 +69,15 @@ def test_some_modalities_by_some_bands_and_a_scene_without_labels() -> None:
 
 def test_a_confusion_shows_its_counts_and_shares() -> None:
     matrix = np.array([[30, 10, 0], [0, 5, 5], [0, 0, 0]])
-    axis = lf.plot(lf.Confusion(3, matrix), names=["low", "high", "none"]).axes[0]
+    axis = lf.plot(lf.Confusion(3, matrix), names=["low", "high", "none"])
     np.testing.assert_allclose(axis.get_images()[0].get_array(), [[0.75, 0.25, 0], [0, 0.5, 0.5], [0, 0, 0]])
-    told = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in axis.texts}
-    assert told[0, 0] == "30\n75%"
-    assert told[0, 1] == "10\n25%"
-    assert told[1, 0] == "0"
+    reported = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in axis.texts}
+    assert reported[0, 0] == "30\n75%"
+    assert reported[0, 1] == "10\n25%"
+    assert reported[1, 0] == "0"
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("map", "truth")
     assert [label.get_text() for label in axis.get_yticklabels()] == ["low", "high", "none"]
-    assert [t.get_text() for t in lf.plot(lf.Confusion(2)).axes[0].get_xticklabels()] == ["0", "1"]
+    assert [t.get_text() for t in lf.plot(lf.Confusion(2)).get_xticklabels()] == ["0", "1"]
     assert not confusion_figure(np.eye(40, dtype=np.int64), ["x"] * 40).axes[0].texts, "no room for numbers"
 
 
@@ -141,13 +141,13 @@ def test_a_map_is_opened_counted_and_shown(place: Path, tmp_path: Path) -> None:
         assert area.pixels == (classes == k).sum()
         assert area.fraction == pytest.approx(area.pixels / known)
         assert area.hectares == pytest.approx(area.pixels * 100 / 10_000)  # 10 m pixels
-    figure = lf.plot(opened)
+    figure = lf.plot(opened).figure
     (axis,) = panels(figure).values()
     np.testing.assert_array_equal(axis.get_images()[0].get_array(), class_image(classes, scene.legend))
     assert set(legend_of(figure)) == {"field 1", "field 2", "field 3", "none"}
 
 
-def test_a_map_alone_tells_its_names(place: Path, tmp_path: Path) -> None:
+def test_a_map_alone_reports_its_names(place: Path, tmp_path: Path) -> None:
     scene = lf.open_scene(place)
     path = tmp_path / "map.tif"
     write_raster(path, scene.grid, scene.legend.to_codes(scene.labels), legend=scene.legend)

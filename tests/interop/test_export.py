@@ -142,7 +142,7 @@ def test_a_bundle_with_another_encoders_file_is_refused(runs: dict[str, Path], h
     assert f"the SHA-256 {known['sha256']}" in raised.value.expected
 
 
-def test_mistakes_are_told_in_words(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_words(runs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no low-rank update that could be folded(.|\n)*leave out --merge"):
         export(runs["adapter"], tmp_path / "merged", merge=True)
     for place in (runs["lora"], runs["lora"] / "bundle"):

@@ -72,7 +72,7 @@ def test_numbers_of_a_mask_can_be_ignored() -> None:
     assert set(np.unique(scene.labels)) == {0, UNLABELLED}
 
 
-def test_what_is_wrong_with_a_sample_is_told() -> None:
+def test_what_is_wrong_with_a_sample_is_reported() -> None:
     with pytest.raises(SceneError, match="channel 7 is named"):
         list(scenes(Chips(), {"a": [7]}, LEGEND, ignored=[1]))
     with pytest.raises(SceneError, match="the mask of s00000"):

@@ -248,7 +248,7 @@ def test_layers_without_anything_to_train_below_them_keep_no_activations() -> No
     assert saved_bytes(lambda: vit(images), vit) == 0
 
 
-def test_mistakes_are_told_in_words() -> None:
+def test_mistakes_are_reported_in_words() -> None:
     with pytest.raises(ModelError, match=r"rank of LoRA is 9.*\n.*from 1 to 8"):
         Lora(2, rank=9).attach(block())
     with pytest.raises(ModelError, match="0 modalities"):

@@ -87,7 +87,7 @@ def test_files_appear_together_or_not_at_all(memory: Any, monkeypatch: pytest.Mo
     assert (destination.local / "t1.tif").exists(), "kept for the next time"
 
 
-def test_an_address_that_cannot_be_written_to_is_told_at_once(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_cannot_be_written_to_is_reported_at_once(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for address, error, message in (
         ("file:///dev/null/maps", OutputError, "file:///dev/null/maps cannot be written"),
         ("nowhere://b/maps", OutputError, "Protocol not known: nowhere"),

@@ -1,4 +1,4 @@
-"""What lies beside finished maps: polygons against a count of pixels, mosaics against the maps, the index."""
+"""What is beside finished maps: polygons against a count of pixels, mosaics against the maps, the index."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_small_patches_are_merged_until_none_is_left(tmp_path: Path) -> None:
         merged = without_small_patches(codes, smallest)
         assert min(size for size in sizes(merged) if size != 4) >= smallest
         np.testing.assert_array_equal(merged == UNLABELLED, codes == UNLABELLED)
-        assert (merged[0, :4] == 1).all(), "no class lies beside it"
+        assert (merged[0, :4] == 1).all(), "no class is beside it"
     frame = written(tmp_path, TURNED, codes, 7 * 65.0)
     kept = frame["hectares"] * 1e4 / 65
     assert kept[kept > 4.5].min() == pytest.approx(7), "seven pixels of 65 square metres are enough"
@@ -92,7 +92,7 @@ def test_small_patches_are_merged_until_none_is_left(tmp_path: Path) -> None:
     assert sizes(without_small_patches(block, 2)) == [81]
 
 
-def test_what_cannot_be_polygons_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_polygons_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(error: type[LandfuseError], message: str, codes: np.ndarray, minimum: float = 0.0) -> None:
         write_raster(tmp_path / "map.tif", TURNED, codes, legend=LEGEND)
         with pytest.raises(error, match=message):
@@ -178,7 +178,7 @@ def test_a_mosaic_for_each_crs_and_lattice(tmp_path: Path) -> None:
     assert write_mosaics(tmp_path, {"e": (NOWHERE, tmp_path / "e.tif")}, LEGEND) == []
 
 
-def test_the_index_tells_where_tiles_lie(tmp_path: Path) -> None:
+def test_the_index_shows_where_tiles_are(tmp_path: Path) -> None:
     grids = {"a": TURNED, "west/b": replace(FEET, height=30), "e": NOWHERE}
     maps = {name: (grid, tmp_path / f"{name}.tif") for name, grid in grids.items()}
     assert index_maps(tmp_path, maps) == tmp_path / "index.gpkg"

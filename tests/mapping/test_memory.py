@@ -97,15 +97,15 @@ def test_a_plan_counts_blocks_windows_halos_and_disk() -> None:
 
 def test_a_plan_writes_nothing_and_takes_the_block_of_unfinished_parts(tmp_path: Path) -> None:
     scene = simulate_flat(160, 160, {"a": 3})
-    classifier = engine_of(160).model
-    assert plan_map(classifier, scene, tmp_path / "map.tif", block=50).block == 50
-    assert plan_map(classifier, scene, tmp_path / "map.tif").block == 192
+    bundle = engine_of(160).model
+    assert plan_map(bundle, scene, tmp_path / "map.tif", block=50).block == 50
+    assert plan_map(bundle, scene, tmp_path / "map.tif").block == 192
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "map.tif.parts").mkdir()
     (tmp_path / "map.tif.parts" / "settings.json").write_text('{"format": 1, "the block": "48 px"}')
-    assert plan_map(classifier, scene, tmp_path / "map.tif").block == 48
+    assert plan_map(bundle, scene, tmp_path / "map.tif").block == 48
     with pytest.raises(FaultsError, match="no modality `a`"):
-        plan_map(classifier, replace(scene, modalities={}), tmp_path / "map.tif")
+        plan_map(bundle, replace(scene, modalities={}), tmp_path / "map.tif")
 
 
 def test_a_scene_without_data_in_its_middle_has_no_time() -> None:

@@ -85,7 +85,7 @@ def whole_scene(height: int, width: int, zoom: int = 1, holes: float = 0.02) -> 
     return replace(flat, modalities={"a": SceneModality(a), "b": SceneModality(b, zoom)}, legend=legend)
 
 
-def classifier_of(
+def bundle_of(
     scene: Scene, view: int, core: int, stride: int | None = None, weights: CoreWeights = "uniform"
 ) -> Bundle:
     maps = {
@@ -97,14 +97,14 @@ def classifier_of(
     return Bundle(ModelSpec("fake"), maps, notes, scene.legend, stride, model, weights)
 
 
-def plain_map(classifier: Bundle, scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def plain_map(bundle: Bundle, scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Classes and weighted mean logits, window by window over the whole lattice, in one plain float64 loop."""
-    model, stride = classifier.model, classifier.stride
+    model, stride = bundle.model, bundle.stride
     height, width = scene.grid.height, scene.grid.width
     total = np.zeros((K, height + model.core, width + model.core), np.float64)
     count = np.zeros((height + model.core, width + model.core))
     along = np.ones(model.core)
-    if classifier.weights == "smooth":
+    if bundle.weights == "smooth":
         along = np.sin(np.pi * (np.arange(model.core) + 0.5) / model.core) ** 2
     weight = along[:, None] * along
     valid = np.ones((height, width), bool)
@@ -127,7 +127,7 @@ def plain_map(classifier: Bundle, scene: Scene) -> tuple[NDArray[np.uint8], NDAr
             break
         row += stride
     total, count = total[:, :height, :width], count[:height, :width]
-    assert (count > 0).all(), "every pixel lies in a core"
+    assert (count > 0).all(), "every pixel is in a core"
     mean = (total.astype(np.float32) / count.astype(np.float32)).astype(np.float32)
     return np.where(valid, mean.argmax(axis=0), UNLABELLED).astype(np.uint8), mean
 
@@ -146,14 +146,14 @@ def test_any_cut_gives_the_map_of_a_plain_loop(
     height: int, width: int, shape: tuple[int, int, int], block: int, batch: int | None, zoom: int, holes: float
 ) -> None:
     scene = whole_scene(height, width, zoom, holes)
-    classifier = classifier_of(scene, *shape)
-    classes, logits = plain_map(classifier, scene)
-    for part in map_blocks(classifier, scene, block=block, batch=batch):
+    bundle = bundle_of(scene, *shape)
+    classes, logits = plain_map(bundle, scene)
+    for part in map_blocks(bundle, scene, block=block, batch=batch):
         place = part.window.within(scene.grid.window)
         np.testing.assert_array_equal(part.classes, classes[place])
         known = part.classes != UNLABELLED
         np.testing.assert_array_equal(part.logits[:, known], logits[:, *place][:, known])
-    np.testing.assert_array_equal(map_array(classifier, scene, block=block, batch=batch), classes)
+    np.testing.assert_array_equal(map_array(bundle, scene, block=block, batch=batch), classes)
 
 
 SIZES = st.integers(1, 28)
@@ -172,21 +172,21 @@ def test_smooth_weights_give_the_weighted_mean_and_the_same_bytes_in_any_cut(
     height: int, width: int, shape: tuple[int, int, int], zoom: int, data: st.DataObject
 ) -> None:
     scene = whole_scene(height, width, zoom)
-    classifier = classifier_of(scene, *shape, weights="smooth")
-    _, expected = plain_map(classifier, scene)
+    bundle = bundle_of(scene, *shape, weights="smooth")
+    _, expected = plain_map(bundle, scene)
     found: list[NDArray[np.float32]] = []
-    told = []
+    reported = []
     for block in (512, data.draw(st.integers(1, 30)), data.draw(st.integers(1, 30))):
         whole = np.full((K, height, width), np.nan, np.float32)
         times = np.zeros((height, width), int)
         batch = data.draw(st.sampled_from([1, 3, 64]))
-        for part in map_blocks(classifier, scene, block=block, batch=batch, progress=told.append):
+        for part in map_blocks(bundle, scene, block=block, batch=batch, progress=reported.append):
             place = part.window.within(scene.grid.window)
             times[place] += 1
             whole[:, *place] = np.where(part.classes == UNLABELLED, np.nan, part.logits)
         assert (times == 1).all(), "each pixel is labelled once"
-        assert sum(told) == height * width, "and told of once"
-        told.clear()
+        assert sum(reported) == height * width, "and reported once"
+        reported.clear()
         found.append(whole)
     known = ~np.isnan(found[0])
     np.testing.assert_allclose(found[0][known], expected[known], rtol=1e-4, atol=2e-3)
@@ -201,10 +201,10 @@ class Constant(FusionModel):
         return torch.tensor([1.0, -1.0, 0.5])[None, :, None, None].expand(len(images["a"]), -1, self.core, self.core)
 
 
-def constant_classifier(scene: Scene, view: int, core: int, stride: int, weights: CoreWeights) -> Bundle:
-    classifier = classifier_of(scene, view, core, stride, weights)
-    classifier.model = Constant(classifier.model.modalities, K, view=view, core=core)
-    return classifier
+def constant_bundle(scene: Scene, view: int, core: int, stride: int, weights: CoreWeights) -> Bundle:
+    bundle = bundle_of(scene, view, core, stride, weights)
+    bundle.model = Constant(bundle.model.modalities, K, view=view, core=core)
+    return bundle
 
 
 @settings(deadline=None, max_examples=25)
@@ -213,8 +213,8 @@ def test_the_weights_of_a_pixel_add_up_to_one(
     height: int, width: int, shape: tuple[int, int, int], block: int, weights: CoreWeights
 ) -> None:
     scene = whole_scene(height, width, holes=0)
-    classifier = constant_classifier(scene, *shape, weights)
-    for part in map_blocks(classifier, scene, block=block):
+    bundle = constant_bundle(scene, *shape, weights)
+    for part in map_blocks(bundle, scene, block=block):
         expected = np.broadcast_to(np.float32([1.0, -1.0, 0.5])[:, None, None], part.logits.shape)
         torch.testing.assert_close(part.logits, expected, rtol=3e-6, atol=0)
 
@@ -234,10 +234,10 @@ def test_core_weights_are_smooth_symmetric_and_above_zero(core: int) -> None:
 @pytest.mark.parametrize(("stride", "block"), [(4, 7), (6, 8), (5, 10)])
 def test_one_process_computes_each_window_once(stride: int, block: int) -> None:
     scene = whole_scene(41, 38, holes=0)
-    classifier = constant_classifier(scene, 10, 6, stride, "uniform")
-    list(map_blocks(classifier, scene, block=block, batch=1))
+    bundle = constant_bundle(scene, 10, 6, stride, "uniform")
+    list(map_blocks(bundle, scene, block=block, batch=1))
     windows = (-(-(41 - 6) // stride) + 1) * (-(-(38 - 6) // stride) + 1)
-    assert classifier.model.seen == windows
+    assert bundle.model.seen == windows
 
 
 @dataclass(frozen=True)
@@ -260,8 +260,8 @@ def test_blocks_that_are_done_or_broken_change_no_other(
     height: int, width: int, shape: tuple[int, int, int], block: int, holes: float, data: st.DataObject
 ) -> None:
     scene = whole_scene(height, width, holes=holes)
-    classifier = classifier_of(scene, *shape, weights="smooth")
-    whole = next(map_blocks(classifier, scene, block=512))
+    bundle = bundle_of(scene, *shape, weights="smooth")
+    whole = next(map_blocks(bundle, scene, block=512))
     every = list(blocks(height, width, block))
     todo = [window for window in every if data.draw(st.booleans())]
     raster = scene.modalities["a"].raster
@@ -270,7 +270,7 @@ def test_blocks_that_are_done_or_broken_change_no_other(
     broken = replace(raster, source=_Broken(raster.source, row, col))
     scene = replace(scene, modalities=scene.modalities | {"a": SceneModality(broken)})
     faults: set[Window] = set()
-    parts = list(map_blocks(classifier, scene, windows=todo, on_fault=lambda window, error: faults.add(window)))
+    parts = list(map_blocks(bundle, scene, windows=todo, on_fault=lambda window, error: faults.add(window)))
     assert faults.isdisjoint(part.window for part in parts)
     assert faults | {part.window for part in parts} == set(todo)
     for part in parts:
@@ -278,7 +278,7 @@ def test_blocks_that_are_done_or_broken_change_no_other(
         np.testing.assert_array_equal(part.classes, whole.classes[place])
         known = part.classes != UNLABELLED
         np.testing.assert_array_equal(part.logits[:, known], whole.logits[:, *place][:, known])
-    made = engine.Engine(classifier, scene)
+    made = engine.Engine(bundle, scene)
     for window in faults:
         reach = made.reach(made.alone(window))
         rows = mirrored(np.arange(reach.row, reach.row + reach.height), height)
@@ -289,12 +289,12 @@ def test_blocks_that_are_done_or_broken_change_no_other(
 
 def test_what_is_carried_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = whole_scene(41, 38, holes=0)
-    classifier = constant_classifier(scene, 10, 6, 4, "smooth")
-    expected = map_array(classifier, scene, block=8)
-    once = classifier.model.seen
+    bundle = constant_bundle(scene, 10, 6, 4, "smooth")
+    expected = map_array(bundle, scene, block=8)
+    once = bundle.model.seen
     monkeypatch.setattr(window_owners, "CARRIED", 0)
-    np.testing.assert_array_equal(map_array(classifier, scene, block=8), expected)
-    assert once * 2 < classifier.model.seen, "windows for the blocks below were computed again"
+    np.testing.assert_array_equal(map_array(bundle, scene, block=8), expected)
+    assert once * 2 < bundle.model.seen, "windows for the blocks below were computed again"
 
 
 def test_lower_precision_computes_in_it_and_gives_the_same_bytes_in_any_blocks() -> None:
@@ -302,13 +302,13 @@ def test_lower_precision_computes_in_it_and_gives_the_same_bytes_in_any_blocks()
     torch.manual_seed(0)
     maps = {"a": PixelMap(torch.randn(2, 3), torch.randn(2)), "b": PixelMap(torch.rand(2), torch.rand(2))}
     notes = {name: scene.modalities[name].info for name in maps}
-    classifier = Bundle(ModelSpec("two_branch", {"view": 5, "width": 8}), maps, notes, scene.legend)
+    bundle = Bundle(ModelSpec("two_branch", {"view": 5, "width": 8}), maps, notes, scene.legend)
     kinds = []
-    classifier.model.register_forward_hook(lambda module, args, out: kinds.append(out.dtype))
+    bundle.model.register_forward_hook(lambda module, args, out: kinds.append(out.dtype))
     logits = {}
     for name, block, precision in (("a", 512, "bfloat16"), ("b", 17, "bfloat16"), ("full", 512, "float32")):
         logits[name] = np.zeros((4, 50, 61), np.float32)
-        for part in map_blocks(classifier, scene, block=block, precision=precision):
+        for part in map_blocks(bundle, scene, block=block, precision=precision):
             logits[name][:, *part.window.within(scene.grid.window)] = part.logits
     assert set(kinds) == {torch.bfloat16, torch.float32}
     np.testing.assert_array_equal(logits["a"], logits["b"])
@@ -316,8 +316,8 @@ def test_lower_precision_computes_in_it_and_gives_the_same_bytes_in_any_blocks()
     assert 0 < difference < 0.1 * np.abs(logits["full"]).max()
 
 
-class Telling(WholeView):
-    """Tells the share of a window's rows above a pixel."""
+class RowsAbove(WholeView):
+    """Its logits say the fraction of a window's rows above a pixel."""
 
     layers = ("height",)
 
@@ -327,32 +327,32 @@ class Telling(WholeView):
         return logits, {"height": rows.expand(len(logits), 1, -1, -1)}
 
 
-def test_what_the_model_tells_is_averaged_like_logits(tmp_path: Path) -> None:
+def test_layers_of_the_model_are_averaged_like_logits(tmp_path: Path) -> None:
     scene = whole_scene(20, 33)
-    classifier = classifier_of(scene, 8, 4, 2)
-    plain = map_array(classifier, scene)
-    classifier.model = Telling(classifier.model.modalities, 8, 4)
-    path = predict(classifier, scene, tmp_path / "map.tif", layers=["height"], block=7)
+    bundle = bundle_of(scene, 8, 4, 2)
+    plain = map_array(bundle, scene)
+    bundle.model = RowsAbove(bundle.model.modalities, 8, 4)
+    path = predict(bundle, scene, tmp_path / "map.tif", layers=["height"], block=7)
     with rasterio.open(path) as file:
         np.testing.assert_array_equal(file.read(1), scene.legend.to_codes(plain))
     with rasterio.open(beside(path, "height")) as file:
-        told = file.read(1)
-    assert ((told == 255) == (plain == UNLABELLED)).all()
+        height = file.read(1)
+    assert ((height == 255) == (plain == UNLABELLED)).all()
     rows = np.arange(20)
     expected = np.where(rows < 2, rows / 4, np.where(rows >= 18, (rows % 2 + 2) / 4, (rows % 2) / 4 + 0.25))
-    expected = np.broadcast_to(np.rint(expected * 250)[:, None], told.shape)
-    np.testing.assert_allclose(told[told != 255], expected[told != 255], atol=1)
+    expected = np.broadcast_to(np.rint(expected * 250)[:, None], height.shape)
+    np.testing.assert_allclose(height[height != 255], expected[height != 255], atol=1)
     with pytest.raises(SettingsError, match=r"has no layer depth(.|\n)*height"):
-        predict(classifier, scene, tmp_path / "map.tif", layers=["depth"])
+        predict(bundle, scene, tmp_path / "map.tif", layers=["depth"])
 
 
 def test_wanted_pixels_are_as_in_the_whole_map() -> None:
     scene = whole_scene(40, 33)
-    classifier = classifier_of(scene, 8, 6, 4)
-    whole = map_array(classifier, scene)
+    bundle = bundle_of(scene, 8, 6, 4)
+    whole = map_array(bundle, scene)
     wanted = np.zeros((40, 33), bool)
     wanted[3:9, 20:30] = wanted[39, 0] = True
-    parts = list(map_blocks(classifier, scene, block=10, wanted=wanted))
+    parts = list(map_blocks(bundle, scene, block=10, wanted=wanted))
     assert len(parts) == 2, "blocks without such a pixel are skipped"
     found = np.full_like(whole, UNLABELLED)
     for part in parts:
@@ -377,10 +377,10 @@ def test_real_networks_give_the_same_bytes_in_any_blocks() -> None:
     ):
         maps = {"a": PixelMap(torch.randn(2, 3), torch.randn(2)), "b": PixelMap(torch.rand(2), torch.rand(2))}
         notes = {name: scene.modalities[name].info for name in maps}
-        classifier = Bundle(spec, maps, notes, scene.legend, stride)
+        bundle = Bundle(spec, maps, notes, scene.legend, stride)
         probabilities = [np.zeros((4, 50, 61), np.float32) for _ in range(3)]
         for block, whole in zip((512, 17, 32), probabilities, strict=True):
-            for part in map_blocks(classifier, scene, block=block):
+            for part in map_blocks(bundle, scene, block=block):
                 whole[:, *part.window.within(scene.grid.window)] = part.probabilities
         assert probabilities[0].any()
         np.testing.assert_array_equal(probabilities[1], probabilities[0])
@@ -389,17 +389,17 @@ def test_real_networks_give_the_same_bytes_in_any_blocks() -> None:
 
 def test_the_file_is_georeferenced_and_coloured(tmp_path: Path) -> None:
     scene = whole_scene(40, 33)
-    classifier = classifier_of(scene, 5, 3)
-    told: list[tuple[int, int]] = []
+    bundle = bundle_of(scene, 5, 3)
+    reported: list[tuple[int, int]] = []
     path = predict(
-        classifier,
+        bundle,
         scene,
         tmp_path / "new" / "map.tif",
         block=16,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: reported.append((done, total)),
     )
-    assert told[-1] == (40 * 33, 40 * 33)
-    classes = map_array(classifier, scene)
+    assert reported[-1] == (40 * 33, 40 * 33)
+    classes = map_array(bundle, scene)
     assert (classes == UNLABELLED).any()
     with rasterio.open(path) as file:
         np.testing.assert_array_equal(file.read(1), scene.legend.to_codes(classes))
@@ -417,22 +417,22 @@ def test_the_file_is_georeferenced_and_coloured(tmp_path: Path) -> None:
 
 def test_probabilities_confidence_and_entropy(tmp_path: Path) -> None:
     scene = whole_scene(20, 33)
-    classifier = classifier_of(scene, 5, 3)
+    bundle = bundle_of(scene, 5, 3)
     with torch.no_grad():
-        model = classifier.model
+        model = bundle.model
         assert isinstance(model, WholeView)
         model.weights = {name: weight / 50 for name, weight in model.weights.items()}
-    path = predict(classifier, scene, tmp_path / "map.tif", probabilities=True, confidence=True, entropy=True)
-    [part] = map_blocks(classifier, scene)
+    path = predict(bundle, scene, tmp_path / "map.tif", probabilities=True, confidence=True, entropy=True)
+    [part] = map_blocks(bundle, scene)
     missing = part.classes == UNLABELLED
     assert missing.any()
     with rasterio.open(beside(path, "probabilities")) as file:
-        shares = file.read()
+        probabilities = file.read()
         assert file.descriptions == tuple(scene.legend.names)
         assert file.scales == (1 / 250,) * K
         assert file.nodata == 255
-    assert (shares[:, missing] == 255).all()
-    known = shares[:, ~missing]
+    assert (probabilities[:, missing] == 255).all()
+    known = probabilities[:, ~missing]
     np.testing.assert_allclose(known / 250, part.probabilities[:, ~missing], atol=0.5 / 250 + 1e-6)
     assert (np.abs(known.sum(axis=0, dtype=int) - 250) <= K).all()
     best = np.sort(part.probabilities, axis=0)
@@ -459,24 +459,24 @@ def test_confidence_and_entropy_at_their_ends() -> None:
     np.testing.assert_allclose(entropy_of(sure), 0, atol=1e-6)
 
 
-def test_what_is_wrong_is_told_before_a_file_is_there(tmp_path: Path) -> None:
+def test_what_is_wrong_is_reported_before_a_file_is_there(tmp_path: Path) -> None:
     scene = whole_scene(20, 33)
-    classifier = classifier_of(scene, 5, 3)
+    bundle = bundle_of(scene, 5, 3)
     with pytest.raises(FaultsError, match="no modality `b`"):
-        predict(classifier, replace(scene, modalities={"a": scene.modalities["a"]}), tmp_path / "map.tif")
+        predict(bundle, replace(scene, modalities={"a": scene.modalities["a"]}), tmp_path / "map.tif")
     with pytest.raises(SettingsError, match="`block` is 0"):
-        predict(classifier, scene, tmp_path / "map.tif", block=0)
+        predict(bundle, scene, tmp_path / "map.tif", block=0)
     with pytest.raises(OutputError, match="cannot be written"):
-        predict(classifier, scene, "/dev/null/map.tif")
+        predict(bundle, scene, "/dev/null/map.tif")
     (tmp_path / "folder.tif").mkdir()
     with pytest.raises(OutputError, match="it is a folder"):
-        predict(classifier, scene, tmp_path / "folder.tif")
+        predict(bundle, scene, tmp_path / "folder.tif")
     assert [p.name for p in tmp_path.iterdir()] == ["folder.tif"]
 
 
-def stop_after(share: float, error: type[BaseException]) -> Any:
+def stop_after(fraction: float, error: type[BaseException]) -> Any:
     def stop(done: int, total: int) -> None:
-        if done > total * share:
+        if done > total * fraction:
             raise error
 
     return stop
@@ -492,90 +492,90 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_map_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, error: type[BaseException]) -> None:
     scene = whole_scene(60, 60)
-    classifier = classifier_of(scene, 5, 3, 2, "smooth")
-    predict(classifier, scene, tmp_path / "whole" / "map.tif", block=60, **EVERY)
+    bundle = bundle_of(scene, 5, 3, 2, "smooth")
+    predict(bundle, scene, tmp_path / "whole" / "map.tif", block=60, **EVERY)
     (tmp_path / "map").mkdir()
     path = tmp_path / "map" / "map.tif"
     path.write_bytes(b"the map of yesterday")
-    for share in (0.3, 0.6):
+    for fraction in (0.3, 0.6):
         with pytest.raises(error):
-            predict(classifier, scene, path, block=16, progress=stop_after(share, error), **EVERY)
+            predict(bundle, scene, path, block=16, progress=stop_after(fraction, error), **EVERY)
         assert sorted(p.name for p in path.parent.iterdir()) == ["map.tif", "map.tif.parts"]
         assert path.read_bytes() == b"the map of yesterday"
     parts = {part: part.stat().st_mtime_ns for part in (tmp_path / "map" / "map.tif.parts").glob("*.tif")}
     assert 8 <= len(parts) < 16
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     again: list[Window] = []
 
-    def run(job: Job, windows: Sequence[Window], tell: Callable[[int], None]) -> dict[Window, SceneError]:
+    def run(job: Job, windows: Sequence[Window], progress: Callable[[int], None]) -> dict[Window, SceneError]:
         again.extend(windows)
-        return map_parts(job, windows, tell)
+        return map_parts(job, windows, progress)
 
-    predict(classifier, scene, path, block=16, progress=lambda *now: told.append(now), run=run, **EVERY)
+    predict(bundle, scene, path, block=16, progress=lambda *now: reported.append(now), run=run, **EVERY)
     assert len(again) == 16 - len(parts), "only what was missing"
-    assert told[0] == (3600 - sum(window.pixels for window in again), 3600)
-    assert told[-1] == (3600, 3600)
+    assert reported[0] == (3600 - sum(window.pixels for window in again), 3600)
+    assert reported[-1] == (3600, 3600)
     assert contents(tmp_path / "map") == contents(tmp_path / "whole")
 
 
 def test_an_interruption_before_the_first_block_leaves_nothing(tmp_path: Path) -> None:
     scene = whole_scene(60, 60)
     with pytest.raises(KeyboardInterrupt):
-        predict(classifier_of(scene, 5, 3), scene, tmp_path / "map.tif", progress=stop_after(-1, KeyboardInterrupt))
+        predict(bundle_of(scene, 5, 3), scene, tmp_path / "map.tif", progress=stop_after(-1, KeyboardInterrupt))
     assert list(tmp_path.iterdir()) == []
 
 
 def interrupted(tmp_path: Path, **options: Any) -> tuple[Bundle, Scene, Path]:
     scene = whole_scene(60, 60)
-    classifier = classifier_of(scene, 5, 3, 2)
+    bundle = bundle_of(scene, 5, 3, 2)
     with pytest.raises(RuntimeError):
-        predict(classifier, scene, tmp_path / "map.tif", block=16, progress=stop_after(0.5, RuntimeError), **options)
-    return classifier, scene, tmp_path / "map.tif"
+        predict(bundle, scene, tmp_path / "map.tif", block=16, progress=stop_after(0.5, RuntimeError), **options)
+    return bundle, scene, tmp_path / "map.tif"
 
 
 def test_blocks_of_another_map_are_refused_in_words(tmp_path: Path) -> None:
-    classifier, scene, path = interrupted(tmp_path)
+    bundle, scene, path = interrupted(tmp_path)
     before = contents(tmp_path / "map.tif.parts")
-    other = classifier_of(scene, 5, 3, 2)
+    other = bundle_of(scene, 5, 3, 2)
     with torch.no_grad():
         other.pixel_maps["a"].bias += 1  # type: ignore[operator]
     sar = replace(scene.modalities["b"], raster=replace(scene.modalities["b"].raster, source=_Whole(1, 9, 0.02)))
     moved = replace(scene, grid=replace(scene.grid, crs="EPSG:32633"))
     cases: list[tuple[Bundle, Scene, dict[str, Any], str]] = [
         (other, scene, {"block": 16}, r"other is the model\n"),
-        (classifier_of(scene, 5, 3, 2, "smooth"), scene, {"block": 16}, r"other is the model\n"),
-        (classifier_of(scene, 5, 3, 1), scene, {"block": 16}, r"other is the model, the batch"),
-        (classifier, replace(scene, modalities=scene.modalities | {"b": sar}), {"block": 16}, r"is the modality `b`\n"),
-        (classifier, moved, {"block": 16}, r"the grid \(.*32632.*, now .*32633"),
-        (classifier, scene, {"block": 17}, r"the block \(16 px, now 17 px\)"),
-        (classifier, scene, {"block": 16, "entropy": True}, r"the layers \(classes, now classes, entropy\)"),
-        (classifier, scene, {"block": 16, "batch": 3}, r"the batch \(\d+ windows, now 3 windows\)"),
-        (classifier, scene, {"block": 16, "precision": "bfloat16"}, r"the precision \(float32, now bfloat16\)"),
+        (bundle_of(scene, 5, 3, 2, "smooth"), scene, {"block": 16}, r"other is the model\n"),
+        (bundle_of(scene, 5, 3, 1), scene, {"block": 16}, r"other is the model, the batch"),
+        (bundle, replace(scene, modalities=scene.modalities | {"b": sar}), {"block": 16}, r"is the modality `b`\n"),
+        (bundle, moved, {"block": 16}, r"the grid \(.*32632.*, now .*32633"),
+        (bundle, scene, {"block": 17}, r"the block \(16 px, now 17 px\)"),
+        (bundle, scene, {"block": 16, "entropy": True}, r"the layers \(classes, now classes, entropy\)"),
+        (bundle, scene, {"block": 16, "batch": 3}, r"the batch \(\d+ windows, now 3 windows\)"),
+        (bundle, scene, {"block": 16, "precision": "bfloat16"}, r"the precision \(float32, now bfloat16\)"),
     ]
     for one, place, options, message in cases:
-        with pytest.raises(OutputError, match=message) as told:
+        with pytest.raises(OutputError, match=message) as raised:
             predict(one, place, path, **options)
-        assert "--restart" in str(told.value)
+        assert "--restart" in str(raised.value)
         assert contents(tmp_path / "map.tif.parts") == before
         assert not path.exists()
-    predict(classifier, scene, path)  # the block of the parts, since none is named
+    predict(bundle, scene, path)  # the block of the parts, since none is named
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["map.tif", "map.tif.aux.xml"]
 
 
 def test_where_a_modality_is_missing_there_is_a_map_only_if_the_mean_may_stand_in(tmp_path: Path) -> None:
-    classifier, scene, path = interrupted(tmp_path)
+    bundle, scene, path = interrupted(tmp_path)
     a, b = (np.isfinite(scene.read(name, scene.grid.window)).all(axis=0) for name in ("a", "b"))
     assert (a & ~b).any()
-    np.testing.assert_array_equal(map_array(classifier, scene) != UNLABELLED, a & b)
-    np.testing.assert_array_equal(map_array(classifier, scene, block=13, mean_for=["b"]) != UNLABELLED, a)
+    np.testing.assert_array_equal(map_array(bundle, scene) != UNLABELLED, a & b)
+    np.testing.assert_array_equal(map_array(bundle, scene, block=13, mean_for=["b"]) != UNLABELLED, a)
     with pytest.raises(OutputError, match=r"what stands in for missing modalities \(-, now b 0\.0\)"):
-        predict(classifier, scene, path, block=16, mean_for=["b"])
+        predict(bundle, scene, path, block=16, mean_for=["b"])
 
 
 def test_a_new_start_deletes_the_blocks(tmp_path: Path) -> None:
-    classifier, scene, path = interrupted(tmp_path)
-    predict(classifier, scene, path, block=20, restart=True)
-    predict(classifier, scene, tmp_path / "whole" / "map.tif")
+    bundle, scene, path = interrupted(tmp_path)
+    predict(bundle, scene, path, block=20, restart=True)
+    predict(bundle, scene, tmp_path / "whole" / "map.tif")
     assert path.read_bytes() == (tmp_path / "whole" / "map.tif").read_bytes()
     assert not (tmp_path / "map.tif.parts").exists()
 
@@ -586,10 +586,10 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "map.tif.parts" / "diary.txt").write_text("dear")
     for restart in (False, True):
         with pytest.raises(OutputError, match=r"holds no blocks of a map(.|\n)*move map\.tif\.parts away"):
-            predict(classifier_of(scene, 5, 3), scene, tmp_path / "map.tif", restart=restart)
+            predict(bundle_of(scene, 5, 3), scene, tmp_path / "map.tif", restart=restart)
     assert [p.name for p in (tmp_path / "map.tif.parts").iterdir()] == ["diary.txt"]
     (tmp_path / "map.tif.parts" / "diary.txt").unlink()
-    predict(classifier_of(scene, 5, 3), scene, tmp_path / "map.tif")  # an empty one is no one's
+    predict(bundle_of(scene, 5, 3), scene, tmp_path / "map.tif")  # an empty one is no one's
 
 
 def test_a_raster_that_changed_is_another_scene(tmp_path: Path) -> None:
@@ -598,26 +598,26 @@ def test_a_raster_that_changed_is_another_scene(tmp_path: Path) -> None:
     write_raster(tmp_path / "a.tif", scene.grid, values, nodata=float("nan"))
     raster = GdalRaster(str(tmp_path / "a.tif"))
     scene = replace(scene, modalities=scene.modalities | {"a": replace(scene.modalities["a"], raster=raster)})
-    classifier = classifier_of(scene, 5, 3)
+    bundle = bundle_of(scene, 5, 3)
     with pytest.raises(RuntimeError):
-        predict(classifier, scene, tmp_path / "map.tif", block=16, progress=stop_after(0.5, RuntimeError))
+        predict(bundle, scene, tmp_path / "map.tif", block=16, progress=stop_after(0.5, RuntimeError))
     os.utime(tmp_path / "a.tif", ns=(1, 1))
     with pytest.raises(OutputError, match="other is the modality `a`\n"):
-        predict(classifier, scene, tmp_path / "map.tif", block=16)
+        predict(bundle, scene, tmp_path / "map.tif", block=16)
 
 
 def test_a_map_that_is_kept_as_finished_is_not_made_again(tmp_path: Path) -> None:
     scene = whole_scene(40, 40)
-    classifier = classifier_of(scene, 5, 3)
-    path = predict(classifier, scene, tmp_path / "map.tif", block=16, keep=True)
+    bundle = bundle_of(scene, 5, 3)
+    path = predict(bundle, scene, tmp_path / "map.tif", block=16, keep=True)
     made = path.stat().st_mtime_ns
     assert sorted(contents(tmp_path / "map.tif.parts")) == ["finished", "settings.json"]
-    predict(classifier, scene, path, block=16, keep=True)
+    predict(bundle, scene, path, block=16, keep=True)
     assert path.stat().st_mtime_ns == made
     path.unlink()
-    predict(classifier, scene, path, block=16, keep=True)
+    predict(bundle, scene, path, block=16, keep=True)
     assert path.exists(), "it was lost, and is made again"
-    predict(classifier, scene, path, block=16)
+    predict(bundle, scene, path, block=16)
     assert not (tmp_path / "map.tif.parts").exists()
 
 
@@ -646,15 +646,15 @@ def torn_scene(flag: Path, side: int = 60) -> Scene:
 def test_a_block_that_cannot_be_read_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     flag, path = tmp_path / "torn", tmp_path / "maps" / "map.tif"
     scene = torn_scene(flag)
-    classifier = classifier_of(scene, 5, 3, 2)
-    predict(classifier, scene, tmp_path / "whole" / "map.tif", entropy=True)
+    bundle = bundle_of(scene, 5, 3, 2)
+    predict(bundle, scene, tmp_path / "whole" / "map.tif", entropy=True)
     flag.touch()
     for _ in range(2):  # as long as it is torn
-        with pytest.raises(IncompleteError) as told:
-            predict(classifier, scene, path, block=20, entropy=True)
-        assert told.value.exit_code == 3
-        assert "is incomplete: 3 of 9 blocks cannot be read" in str(told.value)
-        assert "row 40, column 20 (20 x 20 px): b.tif cannot be read at row" in str(told.value)
+        with pytest.raises(IncompleteError) as raised:
+            predict(bundle, scene, path, block=20, entropy=True)
+        assert raised.value.exit_code == 3
+        assert "is incomplete: 3 of 9 blocks cannot be read" in str(raised.value)
+        assert "row 40, column 20 (20 x 20 px): b.tif cannot be read at row" in str(raised.value)
         with rasterio.open(path) as file, rasterio.open(tmp_path / "whole" / "map.tif") as whole:
             assert (file.read(1)[40:] == 255).all()
             np.testing.assert_array_equal(file.read(1)[:40], whole.read(1)[:40])
@@ -663,7 +663,7 @@ def test_a_block_that_cannot_be_read_is_named_and_the_rest_goes_on(tmp_path: Pat
         assert len(list((tmp_path / "maps" / "map.tif.parts").glob("*.tif"))) == 6
     flag.unlink()
     again: list[int] = []
-    predict(classifier, scene, path, block=20, entropy=True, progress=lambda done, total: again.append(done))
+    predict(bundle, scene, path, block=20, entropy=True, progress=lambda done, total: again.append(done))
     assert again[0] == 6 * 400, "only the failed blocks are repeated"
     assert contents(tmp_path / "maps") == contents(tmp_path / "whole")
 
@@ -672,10 +672,10 @@ def test_a_scene_of_which_no_block_can_be_read_is_an_error(tmp_path: Path) -> No
     (tmp_path / "torn").touch()
     scene = torn_scene(tmp_path / "torn")
     with pytest.raises(SceneError, match=r"b\.tif cannot be read"):
-        predict(classifier_of(scene, 5, 3), scene, tmp_path / "map.tif")
+        predict(bundle_of(scene, 5, 3), scene, tmp_path / "map.tif")
     assert [p.name for p in tmp_path.iterdir()] == ["torn"]
     with pytest.raises(SceneError, match=r"b\.tif cannot be read"):
-        map_array(classifier_of(scene, 5, 3), scene, block=20)
+        map_array(bundle_of(scene, 5, 3), scene, block=20)
 
 
 def test_a_full_disk_keeps_what_is_done_and_the_same_call_goes_on(tmp_path: Path) -> None:
@@ -685,19 +685,19 @@ def test_a_full_disk_keeps_what_is_done_and_the_same_call_goes_on(tmp_path: Path
     if not sys.platform.startswith("linux") or os.geteuid() != 0 or subprocess.run(command, check=False).returncode:
         pytest.skip("no small disk can be mounted here")
     scene = whole_scene(100, 100, holes=0)
-    classifier = classifier_of(scene, 5, 3)
+    bundle = bundle_of(scene, 5, 3)
     try:
         (disk / "filler").write_bytes(bytes(120 * 1024))
         with pytest.raises(OutputError, match=r"No space left|cannot be written"):
-            predict(classifier, scene, disk / "map.tif", block=16, **EVERY)
+            predict(bundle, scene, disk / "map.tif", block=16, **EVERY)
         assert sorted(p.name for p in disk.iterdir()) == ["filler", "map.tif.parts"]
         parts = [p.name for p in (disk / "map.tif.parts").iterdir()]
         assert len(parts) > 3
         assert all(name.endswith((".tif", ".json")) and not name.startswith(".") for name in parts), "all are whole"
         (disk / "filler").unlink()
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
-        predict(classifier, scene, disk / "map.tif", block=16, **EVERY)
-        predict(classifier, scene, tmp_path / "whole" / "map.tif", **EVERY)
+        predict(bundle, scene, disk / "map.tif", block=16, **EVERY)
+        predict(bundle, scene, tmp_path / "whole" / "map.tif", **EVERY)
         assert contents(disk) == contents(tmp_path / "whole")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -705,21 +705,21 @@ def test_a_full_disk_keeps_what_is_done_and_the_same_call_goes_on(tmp_path: Path
 
 def test_no_room_to_join_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = whole_scene(40, 40)
-    classifier = classifier_of(scene, 5, 3)
+    bundle = bundle_of(scene, 5, 3)
     copy = rasterio.shutil.copy
 
     def full(source: Path, target: Path, **options: Any) -> None:
         copy(source, target, **options)
-        target.write_bytes(target.read_bytes()[:-60])  # as GDAL does where it tells of it in its log only
+        target.write_bytes(target.read_bytes()[:-60])  # as GDAL does where it reports it in its log only
         target.with_name(target.name + ".ovr.tmp").touch()
 
     monkeypatch.setattr(rasterio.shutil, "copy", full)
     with pytest.raises(OutputError, match="cannot be written"):
-        predict(classifier, scene, tmp_path / "map.tif", block=16)
+        predict(bundle, scene, tmp_path / "map.tif", block=16)
     assert [p.name for p in tmp_path.iterdir()] == ["map.tif.parts"]
     assert not list((tmp_path / "map.tif.parts" / "assembly").glob("*.tif*"))
     monkeypatch.undo()
-    predict(classifier, scene, tmp_path / "map.tif", block=16)
+    predict(bundle, scene, tmp_path / "map.tif", block=16)
     assert sorted(contents(tmp_path)) == ["map.tif", "map.tif.aux.xml"]
 
 
@@ -730,8 +730,8 @@ def test_layers_and_overviews_of_a_larger_map(tmp_path: Path) -> None:
     scene = replace(flat, grid=grid, modalities={"a": SceneModality(SimulatedRaster(grid, 2, _Holed(), "a"))})
     maps = {"a": PixelMap(torch.ones(2), torch.zeros(2))}
     model = Sign({"a": Modality(2)}, 4, view=48, core=40)
-    classifier = Bundle(ModelSpec("sign"), maps, {"a": scene.modalities["a"].info}, scene.legend, 30, model)
-    path = predict(classifier, scene, tmp_path / "map.tif", confidence=True, block=333)
+    bundle = Bundle(ModelSpec("sign"), maps, {"a": scene.modalities["a"].info}, scene.legend, 30, model)
+    path = predict(bundle, scene, tmp_path / "map.tif", confidence=True, block=333)
     for each in (path, beside(path, "confidence")):
         assert cog_validate(each, strict=True) == (True, [], [])
         with rasterio.open(each) as file:
@@ -779,18 +779,18 @@ def map_means(side: int, path: Path, block: int, **options: Any) -> None:
     scene = simulate_flat(side, side, {"a": 8})
     maps = {"a": PixelMap(torch.ones(8), torch.zeros(8))}
     model = Mean({"a": Modality(8)}, 4, view=48, core=32)
-    classifier = Bundle(ModelSpec("mean"), maps, {"a": scene.modalities["a"].info}, scene.legend, model=model)
-    predict(classifier, scene, path, block=block, **options)
+    bundle = Bundle(ModelSpec("mean"), maps, {"a": scene.modalities["a"].info}, scene.legend, model=model)
+    predict(bundle, scene, path, block=block, **options)
 
 
 forked = multiprocessing.get_context("fork") if hasattr(os, "fork") else None  # a fresh interpreter takes long to start
 
 
-def peak_of_mapping(side: int, path: Path, told: Any) -> None:
+def peak_of_mapping(side: int, path: Path, queue: Any) -> None:
     import resource  # not on Windows
 
     map_means(side, path, 256)
-    told.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts peaks as Linux does")
@@ -798,17 +798,17 @@ def test_memory_does_not_grow_with_the_scene(tmp_path: Path) -> None:
     assert forked is not None
     peaks = {}
     for side in (768, 1536):
-        told = forked.Queue()
-        process = forked.Process(target=peak_of_mapping, args=(side, tmp_path / "map.tif", told))
+        queue = forked.Queue()
+        process = forked.Process(target=peak_of_mapping, args=(side, tmp_path / "map.tif", queue))
         process.start()
-        peaks[side] = told.get(timeout=100)  # MiB; the larger scene alone would be 72
+        peaks[side] = queue.get(timeout=100)  # MiB; the larger scene alone would be 72
         process.join()
     assert peaks[1536] - peaks[768] < 25, peaks
 
 
-def map_slowly(path: Path, told: Any) -> None:
+def map_slowly(path: Path, queue: Any) -> None:
     def progress(done: int, total: int) -> None:
-        told.put(done)
+        queue.put(done)
         time.sleep(0.02)
 
     map_means(250, path, 64, progress=progress)
@@ -818,10 +818,10 @@ def map_slowly(path: Path, told: Any) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_a_signal_leaves_whole_blocks_to_go_on_from(tmp_path: Path, sent: signal.Signals) -> None:
     assert forked is not None
-    told = forked.Queue()
-    process = forked.Process(target=map_slowly, args=(tmp_path / "map.tif", told))
+    queue = forked.Queue()
+    process = forked.Process(target=map_slowly, args=(tmp_path / "map.tif", queue))
     process.start()
-    while told.get(timeout=60) < 250 * 120:
+    while queue.get(timeout=60) < 250 * 120:
         pass
     with pytest.raises(OutputError, match=rf"is in use: process {process.pid} on .* is mapping map\.tif"):
         map_means(250, tmp_path / "map.tif", 64)

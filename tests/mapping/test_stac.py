@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,12 +17,12 @@ import torch
 
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.description import ModelSpec
-from landfuse.errors import GridError
+from landfuse.errors import GridError, MissingExtraError
 from landfuse.legend import LandClass, Legend
 from landfuse.mapping.map_extras import write_polygons, write_style
 from landfuse.mapping.map_layers import layers_of
 from landfuse.mapping.settings import map_options
-from landfuse.mapping.stac import write_item
+from landfuse.mapping.stac import check_item, write_item
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.simulate.scene import simulate_flat
@@ -34,7 +35,7 @@ PLAIN = layers_of(map_options({}), LEGEND)
 
 
 @pytest.fixture
-def classifier() -> Bundle:
+def bundle() -> Bundle:
     scene = simulate_flat(20, 30, {"a": 3, "b": 2})
     maps = {"a": PixelMap(torch.rand(2, 3), torch.rand(2)), "b": PixelMap(torch.rand(2), torch.rand(2))}
     notes = {name: scene.modalities[name].info for name in maps}
@@ -42,40 +43,40 @@ def classifier() -> Bundle:
 
 
 @pytest.fixture
-def item(classifier: Bundle, tmp_path: Path) -> dict[str, object]:
+def item(bundle: Bundle, tmp_path: Path) -> dict[str, object]:
     path = tmp_path / "maps" / "map.tif"
     write_raster(path, TURNED, np.full((20, 30), 3, np.uint8), legend=LEGEND)
     write_raster(path.with_name("map_confidence.tif"), TURNED, np.full((20, 30), 9, np.uint8))
     write_style(path, LEGEND)
     write_polygons(path, LEGEND)
-    classifier.save(tmp_path / "run" / "bundle")
+    bundle.save(tmp_path / "run" / "bundle")
     layers = layers_of(map_options({"confidence": True}), LEGEND)
     taken = datetime(2023, 6, 1, tzinfo=UTC)
-    place = write_item(path, TURNED, classifier.predictor(), tmp_path / "run" / "bundle", layers, taken)
+    place = write_item(path, TURNED, bundle.predictor(), tmp_path / "run" / "bundle", layers, taken)
     assert place == tmp_path / "maps" / "map.stac.json"
     return dict(json.loads(place.read_text()))
 
 
-def test_the_fields_that_the_specification_demands(item: dict, classifier: Bundle) -> None:
+def test_the_fields_that_the_specification_demands(item: dict, bundle: Bundle) -> None:
     assert {"type", "stac_version", "id", "geometry", "bbox", "properties", "links", "assets"} <= item.keys()
     assert (item["type"], item["stac_version"], item["id"]) == ("Feature", "1.1.0", "map")
     for name in ("mlm", "projection", "raster", "classification", "file"):
         assert any(f"github.io/{name}/v" in address for address in item["stac_extensions"])
-    told = item["properties"]
-    assert told["datetime"] == "2023-06-01T00:00:00Z"
-    assert datetime.fromisoformat(told["created"]).tzinfo is not None
-    assert (told["proj:code"], told["proj:shape"]) == ("EPSG:32632", [20, 30])
-    assert told["proj:transform"] == [*TURNED.transform, 0, 0, 1]
-    assert {"mlm:name", "mlm:architecture", "mlm:tasks", "mlm:input", "mlm:output"} <= told.keys()
-    assert (told["mlm:name"], told["mlm:architecture"]) == ("landfuse-two_branch", "TwoBranch")
-    assert told["mlm:framework"] == "PyTorch"
-    assert told["landfuse:bundle"] == classifier.digest
-    inputs = [(one["name"], one["bands"], one["input"]["shape"]) for one in told["mlm:input"]]
+    properties = item["properties"]
+    assert properties["datetime"] == "2023-06-01T00:00:00Z"
+    assert datetime.fromisoformat(properties["created"]).tzinfo is not None
+    assert (properties["proj:code"], properties["proj:shape"]) == ("EPSG:32632", [20, 30])
+    assert properties["proj:transform"] == [*TURNED.transform, 0, 0, 1]
+    assert {"mlm:name", "mlm:architecture", "mlm:tasks", "mlm:input", "mlm:output"} <= properties.keys()
+    assert (properties["mlm:name"], properties["mlm:architecture"]) == ("landfuse-two_branch", "TwoBranch")
+    assert properties["mlm:framework"] == "PyTorch"
+    assert properties["landfuse:bundle"] == bundle.digest
+    inputs = [(one["name"], one["bands"], one["input"]["shape"]) for one in properties["mlm:input"]]
     assert inputs == [("a", ["a_1", "a_2", "a_3"], [-1, 3, 5, 5]), ("b", ["b_1", "b_2"], [-1, 2, 5, 5])]
-    assert {one["name"] for one in told["bands"]} == {"a_1", "a_2", "a_3", "b_1", "b_2"}
-    [output] = told["mlm:output"]
+    assert {one["name"] for one in properties["bands"]} == {"a_1", "a_2", "a_3", "b_1", "b_2"}
+    [output] = properties["mlm:output"]
     assert output["result"]["shape"] == [-1, 2, 1, 1]
-    for one in (*told["mlm:input"], output):
+    for one in (*properties["mlm:input"], output):
         shaped = one.get("input") or one["result"]
         assert len(shaped["shape"]) == len(shaped["dim_order"])
     assert [c["value"] for c in output["classification:classes"]] == [0, 1], "places in the output"
@@ -122,18 +123,18 @@ def test_what_the_extensions_demand(item: dict) -> None:
         "mlm/v1.4.0", "projection/v2.0.0", "raster/v2.0.0", "classification/v2.0.0", "file/v2.1.0",
     )]  # fmt: skip
     assert item["stac_extensions"] == addresses
-    told, assets = item["properties"], item["assets"]
-    assert not {"mlm:artifact_type", "mlm:compile_method", "mlm:entrypoint"} & told.keys(), "of assets only"
-    for one in told["mlm:input"]:
+    properties, assets = item["properties"], item["assets"]
+    assert not {"mlm:artifact_type", "mlm:compile_method", "mlm:entrypoint"} & properties.keys(), "of assets only"
+    for one in properties["mlm:input"]:
         assert {"name", "bands", "input"} <= one.keys()
         assert "bands" in one["input"]["dim_order"]
-    for one in told["mlm:output"]:
+    for one in properties["mlm:output"]:
         assert {"name", "tasks", "result"} <= one.keys()
     of_models = [name for name, asset in assets.items() if "mlm:model" in asset["roles"]]
     assert of_models == ["model"]
     assert assets["model"]["mlm:artifact_type"]
-    assert "proj:code" in told
-    assert len(told["proj:transform"]) == 9
+    assert "proj:code" in properties
+    assert len(properties["proj:transform"]) == 9
     for name, asset in assets.items():
         for one in asset.get("classification:classes", ()):
             assert isinstance(one["value"], int)
@@ -173,16 +174,26 @@ def test_files_are_where_and_what_they_are_said_to_be(item: dict, tmp_path: Path
     assert all(not link["href"].startswith("/") for link in item["links"])
 
 
-def test_a_crs_without_a_code_is_told_in_words_and_none_is_refused(classifier: Bundle, tmp_path: Path) -> None:
+def test_a_crs_without_a_code_is_written_as_wkt_and_none_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     wkt = pyproj.CRS.from_proj4("+proj=laea +lat_0=47 +lon_0=11 +ellps=GRS80").to_wkt()
     grid = Grid(4, 6, (10.0, 0.0, 0.0, 0.0, -10.0, 0.0), wkt)
     write_raster(tmp_path / "m.tif", grid, np.full((4, 6), 3, np.uint8), legend=LEGEND)
-    told = json.loads(write_item(tmp_path / "m.tif", grid, classifier.predictor(), tmp_path, PLAIN).read_text())
-    assert told["properties"]["proj:code"] is None
-    assert pyproj.CRS.from_wkt(told["properties"]["proj:wkt2"]) == pyproj.CRS.from_wkt(wkt)
-    assert told["assets"]["map"]["raster:spatial_resolution"] == 10
-    assert told["properties"]["datetime"] == told["properties"]["created"]
+    item = json.loads(write_item(tmp_path / "m.tif", grid, bundle.predictor(), tmp_path, PLAIN).read_text())
+    assert item["properties"]["proj:code"] is None
+    assert pyproj.CRS.from_wkt(item["properties"]["proj:wkt2"]) == pyproj.CRS.from_wkt(wkt)
+    assert item["assets"]["map"]["raster:spatial_resolution"] == 10
+    assert item["properties"]["datetime"] == item["properties"]["created"]
     (tmp_path / "m.stac.json").unlink()
     with pytest.raises(GridError, match="has no CRS"):
-        write_item(tmp_path / "m.tif", replace(grid, crs=None), classifier.predictor(), tmp_path, PLAIN)
+        write_item(tmp_path / "m.tif", replace(grid, crs=None), bundle.predictor(), tmp_path, PLAIN)
     assert not (tmp_path / "m.stac.json").exists()
+
+
+def test_without_the_extra(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pystac", None)
+    for write in (
+        lambda: check_item(TURNED),
+        lambda: write_item(tmp_path / "m.tif", TURNED, bundle.predictor(), tmp_path, PLAIN),
+    ):
+        with pytest.raises(MissingExtraError, match=r"pip install 'landfuse\[stac\]'"):
+            write()

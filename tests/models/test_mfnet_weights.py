@@ -122,6 +122,7 @@ def test_segment_anything_2s_layout_is_read(tmp_path: Path) -> None:
         encoder="sam2_hiera_tiny", encoder_options=options, weights=str(tmp_path / "sam2.pt"), view=64, finetune="none"
     )
     model = MFNet({"a": Modality(3)}, 3, config)
+    model.load_pretrained()
     for name, tensor in encoder.vit.state_dict().items():
         assert torch.equal(model.encoder.vit.state_dict()[name], tensor + 1), name
 
@@ -129,7 +130,9 @@ def test_segment_anything_2s_layout_is_read(tmp_path: Path) -> None:
 def test_positions_are_resized_once_to_the_images(tmp_path: Path) -> None:
     torch.save(official(), tmp_path / "sam.pth")
     config = MFNet.Settings(encoder_options=TINY, weights=str(tmp_path / "sam.pth"), view=64, finetune="none")
-    vit = MFNet({"a": Modality(3)}, 3, config).encoder.vit
+    model = MFNet({"a": Modality(3)}, 3, config)
+    model.load_pretrained()
+    vit = model.encoder.vit
     assert vit.pos_embed.shape == (1, 4, 4, WIDTH)
     before = official()["image_encoder.blocks.1.attn.rel_pos_h"].numpy()
     # Linear, cell centres on cell centres: place i of 7 lies at (i + 0.5) 15 / 7 - 0.5 of 15.
@@ -167,7 +170,7 @@ def test_class_tokens_keep_their_positions() -> None:
 
 
 def fitted(path: Path, encoder: str = NAME, **options: object) -> None:
-    MFNet({"a": Modality(3)}, 3, MFNet.Settings(encoder=encoder, encoder_options=options, weights=str(path), view=64))
+    MFNet({"a": 3}, 3, encoder=encoder, encoder_options=options, weights=str(path), view=64).load_pretrained()
 
 
 def test_weights_of_another_architecture(tmp_path: Path) -> None:
@@ -292,7 +295,7 @@ def test_without_a_network_the_message_says_which_file_to_put_where(
     monkeypatch.setattr(download, "PATIENCE", ())
     monkeypatch.setitem(mfnet_weights.PUBLISHED, NAME, ("http://127.0.0.1:9/sam_vit_b_01ec64.pth", SHA))
     with pytest.raises(MissingFileError) as raised:
-        MFNet({"a": Modality(3)}, 3, MFNet.Settings(encoder_options=TINY, view=64))
+        MFNet({"a": 3}, 3, encoder_options=TINY, view=64).load_pretrained()
     assert raised.value.expected == f"the file {tmp_path / 'sam_vit_b_01ec64.pth'}"
     assert "http://127.0.0.1:9/sam_vit_b_01ec64.pth" in raised.value.do
     assert "weights: path/to/file" in raised.value.do

@@ -164,7 +164,7 @@ def test_a_forest_is_refused_in_words(scene: Scene) -> None:
         made(scene, "b", spec=ModelSpec("forest", {"trees": 2}))
 
 
-def test_a_bundle_whose_placeholders_are_gone_is_told(scene: Scene, tmp_path: Path) -> None:
+def test_a_bundle_whose_placeholders_are_gone_is_reported(scene: Scene, tmp_path: Path) -> None:
     made(scene).save(tmp_path)
     words = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({**words, "droppable": ["b"]}))

@@ -212,7 +212,15 @@ def test_weights_from_a_file_are_adapted_to_the_bands(tmp_path: Path) -> None:
     torch.manual_seed(3)
     rgb = timm.create_model("resnet18", num_classes=7)
     safetensors.torch.save_file(rgb.state_dict(), tmp_path / "rgb.safetensors")
+    torch.manual_seed(4)
+    random = make().state_dict()
+    torch.manual_seed(4)
     model = make(weights={"optical": tmp_path / "rgb.safetensors"})
+    model.load_pretrained(missing_only=True)
+    assert all(torch.equal(value, random[name]) for name, value in model.state_dict().items()), "a bundle has them"
+    drawn = torch.get_rng_state()
+    model.load_pretrained()
+    assert torch.equal(torch.get_rng_state(), drawn), "what training draws does not depend on it"
     torch.testing.assert_close(model.encoders[0].layer4[1].conv2.weight, rgb.layer4[1].conv2.weight)
     first = model.encoders[0].conv1.weight
     assert first.shape[1] == 4
@@ -234,7 +242,7 @@ def test_weights_from_a_file_are_adapted_to_the_bands(tmp_path: Path) -> None:
 )
 def test_mistakes(values: dict[str, Any], error: type[Exception], words: list[str]) -> None:
     with pytest.raises(error) as caught:
-        make(**values)
+        make(**values).load_pretrained()
     assert all(word in str(caught.value) for word in words), caught.value
 
 

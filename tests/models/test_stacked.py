@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ class _Same(nn.Module):
     def __init__(self, **options: object) -> None:
         super().__init__()
         type(self).asked = options
+        self.encoder = nn.Identity()
 
     def forward(self, stack: Tensor) -> Tensor:
         assert stack.shape[-1] % 32 == 0
@@ -45,7 +47,7 @@ def test_networks_by_name(options: dict[str, object]) -> None:
         assert model({"a": torch.randn(1, 5, model.view, model.view)}).shape == (1, 3, model.view, model.view)
 
 
-def test_unknown_names_are_told() -> None:
+def test_unknown_names_are_reported() -> None:
     with pytest.raises(ModelError, match=r"no architecture `Unett`(.|\n)*did you mean Unet\?"):
         Stacked({"a": Modality(5)}, 3, Stacked.Settings(architecture="Unett"))
     with pytest.raises(ModelError, match=r"encoder `resnet19`(.|\n)*model\.encoder"):
@@ -56,10 +58,30 @@ def test_unknown_names_are_told() -> None:
 
 def test_a_bundle_needs_no_pretrained_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stacked, "_architectures", lambda: {"unet": _Same})
-    config = Stacked.Settings(weights="imagenet")
-    Stacked({"a": Modality(5)}, 3, config)
-    assert _Same.asked["encoder_weights"] == "imagenet"
-    without = Stacked.without_pretraining(config)
-    assert isinstance(without, Stacked.Settings)
-    Stacked({"a": Modality(5)}, 3, without)
+    model = Stacked({"a": 5}, 3, weights="imagenet")
+    model.load_pretrained(missing_only=True)
     assert _Same.asked["encoder_weights"] is None
+    model.load_pretrained()
+    assert _Same.asked["encoder_weights"] == "imagenet"
+
+
+def test_published_weights_are_put_into_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's weights come from a file here, which stands in for the published one."""
+    created = timm.create_model
+
+    def from_file(name: str, *, pretrained: bool = False, **options: object) -> nn.Module:
+        model: nn.Module = created(name, pretrained=False, **options)
+        if pretrained:
+            for value in model.state_dict().values():
+                value.fill_(7)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", from_file)
+    torch.manual_seed(0)
+    model = Stacked({"a": 5}, 3, encoder="tu-resnet10t", weights="imagenet")
+    decoder, drawn = model.network.decoder.state_dict(), torch.get_rng_state()
+    before = {name: value.clone() for name, value in decoder.items()}
+    model.load_pretrained()
+    assert all((value == 7).all() for value in model.network.encoder.state_dict().values())
+    assert all(torch.equal(value, before[name]) for name, value in decoder.items())
+    assert torch.equal(torch.get_rng_state(), drawn), "what training draws does not depend on it"

@@ -230,13 +230,17 @@ def test_calibration_curves_and_modalities_are_shown_where_the_run_has_them(run:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     scores = json.loads((copy / "scores.json").read_text())
-    told = {
+    reported = {
         "ECE": 0.0321,
         "NLL": 1.0,
         "pixels": 9,
         "bins": [{"low": 0, "high": 1, "pixels": 9, "stated": 0.6, "accuracy": 0.5}],
     }
-    scores["calibration"] = {"temperature": 1.5, "fitted_on": "validation", "test": {"before": told, "after": told}}
+    scores["calibration"] = {
+        "temperature": 1.5,
+        "fitted_on": "validation",
+        "test": {"before": reported, "after": reported},
+    }
     (copy / "scores.json").write_text(json.dumps(scores))
     (copy / "metrics.csv").write_text("epoch,val_mIoU,train_loss\n0,0.2,1.5\n1,0.4,0.75\n")
     row = {
@@ -496,8 +500,8 @@ def test_the_command_says_one_thing_and_its_exit_code(
         ended = int(stopped.code or 0)
     finally:
         signal.signal(signal.SIGTERM, on_term)
-    told = capsys.readouterr()
-    assert ended == code, told.err
-    assert re.search(said, re.sub(r"\s+", " ", told.out + told.err))
-    assert "Traceback" not in told.err
+    reported = capsys.readouterr()
+    assert ended == code, reported.err
+    assert re.search(said, re.sub(r"\s+", " ", reported.out + reported.err))
+    assert "Traceback" not in reported.err
     assert (tmp_path / "page.html").exists() == (code == 0)

@@ -120,8 +120,8 @@ class Window:
 
     def asked(self) -> list[str]:
         """Addresses that were asked for, but for those of pictures in the page itself."""
-        told = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        urls = [one["params"]["request"]["url"] for one in told if one["method"] == "Network.requestWillBeSent"]
+        reported = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        urls = [one["params"]["request"]["url"] for one in reported if one["method"] == "Network.requestWillBeSent"]
         return [url for url in urls if not url.startswith(("data:", "about:", "chrome:"))]
 
 
@@ -235,7 +235,7 @@ def test_tiles_zoom_and_single_classes(window: Window) -> None:
     assert window.run("return document.querySelector('#left canvas').hidden")
 
 
-def test_the_pointer_is_told_the_class_beneath_it(window: Window, nasty: str) -> None:
+def test_the_pointer_is_reported_the_class_beneath_it(window: Window, nasty: str) -> None:
     box = window.box("frame")
     window.mouse("mouseMoved", box["x"] + box["width"] * 0.22, box["y"] + box["height"] * 0.3, held=False)
     window.until(lambda: not window.run("return document.getElementById('tip').hidden"))

@@ -127,14 +127,14 @@ def wanted(server: Server, **more: Any) -> dict[str, Any]:
 
 def test_a_file_is_fetched_once(server: Server, root: Path, tmp_path: Path) -> None:
     file = read_scene_file(scene(tmp_path, wanted(server)))
-    told: list[tuple[int, int]] = []
-    result = fetch(file, lambda name: lambda done, total: told.append((done, total)))
+    reported: list[tuple[int, int]] = []
+    result = fetch(file, lambda name: lambda done, total: reported.append((done, total)))
     assert (root / "a.bin").read_bytes() == DATA
     assert names(root) == {"a.bin", NOTE}
     assert (result.downloaded, result.there, result.missing) == (["a.bin"], [], [])
-    assert told[0] == (0, len(DATA))
-    assert told[-1] == (len(DATA), len(DATA))
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert reported[0] == (0, len(DATA))
+    assert reported[-1] == (len(DATA), len(DATA))
+    assert [done for done, _ in reported] == sorted(done for done, _ in reported)
     again = fetch(file)
     assert (again.downloaded, again.there) == ([], ["a.bin"])
     assert len(server.asked) == 1
@@ -160,7 +160,7 @@ def test_a_later_call_goes_on_where_an_earlier_one_stopped(server: Server, root:
     assert names(root) == {"a.bin", NOTE}
 
 
-def test_a_server_without_ranges_begins_anew(server: Server, root: Path, tmp_path: Path) -> None:
+def test_a_server_without_ranges_begins_again(server: Server, root: Path, tmp_path: Path) -> None:
     server.ranges, server.cut = False, [120_000]
     fetch(read_scene_file(scene(tmp_path, wanted(server))))
     assert (root / "a.bin").read_bytes() == DATA
@@ -172,7 +172,7 @@ def test_a_busy_server_is_asked_again(server: Server, root: Path, tmp_path: Path
     assert (root / "a.bin").read_bytes() == DATA
 
 
-def test_a_stopped_download_without_a_checksum_begins_anew(server: Server, root: Path, tmp_path: Path) -> None:
+def test_a_stopped_download_without_a_checksum_begins_again(server: Server, root: Path, tmp_path: Path) -> None:
     root.mkdir(parents=True)
     (root / ".a.bin.part").write_bytes(b"of an older version")
     result = fetch(read_scene_file(scene(tmp_path, {"address": f"{server.address}/a.bin"})))
@@ -231,7 +231,7 @@ def test_more_bytes_than_the_server_has_are_thrown_away(server: Server, root: Pa
     assert (root / "a.bin").read_bytes() == DATA
 
 
-def test_a_full_disk_is_told_and_the_next_call_goes_on(
+def test_a_full_disk_is_reported_and_the_next_call_goes_on(
     server: Server, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = read_scene_file(scene(tmp_path, wanted(server)))
@@ -266,7 +266,7 @@ def test_a_full_disk_is_told_and_the_next_call_goes_on(
     assert server.asked[-1] == ("/a.bin", "bytes=100000-")
 
 
-def test_a_disk_too_small_is_told_before_anything_is_asked(server: Server, root: Path, tmp_path: Path) -> None:
+def test_a_disk_too_small_is_reported_before_anything_is_asked(server: Server, root: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="GB free"):
         fetch(read_scene_file(scene(tmp_path, wanted(server, size=10**18))))
     assert server.asked == []
@@ -296,12 +296,12 @@ def test_a_disk_that_fills_while_unpacking_leaves_nothing_half_unpacked(
     assert len(server.asked) == 1, "the archive was whole and is not fetched again"
 
 
-def test_a_file_that_is_no_archive_is_told(server: Server, root: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_archive_is_reported(server: Server, root: Path, tmp_path: Path) -> None:
     with pytest.raises(SceneError, match="cannot be unpacked"):
         fetch(read_scene_file(scene(tmp_path, wanted(server, unpack=True))))
 
 
-def test_a_server_that_is_gone_is_told(server: Server, root: Path, tmp_path: Path) -> None:
+def test_a_server_that_is_gone_is_reported(server: Server, root: Path, tmp_path: Path) -> None:
     server.close()
     with pytest.raises(MissingFileError, match="cannot be downloaded") as caught:
         fetch(read_scene_file(scene(tmp_path, wanted(server))))
@@ -315,7 +315,9 @@ def test_a_file_that_the_server_lacks_is_asked_for_once(server: Server, root: Pa
     assert len(server.asked) == 1
 
 
-def test_a_folder_that_cannot_be_made_is_told(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "data").write_text("a file")
     monkeypatch.setenv("LANDFUSE_DATA", str(tmp_path / "data"))
     with pytest.raises(OutputError, match="cannot be written"):
@@ -344,7 +346,7 @@ def test_the_command_shows_licence_and_citation_before_it_fetches(
     assert "cannot be downloaded" in err
 
 
-def test_what_a_person_has_to_get_is_told_until_it_is_there(
+def test_what_a_person_has_to_get_is_reported_until_it_is_there(
     root: Path, tmp_path: Path, landfuse: Callable[..., Any]
 ) -> None:
     path = scene(tmp_path, manual="a.bin from the [owner]")
@@ -379,7 +381,7 @@ def test_a_place_is_checked_by_name(root: Path, landfuse: Callable[..., Any]) ->
     assert f"{root.parent / 'trento' / 'HSI.mat'}" in err
 
 
-def test_data_lie_in_the_users_cache_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_lie_in_the_users_cache_unless_reported_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LANDFUSE_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))

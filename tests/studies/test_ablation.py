@@ -97,7 +97,7 @@ def test_by_default_runs_are_named_after_the_file_and_its_folder(file: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reported"),
     [
         ({"variants": {}}, "name some"),
         ({"variants": {"../x": {}}}, "'../x'"),
@@ -109,27 +109,27 @@ def test_by_default_runs_are_named_after_the_file_and_its_folder(file: Path) -> 
         ({"variant": {}}, "variants"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_trained(file: Path, changes: dict[str, Any], told: str) -> None:
+def test_mistakes_are_reported_before_anything_is_trained(file: Path, changes: dict[str, Any], reported: str) -> None:
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **changes}, sort_keys=False))
-    with pytest.raises(LandfuseError, match=told):
+    with pytest.raises(LandfuseError, match=reported):
         ablate(file)
     assert not (file.parent / "runs").exists()
 
 
-def test_a_variant_that_is_not_there_is_told(file: Path) -> None:
+def test_a_variant_that_is_not_there_is_reported(file: Path) -> None:
     with pytest.raises(SettingsError, match=r"no variant none(.|\n)*few, many"):
         ablation_members(file, only=["none"])
 
 
 def test_the_command_prints_the_table(file: Path, trained: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     command(file, only=["many"], seeds="0", output=file.parent / "out")
-    told = capsys.readouterr().out
-    assert "many" in told
+    reported = capsys.readouterr().out
+    assert "many" in reported
     assert (file.parent / "out" / "comparison.csv").exists()
     assert len(trained) == 1
 
 
-def test_two_variants_that_are_the_same_are_told(file: Path, trained: list[Path]) -> None:
+def test_two_variants_that_are_the_same_are_reported(file: Path, trained: list[Path]) -> None:
     text = yaml.safe_load(file.read_text())
     text["variants"] = {"a": {}, "b": {"model": {"trees": 3}}}
     file.write_text(yaml.safe_dump(text))

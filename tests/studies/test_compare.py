@@ -140,7 +140,7 @@ def three_recipes(made: Made) -> Comparison:
     return compare([root / "first", root / "second", *alone])
 
 
-def test_recipes_are_told_with_mean_and_spread_over_their_runs(made: Made) -> None:
+def test_recipes_are_reported_with_mean_and_spread_over_their_runs(made: Made) -> None:
     result = three_recipes(made)
     assert [recipe.name for recipe in result.recipes] == [
         "two_branch a + b",
@@ -229,7 +229,7 @@ def test_what_must_not_be_compared_is_refused(made: Made, tmp_path: Path) -> Non
         read_run(first)
 
 
-def test_runs_that_have_not_ended_are_told_and_left_out(made: Made, tmp_path: Path) -> None:
+def test_runs_that_have_not_ended_are_reported_and_left_out(made: Made, tmp_path: Path) -> None:
     ended, other = made("series/seed-0"), made("series/seed-1", seed=1, ended=False)
     (tmp_path / "log.txt").write_text("beside the runs")
     assert find_runs([tmp_path / "series", ended, tmp_path / "log.txt"]) == ([ended], [other])
@@ -240,7 +240,7 @@ def test_runs_that_have_not_ended_are_told_and_left_out(made: Made, tmp_path: Pa
         compare([other])
 
 
-def test_other_test_pixels_are_told(made: Made) -> None:
+def test_other_test_pixels_are_reported(made: Made) -> None:
     few = Confusion(2, np.array([[1, 0], [0, 1]]))
     result = compare([made("first"), made("second", epochs=7, confusion=few)])
     assert "not the same test pixels" in result.notes[0]
@@ -251,10 +251,10 @@ def test_files_hold_it_and_are_never_overwritten(made: Made, tmp_path: Path) -> 
     out = tmp_path / "out"
     paths = save(result, out)
     assert [path.name for path in paths] == ["comparison.json", "comparison.csv", "comparison.tex"]
-    told = json.loads(paths[0].read_text())
-    assert told["recipes"][0]["scores"]["OA"]["mean"] == result.recipes[0].scores["OA"].mean
-    assert told["recipes"][1]["classes"][0]["class"] == "oak & ash"
-    assert told["differences"][0]["scores"]["OA"]["p"] == result.differences[0].p["OA"]
+    reported = json.loads(paths[0].read_text())
+    assert reported["recipes"][0]["scores"]["OA"]["mean"] == result.recipes[0].scores["OA"].mean
+    assert reported["recipes"][1]["classes"][0]["class"] == "oak & ash"
+    assert reported["differences"][0]["scores"]["OA"]["p"] == result.differences[0].p["OA"]
     rows = list(csv.DictReader(paths[1].read_text().splitlines()))
     assert [row["recipe"] for row in rows] == [recipe.name for recipe in result.recipes]
     assert float(rows[1]["mF1_std"]) == result.recipes[1].scores["mF1"].std

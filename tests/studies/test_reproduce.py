@@ -84,9 +84,9 @@ def test_the_table_holds_both_splits_and_what_is_published(home: Path, tmp_path:
     assert leaks["net", "official"] > 0.9  # type: ignore[operator]
     assert leaks["net", "blocks"] == leaks["forest", "blocks"] == 0
     scores = [json.loads((out / f"blocks/forest/seed-{seed}/scores.json").read_text())["test"]["OA"] for seed in (0, 1)]
-    told = result.rows[2].scores["OA"]
-    assert told.mean == pytest.approx(np.mean(scores))
-    assert told.std == pytest.approx(np.std(scores, ddof=1))
+    reported = result.rows[2].scores["OA"]
+    assert reported.mean == pytest.approx(np.mean(scores))
+    assert reported.std == pytest.approx(np.std(scores, ddof=1))
     published = result.rows[-1]
     assert (published.scores["OA"].mean, published.scores["OA"].std) == pytest.approx((0.915, 0.004))
     assert cell(published.scores["OA"]) == "91.50 ± 0.40"
@@ -157,7 +157,7 @@ def test_all_folds_of_a_split_are_taken(home: Path, tmp_path: Path) -> None:
     assert [one.run.name for one in splits["official"]["net"]] == ["seed-0", "seed-1"]
 
 
-def test_what_is_wrong_is_told(home: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_is_reported(home: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="has no recipe tree"):
         plan(home, ["forest", "tree"], 1)
     with pytest.raises(SettingsError, match="at least one seed"):

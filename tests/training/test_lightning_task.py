@@ -1,4 +1,4 @@
-"""What training tells the model; the optimisers and schedules."""
+"""What training reports the model; the optimisers and schedules."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def recipe(place: Path, tmp_path: Path) -> Path:
 def test_the_model_knows_how_far_the_training_is_also_after_an_interruption(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[float] = []
+    reported: list[float] = []
     loss, start = TwoBranch.loss, Task.on_train_batch_start
 
     def watched(self: TwoBranch, *args: Any) -> Any:
-        told.append(self.progress)
+        reported.append(self.progress)
         return loss(self, *args)
 
     def interrupted(self: Task, *args: Any) -> None:
-        if self.current_epoch == 1 and len(told) == 4:
-            told.append(-1)
+        if self.current_epoch == 1 and len(reported) == 4:
+            reported.append(-1)
             raise KeyboardInterrupt
         start(self, *args)
 
@@ -57,7 +57,7 @@ def test_the_model_knows_how_far_the_training_is_also_after_an_interruption(
     with pytest.raises(KeyboardInterrupt):
         train(recipe(place, tmp_path), progress=False)
     train(recipe(place, tmp_path), progress=False)
-    assert told == [0, 1 / 8, 2 / 8, 3 / 8, -1, 4 / 8, 5 / 8, 6 / 8, 7 / 8]
+    assert reported == [0, 1 / 8, 2 / 8, 3 / 8, -1, 4 / 8, 5 / 8, 6 / 8, 7 / 8]
 
 
 def test_a_class_that_is_not_scored_does_not_choose_the_epoch(

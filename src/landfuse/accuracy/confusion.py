@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from landfuse.files import to_csv, to_json
 from landfuse.legend import UNLABELLED, Legend
+from landfuse.markup import table
 
 _CHUNK = 1 << 22  # pixels counted at a time: the pair index of a pixel takes 8 bytes, its labels 2
 
@@ -45,6 +46,13 @@ class Confusion:
     Source:
         Congalton 1991, doi:10.1016/0034-4257(91)90048-B (overall, producer's and user's accuracy);
         Cohen 1960, doi:10.1177/001316446002000104 (kappa).
+
+    Example:
+        >>> import numpy as np
+        >>> confusion = lf.Confusion(2)
+        >>> confusion.update(np.array([[0, 0, 1]], np.uint8), np.array([[0, 1, 1]], np.uint8))
+        >>> confusion.matrix.tolist(), round(confusion.scores()["OA"], 3)
+        ([[1, 1], [0, 1]], 0.667)
     """
 
     def __init__(
@@ -213,6 +221,16 @@ class Confusion:
                 },
             }
         )
+
+    def _repr_html_(self) -> str:
+        scores = self.scores()
+        caption = "  ".join(f"{name} {scores[name]:.3f}" for name in ("OA", "AA", "kappa", "mF1", "mIoU"))
+        head = ("truth \\ map", *range(self.classes), "precision", "recall", "F1")
+        rows = [
+            (number, *self.matrix[number].tolist(), *(f"{row[name]:.3f}" for name in ("precision", "recall", "F1")))
+            for number, row in enumerate(self.per_class([str(number) for number in range(self.classes)]))
+        ]
+        return table(caption, [str(cell) for cell in head], rows)
 
     def to_csv(self, legend: Legend) -> str:
         """One row per class as CSV: its scores, then its row of the confusion matrix; undefined scores are empty."""

@@ -64,7 +64,7 @@ def allocate(
     return points
 
 
-def draw(
+def draw_sample(
     map_path: str | Path,
     n: int,
     *,
@@ -96,6 +96,11 @@ def draw(
     Raises:
         SceneError: if the file is no map, or holds no class.
         SettingsError: if there are too few points for the classes, or no accuracy is expected of one.
+
+    Example:
+        >>> sample = lf.draw_sample("map.tif", 200)
+        >>> len(sample), sample.design
+        (200, 'stratified')
     """
     if design not in get_args(Design) or allocation not in get_args(Allocation):
         raise SettingsError(

@@ -188,6 +188,11 @@ def evaluate(
         GridError: if a map's grid is not its scene's.
         SplitError: if no pixel has the role.
         SettingsError: if a block has no pixel.
+
+    Example:
+        >>> result = lf.evaluate("map.tif", "scene.yaml")
+        >>> sorted(result.confusion.scores())[:3]
+        ['AA', 'OA', 'kappa']
     """
     if block < 1:
         raise SettingsError(f"blocks of {block} px", "a side of at least 1 px", "change --block")

@@ -30,7 +30,7 @@ def evaluate_sample(
 
     Args:
         map_path: the map.
-        sample: as `draw` made it, or its file.
+        sample: from `draw_sample`, or its file.
         design: the expected design; a sample of another one is refused.
         finite: see `landfuse.accuracy.estimate`.
 
@@ -38,6 +38,13 @@ def evaluate_sample(
         SceneError: if the sample is none, or its reference is not filled in.
         SettingsError: if it was drawn by another design.
         GridError: if the map has another CRS, or no class at a sampled place.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> sample = lf.draw_sample("map.tif", 200)
+        >>> filled = replace(sample, reference=[str(code) for code in sample.code])  # as if the map were right
+        >>> lf.evaluate_sample("map.tif", filled).overall.value == 1
+        True
     """
     where = str(sample) if isinstance(sample, str | Path) else "the sample"
     if not isinstance(sample, ReferenceSample):

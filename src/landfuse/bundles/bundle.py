@@ -1,4 +1,4 @@
-"""A bundle: pixel maps and a model, which together turn raw pixels into logits, and what is known of both."""
+"""A bundle: pixel maps and a model, which together turn raw pixels into logits, and what is known about both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.errors import BundleError
 from landfuse.files import unwritable, whole_file
 from landfuse.legend import Legend
-from landfuse.models import MODELS
+from landfuse.models import MODELS, package_of
 from landfuse.models.base import FusionModel, Modality
 from landfuse.models.placeholders import WithPlaceholders
 from landfuse.rasters.windows import CoreWeights
@@ -41,30 +41,25 @@ def build_model(
     """Builds a model, with the weights that training starts from.
 
     Args:
-        spec: its name and settings.
-        modalities: name -> channels and zoom.
-        classes: K.
-        saved: the weights of a bundle are loaded next, so that none need be fetched.
+        saved: the weights of a bundle are loaded next: only those that it leaves out are read here.
 
     Raises:
         SettingsError: if its settings are wrong.
         ModelError: if it cannot take these modalities.
     """
-    kind = MODELS[spec.name]
+    kind = spec.kind or MODELS[spec.name]
     config = parse(kind.Settings, spec.settings, f"model `{spec.name}`", saved=saved)
-    if saved:
-        config = kind.without_pretraining(config)
-    return kind(modalities, classes, config)  # type: ignore[call-arg,arg-type]
+    model = kind(modalities, classes, config)  # type: ignore[call-arg,arg-type]
+    model.load_pretrained(missing_only=saved)
+    return model
 
 
 class Bundle(nn.Module):
     """Raw pixels in, logits out.
 
     Args:
-        spec: the model's name and settings.
         pixel_maps: name -> map, in the order of the modalities.
         inputs: name -> what the pixel maps take.
-        legend: the classes.
         stride: distance between windows in mapping, px; at most the core, which is the default.
         model: the network, where it was built before.
         weights: how much the pixels of a window count where cores overlap.
@@ -73,6 +68,11 @@ class Bundle(nn.Module):
 
     Attributes:
         temperature: logits are divided by it to obtain probabilities; fitted on validation (`calibration`).
+
+    Example:
+        >>> bundle = lf.load_bundle("runs/first")
+        >>> list(bundle.description.modalities), bundle.description.view
+        (['a', 'b'], 1)
     """
 
     def __init__(
@@ -139,12 +139,9 @@ class Bundle(nn.Module):
         return logits
 
     def predictor(self, options: PredictorOptions = PredictorOptions()) -> TorchPredictor:  # noqa: B008  (frozen)
-        """Makes the bundle ready to map.
-
-        Raises:
-            SettingsError: if the options do not fit.
-        """
-        return TorchPredictor(self, options)
+        """Makes the bundle ready to map; raises a SettingsError if the options do not fit."""
+        self.eval()
+        return TorchPredictor(self.description, self.model, self.maps, self.features, lambda: self.digest, options)
 
     @property
     def digest(self) -> str:
@@ -175,6 +172,10 @@ class Bundle(nn.Module):
             "temperature": self.temperature,
             "droppable": list(self.droppable),
         }
+        network = self.model.network if isinstance(self.model, WithPlaceholders) else self.model
+        package = package_of(type(network))
+        if package is not None:
+            description["package"] = package._asdict()
         state = {f"model.{name}": tensor for name, tensor in self.model.trained_state().items()}
         state |= {f"pixel_maps.{name}": tensor for name, tensor in self.pixel_maps.state_dict().items()}
         if self.features is not None:

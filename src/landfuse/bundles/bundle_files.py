@@ -6,6 +6,7 @@ No pickled code runs, and nothing is imported that a file names.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -25,16 +26,24 @@ from landfuse.diffusion.settings import FeatureSettings
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser
 from landfuse.errors import BundleError, MissingFileError
 from landfuse.legend import LandClass, Legend
-from landfuse.models import MODELS
-from landfuse.models.base import Modality
+from landfuse.models import MODELS, checked, is_own, package_of, unknown
+from landfuse.models.base import FusionModel, Modality
 from landfuse.rasters.windows import CoreWeights
 from landfuse.scenes.scene import ModalityInfo
+from landfuse.settings import parse
 from landfuse.views.pixel_map import PixelMap
+
+log = logging.getLogger(__name__)
 
 
 class _Model(pydantic.BaseModel):
     name: str
     settings: dict[str, Any]
+
+
+class _Package(pydantic.BaseModel):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = Field(pattern=r"^[A-Za-z0-9.!+_-]+$")
 
 
 class _Tiling(pydantic.BaseModel):
@@ -46,6 +55,7 @@ class _File(pydantic.BaseModel):
     """What `model.json` holds."""
 
     model: _Model
+    package: _Package | None = None  # of a model that is not landfuse's own
     modalities: dict[str, ModalityInfo]
     pixel_maps: dict[str, tuple[int, ...]]
     legend: list[LandClass]
@@ -54,7 +64,7 @@ class _File(pydantic.BaseModel):
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     droppable: tuple[str, ...] = ()
     denoiser: dict[str, Any] | None = None
-    features: FeatureSettings | None = None
+    features: dict[str, Any] | None = None
 
 
 def bundle_folder(path: str | Path) -> Path:
@@ -63,32 +73,36 @@ def bundle_folder(path: str | Path) -> Path:
     return inside if not (Path(path) / "model.json").exists() and (inside / "model.json").exists() else Path(path)
 
 
-def load_bundle(folder: str | Path) -> Bundle:
+def load_bundle(folder: str | Path, *, model: type[FusionModel] | None = None) -> Bundle:
     """Loads a bundle; its logits are those of the saved one, bit for bit.
 
     Args:
         folder: the bundle, or a run folder that holds one in `bundle/`.
+        model: the class of its model, where that is one of your own that no installed package offers.
 
     Raises:
-        BundleError: if it is missing, damaged, or written by a newer version.
+        BundleError: if it is missing, damaged, written by a newer version, or of a model that is not known here.
         MissingFileError: if the frozen weights that it refers to are not there.
+
+    Example:
+        >>> lf.load_bundle("runs/first").description.spec.name
+        'forest'
     """
     folder = bundle_folder(folder)
     description = _read_json(folder)
     tensors = _read_tensors(folder)
-    if description.model.name not in MODELS:
-        raise BundleError(
-            f"the bundle {folder} holds the model `{description.model.name}`", f"one of {', '.join(MODELS)}", "update"
-        )
+    spec = ModelSpec(description.model.name, description.model.settings, model)
+    _check_model(folder, spec, description.package)
     maps = {name: PixelMap(torch.empty(shape), torch.empty(shape[0])) for name, shape in description.pixel_maps.items()}
     modalities = {name: Modality(m.channels, description.modalities[name].zoom) for name, m in maps.items()}
     features = None
     if description.features is not None and description.denoiser is not None:
         denoiser = TrainedDenoiser.unpacked(_part(tensors, "denoiser."), description.denoiser)
-        features = DiffusionFeatures(denoiser, description.features)
-    spec, legend = ModelSpec(description.model.name, description.model.settings), Legend(tuple(description.legend))
+        settings = parse(FeatureSettings, description.features, f"the features of the bundle {folder}")
+        features = DiffusionFeatures(denoiser, settings)
+    legend = Legend(tuple(description.legend))
     try:
-        model = build_model(spec, modalities, len(legend), saved=True)
+        network = build_model(spec, modalities, len(legend), saved=True)
     except MissingFileError as error:
         raise MissingFileError(
             f"the bundle {folder} refers to frozen weights that are not here: {error.found}",
@@ -96,7 +110,7 @@ def load_bundle(folder: str | Path) -> Bundle:
             f"{error.do}; or make a bundle that needs none, where they are: landfuse export",
         ) from None
     bundle = Bundle(
-        spec, maps, description.modalities, legend, description.tiling.stride, model, description.tiling.weights,
+        spec, maps, description.modalities, legend, description.tiling.stride, network, description.tiling.weights,
         features, description.droppable,
     )  # fmt: skip
     bundle.temperature = description.temperature
@@ -113,6 +127,39 @@ def load_bundle(folder: str | Path) -> Bundle:
     except (RuntimeError, KeyError, ValueError) as error:  # tensors of other names or shapes
         raise _damaged(folder, error) from None
     return bundle.eval()
+
+
+def _check_model(folder: Path, spec: ModelSpec, package: _Package | None) -> None:
+    """Finds the model's class by its name, or in what the user gave; never by importing what the bundle names.
+
+    Raises:
+        BundleError: if there is none.
+    """
+    name, holds = spec.name, f"the bundle {folder} holds the model `{spec.name}`"
+    if spec.kind is not None:
+        checked(name, spec.kind)
+    if spec.kind is not None and is_own(name) and spec.kind is not MODELS[name]:
+        raise BundleError(
+            f"{holds}, which is landfuse's own, and {spec.kind.__qualname__} was passed for it",
+            "no class, or that of the bundle's model",
+            "leave out the model",
+        )
+    if spec.kind is None and name not in MODELS:
+        if package is None:
+            raise BundleError(holds, f"one of {', '.join(MODELS)}, or its class", unknown(name))
+        raise BundleError(
+            f"{holds} of the package {package.name} {package.version}, which does not offer it here",
+            "that package installed, or the model's class by --model or load_bundle(folder, model=...)",
+            f"pip install {package.name}=={package.version}, if you trust it",
+        )
+    if package is None:
+        return
+    here = package_of(spec.kind or MODELS[name])
+    if here != (package.name, package.version):
+        log.warning(
+            "%s: its model `%s` is of %s %s, and here of %s: the map may differ",
+            folder, name, package.name, package.version, f"{here.name} {here.version}" if here else "no package",
+        )  # fmt: skip
 
 
 def _read_json(folder: Path) -> _File:

@@ -80,16 +80,11 @@ class LogitSample:
         self._truth: list[NDArray[np.integer]] = []
 
     def update(self, logits: NDArray[np.floating], truth: NDArray[np.integer]) -> None:
-        """Adds pixels.
-
-        Args:
-            logits: (N, K).
-            truth: (N,) classes.
-        """
+        """Adds pixels: (N, K) logits and (N,) classes."""
         kept = self._random.random(len(truth)) < self._fraction
         self._logits.append(logits[kept])
         self._truth.append(truth[kept])
 
     def temperature(self) -> float:
-        """See `fit_temperature`; 1 without any pixel."""
+        """`fit_temperature` of the sample; 1 without any pixel."""
         return fit_temperature(np.concatenate(self._logits), np.concatenate(self._truth)) if self._logits else 1.0

@@ -1,17 +1,20 @@
-"""What a bundle says of itself, and what it requires of a scene; no torch."""
+"""What a bundle says about itself, and what it requires of a scene; no torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import BundleError, FaultsError, LandfuseError, SettingsError
 from landfuse.legend import Legend
 from landfuse.rasters.windows import CoreWeights
 from landfuse.scenes.scene import ModalityInfo, Scene
+
+if TYPE_CHECKING:
+    from landfuse.models.base import FusionModel
 
 _COMPARED = {"bands": "bands", "zoom": "as zoom", "units": "as units", "dtype": "as data type"}
 """What a scene's modality must have in common with the training scene's, and how messages word it."""
@@ -28,6 +31,8 @@ class ModelSpec:
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
+    kind: type[FusionModel] | None = None
+    """Its class, where that was passed instead of found by the name."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,8 @@ class Description:
     """All of a bundle but its tensors.
 
     Args:
-        spec: the model's name and settings.
         inputs: modality -> what the pixel maps take: those of the training scene, then those that are computed from it.
         computed: those of `inputs` that are computed from the scene (diffusion features).
-        legend: the classes.
         view: side of the square that the model looks at, px.
         core: side of the centred square that it labels, px.
         stride: distance between windows in mapping, px; at most the core.

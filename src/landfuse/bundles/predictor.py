@@ -1,4 +1,4 @@
-"""Whoever runs a bundle's model: what the mapping engine asks of it; no torch."""
+"""What the mapping engine asks of whatever runs a bundle's model; no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from landfuse.scenes.scene import Scene
 
 
 class About(NamedTuple):
-    """What the metadata of a map say of the network that made it."""
+    """What a map's metadata say about the network that made it."""
 
     architecture: str
     parameters: int

@@ -3,40 +3,52 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landfuse.bundles.description import Description
 from landfuse.bundles.predictor import About
 from landfuse.bundles.settings import PredictorOptions
+from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.errors import SettingsError
+from landfuse.models.base import FusionModel
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
 from landfuse.views.mapped_pixels import MappedPixels, pixel_table
-
-if TYPE_CHECKING:
-    from landfuse.bundles.bundle import Bundle
+from landfuse.views.pixel_map import PixelMap
 
 
 class TorchPredictor:
-    """A `Predictor`; the bundle is put into evaluation mode.
+    """A `Predictor`.
 
     Args:
-        bundle: what is run.
-        options: how.
+        description: of the bundle.
+        model: in evaluation mode; it is moved to the device.
+        pixel_maps: name -> map of each input.
+        features: diffusion features among the inputs.
+        digest: SHA-256 of the bundle, computed when it is asked for.
+        options: how it is run.
 
     Raises:
         SettingsError: if the model has no such layer, or there is no such device.
     """
 
-    def __init__(self, bundle: Bundle, options: PredictorOptions) -> None:
-        self.bundle, self.options, self.description = bundle.eval(), options, bundle.description
+    def __init__(
+        self,
+        description: Description,
+        model: FusionModel,
+        pixel_maps: Mapping[str, PixelMap],
+        features: DiffusionFeatures | None,
+        digest: Callable[[], str],
+        options: PredictorOptions,
+    ) -> None:
+        self.description, self.features, self.options, self._digest = description, features, options, digest
         unknown = sorted(set(options.layers) - set(self.description.layers))
         if unknown:
             raise SettingsError(
@@ -46,24 +58,25 @@ class TorchPredictor:
             )
         try:
             self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            self.model = bundle.model.to(self.device)
+            self.model = model.to(self.device)
         except (RuntimeError, AssertionError) as error:
             raise SettingsError(
                 f"the device {options.device} cannot be used: {str(error).splitlines()[0]}", "cpu, or e.g. cuda:0"
             ) from None
-        self.maps = {name: pixel_map.to("cpu") for name, pixel_map in bundle.maps.items()}
+        self.maps = {name: pixel_map.to("cpu") for name, pixel_map in pixel_maps.items()}
         self.stand_ins = self.description.stand_ins(options)
         self.channels = {name: pixel_map.channels for name, pixel_map in self.maps.items()}
         network = getattr(self.model, "network", self.model)  # behind placeholders
         parameters = sum(p.numel() for p in self.model.parameters())
         self.about = About(type(network).__name__, parameters, "PyTorch", torch.__version__)
         self.nbytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        self.nbytes += 0 if features is None else features.nbytes
 
     @cached_property
     def identity(self) -> dict[str, str]:
         """What the logits follow from beside the scene."""
         return {
-            "the model": self.bundle.digest,
+            "the model": self._digest(),
             "the version": f"landfuse {version('landfuse')}, torch {torch.__version__}",
             "the precision": self.options.precision,
             "the device": self.device.type,
@@ -71,7 +84,7 @@ class TorchPredictor:
 
     def complete(self, scene: Scene) -> Scene:
         """The scene with its diffusion features, where the model takes some."""
-        return scene if self.bundle.features is None else scene.with_modalities(self.bundle.features.of(scene))
+        return scene if self.features is None else scene.with_modalities(self.features.of(scene))
 
     def prepare(self, name: str, values: NDArray[np.float32]) -> Tensor:
         """Returns a table of mapped pixels, (pixels, D), on the device."""

@@ -1,4 +1,4 @@
-"""The command: check, train, predict, evaluate, compare, modalities, ablation, report, sample, demo; a module each."""
+"""The command line: words and options. A command's module is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -6,39 +6,68 @@ import logging
 import signal
 import sys
 import traceback
+from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 from rich.logging import RichHandler
 from rich.markup import escape
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from landfuse.cli.console import err, out
-from landfuse.cli.data import check, fetch
-from landfuse.cli.demo import demo
-from landfuse.cli.evaluate import evaluate, sample
-from landfuse.cli.predict import predict
-from landfuse.cli.report import report
-from landfuse.cli.studies import ablation, compare, modalities, reproduce
-from landfuse.cli.train import export, train
 from landfuse.errors import LandfuseError
 
+COMMANDS = {
+    "check": ("data", "Look at a scene: its modalities, its classes per role, what leaks, and every fault at once."),
+    "train": ("train", "Train a recipe and score it on the test split; the same command resumes an interrupted run."),
+    "predict": ("predict", "Map a scene into cloud-optimised GeoTIFFs with colours, class names and a QGIS style."),
+    "evaluate": ("evaluate", "Score a map against labels, or estimate its accuracy and areas from a reference sample."),
+    "compare": ("studies", "Compare recipes over their seeds and folds: means, costs, and paired differences."),
+    "modalities": ("studies", "Report what each modality gives, by models that lack it."),
+    "ablation": ("studies", "Train a recipe in several variants, and compare them with the first."),
+    "report": ("report", "Write a page that shows a run's map, how good it is, and where it came from."),
+    "sample": ("evaluate", "Draw a reference sample of a map at random, by which `evaluate` estimates its accuracy."),
+    "export": ("train", "Write a bundle that opens anywhere, with its frozen encoder."),
+    "fetch": ("data", "Download the data of a benchmark, or say what to download and where to put it."),
+    "reproduce": ("studies", "Train a benchmark's methods on splits with and without leaks, beside published scores."),
+    "demo": ("demo", "Simulate a scene of three sensors, train, map and score it: all of landfuse in two minutes."),
+}
+"""The commands in the order of the help text: name -> the module that defines it, and what it does in one line."""
 
-class _Interruptible(TyperGroup):
-    """Tells of ctrl-C itself: versions of Typer differ in the exit code, and none says what is left behind."""
+
+def command(name: str) -> Any:
+    """Imports a command's function and makes a command of it; its help is its docstring."""
+    alone = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+    alone.command(name)(getattr(import_module(f"landfuse.cli.{COMMANDS[name][0]}"), name))
+    return typer.main.get_command(alone)
+
+
+class _Commands(TyperGroup):
+    """Knows the commands by name; imports the one that is called."""
+
+    def __init__(self, **options: Any) -> None:
+        options["commands"] = {name: TyperCommand(name, help=line) for name, (_, line) in COMMANDS.items()}
+        super().__init__(**options)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, known, rest = super().resolve_command(ctx, args)
+        return name, known and command(str(name)), rest
 
     def invoke(self, ctx: Any) -> Any:
+        """Reports ctrl-C itself: versions of Typer differ in the exit code, and none says what is left."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            told = "interrupted; nothing half-written is left. The same `train` or `predict` command goes on from there"
-            err.print(told, soft_wrap=True)
+            err.print(
+                "interrupted; nothing half-written is left. The same `train` or `predict` command goes on from there",
+                soft_wrap=True,
+            )
             raise typer.Exit(130) from None
 
 
 app = typer.Typer(
-    cls=_Interruptible,
+    cls=_Commands,
     help="Co-registered rasters of several sensors and some labels in, a defended land-cover map out.",
     no_args_is_help=True,
     add_completion=False,
@@ -56,19 +85,12 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _all(
     _show: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     logging.getLogger("landfuse").setLevel(logging.INFO)
     if not logging.getLogger("landfuse").handlers:
         logging.getLogger("landfuse").addHandler(RichHandler(console=err, show_time=False, show_path=False))
-
-
-# In the order of the help text.
-for command in (
-    check, train, predict, evaluate, compare, modalities, ablation, report, sample, export, fetch, reproduce, demo,
-):  # fmt: skip
-    app.command()(command)
 
 
 def main() -> None:

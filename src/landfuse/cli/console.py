@@ -1,17 +1,19 @@
-"""Where the command speaks: output, errors, progress bars, and arguments that several commands take."""
+"""What commands print: lines, tables, errors, progress bars; and arguments that several commands take."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,21 +21,60 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from landfuse.models.base import FusionModel
+
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 err = Console(stderr=True, highlight=False)
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+OwnModel = Annotated[
+    str | None,
+    typer.Option("--model", help="A model of your own, package.module:Class; modules of the working directory too."),
+]
 ScenePath = Annotated[Path, typer.Argument(help="The scene file (scene.yaml), or the folder that holds it.")]
 
 
+def own_model(place: str) -> type[FusionModel]:
+    """The class that `--model` names."""
+    from landfuse.models import imported
+
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last, so that no file there hides a library
+    return imported(place)
+
+
 def say(line: str) -> None:
-    """One line, whatever the width and whatever brackets a path holds."""
+    """Prints one line, whatever the width and whatever brackets a path holds."""
     out.print(line, markup=False, soft_wrap=True)
+
+
+def number(value: Any, form: str = ".4f") -> str:
+    """A number in a format; a dash for None and NaN."""
+    return "–" if value is None or math.isnan(value) else format(value, form)
+
+
+def table(title: str, columns: Iterable[str], left: Sequence[str] = ()) -> Table:
+    """An empty table whose columns are right-aligned and whole, but for those of words, which may fold."""
+    result = Table(title=escape(title))
+    for column in columns:
+        if column in left:
+            result.add_column(escape(column), overflow="fold")
+        else:
+            result.add_column(escape(column), justify="right", no_wrap=True)
+    return result
 
 
 @contextmanager
 def bar(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; gives what is to be told (done, total)."""
+    """Shows a progress bar; yields a function of what is done and what there is to do."""
+    with bars(quiet) as update:
+        yield partial(update, what)
+
+
+@contextmanager
+def bars(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """Shows a progress bar for one thing after another; yields a function of its name, what is done and what to do."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -42,62 +83,100 @@ def bar(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task, current = progress.add_task("", total=None), ""
+
+        def update(what: str, done: int, total: int) -> None:
+            nonlocal current
+            if what != current:
+                progress.reset(task, description=what)
+                current = what
+            progress.update(task, completed=done, total=total)
+
+        yield update
 
 
 def print_scores(scores: dict[str, float], classes: Sequence[Mapping[str, object]], title: str) -> None:
-    """A table of the scores per class, and the scores of all below it."""
-    table = Table(title=escape(title))
-    for name in ("class", "precision", "recall", "F1", "IoU", "support"):
-        table.add_column(name, justify="left" if name == "class" else "right")
+    """Prints a table of the scores per class, and the scores of all classes below it."""
+    names = ("precision", "recall", "F1", "IoU")
+    shown = table(title, ["class", *names, "support"], left=["class"])
     for row in classes:
-        values = [row[name] for name in ("precision", "recall", "F1", "IoU")]
-        table.add_row(escape(str(row["class"])), *(share(v) for v in values), f"{row['support']:,}")
-    out.print(table)
-    out.print("  ".join(f"{name} {share(scores[name])}" for name in ("OA", "AA", "kappa", "mF1", "mIoU")))
+        shown.add_row(escape(str(row["class"])), *(number(row[name]) for name in names), f"{row['support']:,}")
+    out.print(shown)
+    out.print("  ".join(f"{name} {number(scores[name])}" for name in ("OA", "AA", "kappa", "mF1", "mIoU")))
     if scores.get("unmapped"):
         out.print(f"{scores['unmapped']:.1%} of the labelled pixels have no class in the map; they are not scored")
 
 
-def share(value: object) -> str:
-    """A share of 1 in four decimals; a dash for none."""
-    return "–" if value is None or value != value else f"{value:.4f}"
-
-
-@dataclass
-class Tally:
-    """Pixels of all tiles together, their rate and the time left.
+@dataclass(frozen=True)
+class Events:
+    """What a long command prints: lines for people, or lines of JSON for machines.
 
     Args:
-        total: pixels of all tiles.
-        clock: seconds.
+        as_json: JSON.
+        quiet: no progress.
     """
 
-    total: int
-    clock: Callable[[], float] = time.monotonic
-    _done: dict[str, int] = field(default_factory=dict)
-    _before: dict[str, int] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    as_json: bool
+    quiet: bool
 
-    def __post_init__(self) -> None:
-        self._start = self.clock()
+    def print(self, event: str, words: str, **values: Any) -> None:
+        """Prints what happened: in words (nothing where there are none), or as an event with its values."""
+        if self.as_json:
+            say(json.dumps({"event": event, **values}, ensure_ascii=False))
+        elif words:
+            say(words)
 
-    def tell(self, tile: str, done: int) -> None:
-        """Notes that so many pixels of a tile are done; those of the first time were done before."""
+    @contextmanager
+    def mapping(self, pixels: int) -> Iterator[Callable[[str, int], None]]:
+        """Shows the progress of mapping: a bar, or a line of JSON a second; yields a function of tile and pixels done.
+
+        Args:
+            pixels: of all tiles.
+        """
+        speed = _Speed(pixels)
+        columns = (TextColumn("mapping"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[words]}"))
+        hidden = self.quiet or self.as_json or not err.is_terminal
+        with Progress(*columns, console=err, transient=True, disable=hidden) as progress:
+            task = progress.add_task("mapping", total=pixels, words="")
+            printed = -math.inf
+
+            def update(tile: str, done: int) -> None:
+                nonlocal printed
+                speed.update(tile, done)
+                progress.update(task, completed=speed.done, words=speed.words())
+                if self.as_json and not self.quiet and (time.monotonic() - printed >= 1 or speed.done == pixels):
+                    printed = time.monotonic()
+                    left = None if speed.left is None else round(speed.left, 1)
+                    self.print(
+                        "progress", "", tile=tile, pixels=speed.done, of=pixels,
+                        megapixels_per_second=round(speed.rate, 4), seconds_left=left,
+                    )  # fmt: skip
+
+            yield update
+
+
+class _Speed:
+    """Pixels of all tiles together, their rate and the time left; several threads may update it."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self._start, self._lock = total, time.monotonic(), threading.Lock()
+        self._done: dict[str, int] = {}
+        self._before: dict[str, int] = {}
+
+    def update(self, tile: str, done: int) -> None:
+        """Notes how many pixels of a tile are done; those of the first call were done before."""
         with self._lock:
             self._before.setdefault(tile, done)
             self._done[tile] = done
 
     @property
     def done(self) -> int:
-        """Pixels."""
         return sum(self._done.values())
 
     @property
     def rate(self) -> float:
-        """Megapixels per second since this call began."""
-        return (self.done - sum(self._before.values())) / 1e6 / max(1e-9, self.clock() - self._start)
+        """Megapixels per second."""
+        return (self.done - sum(self._before.values())) / 1e6 / max(1e-9, time.monotonic() - self._start)
 
     @property
     def left(self) -> float | None:
@@ -105,48 +184,5 @@ class Tally:
         return (self.total - self.done) / 1e6 / self.rate if self.rate > 0 else None
 
     def words(self) -> str:
-        """Rate and time left."""
         left = "" if self.left is None else f", {timedelta(seconds=round(self.left))} left"
         return f"{self.rate:.3g} Mpx/s{left}"
-
-
-def print_json(event: str, **values: Any) -> None:
-    """One line of JSON."""
-    say(json.dumps({"event": event, **values}, ensure_ascii=False))
-
-
-@contextmanager
-def mapping_progress(pixels: int, *, quiet: bool, as_json: bool) -> Iterator[Callable[[str, int], None]]:
-    """Shows how mapping goes; gives what is to be told (tile, its pixels done).
-
-    Args:
-        pixels: of all tiles.
-        quiet: show nothing.
-        as_json: a line of JSON a second instead of a bar.
-    """
-    tally = Tally(pixels)
-    if as_json:
-        last = -1.0
-
-        def told(tile: str, done: int) -> None:
-            nonlocal last
-            tally.tell(tile, done)
-            if not quiet and (tally.clock() - last >= 1 or tally.done == tally.total):
-                last = tally.clock()
-                seconds = None if tally.left is None else round(tally.left, 1)
-                print_json(
-                    "progress", tile=tile, pixels=tally.done, of=tally.total,
-                    megapixels_per_second=round(tally.rate, 4), seconds_left=seconds,
-                )  # fmt: skip
-
-        yield told
-        return
-    columns = (TextColumn("mapping"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[words]}"))
-    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as progress:
-        task = progress.add_task("mapping", total=pixels, words="")
-
-        def shown(tile: str, done: int) -> None:
-            tally.tell(tile, done)
-            progress.update(task, completed=tally.done, words=tally.words())
-
-        yield shown

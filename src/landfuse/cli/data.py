@@ -1,17 +1,14 @@
-"""The command `check`."""
+"""The commands `check` and `fetch`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from landfuse.cli.console import Quiet, ScenePath, bar, err, out, say
+from landfuse.cli.console import Quiet, ScenePath, bar, bars, err, out, say, table
 from landfuse.errors import SettingsError
 
 _MOST_PAIRS = 5  # of close colours; a legend of many classes has dozens
@@ -34,32 +31,28 @@ def check(
         report = look(scene if scene.exists() else places().get(str(scene), scene), pairs, progress)
     if report.file is not None and report.modalities:
         settings = report.file.settings
-        table = Table(
-            title=f"{escape(settings.title or settings.name)}: {report.tiles} tile{'s' if report.tiles != 1 else ''}"
+        shown = table(
+            f"{settings.title or settings.name}: {report.tiles} tile{'s' if report.tiles != 1 else ''}",
+            ["modality", "bands", "type", "pixel", "CRS", "warped", "no data", "min", "mean", "max", "units"],
+            left=["modality", "type", "CRS", "units"],
         )
-        for title in ("modality", "bands", "type", "pixel", "CRS", "warped", "no data", "min", "mean", "max", "units"):
-            table.add_column(title, justify="left" if title in ("modality", "type", "CRS", "units") else "right")
         for name, m in report.modalities.items():
             crs = [c if len(c) < 20 else "WKT" for c in m.crs]
             pixel = settings.modalities[name].metres or m.pixel
-            table.add_row(
+            shown.add_row(
                 name, str(m.bands), m.dtype, f"{pixel:.4g}", ", ".join(crs[:3]) + (" ..." if len(crs) > 3 else ""),
                 str(m.warped), f"{m.missing / max(1, m.pixels):.1%}", f"{m.low:.4g}", f"{m.mean:.4g}", f"{m.high:.4g}",
                 escape(m.units),
             )  # fmt: skip
-        out.print(table)
+        out.print(shown)
     if report.file is not None and report.counts:
-        table = Table(title="labelled pixels")
-        table.add_column("code", justify="right")
-        table.add_column("class")
-        for role in report.counts:
-            table.add_column(role, justify="right")
+        shown = table("labelled pixels", ["code", "class", *report.counts], left=["class"])
         for index, kind in enumerate(report.file.legend):
             counts = [f"{int(count[index]):,}" for count in report.counts.values()]
-            table.add_row(str(kind.code), f"[{kind.colour}]■[/] {escape(kind.name)}", *counts)
-        table.add_section()
-        table.add_row("", "all", *(f"{int(count.sum()):,}" for count in report.counts.values()))
-        out.print(table)
+            shown.add_row(str(kind.code), f"[{kind.colour}]■[/] {escape(kind.name)}", *counts)
+        shown.add_section()
+        shown.add_row("", "all", *(f"{int(count.sum()):,}" for count in report.counts.values()))
+        out.print(shown)
         close = report.close_colours
         if close:
             names = report.file.legend.names
@@ -70,13 +63,11 @@ def check(
                 f"{', '.join(found[:_MOST_PAIRS])}{more}. Other ones can be named by `colour` in the legend"
             )
     if report.leaks:
-        table = Table(title="leak report: test pixels labelled from a view that holds a training or validation pixel")
-        table.add_column("view, px", justify="right")
-        table.add_column("core, px", justify="right")
-        table.add_column("leak fraction", justify="right")
+        title = "leak report: test pixels labelled from a view that holds a training or validation pixel"
+        shown = table(title, ["view, px", "core, px", "leak fraction"])
         for (view, core), fraction in report.leaks.items():
-            table.add_row(str(view), str(core), f"[{'red' if fraction > 0 else 'green'}]{fraction:.1%}[/]")
-        out.print(table)
+            shown.add_row(str(view), str(core), f"[{'red' if fraction > 0 else 'green'}]{fraction:.1%}[/]")
+        out.print(shown)
     if report.confirmed:
         out.print(f"as published: {', '.join(report.confirmed)}")
     for fault in report.faults:
@@ -116,12 +107,10 @@ def fetch(
     from landfuse.scenes.scene_file import read_scene_file
 
     if place is None:
-        table = Table(title="places")
-        table.add_column("name")
-        table.add_column("what it is")
+        shown = table("places", ["name", "what it is"], left=["name", "what it is"])
         for name, folder in places().items():
-            table.add_row(name, escape(read_scene_file(folder).settings.title))
-        out.print(table)
+            shown.add_row(name, escape(read_scene_file(folder).settings.title))
+        out.print(shown)
         return
     folder = place_folder(place)
     file = read_scene_file(folder)
@@ -130,11 +119,10 @@ def fetch(
         if getattr(settings, what):
             say(f"{what + ':':9} {getattr(settings, what)}")
     say(f"folder:   {file.root}")
-    with ExitStack() as stack:
+    with bars(quiet) as update:
 
         def progress(name: str) -> Progress:
-            update: Callable[[int, int], None] = stack.enter_context(bar(f"{name}, MB", quiet))
-            return lambda done, total: update(done // 10**6, max(1, total // 10**6))
+            return lambda done, total: update(f"{name}, MB", done // 10**6, max(1, total // 10**6))
 
         result = get(file, progress)
     for name in result.downloaded:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from landfuse.cli.console import Quiet, err, out, say, share
+from landfuse.cli.console import Quiet, err, number, out, say, table
 
 
 def demo(
@@ -20,11 +19,9 @@ def demo(
     from landfuse.simulate.demo import run_demo
 
     result = run_demo(folder, seed=seed, progress=not quiet and err.is_terminal, report=say)
-    table = Table(title="what each modality gives (test split)")
-    for title in ("modalities", "OA", "mF1", "mIoU"):
-        table.add_column(title, justify="left" if title == "modalities" else "right")
+    shown = table("what each modality gives (test split)", ["modalities", "OA", "mF1", "mIoU"], left=["modalities"])
     for name, scores in result.scores.items():
-        table.add_row(name, *(share(scores[key]) for key in ("OA", "mF1", "mIoU")))
-    out.print(table)
+        shown.add_row(name, *(number(scores[key]) for key in ("OA", "mF1", "mIoU")))
+    out.print(shown)
     say(f"map:     {result.map}")
     say(f"picture: {result.picture}")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from landfuse.cli.console import Quiet, bar, out, print_scores, say
-from landfuse.errors import SettingsError
+from landfuse.cli.console import Quiet, bar, number, out, print_scores, say, table
+from landfuse.errors import OutputError, SettingsError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from landfuse.accuracy.bootstrap import BlockIntervals, Interval
     from landfuse.accuracy.estimate import Estimate
     from landfuse.accuracy.evaluate import Evaluation
@@ -41,8 +41,8 @@ def evaluate(
     if _is_sample(scene):
         wrong = {"--role": role, "--split": split, "--intervals": intervals, "--against": against}
         if any(wrong.values()):
-            given = ", ".join(name for name, value in wrong.items() if value)
-            raise SettingsError(f"{given} with the sample {scene}", "a scene file with labels", "leave it out")
+            named = ", ".join(name for name, value in wrong.items() if value)
+            raise SettingsError(f"{named} with the sample {scene}", "a scene file with labels", "leave it out")
         _print_estimate(maps, scene, design, output)
         return
     if design is not None:
@@ -80,15 +80,15 @@ def _print_estimate(maps: Path, sample: Path, design: str | None, output: Path |
         raise SettingsError(f"there is no design `{design}`", ", ".join(known), "choose one, or leave it out")
     result = evaluate_sample(maps, sample, design)  # type: ignore[arg-type]
     areas = any(c.hectares for c in result.classes)
-    table = Table(title=escape(f"{maps}: {result.points} points; {result.design}"), caption="± half a 95% interval")
     titles = ["class", "truth", "mapped", "user's accuracy", "producer's accuracy", "fraction of the map"]
-    for title in (*titles, *(["hectares"] if areas else [])):
-        table.add_column(title, justify="left" if title == "class" else "right")
+    titles += ["hectares"] if areas else []
+    shown = table(f"{maps}: {result.points} points; {result.design}", titles, left=["class"])
+    shown.caption = "± half a 95% interval"
     for c in result.classes:
         row = [escape(c.name), str(c.truth_points), str(c.mapped_points)]
         row += [_figure(one) for one in (c.users, c.producers, c.fraction)]
-        table.add_row(*row, *([_figure(c.hectares, ",.1f")] if c.hectares else []))
-    out.print(table)
+        shown.add_row(*row, *([_figure(c.hectares, ",.1f")] if c.hectares else []))
+    out.print(shown)
     out.print(f"overall accuracy {_figure(result.overall)}")
     for note in result.notes:
         say(f"note: {note}")
@@ -123,17 +123,16 @@ def _print_differences(result: Evaluation, maps: str, block: int, output: Path |
 
 
 def _table(intervals: BlockIntervals, names: list[str], title: str, signed: bool = False) -> Table:
-    table = Table(title=escape(title))
-    for name in ("score", "difference" if signed else "value", "low", "high", *(["beyond chance"] if signed else [])):
-        table.add_column(name, justify="left" if name in ("score", "beyond chance") else "right")
-    shown: dict[str, Interval] = {
+    titles = ["score", "difference" if signed else "value", "low", "high", *(["beyond chance"] if signed else [])]
+    shown = table(title, titles, left=["score", "beyond chance"])
+    rows: dict[str, Interval] = {
         **intervals.scores,
         **{f"F1 {name}": one for name, one in zip(names, intervals.f1, strict=True)},
     }
-    for name, one in shown.items():
-        ends = [_number(value, "+.4f" if signed else ".4f") for value in (one.value, one.low, one.high)]
-        table.add_row(escape(name), *ends, *(["yes" if one.excludes_zero else "no"] if signed else []))
-    return table
+    for name, one in rows.items():
+        ends = [number(value, "+.4f" if signed else ".4f") for value in (one.value, one.low, one.high)]
+        shown.add_row(escape(name), *ends, *(["yes" if one.excludes_zero else "no"] if signed else []))
+    return shown
 
 
 def _warn(intervals: BlockIntervals) -> None:
@@ -146,11 +145,7 @@ def _warn(intervals: BlockIntervals) -> None:
 
 
 def _figure(one: Estimate, form: str = ".4f") -> str:
-    return f"{_number(one.value, form)} ± {_number(one.half_width, form)}"
-
-
-def _number(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else format(value, form)
+    return f"{number(one.value, form)} ± {number(one.half_width, form)}"
 
 
 def sample(
@@ -172,26 +167,24 @@ def sample(
     quiet: Quiet = False,
 ) -> None:
     """Draw a reference sample of a map at random; fill in its column `reference`, then evaluate the map by it."""
-    from landfuse.accuracy.draw_sample import draw
-    from landfuse.errors import OutputError
+    from landfuse.accuracy.draw_sample import draw_sample
 
     if output.suffix.lower() not in (".gpkg", ".csv"):
         raise OutputError(f"a sample cannot be written as {output.name}", "a name ending in .gpkg or .csv", "")
     with bar("drawing, blocks", quiet) as advance:
-        drawn = draw(
+        drawn = draw_sample(
             map_path, n, design=design, allocation=allocation, minimum=minimum, expected=_expected(expected or []),  # type: ignore[arg-type]
             side=side, seed=seed, progress=advance,
         )  # fmt: skip
     drawn.save(output)
     if output.suffix.lower() == ".gpkg":
         drawn.save(output.with_suffix(".csv"))
-    table = Table(title=escape(f"{output}: {len(drawn)} points, {design}, seed {seed}"))
-    for title in ("stratum", "units in the map", "drawn", "probability"):
-        table.add_column(title, justify="left" if title == "stratum" else "right")
+    titles = ["stratum", "units in the map", "drawn", "probability"]
+    shown = table(f"{output}: {len(drawn)} points, {design}, seed {seed}", titles, left=["stratum"])
     for code, size in drawn.sizes.items():
         name = f"{code} {drawn.names.get(code, '')}" if design == "stratified" else "all"
-        table.add_row(escape(name), f"{size:,}", f"{drawn.drawn[code]:,}", f"{drawn.drawn[code] / size:.3g}")
-    out.print(table)
+        shown.add_row(escape(name), f"{size:,}", f"{drawn.drawn[code]:,}", f"{drawn.drawn[code] / size:.3g}")
+    out.print(shown)
     say(f"fill in `reference`, then: landfuse evaluate {map_path} {output}")
 
 

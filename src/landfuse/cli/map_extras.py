@@ -1,4 +1,4 @@
-"""What `predict` writes beside finished maps, and how it tells of it."""
+"""What `predict` writes beside finished maps."""
 
 from __future__ import annotations
 
@@ -8,35 +8,33 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from landfuse.cli.console import bar, print_json, say
+from landfuse.cli.console import Events, bar
+from landfuse.errors import SceneError, SettingsError
 
 if TYPE_CHECKING:
     from landfuse.bundles.predictor import Predictor
-    from landfuse.errors import SceneError
     from landfuse.legend import Legend
     from landfuse.mapping.map_layers import Layer
     from landfuse.scenes.scene import Scene
 
 
 @dataclass(frozen=True)
-class BesideMaps:
-    """What is wanted beside maps; their style always is.
+class MapExtras:
+    """The files beside maps that were asked for; their style is always written.
 
     Args:
         polygons: as a GeoPackage.
         minimum_area: of a polygon; None for any.
         stac: an item.
         taken: when the scene was.
-        as_json: tell in lines of JSON.
-        quiet: no progress bar.
+        events: prints what was written.
     """
 
     polygons: bool
     minimum_area: float | None
     stac: bool
     taken: datetime | None
-    as_json: bool
-    quiet: bool
+    events: Events
 
     @property
     def takes_time(self) -> bool:
@@ -49,69 +47,63 @@ class BesideMaps:
         Raises:
             SettingsError: if options do not go together.
             SceneError: if a tile is too large for polygons, or cannot be placed on the globe.
+            MissingExtraError: if what writes items is not installed.
         """
-        from landfuse.errors import SettingsError
         from landfuse.mapping.map_extras import check_polygons
-        from landfuse.rasters.vector_map import footprint
+        from landfuse.mapping.stac import check_item
 
-        for given, option, needed in (
+        for wrong, option, needed in (
             (self.minimum_area is not None and not self.polygons, "--minimum-area", "--polygons"),
             (self.taken is not None and not self.stac, "--taken", "--stac"),
         ):
-            if given:
+            if wrong:
                 raise SettingsError(f"{option} is given without {needed}", f"{needed} {option}", f"add {needed}")
         for one in tiles:
             if self.polygons:
                 check_polygons(one.grid, self.minimum_area or 0.0)
             if self.stac:
-                footprint(one.grid)
+                check_item(one.grid)
 
     def write(
-        self,
-        tiles: Sequence[Scene],
-        paths: Mapping[str, Path],
-        predictor: Predictor,
-        bundle: Path,
-        layers: Sequence[Layer],
+        self, maps: Mapping[Path, Scene], predictor: Predictor, bundle: Path, layers: Sequence[Layer],
         incomplete: Iterable[str],
-    ) -> list[SceneError]:
-        """Writes styles, and polygons and items of the maps that lack nothing; tells of each.
+    ) -> list[SceneError]:  # fmt: skip
+        """Writes styles of all maps, and polygons and items of those that lack no block.
 
         Returns:
-            Why some polygons cannot be: where nothing is mapped, or there are too many. Of several tiles some may hold
-            no data: that is said, and is no fault unless all of them hold none.
+            Why polygons cannot be written: where nothing is mapped, or there are too many. Of several tiles some may
+            hold no data: that is printed, and is no fault unless all of them hold none.
         """
-        from landfuse.errors import SceneError
         from landfuse.mapping.map_extras import write_polygons, write_style
         from landfuse.mapping.stac import write_item
 
-        lacking = set(incomplete)
-        whole = [one for one in tiles if one.name not in lacking]
+        legend, lacking = predictor.description.legend, set(incomplete)
+        whole = {path: tile for path, tile in maps.items() if tile.name not in lacking}
         faults: list[SceneError] = []
-        for one in tiles:
-            write_style(paths[one.name], predictor.description.legend)
+        for path in maps:
+            write_style(path, legend)
         if self.polygons:
-            with bar("polygons", self.quiet or self.as_json) as tell:
-                for number, one in enumerate(whole):
-                    tell(number, len(whole))
+            with bar("polygons", self.events.quiet or self.events.as_json) as progress:
+                for done, (path, tile) in enumerate(whole.items()):
+                    progress(done, len(whole))
                     try:
-                        made = write_polygons(paths[one.name], predictor.description.legend, self.minimum_area or 0.0)
+                        made = write_polygons(path, legend, self.minimum_area or 0.0)
                     except SceneError as error:
                         faults.append(error)
                     else:
-                        self._tell("polygons", made, one.name)
+                        self._print("polygons", made, tile=tile.name)
         if self.stac:
-            for one in whole:
-                made = write_item(paths[one.name], one.grid, predictor, bundle, layers, self.taken)
-                self._tell("stac", made, one.name)
-        if faults and len(faults) < len(whole):
-            for fault in faults:
-                self._note(fault.found)
-            return []
-        return faults
+            for path, tile in whole.items():
+                made = write_item(path, tile.grid, predictor, bundle, layers, self.taken)
+                self._print("stac", made, tile=tile.name)
+        if len(faults) == len(whole):
+            return faults
+        for fault in faults:
+            self.events.print("note", fault.found, found=fault.found)
+        return []
 
     def write_overview(self, tiles: Iterable[Scene], folder: Path, legend: Legend) -> None:
-        """Writes mosaics and the index of all of a scene's maps that lie in a folder.
+        """Writes mosaics and the index of all maps of a scene that are in a folder.
 
         Raises:
             GridError: if a tile cannot be placed.
@@ -119,22 +111,13 @@ class BesideMaps:
         """
         from landfuse.mapping.map_extras import index_maps, write_mosaics
 
-        maps = {one.name: (one.grid, folder / f"{one.name}.tif") for one in tiles}
-        maps = {tile: (grid, path) for tile, (grid, path) in maps.items() if path.exists()}
+        maps = {tile.name: (tile.grid, folder / f"{tile.name}.tif") for tile in tiles}
+        maps = {name: (grid, path) for name, (grid, path) in maps.items() if path.exists()}
         for made in write_mosaics(folder, maps, legend):
-            self._tell("mosaic", made)
+            self._print("mosaic", made)
         index = index_maps(folder, maps)
         if index is not None:
-            self._tell("index", index)
+            self._print("index", index)
 
-    def _tell(self, what: str, made: Path, tile: str | None = None) -> None:
-        if self.as_json:
-            print_json(what, path=str(made), **({} if tile is None else {"tile": tile}))
-        else:
-            say(f"{what}: {made}")
-
-    def _note(self, words: str) -> None:
-        if self.as_json:
-            print_json("note", found=words)
-        else:
-            say(words)
+    def _print(self, what: str, made: Path, **values: str) -> None:
+        self.events.print(what, f"{what}: {made}", path=str(made), **values)

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landfuse.cli.console import Quiet, ScenePath, mapping_progress, print_json, say
-from landfuse.cli.map_extras import BesideMaps
+from landfuse.cli.console import Events, OwnModel, Quiet, ScenePath, own_model
+from landfuse.cli.map_extras import MapExtras
+from landfuse.errors import IncompleteError, OutputError, SceneError, SettingsError, several
+from landfuse.mapping.settings import MapOptions, map_options
 
 if TYPE_CHECKING:
-    from landfuse.bundles.bundle import Bundle
-    from landfuse.errors import IncompleteError
+    from landfuse.bundles.predictor import Model
     from landfuse.legend import Legend
     from landfuse.mapping.predict import Runner
-    from landfuse.mapping.settings import MapOptions
     from landfuse.scenes.scene import Scene
+
+
+def _option(field: str, *names: str) -> Any:
+    """An option that is described where its setting is defined."""
+    setting = MapOptions.model_fields[field]
+    words = setting.description or ""
+    several_times = "; may be given several times" if setting.default == () else ""
+    return typer.Option(*names, help=f"{words[0].upper()}{words[1:]}{several_times}.")
 
 
 def predict(
@@ -40,23 +48,12 @@ def predict(
         ),
     ],
     tile: Annotated[list[str] | None, typer.Option(help="Map only this tile; may be given several times.")] = None,
-    probabilities: Annotated[
-        bool, typer.Option(help="Also write class probabilities, uint8 in steps of 1/250.")
-    ] = False,
-    confidence: Annotated[bool, typer.Option(help="Also write the margin between best and second class.")] = False,
-    entropy: Annotated[
-        bool, typer.Option(help="Also write the entropy of the probabilities, 0 (sure) to 1 (any class alike).")
-    ] = False,
-    layer: Annotated[
-        list[str] | None, typer.Option(help="Also write this layer that the model tells; may be given several times.")
-    ] = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Map also without modalities that the model learnt to do without.")
-    ] = False,
-    mean_for: Annotated[
-        list[str] | None,
-        typer.Option(help="Let this modality's training mean stand in where it has no data, at your own risk."),
-    ] = None,
+    probabilities: Annotated[bool, _option("probabilities")] = False,
+    confidence: Annotated[bool, _option("confidence")] = False,
+    entropy: Annotated[bool, _option("entropy")] = False,
+    layer: Annotated[list[str] | None, _option("layers")] = None,
+    allow_missing: Annotated[bool, _option("allow_missing", "--allow-missing")] = False,
+    mean_for: Annotated[list[str] | None, _option("mean_for")] = None,
     picture: Annotated[bool, typer.Option(help="Also write a picture (.png) of each map.")] = False,
     polygons: Annotated[
         bool, typer.Option("--polygons", help="Also write polygons (GeoPackage) with their class and hectares.")
@@ -69,21 +66,16 @@ def predict(
         ),
     ] = None,
     stac: Annotated[
-        bool, typer.Option("--stac", help="Also write a STAC item (.stac.json), which tells place, classes and model.")
+        bool, typer.Option("--stac", help="Also write a STAC item (.stac.json) with place, classes, files and model.")
     ] = False,
     taken: Annotated[
         datetime | None,
         typer.Option(formats=["%Y-%m-%d"], help="When the scene was taken, for --stac; by default when it is mapped."),
     ] = None,
-    memory: Annotated[
-        str,
-        typer.Option(help="What a process may take; chooses the blocks, at most 2,048 px. Large networks take more."),
-    ] = "2GiB",
-    block: Annotated[int | None, typer.Option(min=1, help="Side of the blocks, px, instead of --memory.")] = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Windows per forward pass; by default about 65,000 px.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="What the network computes in: float32 or bfloat16.")] = "float32",
+    memory: Annotated[str, _option("memory")] = "2GiB",
+    block: Annotated[int | None, _option("block")] = None,
+    batch: Annotated[int | None, _option("batch")] = None,
+    precision: Annotated[str, _option("precision")] = "float32",
     restart: Annotated[
         bool, typer.Option("--restart", help="Delete the blocks of an unfinished run instead of going on from them.")
     ] = False,
@@ -95,27 +87,19 @@ def predict(
         Path | None, typer.Option(help="The same, by the file that `dask scheduler --scheduler-file` writes.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say blocks, memory, disk and time, by one timed block; write nothing.")
+        bool, typer.Option("--dry-run", help="Print blocks, memory, disk and time, by one timed block; write nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Tell in lines of JSON, for machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print lines of JSON, for machines.")] = False,
+    own: OwnModel = None,
     quiet: Quiet = False,
 ) -> None:
     """Map a scene: a cloud-optimised GeoTIFF with colours, class names and a QGIS style, 255 where there is no data.
 
-    Of several tiles, mosaic.vrt shows all maps as one, and index.gpkg tells where they lie.
+    Of several tiles, mosaic.vrt shows all maps as one, and index.gpkg shows where they are.
 
     Interrupted in whatever way, the same command goes on where it stopped. Exit code 3: some blocks cannot be read, and
     the map lacks them.
     """
-    from landfuse.bundles.bundle_files import bundle_folder, load_bundle
-    from landfuse.errors import OutputError, SceneError, SettingsError, several
-    from landfuse.mapping.destination import Destination
-    from landfuse.mapping.map_layers import layers_of
-    from landfuse.mapping.part_folder import PartFolder
-    from landfuse.mapping.predict import predict as run_mapping
-    from landfuse.mapping.settings import map_options
-    from landfuse.scenes.scene_file import read_scene_file
-
     options = map_options(
         {
             "probabilities": probabilities, "confidence": confidence, "entropy": entropy, "layers": layer or (),
@@ -127,19 +111,19 @@ def predict(
         raise SettingsError(
             "several of --workers, --scheduler and --scheduler-file are given", "one at most", "choose one"
         )
-    model = load_bundle(bundle)
+    from landfuse.bundles.bundle_files import bundle_folder, load_bundle
+    from landfuse.mapping.destination import Destination
+    from landfuse.mapping.map_layers import layers_of
+    from landfuse.mapping.part_folder import PartFolder
+    from landfuse.mapping.predict import predict as run_mapping
+
+    model = load_bundle(bundle, model=own_model(own) if own is not None else None)
     known = model.description
-    file = read_scene_file(scene)
-    scenes = file.scenes(only=list(known.modalities))
-    unknown = sorted(set(tile or ()) - {s.name for s in scenes})
-    if unknown:
-        raise SceneError(
-            f"the scene has no tile {', '.join(unknown)}", f"some of {', '.join(s.name for s in scenes[:9])}", ""
-        )
-    for one in scenes:
+    tiles, chosen = _tiles(scene, tile or [], list(known.modalities))
+    for one in tiles:
         known.check(one, options)
-    chosen = [one for one in scenes if not tile or one.name in tile]
-    extras = BesideMaps(polygons, minimum_area, stac, taken, as_json, quiet)
+    events = Events(as_json, quiet)
+    extras = MapExtras(polygons, minimum_area, stac, taken, events)
     extras.check(chosen)
     destination = Destination(output)
     place = destination.local
@@ -150,89 +134,85 @@ def predict(
             "a folder, which gets a map per tile",
             "name a folder by -o, or one tile by --tile",
         )
-    paths = {one.name: place if as_file else place / f"{one.name}.tif" for one in chosen}
+    maps = {place if as_file else place / f"{one.name}.tif": one for one in chosen}
     if dry_run:
-        for one in chosen:
-            _print_plan(model, one, paths[one.name], options, workers or 1, as_json)
+        for path, one in maps.items():
+            _print_plan(model, one, path, options, workers or 1, events)
         return
     with destination.delivery():
         keep = len(chosen) > 1 or extras.takes_time
         with _runner(bundle, workers, scheduler, scheduler_file) as (run, at_once):
             job = partial(run_mapping, model, restart=restart, run=run, keep=keep, **dict(options))
-            incomplete = _map_tiles(job, chosen, paths, at_once, quiet=quiet, as_json=as_json)
-        for one in chosen:
-            path = paths[one.name]
-            if as_json:
-                print_json("map", tile=one.name, path=str(path), complete=one.name not in incomplete)
-            else:
-                say(f"map: {path}")
+            incomplete = _map_tiles(job, maps, at_once, events)
+        for path, one in maps.items():
+            events.print("map", f"map: {path}", tile=one.name, path=str(path), complete=one.name not in incomplete)
             if picture:
                 drawn = _picture(path, one, known.legend)
-                if not as_json:
-                    say(f"picture: {drawn}")
+                events.print("picture", f"picture: {drawn}", tile=one.name, path=str(drawn))
+        bundle = bundle_folder(bundle)
         if stac and destination.address is not None:
             # Items name the bundle's place relative to theirs: it has to go where they go.
             home = place.with_name(f"{place.stem}_bundle") if as_file else place / "bundle"
-            bundle = shutil.copytree(bundle_folder(bundle), home, dirs_exist_ok=True)
+            bundle = shutil.copytree(bundle, home, dirs_exist_ok=True)
         predictor, layers = model.predictor(options), layers_of(options, known.legend)
-        faults = extras.write(chosen, paths, predictor, bundle_folder(bundle), layers, incomplete)
-        if not as_file and len(scenes) > 1:
-            extras.write_overview(scenes, place, known.legend)
+        faults = extras.write(maps, predictor, bundle, layers, incomplete)
+        if not as_file and len(tiles) > 1:
+            extras.write_overview(tiles, place, known.legend)
         if incomplete:
             raise several(list(incomplete.values()))
         if keep:
-            for path in paths.values():  # until here they say which tiles are finished
+            for path in maps:  # until here they say which tiles are finished
                 PartFolder(path).remove()
     if destination.address is not None:
-        if as_json:
-            print_json("put", address=destination.address)
-        else:
-            say(f"put at: {destination.address}")
+        events.print("put", f"put at: {destination.address}", address=destination.address)
     if faults:
         raise several(faults)
 
 
+def _tiles(scene: Path, names: list[str], modalities: list[str]) -> tuple[list[Scene], list[Scene]]:
+    """All tiles of a scene file, and those that are mapped."""
+    from landfuse.scenes.scene_file import read_scene_file
+
+    tiles = read_scene_file(scene).scenes(only=modalities)
+    unknown = sorted(set(names) - {one.name for one in tiles})
+    if unknown:
+        raise SceneError(
+            f"the scene has no tile {', '.join(unknown)}", f"some of {', '.join(one.name for one in tiles[:9])}", ""
+        )
+    return tiles, [one for one in tiles if not names or one.name in names]
+
+
 def _map_tiles(
-    job: Callable[..., Path],
-    tiles: Sequence[Scene],
-    paths: Mapping[str, Path],
-    at_once: int,
-    *,
-    quiet: bool,
-    as_json: bool,
+    job: Callable[..., Path], maps: Mapping[Path, Scene], at_once: int, events: Events
 ) -> dict[str, IncompleteError]:
     """Maps tiles, several at once where a cluster does the work; returns those whose maps lack blocks."""
-    from landfuse.errors import IncompleteError
-
     incomplete: dict[str, IncompleteError] = {}
     stop = threading.Event()
 
-    with mapping_progress(sum(one.grid.window.pixels for one in tiles), quiet=quiet, as_json=as_json) as report:
+    with events.mapping(sum(one.grid.window.pixels for one in maps.values())) as update:
 
-        def one_tile(one: Scene) -> None:
+        def map_tile(path: Path, one: Scene) -> None:
             def progress(done: int, total: int) -> None:
                 if stop.is_set():
                     raise KeyboardInterrupt
-                report(one.name, done)
+                update(one.name, done)
 
             try:
-                job(one, paths[one.name], progress=progress)
+                job(one, path, progress=progress)
             except IncompleteError as error:
                 incomplete[one.name] = error
-                if as_json:
-                    for where, fault in error.faults.items():
-                        print_json("fault", tile=one.name, block=where, found=fault.found)
-            report(one.name, one.grid.window.pixels)
+                for where, fault in error.faults.items():
+                    events.print("fault", "", tile=one.name, block=where, found=fault.found)
+            update(one.name, one.grid.window.pixels)
 
         if at_once == 1:
-            for one in tiles:
-                one_tile(one)
+            for path, one in maps.items():
+                map_tile(path, one)
         else:
             with ThreadPoolExecutor(at_once) as pool:
-                running = [pool.submit(one_tile, one) for one in tiles]
                 try:
-                    for tile in as_completed(running):
-                        tile.result()
+                    for done in as_completed([pool.submit(map_tile, *entry) for entry in maps.items()]):
+                        done.result()
                 except BaseException:
                     stop.set()
                     pool.shutdown(wait=False, cancel_futures=True)
@@ -244,7 +224,7 @@ def _map_tiles(
 def _runner(
     bundle: Path, workers: int | None, scheduler: str | None, scheduler_file: Path | None
 ) -> Iterator[tuple[Runner, int]]:
-    """Who maps blocks, and how many tiles they map at once."""
+    """Yields what maps blocks, and how many tiles it maps at once."""
     if workers is None and scheduler is None and scheduler_file is None:
         from landfuse.mapping.predict import map_parts
 
@@ -256,33 +236,33 @@ def _runner(
         yield run, 8
 
 
-def _print_plan(model: Bundle, scene: Scene, path: Path, options: MapOptions, workers: int, as_json: bool) -> None:
+def _print_plan(model: Model, scene: Scene, path: Path, options: MapOptions, workers: int, events: Events) -> None:
     from landfuse.mapping.memory import in_bytes
     from landfuse.mapping.predict import plan_map
 
     plan = plan_map(model, scene, path, **dict(options))
-    if as_json:
-        print_json("plan", tile=scene.name, path=str(path), **asdict(plan))
-        return
-    say(f"{scene.name} -> {path}")
-    say(f"  size:    {plan.height:,} x {plan.width:,} px")
-    say(
+    lines = [
+        f"{scene.name} -> {path}",
+        f"  size:    {plan.height:,} x {plan.width:,} px",
         f"  blocks:  {plan.blocks:,} of {plan.block:,} px; halos add {plan.halo_fraction:.0%} to what is read; "
-        f"{plan.windows:,} windows"
-    )
+        f"{plan.windows:,} windows",
+    ]
     if plan.blocks > 1:
-        say(
+        lines.append(
             f"           where they are computed apart (on a cluster) halos add {plan.halo_apart:.0%}, "
             f"and there are {plan.recomputed_fraction:.0%} more windows"
         )
-    say(f"  memory:  at most {in_bytes(plan.memory)} per process")
-    say(f"  disk:    about {in_bytes(plan.expected_disk)}, at most {in_bytes(plan.disk)}")
+    lines += [
+        f"  memory:  at most {in_bytes(plan.memory)} per process",
+        f"  disk:    about {in_bytes(plan.expected_disk)}, at most {in_bytes(plan.disk)}",
+    ]
     if plan.seconds is None:
-        say("  time:    not known: there is no data in the scene's middle")
+        lines.append("  time:    not known: there is no data in the scene's middle")
     else:
         more = 1 + plan.recomputed_fraction if workers > 1 else 1
-        time = timedelta(seconds=round(plan.seconds * more / workers))
-        say(f"  time:    about {time} by {workers} process{'es' if workers > 1 else ''}, by one timed block")
+        duration = timedelta(seconds=round(plan.seconds * more / workers))
+        lines.append(f"  time:    about {duration} by {workers} process{'es' * (workers > 1)}, by one timed block")
+    events.print("plan", "\n".join(lines), tile=scene.name, path=str(path), **asdict(plan))
 
 
 def _picture(path: Path, scene: Scene, legend: Legend) -> Path:

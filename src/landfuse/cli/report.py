@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import Quiet, bar, say
+from landfuse.cli.console import Quiet, bars, say
 from landfuse.errors import SettingsError
 
 
@@ -36,16 +34,7 @@ def report(
     """Write a page that shows a run's map, how good it is, and where it came from: one file, without any network."""
     from landfuse.reporting import report as write
 
-    with ExitStack() as shown:
-        current: tuple[str, Callable[[int, int], None]] | None = None
-
-        def progress(what: str, done: int, total: int) -> None:
-            nonlocal current
-            if current is None or current[0] != what:
-                shown.close()  # one bar at a time
-                current = what, shown.enter_context(bar(what, quiet))
-            current[1](done, total)
-
+    with bars(quiet) as progress:
         page = write(
             run, output, maps=maps, scene=scene, bands=dict(map(_bands, bands or ())), block=block, progress=progress
         )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from landfuse.cli.console import Quiet, bar, err, out, say, share
+from landfuse.cli.console import Quiet, bar, err, number, out, say, table
 
 if TYPE_CHECKING:
     from landfuse.studies.compare import Comparison, Spread
@@ -38,29 +36,25 @@ def compare(
 
 
 def print_comparison(result: Comparison, *, classes: bool = False) -> None:
-    """The tables of a comparison.
-
-    Args:
-        result: the comparison.
-        classes: also the scores of each class.
-    """
-    table = _table("test split: mean ± standard deviation over n runs", ["n", *result.recipes[0].scores])
+    """Prints the tables of a comparison, on request with the scores of each class."""
+    titles = ["recipe", "n", *result.recipes[0].scores]
+    shown = table("test split: mean ± standard deviation over n runs", titles, left=["recipe"])
     for recipe in result.recipes:
-        table.add_row(escape(recipe.name), str(len(recipe.runs)), *map(_spread, recipe.scores.values()))
-    out.print(table)
-    titles = ["parameters", "training, s", "mapping the test pixels, s", "peak memory, GiB", "leak fraction"]
-    table = _table("what it takes: means over the runs", titles)
+        shown.add_row(escape(recipe.name), str(len(recipe.runs)), *map(_spread, recipe.scores.values()))
+    out.print(shown)
+    titles = ["recipe", "parameters", "training, s", "mapping the test pixels, s", "peak memory, GiB", "leak fraction"]
+    shown = table("what it takes: means over the runs", titles, left=["recipe"])
     for recipe in result.recipes:
         costs = recipe.costs
-        table.add_row(
+        shown.add_row(
             escape(recipe.name),
-            _number(costs["parameters"].mean, ",.0f"),
-            _number(costs["training_seconds"].mean, ",.0f"),
-            _number(costs["test_mapping_seconds"].mean, ",.1f"),
-            _number(costs["peak_memory_bytes"].mean / 2**30, ".2f"),
-            _number(costs["leak_fraction"].mean, ".1%"),
+            number(costs["parameters"].mean, ",.0f"),
+            number(costs["training_seconds"].mean, ",.0f"),
+            number(costs["test_mapping_seconds"].mean, ",.1f"),
+            number(costs["peak_memory_bytes"].mean / 2**30, ".2f"),
+            number(costs["leak_fraction"].mean, ".1%"),
         )
-    out.print(table)
+    out.print(shown)
     if classes:
         _print_classes(result)
     if result.differences:
@@ -69,54 +63,37 @@ def print_comparison(result: Comparison, *, classes: bool = False) -> None:
         say(f"note: {note}")
 
 
-def _table(title: str, columns: Iterable[str], first: str = "recipe") -> Table:
-    """A table whose first column may fold; the others hold numbers, whole."""
-    table = Table(title=escape(title))
-    table.add_column(first, overflow="fold")
-    for column in columns:
-        table.add_column(escape(column), justify="right", no_wrap=True)
-    return table
-
-
 def _print_classes(result: Comparison) -> None:
     for title in ("F1", "IoU"):
-        table = Table(title=f"{title} of each class")
-        table.add_column("class")
-        for recipe in result.recipes:
-            table.add_column(escape(recipe.name), justify="right")
+        names = [recipe.name for recipe in result.recipes]
+        shown = table(f"{title} of each class", ["class", *names], left=["class"])
         for name in result.classes:
             values = [(recipe.f1 if title == "F1" else recipe.iou)[name] for recipe in result.recipes]
-            table.add_row(escape(name), *map(_spread, values))
-        out.print(table)
+            shown.add_row(escape(name), *map(_spread, values))
+        out.print(shown)
 
 
 def _print_differences(result: Comparison) -> None:
     title = f"less {result.recipes[0].name}: mean difference, and p of the sign-flip test"
-    table = _table(title, ["pairs", *result.recipes[0].scores])
+    shown = table(title, ["recipe", "pairs", *result.recipes[0].scores], left=["recipe"])
     for one in result.differences:
         count = max(value.n for value in one.scores.values())
-        cells = [
-            f"{_number(value.mean, '+.3f')}  p {_number(one.p[name], '.2g')}" for name, value in one.scores.items()
-        ]
-        table.add_row(escape(one.name), f"{count} {one.unit}{'s' if count != 1 else ''}", *cells)
-    out.print(table)
+        cells = [f"{number(value.mean, '+.3f')}  p {number(one.p[name], '.2g')}" for name, value in one.scores.items()]
+        shown.add_row(escape(one.name), f"{count} {one.unit}{'s' if count != 1 else ''}", *cells)
+    out.print(shown)
     for unit in dict.fromkeys(one.unit for one in result.differences):
         fewest = min(max(v.n for v in one.scores.values()) for one in result.differences if one.unit == unit)
-        said = (
+        note = (
             "a fold counts once, as the mean of its seeds; folds share training pixels, so that p is rather too small"
             if unit == "fold"
             else "pairs are seeds on one split: the test does not cover other ground (see `evaluate --against`)"
         )
         pairs = f"{fewest} {unit}{'s' if fewest != 1 else ''}"
-        out.print(f"{said}; with {pairs}, p is at least {min(1.0, 2.0 ** (1 - fewest)):.2g}", soft_wrap=True)
+        out.print(f"{note}; with {pairs}, p is at least {min(1.0, 2.0 ** (1 - fewest)):.2g}", soft_wrap=True)
 
 
 def _spread(value: Spread) -> str:
-    return _number(value.mean, ".3f") + ("" if math.isnan(value.std) else f" ± {value.std:.3f}")
-
-
-def _number(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else format(value, form)
+    return number(value.mean, ".3f") + ("" if math.isnan(value.std) else f" ± {value.std:.3f}")
 
 
 def ablation(
@@ -174,21 +151,21 @@ def reproduce(
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     result = run(place, names, seeds, assignments or (), output, quiet=quiet or not err.is_terminal, report=say)
-    table = Table(title=f"{escape(result.place)}: scores in per cent, mean ± standard deviation")
-    for title in ("method", "modalities", "split", "n", "leak", *SCORES, "see"):
-        table.add_column(title, justify="left" if title in ("method", "modalities", "split") else "right")
+    words = ["method", "modalities", "split"]
+    title = f"{result.place}: scores in per cent, mean ± standard deviation"
+    shown = table(title, [*words, "n", "leak", *SCORES, "see"], left=words)
     published = [row for row in result.rows if row.source != "landfuse"]
     for row in result.rows:
         if published and row is published[0]:
-            table.add_section()
+            shown.add_section()
         leak = "–" if row.leak is None else f"[{'red' if row.leak else 'green'}]{row.leak:.1%}[/]"
-        table.add_row(
+        shown.add_row(
             escape(row.method), escape(row.modalities), row.split, str(row.n or "–"), leak,
             *(cell(row.scores[name]) for name in SCORES), f"{published.index(row) + 1}" if row in published else "",
         )  # fmt: skip
-    out.print(table)
-    for number, row in enumerate(published, start=1):
-        say(f"{number}  {row.method}: {row.source}. Faults of its protocol: {row.faults or 'none known'}")
+    out.print(shown)
+    for place_in_list, row in enumerate(published, start=1):
+        say(f"{place_in_list}  {row.method}: {row.source}. Faults of its protocol: {row.faults or 'none known'}")
     for note in result.notes:
         say(note)
     say(f"tables: {(output or Path(f'runs/reproduce-{result.place}')) / 'table.md'}")
@@ -211,18 +188,16 @@ def modalities(
 
     for run in runs:
         with bar(f"{run}, tiles", quiet) as advance:
-            table = modality_table(run, alone or (), progress=advance)
-        _print(table)
-        say(f"table: {table.save()}")
+            found = modality_table(run, alone or (), progress=advance)
+        _print_modalities(found)
+        say(f"table: {found.save()}")
 
 
-def _print(found: ModalityTable) -> None:
+def _print_modalities(found: ModalityTable) -> None:
     from landfuse.accuracy.bootstrap import SCORES
 
-    table = Table(title=escape(f"{found.run}: test split; in brackets, less the whole model"))
-    table.add_column("what it saw")
-    for score in SCORES:
-        table.add_column(score, justify="right", no_wrap=True)
+    title = f"{found.run}: test split; in brackets, less the whole model"
+    shown = table(title, ["what it saw", *SCORES], left=["what it saw"])
     for row in found.rows:
         name = " + ".join(row.seen)
         if row.how in ("mean", "placeholder"):
@@ -230,11 +205,11 @@ def _print(found: ModalityTable) -> None:
         elif row.how == "trained without":
             name += ": trained on it alone" if len(row.seen) == 1 else ": trained on these alone"
         cells = [
-            share(row.scores[score]) + (f" ({found.difference(row, score):+.3f})" if row.how != "all" else "")
+            number(row.scores[score]) + (f" ({found.difference(row, score):+.3f})" if row.how != "all" else "")
             for score in SCORES
         ]
-        table.add_row(escape(name), *cells)
-    out.print(table)
+        shown.add_row(escape(name), *cells)
+    out.print(shown)
     for row in found.rows:
         if row.scores["unmapped"] and row.how != "all":
             say(f"note: without {' + '.join(row.withheld)}, {row.scores['unmapped']:.1%} of the pixels have no class")

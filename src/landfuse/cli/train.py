@@ -1,4 +1,4 @@
-"""The command `train`."""
+"""The commands `train` and `export`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import Quiet, err, out, print_scores, say
+from landfuse.cli.console import OwnModel, Quiet, err, out, own_model, print_scores, say
 from landfuse.cli.studies import print_comparison
 
 
@@ -22,6 +22,7 @@ def train(
     folds: Annotated[
         str | None, typer.Option(help="A run per fold, e.g. 0..4; with --seeds, of each seed. By default the split's.")
     ] = None,
+    model: OwnModel = None,
     quiet: Quiet = False,
 ) -> None:
     """Train what a recipe says and score it on the test split; the same command goes on after an interruption.
@@ -29,14 +30,19 @@ def train(
     With --seeds or --folds it trains a run of each, in folders such as runs/NAME/fold-0-seed-1, and compares them.
     Runs that have ended are not repeated.
     """
+    if model is not None:
+        from landfuse.models import name_of
+
+        assignments = [*(assignments or ()), f"model.name={name_of(own_model(model))}"]
     if seeds is not None or folds is not None:
-        _train_series(recipe, assignments or [], seeds, folds, quiet)
+        _train_series(recipe, assignments or [], seeds, folds, model, quiet)
         return
     from landfuse.training.recipe import read_recipe
     from landfuse.training.run import read_run
-    from landfuse.training.train import train as run_training
 
     read = read_recipe(recipe, assignments or ())
+    from landfuse.training.train import train as run_training  # a recipe that is refused needs no torch
+
     run = Path(read.run or "")
     run_training(read, progress=not quiet and err.is_terminal)
     if not (run / "scores.json").exists():
@@ -48,7 +54,9 @@ def train(
     say(f"bundle: {run / 'bundle'}")
 
 
-def _train_series(recipe: Path, assignments: list[str], seeds: str | None, folds: str | None, quiet: bool) -> None:
+def _train_series(
+    recipe: Path, assignments: list[str], seeds: str | None, folds: str | None, model: str | None, quiet: bool
+) -> None:
     """Trains a run per seed and fold, and prints their table."""
     from landfuse.studies.compare import compare
     from landfuse.studies.series import members, numbers, train_series
@@ -59,7 +67,7 @@ def _train_series(recipe: Path, assignments: list[str], seeds: str | None, folds
         seeds=numbers(seeds, "--seeds") if seeds is not None else (),
         folds=numbers(folds, "--folds") if folds is not None else (),
     )
-    train_series(recipe, runs, quiet=quiet, report=say)
+    train_series(recipe, runs, quiet=quiet, model=model, report=say)
     print_comparison(compare([one.run for one in runs]), classes=True)
 
 
@@ -78,8 +86,8 @@ def export(
         say(f"folded into its weights: {len(done.folded)} layers ({_kinds(done.folded)})")
     if done.kept:
         say(
-            f"not folded: {len(done.kept)} layers ({_kinds(done.kept)}); there a modality takes a share of what the "
-            "others' updates make of their own pixels, which no weight on its own pixels can give"
+            f"not folded: {len(done.kept)} layers ({_kinds(done.kept)}); there a modality takes a part of the others' "
+            "updates of their own pixels, which no weight on its own pixels can give"
         )
     if done.whole and not merge:
         say("the bundle held all its weights before; this is a copy")

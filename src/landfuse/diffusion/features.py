@@ -63,6 +63,13 @@ class DiffusionFeatures:
         levels = zip(self.settings.names, self.settings.levels, strict=True)
         return {name: count * widths[level - 1] for name, level in levels}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that computing a tile takes, with the weights; as measured, 20 numbers per pixel and feature."""
+        network = self.denoiser.network
+        weights = sum(p.numel() * p.element_size() for p in network.parameters())
+        return weights + 4 * 20 * network.base * self.settings.tile**2
+
     def of(self, scene: Scene) -> dict[str, SceneModality]:
         """The features of a scene as modalities; nothing is computed before they are read.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -71,6 +73,25 @@ class Picture(Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
         return buffer.getvalue()
+
+
+_FIGURE: ContextVar[Callable[..., Picture]] = ContextVar("figure", default=Picture)
+"""Makes the figures here: on their own, so that nothing keeps them, or by pyplot."""
+
+
+@contextmanager
+def by_pyplot() -> Iterator[None]:
+    """Makes figures that notebooks and windows show by themselves, as those of pyplot."""
+    from matplotlib import pyplot
+
+    def new(**options: Any) -> Picture:
+        return cast(Picture, pyplot.figure(FigureClass=Picture, **options))
+
+    token = _FIGURE.set(new)
+    try:
+        yield
+    finally:
+        _FIGURE.reset(token)
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -152,7 +173,7 @@ def map_figure(images: Mapping[str, NDArray[np.uint8]], legend: Legend, shown: S
     ratio = np.clip(first.shape[0] / first.shape[1], 0.2, 3)
     columns = min(len(images), 4 if len(images) == 4 else 3 if ratio < 1.6 else 5)
     rows = -(-len(images) // columns)
-    figure = Picture(figsize=(4.2 * columns, 4.2 * ratio * rows + 0.9), layout="constrained")
+    figure = _FIGURE.get()(figsize=(4.2 * columns, 4.2 * ratio * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
@@ -204,7 +225,7 @@ def confusion_figure(matrix: NDArray[np.int64], names: Sequence[str]) -> Picture
     """A confusion matrix, (K, K), rows truth, columns map; cells are shaded by their fraction of the row."""
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = max(3.0, 0.62 * len(names) + 1.2)
-    figure = Picture(figsize=(side + 0.8, side), layout="constrained")
+    figure = _FIGURE.get()(figsize=(side + 0.8, side), layout="constrained")
     axis = figure.subplots()
     axis.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axis.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names), default=0) > 5 else 0)
@@ -227,7 +248,7 @@ def reliability_figure(counts: Mapping[str, Mapping[str, Any]]) -> Picture:
     Args:
         counts: title -> what `landfuse.accuracy.reliability.Reliability.to_dict` returns.
     """
-    figure = Picture(figsize=(4.2 * len(counts), 3.9), layout="constrained")
+    figure = _FIGURE.get()(figsize=(4.2 * len(counts), 3.9), layout="constrained")
     for axis, (title, found) in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True):
         most = max((row["pixels"] for row in found["bins"]), default=1)
         for row in found["bins"]:
@@ -258,7 +279,7 @@ def curves_figure(
         chosen: the epoch that was kept.
         kinds: `loss`, `score` or both, side by side.
     """
-    figure = Picture(figsize=(4.2 * len(kinds), 3.4), layout="constrained")
+    figure = _FIGURE.get()(figsize=(4.2 * len(kinds), 3.4), layout="constrained")
     names = list(dict.fromkeys(name for row in history for name in row if name != "epoch"))
     said = []
     for axis, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
@@ -287,7 +308,7 @@ def balance_figure(rows: Sequence[Mapping[str, float]], modalities: Sequence[str
         rows: with `step`, and `D_`, `r_` and `w_` before each modality's name.
         modalities: their names.
     """
-    figure = Picture(figsize=(11, 3.4), layout="constrained")
+    figure = _FIGURE.get()(figsize=(11, 3.4), layout="constrained")
     titles = {"D": "dominance D", "r": "fraction of samples in which it is hidden, r", "w": "weight of its loss, w"}
     for axis, (letter, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         for name in modalities:

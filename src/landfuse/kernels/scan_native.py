@@ -42,10 +42,10 @@ class _Arguments(ctypes.Structure):
         ("directions", POINTER(_Direction)),
         *((name, c_void_p) for name in ("A", "skip", "bias", "rank_weight")),
         *((name, _Strided) for name in ("u", "delta", "low_rank", "B", "C", "y")),
-        *((name, c_void_p) for name in ("last", "checkpoints")),
+        ("checkpoints", c_void_p),
         *((name, _Strided) for name in ("dy", "du", "ddelta", "dlow_rank", "dB", "dC")),
         *((name, c_int64) for name in ("dlow_rank_part", "dB_part", "dC_part")),
-        *((name, c_void_p) for name in ("dlast", "dA", "dskip", "dbias", "drank_weight")),
+        *((name, c_void_p) for name in ("dA", "dskip", "dbias", "drank_weight")),
     ]
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import islice
 from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,12 +29,12 @@ from landfuse.mapping.engine import Engine, PixelProgress
 from landfuse.mapping.part_folder import PartFolder
 from landfuse.mapping.predict import Job, Runner
 from landfuse.mapping.settings import MapOptions
+from landfuse.models import registered
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
 
 _ROUND_TRIP = 2000
 """Blocks that the scheduler has at once; more would only wait in its memory."""
-
 
 _KEPT = 16
 """Jobs that a worker keeps open; the client maps half as many tiles at once."""
@@ -50,6 +51,8 @@ class _Order:
     scene: Scene
     options: MapOptions
     landfuse: str
+    kind: type | None
+    """The model's class, where workers cannot find it by its name."""
 
 
 _jobs: OrderedDict[bytes, tuple[Job, bool]] = OrderedDict()
@@ -82,7 +85,7 @@ def _model(order: _Order) -> Model:
     from landfuse.bundles.bundle_files import load_bundle  # the worker's own; mapping itself needs no torch
 
     if order.digest not in _models:
-        bundle = load_bundle(order.bundle)
+        bundle = load_bundle(order.bundle, model=order.kind)
         if bundle.digest != order.digest:
             raise ClusterError(
                 f"a worker finds another model in {order.bundle} than the client",
@@ -95,7 +98,7 @@ def _model(order: _Order) -> Model:
 
 
 def _map_block(order: bytes, window: Window) -> tuple[str, str, str] | bytes | None:
-    """Runs on a worker: writes a part, or returns its file; or the error's words if the block cannot be read."""
+    """Runs on a worker: writes a part, or returns its bytes; or the error's words if the block cannot be read."""
     job, sees = _job(order)
     owned = job.engine.alone(window)
     try:
@@ -106,8 +109,8 @@ def _map_block(order: bytes, window: Window) -> tuple[str, str, str] | bytes | N
     if sees:
         job.write(part)
         return None
-    with TemporaryDirectory(prefix="landfuse-") as here:
-        away = replace(job, folder=PartFolder(Path(here) / "map.tif"))
+    with TemporaryDirectory(prefix="landfuse-") as local:
+        away = replace(job, folder=PartFolder(Path(local) / "map.tif"))
         away.write(part)
         return away.folder.part(window).read_bytes()
 
@@ -150,7 +153,9 @@ def cluster_runner(
                 raise _lost(f"the cluster was lost: {error}") from None
             except (ImportError, pickle.UnpicklingError, AttributeError) as error:
                 raise ClusterError(
-                    f"a worker cannot run landfuse: {error}", "landfuse on every machine", "install it there"
+                    f"a worker cannot run landfuse: {error}",
+                    "landfuse on every machine, and the package of a model of your own",
+                    "install them there",
                 ) from None
 
         yield run
@@ -174,13 +179,10 @@ def _distributed() -> Any:
 
 @contextmanager
 def local_cluster(workers: int) -> Iterator[Any]:
-    """Starts worker processes of one thread on this machine.
+    """Starts worker processes of one thread each on this machine.
 
     Where the system can, they are forks of one process that has imported the libraries: that takes seconds and some
     600 MB for all of them instead of for each.
-
-    Args:
-        workers: how many.
     """
     distributed = _distributed()
     import dask
@@ -220,6 +222,7 @@ def _client(
 
 def _order(job: Job, bundle: str | Path | None) -> _Order:
     engine = job.engine
+    spec = engine.model.description.spec
     output = job.folder.output.resolve()
     place = PartFolder(output).path / "bundle" if bundle is None else Path(bundle).resolve()
     if bundle is None:
@@ -232,6 +235,7 @@ def _order(job: Job, bundle: str | Path | None) -> _Order:
         replace(engine.source, read_labels=None),  # labels may hold much, and mapping needs none
         engine.options.model_copy(update={"batch": engine.batch}),
         version("landfuse"),
+        spec.kind or registered(spec.name),
     )
 
 
@@ -243,35 +247,29 @@ def _run(
     progress: PixelProgress,
     bundle: str | Path | None,
 ) -> dict[Window, SceneError]:
-    # A task, not scattered data: if the worker that holds it dies, it is simply made again.
+    # A task, not scattered data: if the worker that holds it dies, it is made again.
     shared = client.submit(bytes, pickle.dumps(_order(job, bundle)), pure=False)
     faults: dict[Window, SceneError] = {}
     waiting = iter(windows)
     futures: dict[Any, Window] = {}
 
-    def submit() -> Any:
-        window = next(waiting, None)
-        if window is None:
-            return None
-        future = client.submit(_map_block, shared, window, pure=False)
-        futures[future] = window
-        return future
+    def submit(count: int) -> list[Any]:
+        begun = {client.submit(_map_block, shared, window, pure=False): window for window in islice(waiting, count)}
+        futures.update(begun)
+        return list(begun)
 
-    begun = [future for _ in range(_ROUND_TRIP) if (future := submit()) is not None]
-    done = distributed.as_completed(begun, loop=client.loop)
+    done = distributed.as_completed(submit(_ROUND_TRIP), loop=client.loop)
     try:
         for future in done:
-            given = future.result()
+            result = future.result()
             window = futures.pop(future)
-            if isinstance(given, bytes):
+            if isinstance(result, bytes):
                 with whole_file(job.folder.part(window)) as partial:
-                    partial.write_bytes(given)
-            elif given is not None:
-                faults[window] = SceneError(*given)
+                    partial.write_bytes(result)
+            elif result is not None:
+                faults[window] = SceneError(*result)
             progress(window.pixels)
-            following = submit()
-            if following is not None:
-                done.add(following)
+            done.update(submit(1))
     finally:
         client.cancel([*futures, shared], force=True)
     return dict(sorted(faults.items()))

@@ -1,4 +1,4 @@
-"""Where a map goes: a path, or an address (`s3://bucket/map.tif`), where it is put once it is whole.
+"""Where a map goes: a path, or an address (`s3://bucket/map.tif`) that it is copied to once it is whole.
 
 What goes to an address is made in a folder of this machine first, in which an interrupted command goes on.
 """
@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 
@@ -23,12 +22,12 @@ _CHUNK = 16 * 2**20  # bytes
 class Destination:
     """Where the files of a command go.
 
-    Attributes:
-        address: as it was given, where it is an address; else None.
-        local: where they are made: the path that was given, or its stand-in.
-
     Args:
         output: a path, or an address that fsspec writes to.
+
+    Attributes:
+        address: the address; None for a path.
+        local: where the files are made: the path, or the address's folder on this machine.
     """
 
     def __init__(self, output: str) -> None:
@@ -40,53 +39,49 @@ class Destination:
 
     @contextmanager
     def delivery(self) -> Iterator[None]:
-        """At the end of the block, puts what was made at its address; also if it is a map that lacks blocks.
+        """At the end of the block, copies what was made to the address; also if it is a map that lacks blocks.
 
         Raises:
             MissingExtraError: if what writes to such an address is not installed.
-            OutputError: if it cannot be written to: told at the beginning.
+            OutputError: if it cannot be written to, which is tried at the beginning.
         """
         if self.address is None:
             yield
             return
-        files, home = self._reach(self.address)
-        try:
-            yield
-        except LandfuseError as error:
-            if error.exit_code == IncompleteError.exit_code:
-                self._put(files, home)
-            raise
-        self._put(files, home)
-        shutil.rmtree(self.local.parent)
-
-    def _reach(self, address: str) -> tuple[Any, str]:
-        """The file system, and the folder in it that the address lies in, which is written to for a try."""
-        with _telling(address):
-            files, path = fsspec.url_to_fs(address)
+        with _store_errors(self.address):
+            files, path = fsspec.url_to_fs(self.address)
             home = path.rsplit("/", 1)[0]
             files.makedirs(home, exist_ok=True)
             files.pipe_file(f"{home}/.landfuse", b"")
             files.rm_file(f"{home}/.landfuse")
-        return files, home
-
-    def _put(self, files: Any, home: str) -> None:
         folder = self.local.parent
-        made = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-        made = [path for path in made if not any(part.endswith(".parts") for part in path.parts)]
-        with _telling(str(self.address)), files.transaction:  # none appears before all of them are there
-            for path in made:
-                target = f"{home}/{path.as_posix()}"
-                files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-                with (folder / path).open("rb") as source, files.open(target, "wb") as copy:
-                    shutil.copyfileobj(source, copy, _CHUNK)
+
+        def put() -> None:
+            made = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+            with _store_errors(str(self.address)), files.transaction:  # none appears before all of them are there
+                for path in made:
+                    if any(part.endswith(".parts") for part in path.parts):
+                        continue
+                    target = f"{home}/{path.as_posix()}"
+                    files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+                    with (folder / path).open("rb") as source, files.open(target, "wb") as copy:
+                        shutil.copyfileobj(source, copy, _CHUNK)
+
+        try:
+            yield
+        except LandfuseError as error:
+            if error.exit_code == IncompleteError.exit_code:
+                put()
+            raise
+        put()
+        shutil.rmtree(folder)
 
 
 @contextmanager
-def _telling(address: str) -> Iterator[None]:
+def _store_errors(address: str) -> Iterator[None]:
+    """Turns what a store raises into an error that names the address."""
     try:
         yield
-    except LandfuseError:
-        raise
     except ImportError as error:
         raise MissingExtraError(
             f"{address} cannot be written to: {error}", "the package that writes there", "install it"

@@ -2,7 +2,7 @@
 
 A block computes every window of the scene's lattice whose core touches it and averages their logits in the lattice's
 order, whatever the block. What a pixel gets therefore does not depend on the block it is in (P1), and what is held does
-not depend on the scene (P2). The next block is read and prepared while this one is computed. Whoever predicts, the
+not depend on the scene (P2). The next block is read and prepared while this one is computed. Whatever predicts, the
 lattice, blending and nodata are here; no torch is imported.
 """
 
@@ -48,7 +48,7 @@ class BlockMap:
         classes: (height, width) uint8, `UNLABELLED` where a modality has no data or the pixel was not wanted.
         logits: (K, height, width) float32; only meaningful where there is a class.
         temperature: logits are divided by it to obtain probabilities.
-        layers: name -> (height, width) float32, 0..1, what else the model returns and was asked for.
+        layers: name -> (height, width) float32, 0..1, what else was asked of the model.
     """
 
     window: Window
@@ -69,7 +69,7 @@ class BlockMap:
 
 @dataclass(frozen=True)
 class PreparedBlock:
-    """A block that is read and mapped by the pixel maps.
+    """A block that was read and prepared for the predictor.
 
     Args:
         window: what was read; it may reach beyond the scene.
@@ -91,10 +91,7 @@ def batch_size(view: int, views: int) -> int:
 
 
 def best_of(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The class of the largest logit, the first of equal ones: (K, height, width) -> (height, width) uint8.
-
-    The same as `argmax` over the first axis, for which NumPy has no fast path.
-    """
+    """`argmax` over the first axis, for which NumPy has no fast path: (K, height, width) -> (height, width) uint8."""
     best = logits[0].copy()
     classes = np.zeros(best.shape, np.uint8)
     for number in range(1, len(logits)):
@@ -104,16 +101,11 @@ def best_of(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 class Engine:
-    """A model made ready to map one scene. Several threads may use it at once.
-
-    Args:
-        model: what maps.
-        scene: checked against the model.
-        options: how it maps.
+    """A model that is ready to map one scene. Several threads may use it at once.
 
     Attributes:
         source: the scene as it was passed.
-        scene: with the inputs that are computed from it.
+        scene: without the withheld modalities, with the inputs that are computed from it.
 
     Raises:
         FaultsError: if the scene is not of the kind that the model was trained on.
@@ -182,14 +174,11 @@ class Engine:
         carried: dict[Corner, tuple[Window, NDArray[np.float32]]] | None = None,
         progress: PixelProgress = _silent,
     ) -> BlockMap:
-        """Maps a block.
+        """Maps a block that was read.
 
         Args:
-            prepared: from `read`.
-            owned: the block's windows.
             wanted: (H, W) of the scene, true where the map is needed.
             carried: parts of cores and their logits, of earlier blocks; those that this block keeps are added.
-            progress: called with how many more pixels are done.
         """
         window, core, grid = owned.block, self.description.core, self.scene.grid
         inside = prepared.window.intersection(grid.window)
@@ -232,7 +221,7 @@ class Engine:
         core, window = self.description.core, owned.block
         fresh = (logits for _, batch in self._computed(prepared, corners) for logits in batch)
         own: set[Corner] = {(row, col) for row, col in corners.tolist()}
-        for corner in sorted(own | (owned.given & carried.keys())):
+        for corner in sorted(own | (owned.taken & carried.keys())):
             whole = Window(corner[0], corner[1], core, core)
             if corner in own:
                 kept, logits = whole, next(fresh)
@@ -283,7 +272,7 @@ class Engine:
                 owned, reading = ahead
                 prepared: PreparedBlock | None = None
                 try:
-                    if lost & owned.given:  # those windows are its own then, and it has to read more
+                    if lost & owned.taken:  # those windows are its own then, and it has to read more
                         owned = owned.alone()
                         prepared = self.read(owned)
                     else:
@@ -334,12 +323,9 @@ def map_blocks(
     """Maps a scene block by block, in row order.
 
     Args:
-        model: what maps.
-        scene: checked against the model.
         windows: blocks of the scene, in row order, instead of all.
         wanted: (H, W), true where the map is needed; windows and blocks without such a pixel are skipped.
         on_fault: called with each block that cannot be read and the error; the others go on. By default it is raised.
-        progress: called with how many more pixels are done.
         options: those of `MapOptions`; `block` is 512 px by default.
 
     Raises:
@@ -358,7 +344,12 @@ def map_blocks(
 
 
 def map_array(model: Model, scene: Scene, **options: Any) -> NDArray[np.uint8]:
-    """Maps a scene into an array, (H, W) uint8 classes; arguments as in `map_blocks`."""
+    """Maps a scene into an array, (H, W) uint8 classes; arguments as in `map_blocks`.
+
+    Example:
+        >>> lf.map_array(lf.load_bundle("runs/first"), lf.open_scene("scene.yaml")).shape
+        (96, 96)
+    """
     result = np.full((scene.grid.height, scene.grid.width), UNLABELLED, dtype=np.uint8)
     for part in map_blocks(model, scene, **options):
         result[part.window.within(scene.grid.window)] = part.classes

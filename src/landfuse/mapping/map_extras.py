@@ -40,21 +40,12 @@ def polygons_beside(path: str | Path) -> Path:
 
 
 def check_polygons(grid: Grid, minimum: float = 0.0) -> None:
-    """Checks that a map can be turned into polygons, before it is made.
-
-    Args:
-        grid: of the map.
-        minimum: as in `write_polygons`.
-
-    Raises:
-        SettingsError: if the minimum is no area.
-        SceneError: if the map is too large.
-    """
+    """Raises what `write_polygons` would raise of a map's grid and the minimum, before the map is made."""
     if not 0 <= minimum < math.inf:
         raise SettingsError(
             f"the minimum area of polygons is {minimum:g}",
             "0 or more square metres (square units of the map where its CRS is not in metres)",
-            "set --minimum-area anew",
+            "change --minimum-area",
         )
     if grid.window.pixels > MOST_PIXELS:
         raise SceneError(
@@ -68,13 +59,13 @@ def write_polygons(path: str | Path, legend: Legend, minimum: float = 0.0) -> Pa
     """Writes a map's patches as polygons, with their class and size.
 
     Patches are of pixels that share an edge. Those below the minimum are merged into the largest patch beside them;
-    they stay where no class lies beside them. The map itself is left as it is.
+    they stay where no class is beside them. The map itself does not change.
 
     Args:
         path: of the map.
         legend: of the map.
-        minimum: area that a patch must have, in square metres; in square units of the map's coordinates where the CRS
-            is geographic, or there is none.
+        minimum: area of a patch, in square metres; in square units of the map's coordinates where the CRS is
+            geographic, or there is none.
 
     Returns:
         Path of the GeoPackage, `map_polygons.gpkg`; its layer is `land_cover`, its columns `code`, `class`, `hectares`
@@ -115,42 +106,40 @@ def write_mosaics(folder: Path, maps: Mapping[str, tuple[Grid, Path]], legend: L
     Raises:
         OutputError: if they cannot be written.
     """
-    groups: list[list[tuple[Grid, Path]]] = []
+    groups: list[tuple[Grid, list[tuple[Window, Path]]]] = []  # the first grid of a lattice, and maps as windows of it
     for grid, path in maps.values():
         if not grid.georeferenced:
             continue
-        group = next((group for group in groups if _offset(group[0][0], grid) is not None), None)
-        if group is None:
-            groups.append([(grid, path)])
+        for first, pieces in groups:
+            window = _window_in(first, grid)
+            if window is not None:
+                pieces.append((window, path))
+                break
         else:
-            group.append((grid, path))
-    made: list[Path] = []
-    for group in groups:
-        first = group[0][0]
-        pieces = []
-        for grid, path in group:
-            row, col = _offset(first, grid) or (0, 0)
-            pieces.append((Window(row, col, grid.height, grid.width), path))
+            groups.append((grid, [(grid.window, path)]))
+    names: list[str] = []
+    for first, pieces in groups:
         top, left = min(w.row for w, _ in pieces), min(w.col for w, _ in pieces)
         height = max(w.row + w.height for w, _ in pieces) - top
         width = max(w.col + w.width for w, _ in pieces) - left
         whole = first.part(Window(top, left, height, width))
         placed = [(Window(w.row - top, w.col - left, w.height, w.width), path) for w, path in pieces]
-        name = "mosaic" if len(groups) == 1 else _free_name(f"mosaic_{_short(first.crs)}", [p.stem for p in made])
-        made.append(folder / f"{name}.vrt")
-        write_mosaic(made[-1], Mosaic(whole, ["class"], legend), placed, overlapping=True)
-        write_style(made[-1], legend)
-    return made
+        name = "mosaic" if len(groups) == 1 else f"mosaic_{_short(first.crs)}"
+        same = sum(other == name or other.startswith(f"{name}-") for other in names)
+        names.append(f"{name}-{same + 1}" if same else name)
+        write_mosaic(folder / f"{names[-1]}.vrt", Mosaic(whole, ["class"], legend), placed, overlapping=True)
+        write_style(folder / f"{names[-1]}.vrt", legend)
+    return [folder / f"{name}.vrt" for name in names]
 
 
-def _offset(one: Grid, other: Grid) -> tuple[int, int] | None:
-    """Rows and columns from one grid's corner to another's on the same lattice of pixels; None where it is another."""
-    a, b, c, d, e, f = one.transform
+def _window_in(grid: Grid, other: Grid) -> Window | None:
+    """A grid as a window of another one of the same CRS and lattice of pixels; None where they differ."""
+    a, b, c, d, e, f = grid.transform
     x, y = other.transform[2] - c, other.transform[5] - f
     area = a * e - b * d
     row, col = round((a * y - d * x) / area), round((e * x - b * y) / area)
-    moved = one.part(Window(row, col, other.height, other.width))
-    return (row, col) if moved == other else None
+    window = Window(row, col, other.height, other.width)
+    return window if grid.part(window) == other else None
 
 
 def _short(crs: str | None) -> str:
@@ -159,18 +148,11 @@ def _short(crs: str | None) -> str:
     return crs.replace(":", "") if len(crs) < 20 else "other"
 
 
-def _free_name(name: str, taken: list[str]) -> str:
-    number = 1
-    while (free := name if number == 1 else f"{name}-{number}") in taken:
-        number += 1
-    return free
-
-
 def index_maps(folder: Path, maps: Mapping[str, tuple[Grid, Path]]) -> Path | None:
-    """Writes where many maps lie: `index.gpkg`, a polygon for each in WGS 84, with `tile`, `path` and `crs`.
+    """Writes where many maps are: `index.gpkg`, a polygon for each in WGS 84, with `tile`, `path` and `crs`.
 
     Args:
-        folder: where it goes; paths are told from there.
+        folder: where it goes; paths are relative to it.
         maps: tile -> its grid and its map.
 
     Returns:
@@ -193,14 +175,7 @@ def index_maps(folder: Path, maps: Mapping[str, tuple[Grid, Path]]) -> Path | No
 
 
 def style_of(legend: Legend) -> str:
-    """The style of a map with one band of codes: each class in its colour, named in the list of layers.
-
-    Args:
-        legend: of the map; other codes are not drawn.
-
-    Returns:
-        XML, with the elements that QGIS 3 reads; what is left out it fills in itself.
-    """
+    """The style of a map of codes as XML that QGIS 3 reads: each class in its colour, with its name."""
     root = ElementTree.Element("qgis", version="3.0.0", styleCategories="Symbology")
     pipe = ElementTree.SubElement(root, "pipe")
     renderer = ElementTree.SubElement(pipe, "rasterrenderer", type="paletted", band="1", alphaBand="-1", opacity="1")

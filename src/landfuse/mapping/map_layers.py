@@ -84,14 +84,7 @@ def entropy_of(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def write_part(path: Path, part: BlockMap, grid: Grid, legend: Legend, layers: Sequence[Layer]) -> None:
-    """Writes a block's layers, one after the other, as the bands of one file.
-
-    Args:
-        path: of the file; whole or absent.
-        part: the block.
-        grid: of the scene.
-        legend: of the map.
-        layers: from `layers_of`.
+    """Writes a block's layers, one after the other, as the bands of one file; the grid is that of the scene.
 
     Raises:
         OutputError: if it cannot be written.
@@ -122,14 +115,16 @@ def assemble(
     path: Path, scratch: Path, grid: Grid, legend: Legend, layers: Sequence[Layer], parts: dict[Window, Path],
     tags: dict[str, str],
 ) -> None:  # fmt: skip
-    """Makes the map's files of its parts: cloud-optimised GeoTIFFs; 255 where there is no part.
+    """Joins parts into the map's files: cloud-optimised GeoTIFFs; 255 where there is no part.
+
+    All files are made before the first takes its place.
 
     Args:
-        path: of the map; the other layers go beside it. All files are made before the first takes its place.
+        path: of the map; the other layers go beside it.
         scratch: a folder on the same disk, for what is not yet whole.
         grid: of the scene.
         legend: of the map.
-        layers: from `layers_of`; the parts hold them in this order.
+        layers: as the parts hold them.
         parts: block -> its file.
         tags: of each file.
 
@@ -140,13 +135,8 @@ def assemble(
     made = []
     for layer in layers:
         codes = layer.values is None
-        mosaic = Mosaic(
-            grid,
-            layer.bands,
-            legend if codes else None,
-            1.0 if codes else 1 / PROBABILITY_STEPS,
-            tags=tags,
-        )
+        scale = 1.0 if codes else 1 / PROBABILITY_STEPS
+        mosaic = Mosaic(grid, layer.bands, legend if codes else None, scale, tags=tags)
         name = layer.name or "class"
         source, whole = scratch / f"{name}.vrt", scratch / f"{name}.tif"
         write_mosaic(source, mosaic, parts.items(), first)
@@ -155,7 +145,7 @@ def assemble(
         first += len(layer.bands)
     for (whole, place), layer in zip(made, layers, strict=True):
         notes = place.with_name(place.name + ".aux.xml")
-        notes.unlink(missing_ok=True)  # what GDAL noted of a former file of this name
+        notes.unlink(missing_ok=True)  # what GDAL noted about an earlier file of this name
         whole.replace(place)
         if layer.values is None:
             write_category_names(notes, legend)

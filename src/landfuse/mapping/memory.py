@@ -24,7 +24,7 @@ _ACTIVATIONS = 512
 """Numbers that a network is taken to hold per pixel of a batch; large ones need more than `--memory` then says."""
 
 _LARGEST = 2048
-"""Side of the largest block that is chosen, px: an interruption costs a block at most, workers share blocks."""
+"""Side of the largest block that is chosen, px: an interruption costs a block at most, and workers need several."""
 
 _SMALLEST = 64
 
@@ -35,10 +35,6 @@ def block_bytes(engine: Engine, block: int) -> int:
     The interpreter and its libraries, the weights, GDAL's cache, what is carried from block to block and a batch; two
     blocks as mapped pixels (one computed, one read ahead), what reading one of the modalities takes beside that, and
     the logits of two blocks (one computed, one written).
-
-    Args:
-        engine: what maps, and what is mapped.
-        block: side of a block, px.
     """
     known, grid, channels = engine.description, engine.scene.grid, engine.predictor.channels
     height, width = (min(block, size) for size in (grid.height, grid.width))
@@ -66,9 +62,9 @@ def _gdal_cache() -> int:
 
 
 def block_side(engine: Engine) -> int:
-    """The side of the largest blocks whose mapping takes no more than the memory of the options, at most 2,048 px.
+    """The side of the largest blocks that need no more than the memory of the options, at most 2,048 px.
 
-    It is a multiple of the stride, so that few cores lie across two blocks.
+    A multiple of the stride, so that few cores touch two blocks.
 
     Raises:
         SettingsError: if even the smallest block takes more.
@@ -83,7 +79,7 @@ def block_side(engine: Engine) -> int:
     raise SettingsError(
         f"{in_bytes(memory)} of memory are too few: a block of {unit} px takes {in_bytes(least)}",
         f"at least {in_bytes(least)}",
-        "set --memory higher, or --batch lower",
+        "raise --memory, or lower --batch",
     )
 
 
@@ -98,19 +94,19 @@ def in_bytes(count: float) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """What mapping a scene will take.
+    """What mapping a scene will take; sides in px, memory and disk in bytes.
 
     Args:
-        height: of the scene, px.
-        width: of the scene, px.
-        block: side of a block, px.
+        height: of the scene.
+        width: of the scene.
+        block: side of a block.
         blocks: how many.
         halo_fraction: pixels that one process reads beyond those of the blocks, as a fraction of the scene.
         halo_apart: the same where each block is computed alone, as on a cluster.
         windows: forward passes' windows, if no window is computed twice.
         recomputed_fraction: windows computed more than once where each block is computed alone.
-        memory: bytes of a process at most, by arithmetic.
-        disk: bytes at most, parts and map, uncompressed.
+        memory: of a process at most, by arithmetic.
+        disk: at most, parts and map, uncompressed.
         expected_disk: the same, compressed as well as the timed block.
         seconds: by the timed block, of one process; None where the block in the scene's middle cannot be mapped.
     """
@@ -130,11 +126,7 @@ class Plan:
 
 
 def plan(engine: Engine, block: int) -> Plan:
-    """Estimates what mapping a scene takes, and times one block in its middle for that.
-
-    Args:
-        engine: what maps, and what is mapped.
-        block: side of the blocks, px.
+    """Estimates what mapping in blocks of a side takes, and times one block in the scene's middle for that.
 
     Raises:
         SceneError: if the timed block cannot be read.

@@ -1,6 +1,6 @@
 """The part folder: blocks of a map that is not finished, each in a file of its own, so that mapping can go on.
 
-`map.tif.parts/` lies beside `map.tif`. A block is done if its file is there, since files are whole or absent; nothing
+`map.tif.parts/` is beside `map.tif`. A block is done if its file is there, since files are whole or absent; nothing
 else is recorded. `settings.json` says, in hashes and words, what the blocks follow from; `lock` refuses a second
 command while one is running.
 """
@@ -31,7 +31,7 @@ _LOCK = "lock"
 
 
 def fingerprint(engine: Engine) -> dict[str, str]:
-    """What a map follows from: its name -> a hash or a word; the same for the same map.
+    """What a map follows from, each with a hash or a word: equal for equal maps.
 
     Rasters are known by their settings, path, size and time of change.
     """
@@ -59,11 +59,7 @@ def _raster_words(raster: Raster) -> str:
 
 
 class PartFolder:
-    """The part folder of one map.
-
-    Args:
-        output: the map.
-    """
+    """The part folder of a map."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -100,7 +96,7 @@ class PartFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps others from the folder, which is made if it has to be, and goes if nothing is in it at the end.
+        """Keeps other processes out of the folder, which is made if needed, and removed if it is empty at the end.
 
         Raises:
             OutputError: if another process uses it, or it cannot be made.
@@ -126,10 +122,7 @@ class PartFolder:
             self.path.rmdir()
 
     def claim(self, settings: Mapping[str, str]) -> None:
-        """Notes what the folder is for, or goes on with one of the very same settings. It has to be `held`.
-
-        Args:
-            settings: what the blocks are made of.
+        """Notes what the blocks are made of, or goes on with those of equal settings; the folder has to be `held`.
 
         Raises:
             OutputError: if it cannot be written to, or holds blocks of another map.
@@ -151,12 +144,9 @@ class PartFolder:
             if noted is None:
                 text = json.dumps({"format": FORMAT, **settings}, indent=2, ensure_ascii=False) + "\n"
                 write_text(self.path / _NOTES, text)
-        except OutputError:
-            self.drop_if_empty()
-            raise
         except OSError as error:
             self.drop_if_empty()
-            raise unwritable(self.output, error) from None
+            raise (error if isinstance(error, OutputError) else unwritable(self.output, error)) from None
 
     def drop_if_empty(self) -> None:
         """Empties the folder if no block is in it yet."""
@@ -189,7 +179,7 @@ class PartFolder:
             raise unwritable(self.path, error) from None
 
     def _empty(self) -> None:
-        # The notes last: what is left of an interruption here is then still known to be ours.
+        # The notes last: what an interruption leaves here is then still known to be ours.
         for path in sorted(self._inside(), key=lambda path: path.name == _NOTES):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -197,7 +187,7 @@ class PartFolder:
                 path.unlink()
 
     def remove(self) -> None:
-        """Removes the folder, if there is one; as `clear`, for who does not hold it."""
+        """Removes the folder, if there is one; as `clear`, where it is not held."""
         if self.path.exists():
             with self.held():
                 self.clear()

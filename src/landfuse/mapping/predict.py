@@ -25,17 +25,12 @@ from landfuse.scenes.land_cover_map import beside
 from landfuse.scenes.scene import Scene
 
 Progress = Callable[[int, int], None]
-"""Called with the pixels done and the pixels in all."""
+"""Called with the pixels that are done and the pixels of the scene."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is mapped, and where its parts go.
-
-    Args:
-        engine: model and scene, made ready.
-        folder: of the parts.
-    """
+    """What is mapped, and where its parts go."""
 
     engine: Engine
     folder: PartFolder
@@ -93,7 +88,6 @@ def predict(
         restart: delete the blocks of an earlier, unfinished call instead of going on from them.
         keep: leave an empty part folder, by which the same call knows that the map is finished.
         run: maps the blocks; by default this process.
-        progress: called with the pixels done and the pixels in all.
         options: those of `MapOptions`, e.g. `confidence=True` or `memory="4GiB"`.
 
     Returns:
@@ -154,7 +148,8 @@ def _map(job: Job, path: Path, side: int, run: Runner, progress: Progress) -> No
     grid, folder = job.engine.scene.grid, job.folder
     every = list(blocks(grid.height, grid.width, side))
     todo = [window for window in every if not folder.part(window).exists()]
-    done, total = sum(window.pixels for window in every) - sum(window.pixels for window in todo), grid.window.pixels
+    total = grid.window.pixels
+    done = total - sum(window.pixels for window in todo)
 
     def add(pixels: int) -> None:
         nonlocal done

@@ -33,8 +33,8 @@ class MapOptions(PredictorOptions):
     block: int | None = Field(default=None, ge=1, description="side of the blocks, px; by default what `memory` allows")
     memory: int = Field(
         default=MEMORY,
-        description="memory that a process may take; chooses the blocks, up to 2,048 px, where `block` is not given. "
-        "Bytes, or e.g. 2GiB; large networks take more",
+        description="memory that a process may take, in bytes or e.g. 2GiB; chooses the blocks, up to 2,048 px, where "
+        "`block` is not set. Large networks take more",
     )
 
     @field_validator("memory", mode="before")

@@ -1,7 +1,7 @@
 """Which block computes which window, where one process maps several blocks in row order.
 
 A window whose core touches several blocks is owned by the first of them; the others take over its logits, and need not
-read what it looks at. Its logits are the same bits wherever they are computed, so that this changes no map.
+read what it looks at. Its logits are the same bits wherever they are computed, so that no map changes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BlockWindows:
         block: its pixels.
         rows: first rows of the cores that touch it.
         cols: first columns.
-        given: the windows whose logits it takes over; it owns the others.
+        taken: the windows whose logits it takes over; it owns the others.
         kept: of some of its own windows, the part of the core whose logits later blocks need.
         past: windows that were kept before, and that neither this block nor a later one touches.
     """
@@ -37,7 +37,7 @@ class BlockWindows:
     block: Window
     rows: range
     cols: range
-    given: frozenset[Corner] = frozenset()
+    taken: frozenset[Corner] = frozenset()
     kept: Mapping[Corner, Window] = field(default_factory=dict)
     past: Sequence[Corner] = ()
 
@@ -47,17 +47,17 @@ class BlockWindows:
         return len(self.rows) * len(self.cols)
 
     def alone(self) -> BlockWindows:
-        """The same block if it owns all windows that touch it."""
-        return replace(self, given=frozenset())
+        """The same block as the owner of all windows that touch it."""
+        return replace(self, taken=frozenset())
 
     def cores(self, core: int) -> Window:
         """The rectangle around its own cores, of a side, and the block."""
         block = self.block
-        if len(self.given) == self.count:
+        if len(self.taken) == self.count:
             return block
         rows, cols = np.asarray(self.rows), np.asarray(self.cols)
-        if self.given:
-            own = ~self._where(self.given)
+        if self.taken:
+            own = ~self._where(self.taken)
             rows, cols = rows[own.any(axis=1)], cols[own.any(axis=0)]
         top, left = min(block.row, int(rows[0])), min(block.col, int(cols[0]))
         bottom = max(block.row + block.height, int(rows[-1]) + core)
@@ -77,9 +77,7 @@ class BlockWindows:
         Of a core that is kept for other blocks all pixels count, else those of the block.
 
         Args:
-            needed: (height, width) of what was read.
-            reach: what was read.
-            core: side of a core, px.
+            needed: (height, width) of what was read, the window `reach`.
         """
         table = summed_area(needed)
         rows, cols = np.asarray(self.rows), np.asarray(self.cols)
@@ -92,8 +90,8 @@ class BlockWindows:
         needing = holds(self.block)
         if self.kept:
             needing |= self._where(self.kept) & holds(reach)
-        if self.given:
-            needing &= ~self._where(self.given)
+        if self.taken:
+            needing &= ~self._where(self.taken)
         chosen = np.argwhere(needing)
         return np.stack([rows[chosen[:, 0]], cols[chosen[:, 1]]], axis=1)
 
@@ -118,7 +116,7 @@ def assign_windows(
         starts: returns the first rows and columns of the cores that touch a block.
         core: side of a core, px.
         depth: numbers per pixel of a window's logits, float32.
-        scene: the whole; what lies beyond it is not kept.
+        scene: what is beyond it is not kept.
     """
     carried: dict[Corner, Window] = {}
     nbytes = 0
@@ -127,7 +125,7 @@ def assign_windows(
         for place in past:
             nbytes -= 4 * depth * carried.pop(place).pixels
         rows, cols = starts(block)
-        given = frozenset((row, col) for row, col in carried if row in rows and col in cols)
+        taken = frozenset((row, col) for row, col in carried if row in rows and col in cols)
         kept: dict[Corner, Window] = {}
         right, bottom = block.col + block.width, block.row + block.height
         beside = np.minimum(np.asarray(cols) + core, scene.width) > right
@@ -135,7 +133,7 @@ def assign_windows(
         across = np.argwhere(below[:, None] | beside).tolist() if below.any() or beside.any() else []
         for row, col in across:
             place = rows[row], cols[col]
-            if place in given or (not beside[col] and nbytes > CARRIED):
+            if place in taken or (not beside[col] and nbytes > CARRIED):
                 continue
             top = place[0] if beside[col] else max(place[0], bottom)
             left = place[1] if below[row] else max(place[1], right)
@@ -143,4 +141,4 @@ def assign_windows(
             kept[place] = part
             nbytes += 4 * depth * part.pixels
         carried |= kept
-        yield BlockWindows(block, rows, cols, given, kept, past)
+        yield BlockWindows(block, rows, cols, taken, kept, past)

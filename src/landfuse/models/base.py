@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, NamedTuple
+from operator import index
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse import settings
-from landfuse.errors import ModelError
+from landfuse.errors import ModelError, SettingsError
 from landfuse.legend import UNLABELLED
+from landfuse.settings import parse
+
+S = TypeVar("S", bound=settings.Settings)
 
 
 class Modality(NamedTuple):
-    """What a model knows of one modality."""
+    """What a model knows of one modality.
+
+    Example:
+        >>> lf.Modality(channels=30)
+        Modality(channels=30, zoom=1)
+    """
 
     channels: int  # after the pixel map
     zoom: int = 1  # how many times finer than the scene's grid
@@ -25,16 +35,22 @@ class FusionModel(nn.Module):
     """Looks at a view of every modality and labels the centred core.
 
     A subclass sets `Settings`, calls `super().__init__`, and defines `forward`; it overrides `loss` where it has
-    auxiliary heads or its own objective.
+    auxiliary heads or its own objective, and `load_pretrained` where it starts from published weights.
 
     Args:
-        modalities: name -> channels and zoom, in the order in which images come.
+        modalities: name -> channels, or `Modality` for one that is finer than the others; in the order in which
+            images come.
         classes: K, the number of classes.
         view: side of the square that is looked at, in pixels of the scene's grid.
         core: side of the centred square that is labelled; 1 for a model that classifies single pixels.
 
     Raises:
-        ModelError: if the core is not centred in the view.
+        ModelError: if there is no modality, a number is below 1, or the core is not centred in the view.
+
+    Example:
+        >>> network = lf.models.TwoBranch({"hsi": 30, "height": 1}, classes=5, view=7)
+        >>> isinstance(network, lf.FusionModel), network.view, network.core, network.halo
+        (True, 7, 1, 3)
     """
 
     Settings: ClassVar[type[settings.Settings]]
@@ -45,7 +61,19 @@ class FusionModel(nn.Module):
     layers: tuple[str, ...] = ()
     """Names of what `map_layers` returns beside logits; may be set by instance."""
 
-    def __init__(self, modalities: Mapping[str, Modality], classes: int, *, view: int, core: int) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Shows the settings as keywords, to `help` and to completion."""
+        super().__init_subclass__(**options)
+        own = inspect.signature(cls.__init__).parameters
+        if "Settings" in vars(cls) and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in own.values()):
+            shown = [own["modalities"], own["classes"]]
+            for name, field in cls.Settings.model_fields.items():
+                value = field.get_default(call_default_factory=True)
+                keyword = inspect.Parameter.KEYWORD_ONLY
+                shown.append(inspect.Parameter(name, keyword, default=value, annotation=field.annotation))
+            cls.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+
+    def __init__(self, modalities: Mapping[str, int | Modality], classes: int, *, view: int, core: int) -> None:
         super().__init__()
         if not 1 <= core <= view or (view - core) % 2:
             raise ModelError(
@@ -53,15 +81,25 @@ class FusionModel(nn.Module):
                 "a core no larger than the view, both odd or both even, so that it is in the middle",
                 f"set view to {core + 2 * max(0, -(-(view - core) // 2))}",
             )
-        self.modalities = dict(modalities)
+        if classes < 1:
+            raise ModelError(f"the model has {classes} classes", "at least one", "correct the number of classes")
+        self.modalities = _checked(modalities)
         self.classes = classes
         self.view = view
         self.core = core
 
-    @classmethod
-    def without_pretraining(cls, config: settings.Settings) -> settings.Settings:
-        """The settings that build the same network without fetching pretrained weights, for those of a bundle."""
-        return config
+    def load_pretrained(self, *, missing_only: bool = False) -> None:
+        """Reads the weights that training starts from, where the settings name any; fetches them if need be.
+
+        Building a model reads nothing: its weights are random until they are loaded, by this or `load_state_dict`.
+
+        Args:
+            missing_only: read only those that bundles leave out (see `trained_state`), for the others come next.
+
+        Raises:
+            MissingFileError: if they are not there and cannot be fetched.
+            ModelError: if they do not fit.
+        """
 
     @property
     def halo(self) -> int:
@@ -75,9 +113,60 @@ class FusionModel(nn.Module):
             images: name -> (B, C, view * zoom, view * zoom) float, standardised; 0 where there is no data.
 
         Returns:
-            Logits, (B, K, core, core).
+            Logits, (B, K, core, core). Models that label whole images take any size, (B, C, H * zoom, W * zoom), and
+            return (B, K, H - 2 * halo, W - 2 * halo).
+
+        Raises:
+            ModelError: if a modality is missing, or has other channels or another size than the model takes.
         """
         raise NotImplementedError
+
+    def size_of(self, images: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Height and width of the images, in pixels of the scene's grid.
+
+        Raises:
+            ModelError: if a modality is missing, has other channels, or another size than the first.
+        """
+        size: tuple[int, int] | None = None
+        for name, (channels, zoom) in self.modalities.items():
+            image = images.get(name)
+            if image is None:
+                found = f"only {', '.join(images) or 'none'}"
+            else:
+                found = str(tuple(image.shape))
+                if image.ndim == 4 and size is None and image.shape[2] % zoom == image.shape[3] % zoom == 0:
+                    size = image.shape[2] // zoom, image.shape[3] // zoom
+            height, width = size or (self.view, self.view)
+            if image is None or image.ndim != 4 or image.shape[1:] != (channels, height * zoom, width * zoom):
+                raise ModelError(
+                    f"the modality `{name}` came as {found}",
+                    f"(batch, channels, height, width) with {(channels, height * zoom, width * zoom)} after the batch",
+                    "give every modality that the model was made for, all of the same place",
+                )
+        height, width = size or (self.view, self.view)
+        if min(height, width) <= 2 * self.halo:
+            raise ModelError(
+                f"the images are {height} x {width} px, and the model labels none of the {self.halo} px at their edges",
+                f"images of more than {2 * self.halo} px on each side",
+                "give larger images, or set a larger core",
+            )
+        return height, width
+
+    def check_view(self, images: Mapping[str, Tensor]) -> None:
+        """Refuses images of another size than the view, for models that take no other.
+
+        Raises:
+            ModelError: naming the size; also as `size_of`.
+        """
+        height, width = self.size_of(images)
+        if (height, width) != (self.view, self.view):
+            name = type(self).__name__
+            raise ModelError(
+                f"the images are {height} x {width} px; this {name} looks at {self.view} x {self.view} px and labels "
+                f"the {self.core} x {self.core} px in their middle",
+                f"images of {self.view} x {self.view} px (times the zoom of a finer modality)",
+                f"cut them so, or build {name} with another `view`; whole scenes are mapped by landfuse.predict",
+            )
 
     def map_layers(self, images: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """What a map can hold of every core pixel.
@@ -121,6 +210,47 @@ class DirectFit(FusionModel):
     def fit(self, samples: Iterable[tuple[dict[str, Tensor], Tensor]], seed: int) -> None:
         """Fits to batches of (images, target), as for `loss`; the same seed gives the same model."""
         raise NotImplementedError
+
+
+def _checked(modalities: Mapping[str, int | Modality]) -> dict[str, Modality]:
+    if not modalities:
+        raise ModelError("the model got no modality", "at least one", "name the modalities with their channels")
+    found = {name: m if isinstance(m, Modality) else Modality(index(m)) for name, m in modalities.items()}
+    for name, modality in found.items():
+        if modality.zoom < 1 or modality.channels < 1:
+            raise ModelError(
+                f"the modality `{name}` has {modality.channels} channels at zoom {modality.zoom}",
+                "at least one channel, and a zoom of 1 or more",
+                f"correct `{name}`",
+            )
+        if not name.isidentifier():
+            raise ModelError(
+                f"a modality is named {name!r}", "letters, digits and underscores, e.g. `s2`", "choose another name"
+            )
+    return found
+
+
+def settings_of(kind: type[S], config: S | None, keywords: Mapping[str, Any]) -> S:
+    """The settings of a model that was called with its settings or with keywords.
+
+    Args:
+        kind: the class of the settings.
+        config: the settings, or None.
+        keywords: their values by name, or none.
+
+    Raises:
+        SettingsError: if a keyword is not known, naming the nearest one, or its value is wrong.
+    """
+    name = kind.__qualname__.removesuffix("Settings").removesuffix(".")
+    if config is None:
+        return parse(kind, keywords, name)
+    if not isinstance(config, kind) or keywords:
+        raise SettingsError(
+            f"{name} got {type(config).__name__} after its classes" + (" and keywords too" if keywords else ""),
+            f"{kind.__qualname__}, or its values as keywords",
+            f"name the settings: {name}(modalities, classes, setting=value)",
+        )
+    return config
 
 
 def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:

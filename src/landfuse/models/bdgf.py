@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from torch.nn import functional as F
 from landfuse.errors import ModelError
 from landfuse.layers import guidance, mutual
 from landfuse.legend import UNLABELLED
-from landfuse.models.base import FusionModel, Modality, cross_entropy
+from landfuse.models.base import FusionModel, Modality, cross_entropy, settings_of
 from landfuse.models.bdgf_branches import KINDS, Branch, Size
 from landfuse.models.settings import BdgfSettings
 
@@ -65,20 +65,37 @@ class Bdgf(FusionModel):
     """The guided network; `pretrain:` and `features:` of a recipe make its diffusion features.
 
     Args:
-        modalities: name -> channels and zoom; `diffusion_1` to `diffusion_3` are guides, all others are looked at.
+        modalities: name -> channels, or `Modality`; `diffusion_1` to `diffusion_3` are guides (the channels of a
+            timestep side by side), all others are looked at.
         classes: K.
-        config: the settings.
+        config: the settings; or keywords, see `BdgfSettings`.
 
     Raises:
+        SettingsError: for an unknown or wrong setting.
         ModelError: if there are only diffusion features, or their channels do not divide by the timesteps.
+
+    `forward` takes name -> (B, C, view * zoom, view * zoom), and no other size, since its tokens have learned
+    positions; it returns (B, K, core, core).
+
+    >>> import torch, landfuse as lf
+    >>> net = lf.models.Bdgf({"hsi": 144, "lidar": 1}, classes=15, width=32, core=5, branches=["cnn", "mamba"])
+    >>> net({"hsi": torch.zeros(2, 144, 11, 11), "lidar": torch.zeros(2, 1, 11, 11)}).shape
+    torch.Size([2, 15, 5, 5])
     """
 
     Settings = BdgfSettings
 
-    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: BdgfSettings) -> None:
+    def __init__(
+        self,
+        modalities: Mapping[str, int | Modality],
+        classes: int,
+        config: BdgfSettings | None = None,
+        **keywords: Any,
+    ) -> None:
+        config = settings_of(BdgfSettings, config, keywords)
         super().__init__(modalities, classes, view=config.view, core=config.core)
         self.config = config
-        levels, seen = _levels(modalities, config.timesteps), _seen(modalities)
+        levels, seen = _levels(self.modalities, config.timesteps), _seen(self.modalities)
         size = Size(config.view, config.core, config.width, config.embedding, config.states, config.heads)
         chosen = _chosen(config, sorted(levels))
         if config.guidance == "raw":
@@ -138,6 +155,7 @@ class Bdgf(FusionModel):
 
     def scores(self, images: Mapping[str, Tensor]) -> Scores:
         """The features and logits of every branch, and the final logits."""
+        self.check_view(images)
         guides = self._guides(images)
         features = torch.stack(
             [

@@ -7,6 +7,7 @@ that the bundle holds numbers only and mapping needs no scikit-learn.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from landfuse.errors import ModelError
 from landfuse.legend import UNLABELLED
-from landfuse.models.base import DirectFit, Modality
+from landfuse.models.base import DirectFit, Modality, settings_of
 from landfuse.models.settings import ForestSettings
 
 _PIXELS_AT_ONCE = 1 << 13
@@ -26,14 +27,35 @@ class Forest(DirectFit):
     """Trees on the stacked channels of a pixel; of a finer modality, its mean and standard deviation.
 
     Args:
-        modalities: name -> channels and zoom.
+        modalities: name -> channels, or `Modality`.
         classes: K.
-        config: the settings.
+        config: the settings; or keywords, see `ForestSettings`.
+
+    Raises:
+        SettingsError: for an unknown or wrong setting.
+        ModelError: if the modalities cannot be used.
+
+    `fit` grows the trees on batches of images, name -> (B, C, H * zoom, W * zoom), and targets, (B, H, W) uint8 with
+    classes or 255; `forward` takes images of any size and returns the logarithm of probabilities, (B, K, H, W).
+
+    >>> import torch, landfuse as lf
+    >>> forest = lf.models.Forest({"s2": 10}, classes=2, trees=5)
+    >>> pixels = torch.rand(100, 10, 1, 1)
+    >>> forest.fit([({"s2": pixels}, (pixels[:, 0] > 0.5).to(torch.uint8))], seed=0)
+    >>> forest({"s2": torch.rand(1, 10, 50, 70)}).shape
+    torch.Size([1, 2, 50, 70])
     """
 
     Settings = ForestSettings
 
-    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: ForestSettings) -> None:
+    def __init__(
+        self,
+        modalities: Mapping[str, int | Modality],
+        classes: int,
+        config: ForestSettings | None = None,
+        **keywords: Any,
+    ) -> None:
+        config = settings_of(ForestSettings, config, keywords)
         super().__init__(modalities, classes, view=1, core=1)
         self.config = config
         # Shapes are known after `fit`; `_load_from_state_dict` takes over those of a saved forest.
@@ -56,10 +78,11 @@ class Forest(DirectFit):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _channels(self, images: dict[str, Tensor]) -> Tensor:
-        """(B, C) of all modalities, from (B, C, zoom, zoom)."""
+        """(B * H * W, C) of all modalities, from (B, C, H * zoom, W * zoom)."""
         columns = []
         for name, modality in self.modalities.items():
-            image = images[name].flatten(2)
+            cells = images[name].unflatten(3, (-1, modality.zoom)).unflatten(2, (-1, modality.zoom))
+            image = cells.permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(0, 2)  # (B * H * W, C, zoom * zoom)
             columns.append(image.mean(dim=2))
             if modality.zoom > 1:
                 columns.append(image.std(dim=2))
@@ -118,10 +141,11 @@ class Forest(DirectFit):
         self.depth = torch.tensor(max(tree.max_depth for tree in trees), dtype=torch.int32)
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
-        """Log of the mean probability of each class over the trees, (B, K, 1, 1)."""
+        """Log of the mean probability of each class over the trees, (B, K, H, W)."""
+        height, width = self.size_of(images)
         pixels = self._channels(images)
         probabilities = torch.cat([self._probabilities(part) for part in pixels.split(_PIXELS_AT_ONCE)])
-        return probabilities.clamp(min=1e-6).log()[:, :, None, None]
+        return probabilities.clamp(min=1e-6).log().unflatten(0, (-1, height, width)).permute(0, 3, 1, 2)
 
     def _probabilities(self, pixels: Tensor) -> Tensor:
         count, channels = pixels.shape

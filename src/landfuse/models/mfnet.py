@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,7 +43,7 @@ from landfuse.layers.lora import merge_lora
 from landfuse.layers.unetformer import UNetFormerDecoder, mirrored
 from landfuse.layers.vit_encoder import StackedEncoder
 from landfuse.models import mfnet_authors, mfnet_weights
-from landfuse.models.base import FusionModel, Modality
+from landfuse.models.base import FusionModel, Modality, settings_of
 from landfuse.models.settings import MFNetSettings
 
 MAX_SIDE = 4096  # px; global attention over more patches than 256 x 256 fits no machine
@@ -52,21 +53,38 @@ class MFNet(FusionModel):
     """Multimodal fine-tuning of a frozen ViT, deep fusion, and UNetFormer's decoder.
 
     Args:
-        modalities: name -> channels and zoom; the first is the paper's optical image.
+        modalities: name -> channels, or `Modality`; the first is the paper's optical image.
         classes: K.
-        config: the settings.
+        config: the settings; or keywords, see `MFNetSettings`. `load_pretrained` reads the `weights`: until then the
+            encoder, most of which is not trained, is random.
 
     Raises:
-        ModelError: if the settings, the zooms or the encoder's weights cannot be used.
-        MissingFileError: if the encoder's weights are not there.
+        SettingsError: for an unknown or wrong setting.
+        ModelError: if the settings or the zooms cannot be used.
+
+    `forward` takes images of up to the view, name -> (B, C, H * zoom, W * zoom), and returns (B, K, H, W), less the
+    halo where a `core` is set. Smaller ones are continued by mirroring, since the encoder has learned positions.
+
+    >>> import torch, landfuse as lf
+    >>> options = {"embed_dim": 32, "depth": 4, "num_heads": 2, "global_attn_indexes": (1, 3)}  # a small one
+    >>> net = lf.models.MFNet({"rgb": 3, "dsm": 1}, classes=6, view=64, encoder_options=options).eval()
+    >>> net({"rgb": torch.zeros(1, 3, 50, 64), "dsm": torch.zeros(1, 1, 50, 64)}).shape
+    torch.Size([1, 6, 50, 64])
     """
 
     Settings = MFNetSettings
 
-    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: MFNetSettings) -> None:
+    def __init__(
+        self,
+        modalities: Mapping[str, int | Modality],
+        classes: int,
+        config: MFNetSettings | None = None,
+        **keywords: Any,
+    ) -> None:
+        config = settings_of(MFNetSettings, config, keywords)
         super().__init__(modalities, classes, view=config.view, core=config.core or config.view)
         self.config = config
-        self.zoom = _zoom(modalities, config)
+        self.zoom = _zoom(self.modalities, config)
         mechanism = MECHANISMS[config.finetune](len(modalities), rank=config.rank, bottleneck=config.bottleneck)
         self.encoder = StackedEncoder(
             config.encoder,
@@ -74,10 +92,14 @@ class MFNet(FusionModel):
             config.encoder_options,
             checkpointing=config.checkpointing,
         )
-        self._reference = None if config.merged else _load(self.encoder, config)
+        self._reference: mfnet_weights.Reference | None = None
+        plain = self.encoder.vit.state_dict(keep_vars=True)
         fine_tune(self.encoder.vit, mechanism, config.first_block)
-        self._stores_encoder = self._reference is None or mechanism.trains_encoder
-        self.stems = nn.ModuleList(Stem(modality.channels) for modality in modalities.values())
+        names = {id(value): name for name, value in plain.items()}
+        tuned = self.encoder.vit.state_dict(keep_vars=True)
+        self._published = {name: names[id(value)] for name, value in tuned.items() if id(value) in names}
+        self._trains_encoder = mechanism.trains_encoder
+        self.stems = nn.ModuleList(Stem(modality.channels) for modality in self.modalities.values())
         channels = self.encoder.channels
         self.necks = nn.ModuleList(neck(each, len(channels) == 1) for each in channels)
         self.fusion = DeepFusion(len(modalities), len(channels))
@@ -85,15 +107,31 @@ class MFNet(FusionModel):
         if config.merged:
             self.merge()
 
+    def load_pretrained(self, *, missing_only: bool = False) -> None:
+        """Reads the encoder's published weights, or those of the file that `weights` names.
+
+        They are fetched once, to the directory that LANDFUSE_CACHE names or ~/.cache/landfuse.
+        """
+        config = self.config
+        if config.merged or config.weights == "random" or (missing_only and self._trains_encoder):
+            return
+        if config.weights == "pretrained":
+            self._reference = mfnet_weights.by_name(config.encoder)
+        else:
+            self._reference = mfnet_weights.from_file(config.encoder, config.weights)
+        state = mfnet_weights.encoder_state(mfnet_weights.read(self._reference.path))
+        mfnet_weights.fit(self.encoder.vit, state, self._reference, self._published)
+
     def forward(self, images: dict[str, Tensor]) -> Tensor:
-        """Raises a ModelError if a modality is missing or has another size."""
+        height, width = self.size_of(images)
         maps = self.features(images)
         logits = self.decoder(self.fusion(maps))
-        side, padded = self.encoder.side, self.encoder.padded
-        logits = F.interpolate(logits, size=(padded, padded), mode="bilinear", align_corners=False)[:, :, :side, :side]
+        size = (self.encoder.padded, self.encoder.padded)
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        logits = logits[:, :, : height * self.zoom, : width * self.zoom]
         if self.zoom > 1:
             logits = F.avg_pool2d(logits, self.zoom)
-        return logits[:, :, self.halo : self.halo + self.core, self.halo : self.halo + self.core]
+        return logits[:, :, self.halo : height - self.halo, self.halo : width - self.halo]
 
     def features(self, images: dict[str, Tensor]) -> list[list[Tensor]]:
         """What the encoder returns.
@@ -104,36 +142,26 @@ class MFNet(FusionModel):
         Returns:
             Per modality, in the order of `modalities`, its maps (B, 256, H, W), finest first.
         """
-        self._check(images)
-        prepared = [self._prepared(stem(images[name])) for name, stem in zip(self.modalities, self.stems, strict=True)]
+        height, width = self.size_of(images)
+        if max(height, width) > self.view:
+            raise ModelError(
+                f"the images are {height} x {width} px, and the encoder has positions for {self.view} x {self.view}",
+                f"images of up to {self.view} px on each side (times the zoom of a finer modality)",
+                f"build MFNet with view={max(height, width)}, or cut the images; whole scenes are mapped by "
+                "landfuse.predict",
+            )
+        size = (height * self.zoom, width * self.zoom)
+        stems = zip(self.modalities, self.stems, strict=True)
+        prepared = [self._prepared(stem(images[name]), size) for name, stem in stems]
         maps = self.encoder(prepared)
         return [[neck(x) for neck, x in zip(self.necks, each, strict=True)] for each in maps]
 
-    def _prepared(self, x: Tensor) -> Tensor:
-        side = self.encoder.side
-        if x.shape[-1] > side:
-            x = F.interpolate(x, size=(side, side), mode="area")
-        elif x.shape[-1] < side:
-            x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+    def _prepared(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if x.shape[-1] > size[1]:
+            x = F.interpolate(x, size=size, mode="area")
+        elif x.shape[-1] < size[1]:
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
         return mirrored(x, self.encoder.padded, self.encoder.padded)
-
-    def _check(self, images: dict[str, Tensor]) -> None:
-        for name, modality in self.modalities.items():
-            shape = (modality.channels, self.view * modality.zoom, self.view * modality.zoom)
-            if name not in images or tuple(images[name].shape[1:]) != shape:
-                found = f"{tuple(images[name].shape[1:])}" if name in images else f"only {', '.join(images) or 'none'}"
-                raise ModelError(
-                    f"the modality `{name}` came as {found}",
-                    f"(channels, height, width) {shape}",
-                    "give every modality that the model was made for, at view x zoom",
-                )
-
-    @classmethod
-    def without_pretraining(cls, config: settings.Settings) -> settings.Settings:
-        """A bundle of a wholly trained encoder holds all of it; the others need their frozen encoder's file."""
-        if isinstance(config, MFNetSettings) and config.finetune == "full":
-            return config.model_copy(update={"weights": "random"})
-        return config
 
     def frozen_reference(self) -> dict[str, str] | None:
         """What a bundle says of the encoder that it does not store: its name, address and SHA-256.
@@ -141,7 +169,7 @@ class MFNet(FusionModel):
         Returns:
             None where a bundle stores all weights: the encoder was trained, merged, or started at random.
         """
-        if self._stores_encoder or self._reference is None:
+        if self._trains_encoder or self._reference is None:
             return None
         name, address, sha256, _ = self._reference
         return {"name": name, "address": address, "sha256": sha256}
@@ -199,20 +227,11 @@ class MFNet(FusionModel):
     def store_all(self) -> None:
         """Lets a bundle hold the frozen encoder too, so that it needs no other file; `config` says so."""
         self.config = self.config.model_copy(update={"weights": "random"})
-        self._reference, self._stores_encoder = None, True
+        self._reference = None
 
 
 def _zoom(modalities: Mapping[str, Modality], config: MFNetSettings) -> int:
     """Pixels of the encoder per pixel of the scene's grid."""
-    if not modalities:
-        raise ModelError("MFNet got no modality", "at least one", "name the modalities in the scene file")
-    for name, modality in modalities.items():
-        if modality.zoom < 1 or modality.channels < 1:
-            raise ModelError(
-                f"the modality `{name}` has {modality.channels} channels at zoom {modality.zoom}",
-                "at least one channel, and a zoom of 1 or more",
-                f"correct `{name}` in the scene file",
-            )
     zoom = config.encoder_zoom or max(modality.zoom for modality in modalities.values())
     if config.view * zoom > MAX_SIDE:
         raise ModelError(
@@ -221,18 +240,6 @@ def _zoom(modalities: Mapping[str, Modality], config: MFNetSettings) -> int:
             f"set `view` to {MAX_SIDE // zoom} or less" if zoom <= MAX_SIDE else "set a smaller `encoder_zoom`",
         )
     return zoom
-
-
-def _load(encoder: StackedEncoder, config: MFNetSettings) -> mfnet_weights.Reference | None:
-    if config.weights == "random":
-        return None
-    if config.weights == "pretrained":
-        reference = mfnet_weights.by_name(config.encoder)
-    else:
-        reference = mfnet_weights.from_file(config.encoder, config.weights)
-    state = mfnet_weights.encoder_state(mfnet_weights.read(reference.path))
-    mfnet_weights.fit(encoder.vit, state, reference)
-    return reference
 
 
 def from_authors(path: str | Path, modalities: Mapping[str, Modality] | None = None, *, view: int = 256) -> MFNet:

@@ -21,6 +21,7 @@ import pickle
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -231,18 +232,23 @@ def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return _dinov3(state) or state
 
 
-def fit(vit: nn.Module, state: dict[str, Tensor], reference: Reference | str) -> None:
+def fit(
+    vit: nn.Module, state: dict[str, Tensor], reference: Reference | str, names: Mapping[str, str] | None = None
+) -> None:
     """Puts weights into a timm ViT, and resizes its positions to the images' size.
 
     Args:
-        vit: without fine-tuning modules.
+        vit: with or without fine-tuning modules.
         state: by timm's names.
         reference: names the source in messages.
+        names: of a ViT with fine-tuning modules: name of a weight in it -> timm's.
 
     Raises:
         ModelError: if the weights are of another architecture.
     """
-    wanted = vit.state_dict()
+    own = vit.state_dict()
+    names = names or {name: name for name in own}
+    wanted = {theirs: own[name] for name, theirs in names.items()}
     prefix = int(getattr(vit, "num_prefix_tokens", 0))
     fitted, faults = {}, []
     for name, target in wanted.items():
@@ -263,7 +269,7 @@ def fit(vit: nn.Module, state: dict[str, Tensor], reference: Reference | str) ->
             f"weights of `{name}` ({_described(wanted)})",
             f"set `encoder: {alike}`, or another file" if alike else "check `encoder` and `weights`",
         )
-    vit.load_state_dict(fitted)
+    vit.load_state_dict(own | {name: fitted[theirs] for name, theirs in names.items()})
 
 
 def resized(name: str, value: Tensor, shape: torch.Size, prefix: int) -> Tensor:

@@ -20,17 +20,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landfuse import settings
 from landfuse.errors import MissingFileError, ModelError
 from landfuse.layers.state_space import VSSBlock, from_vmamba
-from landfuse.models.base import FusionModel, Modality, cross_entropy, refuse_zoom
+from landfuse.models.base import FusionModel, Modality, cross_entropy, refuse_zoom, settings_of
 from landfuse.models.settings import RefNetSettings
 
 # The authors' names -> ours; {0} is a scale from 1 (finest) to 5.
@@ -213,22 +212,40 @@ class Decoder(nn.Module):
 
 
 class RefNet(FusionModel):
-    """REF-Net.
+    """REF-Net: an encoder per modality, and decoders for what they share and what they differ in.
 
     Args:
         modalities: name -> channels; two or more, in the order in which differences are taken.
         classes: K.
-        config: see `RefNetSettings`.
+        config: the settings; or keywords, see `RefNetSettings`. With `pretrained` or `weights`, `load_pretrained`
+            reads them.
 
     Raises:
+        SettingsError: for an unknown or wrong setting.
         ModelError: for fewer than two modalities, a zoomed modality, or an encoder that does not fit.
+
+    `forward` takes images of any size, name -> (B, C, H, W), and returns (B, K, H, W), less the halo where a `core` is
+    set.
+
+    >>> import torch, landfuse as lf
+    >>> net = lf.models.RefNet({"s2": 10, "s1": 2}, classes=8, encoder="resnet18", width=16).eval()
+    >>> net({"s2": torch.zeros(1, 10, 50, 70), "s1": torch.zeros(1, 2, 50, 70)}).shape
+    torch.Size([1, 8, 50, 70])
     """
 
     Settings = RefNetSettings
 
-    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: RefNetSettings) -> None:
+    def __init__(
+        self,
+        modalities: Mapping[str, int | Modality],
+        classes: int,
+        config: RefNetSettings | None = None,
+        **keywords: Any,
+    ) -> None:
+        config = settings_of(RefNetSettings, config, keywords)
         super().__init__(modalities, classes, view=config.view, core=config.core or config.view)
-        refuse_zoom("refnet", modalities)
+        self.config = config
+        refuse_zoom("refnet", self.modalities)
         if len(modalities) < 2:
             raise ModelError(
                 f"`refnet` got {len(modalities)} modality: {', '.join(modalities)}",
@@ -236,19 +253,30 @@ class RefNet(FusionModel):
                 "add a modality, or use `stacked`",
             )
         self.auxiliary_weight = config.auxiliary_weight
-        self.encoders = nn.ModuleList(_encoder(name, m.channels, config) for name, m in modalities.items())
+        self.encoders = nn.ModuleList(_encoder(name, m.channels, config) for name, m in self.modalities.items())
         channels: list[list[int]] = [encoder.feature_info.channels() for encoder in self.encoders]  # type: ignore[union-attr, operator]
         self.decoder = Decoder(channels, config)
         self.head = _head(config.width, classes)
         self.auxiliary_heads = nn.ModuleList(_head(config.width, classes) for _ in modalities if config.enhance)
 
-    @classmethod
-    def without_pretraining(cls, config: settings.Settings) -> settings.Settings:
-        """A bundle holds all encoders, so none is fetched."""
-        return config.model_copy(update={"pretrained": False, "weights": {}})
+    def load_pretrained(self, *, missing_only: bool = False) -> None:
+        """Reads the encoders' weights: those that `weights` names, and with `pretrained` timm's for the others."""
+        for (name, modality), encoder in zip(self.modalities.items(), self.encoders, strict=True):
+            file = self.config.weights.get(name)
+            if missing_only or not (file or self.config.pretrained):
+                continue
+            if file is not None and not file.exists():
+                raise MissingFileError(
+                    f"there is no file {file}", f"weights for the encoder of `{name}`", "check the path"
+                )
+            overlay = None if file is None else {"file": str(file)}
+            with torch.random.fork_rng(devices=[]):  # what is drawn there is not kept
+                published = _encoder(
+                    name, modality.channels, self.config, pretrained=True, pretrained_cfg_overlay=overlay
+                )
+            encoder.load_state_dict(published.state_dict())
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
-        """Logits, (B, K, core, core); images of another size than the view give logits smaller by the same border."""
         fused, _, _ = self._decode(images)
         return self._logits(self.head, fused[-1], images)
 
@@ -269,6 +297,7 @@ class RefNet(FusionModel):
         return self._decode(images)[2]
 
     def _decode(self, images: dict[str, Tensor]) -> tuple[list[Tensor], list[list[Tensor]], list[Parts]]:
+        self.size_of(images)
         features = [encoder(images[name]) for name, encoder in zip(self.modalities, self.encoders, strict=True)]
         result: tuple[list[Tensor], list[list[Tensor]], list[Parts]] = self.decoder(features)
         return result
@@ -305,7 +334,7 @@ def _initialise(decoder: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def _encoder(modality: str, channels: int, config: RefNetSettings) -> nn.Module:
+def _encoder(modality: str, channels: int, config: RefNetSettings, **options: Any) -> nn.Module:
     name = config.encoder if isinstance(config.encoder, str) else config.encoder.get(modality)
     if name is None or not timm.is_model(name):
         near = timm.list_models(f"*{name}*")[:5] if name else []
@@ -314,17 +343,8 @@ def _encoder(modality: str, channels: int, config: RefNetSettings) -> nn.Module:
             "the name of a backbone, e.g. resnet50",
             f"perhaps one of {', '.join(near)}" if near else "set `encoder`; timm.list_models() lists all names",
         )
-    file = config.weights.get(modality)
-    if file is not None and not file.exists():
-        raise MissingFileError(f"there is no file {file}", f"weights for the encoder of `{modality}`", "check the path")
     try:
-        encoder: nn.Module = timm.create_model(
-            name,
-            features_only=True,
-            in_chans=channels,
-            pretrained=config.pretrained or file is not None,
-            pretrained_cfg_overlay=None if file is None else {"file": str(file)},
-        )
+        encoder: nn.Module = timm.create_model(name, features_only=True, in_chans=channels, **options)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise ModelError(f"the encoder {name} for `{modality}` cannot be made: {error}", "", "choose another") from None
     strides = tuple(encoder.feature_info.reduction())  # type: ignore[union-attr, operator]

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landfuse import settings
 from landfuse.errors import ModelError
-from landfuse.models.base import FusionModel, Modality
+from landfuse.models.base import FusionModel, Modality, settings_of
 from landfuse.models.settings import StackedSettings
 
 
@@ -23,20 +23,41 @@ class Stacked(FusionModel):
     """Any segmentation network on all channels at once.
 
     Args:
-        modalities: name -> channels and zoom; a finer modality is averaged to the scene's grid.
+        modalities: name -> channels, or `Modality`; a finer one is averaged to the scene's grid.
         classes: K.
-        config: the settings.
+        config: the settings; or keywords, see `StackedSettings`. With `weights`, `load_pretrained` reads them.
 
     Raises:
-        ModelError: if the architecture or encoder is not known, or its weights cannot be fetched.
+        SettingsError: for an unknown or wrong setting.
+        ModelError: if the modalities cannot be used, or the architecture or encoder is not known.
+
+    `forward` takes images of any size, name -> (B, C, H * zoom, W * zoom), and returns (B, K, H, W), less the halo
+    where a `core` is set. Encoders halve the image five times: in between it is padded to a multiple of 32 px.
+
+    >>> import torch, landfuse as lf
+    >>> net = lf.models.Stacked({"s2": 10, "s1": 2}, classes=8, architecture="Linknet").eval()
+    >>> net({"s2": torch.zeros(1, 10, 50, 70), "s1": torch.zeros(1, 2, 50, 70)}).shape
+    torch.Size([1, 8, 50, 70])
     """
 
     Settings = StackedSettings
 
-    def __init__(self, modalities: Mapping[str, Modality], classes: int, config: StackedSettings) -> None:
+    def __init__(
+        self,
+        modalities: Mapping[str, int | Modality],
+        classes: int,
+        config: StackedSettings | None = None,
+        **keywords: Any,
+    ) -> None:
+        config = settings_of(StackedSettings, config, keywords)
         super().__init__(modalities, classes, view=config.view, core=config.core or config.view)
-        channels = sum(modality.channels for modality in modalities.values())
-        known = _architectures()
+        self.config = config
+        self.network = self._built(None)
+        # Encoders halve the image five times; other sizes are padded to the next multiple.
+        self.multiple = 32
+
+    def _built(self, weights: str | None) -> nn.Module:
+        config, known = self.config, _architectures()
         if config.architecture.lower() not in known:
             near = difflib.get_close_matches(config.architecture.lower(), known, n=1)
             raise ModelError(
@@ -45,8 +66,11 @@ class Stacked(FusionModel):
                 f"did you mean {known[near[0]].__name__}?" if near else "choose one of these",
             )
         try:
-            self.network = known[config.architecture.lower()](
-                encoder_name=config.encoder, encoder_weights=config.weights, in_channels=channels, classes=classes
+            return known[config.architecture.lower()](
+                encoder_name=config.encoder,
+                encoder_weights=weights,
+                in_channels=sum(modality.channels for modality in self.modalities.values()),
+                classes=self.classes,
             )
         except (KeyError, ValueError, RuntimeError) as error:
             raise ModelError(
@@ -60,29 +84,31 @@ class Stacked(FusionModel):
                 "a network connection, or weights fetched before",
                 "set model.weights=null to start from random weights",
             ) from None
-        # Encoders halve the image five times; other sizes are padded to the next multiple.
-        self.multiple = 32
 
-    @classmethod
-    def without_pretraining(cls, config: settings.Settings) -> settings.Settings:
-        return config.model_copy(update={"weights": None})
+    def load_pretrained(self, *, missing_only: bool = False) -> None:
+        """Reads the encoder's published weights, if `weights` names some."""
+        if self.config.weights is not None and not missing_only:
+            with torch.random.fork_rng(devices=[]):  # what is drawn there is not kept
+                published = self._built(self.config.weights)
+            self.network.get_submodule("encoder").load_state_dict(published.get_submodule("encoder").state_dict())
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
+        height, width = self.size_of(images)
         stack = torch.cat([_on_grid(images[name], m.zoom) for name, m in self.modalities.items()], dim=1)
-        missing = -self.view % self.multiple
-        if missing:
-            before = missing // 2
-            stack = F.pad(stack, (before, missing - before, before, missing - before), mode="replicate")
+        rows, columns = -height % self.multiple, -width % self.multiple
+        top, left = rows // 2, columns // 2
+        if rows or columns:
+            stack = F.pad(stack, (left, columns - left, top, rows - top), mode="replicate")
         logits: Tensor = self.network(stack)
-        first = missing // 2 + self.halo
-        return logits[:, :, first : first + self.core, first : first + self.core]
+        logits = logits[:, :, top : top + height, left : left + width]
+        return logits[:, :, self.halo : height - self.halo, self.halo : width - self.halo]
 
 
 def _on_grid(image: Tensor, zoom: int) -> Tensor:
     return F.avg_pool2d(image, zoom) if zoom > 1 else image
 
 
-def _architectures() -> dict[str, type[torch.nn.Module]]:
+def _architectures() -> dict[str, type[nn.Module]]:
     return {
         name.lower(): kind
         for name, kind in vars(smp).items()

@@ -15,7 +15,12 @@ CoreWeights = Literal["uniform", "smooth"]
 
 @dataclass(frozen=True, order=True)
 class Window:
-    """A rectangle of pixels; it may reach beyond the grid."""
+    """A rectangle of pixels; it may reach beyond the grid.
+
+    Example:
+        >>> lf.Window(0, 0, 4, 5).padded(1)
+        Window(row=-1, col=-1, height=6, width=7)
+    """
 
     row: int
     col: int

@@ -90,6 +90,10 @@ def report(
     Raises:
         MissingFileError: if the folder is no run, the run has not ended, or its scene is not there any more.
         LandfuseError: whatever is wrong with the scene, the maps or the output.
+
+    Example:
+        >>> lf.report("runs/first").name
+        'report.html'
     """
     if block < 1:
         raise SettingsError(f"blocks of {block} px", "a side of at least 1 px", "change --block")

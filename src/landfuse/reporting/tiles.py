@@ -77,7 +77,7 @@ def find_maps(run: Run, scenes: Sequence[Scene], maps: str | Path | None, progre
         progress: called with (what is mapped, pixels done, pixels in all).
 
     Raises:
-        MissingFileError: if `maps` was given and lacks a tile.
+        MissingFileError: if `maps` is set and lacks a tile.
     """
     if maps is not None:
         return [map_of(maps, scene, len(scenes)) for scene in scenes]
@@ -86,15 +86,17 @@ def find_maps(run: Run, scenes: Sequence[Scene], maps: str | Path | None, progre
     if missing:  # mapping needs torch, a report on existing maps does not
         from landfuse.bundles.bundle_files import load_bundle
         from landfuse.mapping.predict import predict
+        from landfuse.mapping.settings import MapOptions
 
         classifier = load_bundle(run.folder / "bundle")
-        batch = run.recipe.get("mapping", {}).get("batch")
+        settings = run.recipe.get("mapping", {})
+        options = {name: settings[name] for name in MapOptions.model_fields if name in settings} | {"confidence": True}
         total, before = sum(scene.grid.window.pixels for _, scene in missing), 0
         for path, scene in missing:
 
             def advance(done: int, _all: int, before: int = before) -> None:
                 progress("mapping, px", before + done, total)
 
-            predict(classifier, scene, path, confidence=True, batch=batch, progress=advance)
+            predict(classifier, scene, path, progress=advance, **options)
             before += scene.grid.window.pixels
     return paths

@@ -118,6 +118,10 @@ def check(
         path: the scene file.
         views: (view, core) for the leak report, px.
         progress: called with (blocks read, blocks in all).
+
+    Example:
+        >>> lf.check("scene.yaml").faults
+        []
     """
     report = Report()
     try:

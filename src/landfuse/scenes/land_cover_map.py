@@ -41,7 +41,13 @@ class ClassArea:
 
 @dataclass(frozen=True)
 class LandCoverMap:
-    """A map and what its codes mean; made by `open_map`."""
+    """A map and what its codes mean; made by `open_map`.
+
+    Example:
+        >>> opened = lf.open_map("map.tif")
+        >>> opened.classes.shape, opened.legend.names == lf.open_scene("scene.yaml").legend.names
+        ((96, 96), True)
+    """
 
     raster: GdalRaster
     scene_legend: Legend | None = None
@@ -121,6 +127,10 @@ def open_map(path: str | Path, scene: Scene | None = None) -> LandCoverMap:
     Raises:
         SceneError: if it is missing or broken, or has several bands.
         GridError: if it is not on the scene's grid.
+
+    Example:
+        >>> lf.open_map("map.tif").grid.height
+        96
     """
     raster = GdalRaster(str(path), Decoding(scale=1.0, offset=0.0), resampling="nearest")
     raster.check()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from landfuse.errors import SceneError
 from landfuse.legend import Legend
+from landfuse.markup import table
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.raster import Raster
 from landfuse.rasters.windows import Window, mirrored
@@ -68,6 +69,11 @@ class Scene:
         modalities: by name, in the order of the scene file.
         legend: the classes.
         read_labels: gives the whole scene's codes as classes, (H, W) uint8; None where there are no labels.
+
+    Example:
+        >>> scene = lf.open_scene("scene.yaml")
+        >>> scene.read("a", lf.Window(0, 0, 4, 5)).shape, scene.labels.shape
+        ((3, 4, 5), (96, 96))
     """
 
     name: str
@@ -111,11 +117,11 @@ class Scene:
             GridError: if two of them are not on one grid.
             SettingsError: if the legend or `column` does not fit.
 
-        >>> import numpy as np
-        >>> import landfuse as lf
-        >>> scene = lf.Scene.from_arrays({"s2": np.zeros((4, 32, 32)), "dem": np.zeros((64, 64))})
-        >>> scene.grid.height, scene.modalities["dem"].zoom
-        (32, 2)
+        Example:
+            >>> import numpy as np
+            >>> scene = lf.Scene.from_arrays({"s2": np.zeros((4, 32, 32)), "dem": np.zeros((64, 64))})
+            >>> scene.grid.height, scene.modalities["dem"].zoom
+            (32, 2)
         """
         from landfuse.scenes.from_arrays import scene_from
 
@@ -159,6 +165,15 @@ class Scene:
     def with_modalities(self, more: Mapping[str, SceneModality]) -> Scene:
         """The scene with further modalities."""
         return replace(self, modalities={**self.modalities, **more})
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, part.info.bands, part.info.dtype, part.zoom, part.units, part.raster.path)
+            for name, part in self.modalities.items()
+        ]
+        labels = "" if self.read_labels is None else ", with labels"
+        head = ("modality", "bands", "type", "zoom", "units", "file")
+        return table(f"Scene {self.name}: {self.grid}{labels}", head, rows)
 
     def __getstate__(self) -> dict[str, object]:
         state = dict(self.__dict__)

@@ -358,7 +358,12 @@ def read_scene_file(path: str | Path) -> SceneFile:
 
 
 def open_scenes(path: str | Path) -> list[Scene]:
-    """Opens all tiles of a scene file; see `read_scene_file` and `SceneFile.scenes` for the errors."""
+    """Opens all tiles of a scene file; see `read_scene_file` and `SceneFile.scenes` for the errors.
+
+    Example:
+        >>> [scene.name for scene in lf.open_scenes("scene.yaml")]
+        ['chequers']
+    """
     return read_scene_file(path).scenes()
 
 
@@ -367,6 +372,10 @@ def open_scene(path: str | Path, tile: str | None = None) -> Scene:
 
     Raises:
         SceneError: if there are several tiles and none is named, or none has that name.
+
+    Example:
+        >>> list(lf.open_scene("scene.yaml").modalities)
+        ['a', 'b']
     """
     scenes = open_scenes(path)
     names = [scene.name for scene in scenes]

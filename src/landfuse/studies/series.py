@@ -103,6 +103,7 @@ def train_series(
     runs: Sequence[Member],
     *,
     quiet: bool = False,
+    model: str | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Trains the runs that have not ended, one after another; an interrupted one continues.
@@ -111,6 +112,7 @@ def train_series(
         path: of the recipe.
         runs: as `members` returns them.
         quiet: no progress bars.
+        model: a class of one's own that the runs train, `package.module:Class`.
         report: called with a line for each run that starts.
 
     Raises:
@@ -122,7 +124,8 @@ def train_series(
             report(f"{place} has ended before")
             continue
         report(place)
-        code = _run([str(path), *member.assignments, *(["--quiet"] if quiet else [])])
+        options = [*(["--quiet"] if quiet else []), *(["--model", model] if model is not None else [])]
+        code = _run([str(path), *member.assignments, *options])
         if code == 130:
             raise KeyboardInterrupt
         if code:

@@ -26,7 +26,7 @@ from landfuse.training.settings import SampleSettings, TrainingSettings
 
 
 class _Data(LightningDataModule):
-    """Hands Lightning its loaders once the ranks are known."""
+    """The loaders for Lightning, made once the ranks are known."""
 
     def __init__(self, train: Samples, validation: Samples | None, settings: SampleSettings, seed: int) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from pydantic import Field
 from landfuse.diffusion.settings import FeatureSettings, PretrainSettings
 from landfuse.errors import SettingsError
 from landfuse.mapping.settings import MappingSettings
-from landfuse.models import SETTINGS
+from landfuse.models import SETTINGS, unknown
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.split_rules import SplitSettings
 from landfuse.settings import Settings, override, parse, read_kind
@@ -42,7 +42,13 @@ def merged_split(own: SplitSettings | None, changes: Mapping[str, Any] | None) -
 
 
 class Recipe(Settings):
-    """All that a recipe may say."""
+    """All that a recipe may say.
+
+    Example:
+        >>> recipe = lf.read_recipe("recipe.yaml")
+        >>> recipe.model["name"], recipe.training.seed
+        ('forest', 0)
+    """
 
     scene: str = Field(description="path of the scene file, from the recipe's folder")
     model: dict[str, Any] = Field(description="`name`, and the settings of that model")
@@ -83,7 +89,7 @@ class Recipe(Settings):
         value = {"name": value} if isinstance(value, str) else value
         if not isinstance(value, Mapping) or value.get("name") not in SETTINGS:
             named = value.get("name") if isinstance(value, Mapping) else value
-            raise ValueError(f"there is no model {named!r}; known: {', '.join(SETTINGS)}")
+            raise ValueError(f"there is no model {named!r}; known: {', '.join(SETTINGS)}; {unknown(str(named))}")
         config = {key: item for key, item in value.items() if key != "name"}
         try:
             saved = bool((info.context or {}).get("saved"))
@@ -164,9 +170,16 @@ def read_recipe(path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
 
     Raises:
         SettingsError: naming every key that is unknown, missing or wrong.
+
+    Example:
+        >>> lf.read_recipe("recipe.yaml", ["training.seed=3"]).training.seed
+        3
     """
     path = Path(path)
-    values = override(read_kind("a recipe", path), assignments)
+    values = read_kind("a recipe", path)
+    if isinstance(values.get("model"), str):
+        values["model"] = {"name": values["model"]}  # so that assignments reach its settings
+    values = override(values, assignments)
     recipe = parse(Recipe, values, str(path))
     if recipe.scene.startswith(ARRAYS):
         return recipe

@@ -22,6 +22,7 @@ from typing import Any
 
 from landfuse.errors import BundleError, MissingFileError, OutputError, SettingsError
 from landfuse.files import write_text
+from landfuse.markup import table
 from landfuse.models import SETTINGS
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.settings import parse
@@ -170,6 +171,17 @@ class Run:
     def history(self) -> list[dict[str, float]]:
         """Loss and validation scores, a row per epoch; empty where training has no epochs."""
         return read_history(self.folder / "metrics.csv")
+
+    def _repr_html_(self) -> str:
+        test, model = self.scores["test"], self.recipe["model"]["name"]
+        caption = f"Run {self.folder.name}: {model} of {', '.join(self.modalities)}"
+        names = [name for name in ("OA", "AA", "kappa", "mF1", "mIoU") if test.get(name) is not None]
+        leak = self.scores.get("leak_fraction")
+        rows = [(name, f"{test[name]:.3f}") for name in names]
+        rows.append(("test pixels", f"{test.get('pixels', 0):,.0f}"))
+        if leak is not None:
+            rows.append(("leak fraction", f"{leak:.1%}"))
+        return table(caption, ("score", "test split"), rows)
 
     @cached_property
     def split(self) -> str:

@@ -28,6 +28,7 @@ from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.bundles.calibration import LogitSample, probabilities_of
 from landfuse.bundles.description import ModelSpec
+from landfuse.bundles.settings import PredictorOptions
 from landfuse.diffusion.features import DiffusionFeatures, compute_features
 from landfuse.errors import SettingsError
 from landfuse.figures.figures import curves_figure, reliability_figure, save
@@ -183,7 +184,7 @@ def score_role(
         options: how they are mapped.
         watch: called with the logits, (N, K), and the truth, (N,), of the pixels that are scored, part by part.
     """
-    same = options.model_dump(include={"batch", "precision", "device", "block"})
+    same = options.model_dump(include=set(PredictorOptions.model_fields) - {"layers"} | {"block"})
 
     def parts() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
         for scene, roles, target in zip(data.scenes, data.roles, data.targets(role), strict=True):

@@ -26,15 +26,13 @@ struct ScanArguments {
   const float *A, *skip, *bias, *rank_weight;  // (channels, states), (channels), (channels), (channels, rank)
   Strided u, delta, low_rank, B, C;  // delta.data is null where low_rank serves; states and rank are contiguous
   Strided y;
-  float* last;         // (batch, channels, states): the state after the last step, or null
   float* checkpoints;  // (batch, ceil(length / TIME_TILE), states, channels): the state before each tile, or null
 
   // Backward only. Sums over channels are left in one part per block of channels (`*_part` apart), sums over time in
   // one part per batch item, so that the result does not depend on the order in which threads finish.
   Strided dy, du, ddelta, dlow_rank, dB, dC;
   int64_t dlow_rank_part, dB_part, dC_part;
-  const float* dlast;                          // (batch, channels, states), or null
-  float *dA, *dskip, *dbias, *drank_weight;    // (batch, channels, ...)
+  float *dA, *dskip, *dbias, *drank_weight;  // (batch, channels, ...)
 };
 
 constexpr int TIME_TILE = 16;  // steps that are loaded, transposed and checkpointed together

@@ -99,9 +99,6 @@ void forward_block(const ScanArguments& a, const ScanTask& task, float* scratch)
     else
       store_tile<VECTORS, false>(y, a.y, y_base, places, steps, block.lanes);
   }
-  if (a.last)
-    for (int n = 0; n < states; n++)
-      scatter<VECTORS>(a.last + (task.batch * a.channels + channel) * states + n, h + n * VECTORS, states, block.lanes);
 }
 
 template <int STATES, int VECTORS>
@@ -131,9 +128,6 @@ void backward_block(const ScanArguments& a, const ScanTask& task, float* scratch
     clear<VECTORS>(dA_recent + n * VECTORS);
     clear<VECTORS>(adjoint + n * VECTORS);
     clear<VECTORS>(adjoint_change + n * VECTORS);
-    if (a.dlast)
-      gather<VECTORS>(adjoint + n * VECTORS, a.dlast + (task.batch * a.channels + channel) * states + n, states,
-                      block.lanes);
   }
   for (int r = 0; r < rank; r++) {
     gather<VECTORS>(rank_weight + r * VECTORS, a.rank_weight + channel * rank + r, rank, block.lanes);
