@@ -61,7 +61,7 @@ def main(folder: Path, *, side: int = 256, block: int = 64, settings: tuple[str,
     """Returns the maps' bytes: of the tile that crashed, and of the same tile mapped without a crash."""
     if not (folder / "scene.yaml").exists():
         make_up_region(folder, side)
-    bundle = lf.train(folder / "recipe.yaml", *settings, f"run={folder / 'run'}", progress=False)
+    classifier = lf.train(folder / "recipe.yaml", *settings, f"run={folder / 'run'}", progress=False)
     scenes = lf.open_scenes(folder / "scene.yaml")
 
     def crash(done: int, total: int) -> None:
@@ -70,15 +70,15 @@ def main(folder: Path, *, side: int = 256, block: int = 64, settings: tuple[str,
 
     first, path = scenes[0], folder / "maps" / f"{scenes[0].name}.tif"
     try:
-        lf.predict(bundle, first, path, block=block, progress=crash)
+        lf.predict(classifier, first, path, block=block, progress=crash)
     except CrashError:
         print(f"crashed while mapping {first.name}; there is no {path.name}: {not path.exists()}")
     start, pixels = time.perf_counter(), 0
     for scene in scenes:  # the same calls as if nothing had happened
-        lf.predict(bundle, scene, folder / "maps" / f"{scene.name}.tif", block=block)
+        lf.predict(classifier, scene, folder / "maps" / f"{scene.name}.tif", block=block)
         pixels += scene.grid.window.pixels
     print(f"{len(scenes)} tiles, {pixels / (time.perf_counter() - start) / 1e6:.2f} megapixels per second")
-    lf.predict(bundle, first, folder / "again.tif", block=block)
+    lf.predict(classifier, first, folder / "again.tif", block=block)
     scores = lf.evaluate(folder / "maps", folder / "scene.yaml").confusion.scores()
     print(f"test tile: OA {scores['OA']:.3f}, mIoU {scores['mIoU']:.3f}")
     return {"crashed": path.read_bytes(), "without a crash": (folder / "again.tif").read_bytes()}

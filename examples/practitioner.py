@@ -20,8 +20,6 @@ import shapely
 from numpy.typing import NDArray
 
 import landfuse as lf
-from landfuse.accuracy.draw_sample import draw_sample
-from landfuse.accuracy.from_sample import evaluate_sample
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.simulate.scene import simulate
@@ -82,12 +80,12 @@ def main(folder: Path, *, side: int = 192, points: int = 400, settings: tuple[st
     for name, one in found.modalities.items():
         print(f"{name}: {one.bands} bands, {one.pixel:g} m, {one.missing / one.pixels:.0%} without data")
 
-    bundle = lf.train(folder / "recipe.yaml", *settings, f"run={folder / 'run'}", progress=False)
+    classifier = lf.train(folder / "recipe.yaml", *settings, f"run={folder / 'run'}", progress=False)
     scene = lf.open_scene(folder)
-    path = lf.predict(bundle, scene, folder / "map.tif", confidence=True)
+    path = lf.predict(classifier, scene, folder / "map.tif", confidence=True)
     print(f"map: {path}")
 
-    sample = draw_sample(path, points, legend=bundle.legend)
+    sample = lf.draw_sample(path, points, legend=classifier.legend)
     table = folder / "reference.gpkg"
     sample.save(table)
     if truth is None:
@@ -96,7 +94,7 @@ def main(folder: Path, *, side: int = 192, points: int = 400, settings: tuple[st
         )
         return None
     seen = tuple(str(code) for code in truth[sample.row, sample.col])  # 255: unknown
-    estimate = evaluate_sample(path, replace(sample, reference=seen))
+    estimate = lf.evaluate_sample(path, replace(sample, reference=seen))
     overall = estimate.overall
     print(f"overall accuracy {overall.value:.3f} (95% interval {overall.low:.3f} to {overall.high:.3f})")
     for one in estimate.classes:

@@ -22,6 +22,7 @@ import yaml
 from torch import Tensor
 
 import landfuse as lf
+from landfuse import models
 from landfuse.errors import BundleError, GridError, ModelError, OutputError, SceneError, SettingsError, SplitError
 from landfuse.models.base import FusionModel, Modality
 from landfuse.rasters.geotiff import GdalRaster
@@ -109,7 +110,7 @@ def test_checks_of_scikit_learn_that_need_no_table(check: Callable[..., None]) -
     ],
 )
 def test_an_unknown_keyword_is_refused_with_the_nearest(model: str, keyword: str, near: str) -> None:
-    with pytest.raises(SettingsError, match=f"no setting `{keyword}`\n.*did you mean `{near}`"):
+    with pytest.raises(SettingsError, match=f"no setting `{keyword}`\n.*\n.*did you mean `{near}`"):
         lf.Classifier(model, **{keyword: 3})
     with pytest.raises(ValueError, match=f"did you mean `{near}`"):
         lf.Classifier(model).set_params(**{keyword: 3})
@@ -353,14 +354,26 @@ class _Late(FusionModel):
         return sum(head(images[name]) for name, head in self.heads.items())
 
 
-def test_a_class_of_ones_own_is_fitted() -> None:
+def test_a_class_of_ones_own_is_fitted(tmp_path: Path) -> None:
     images, labels = field(24)
-    with pytest.raises(SettingsError, match=r"Classifier\(_Late\) has no setting `widht`\n.*did you mean `width`"):
+    with pytest.raises(SettingsError, match=r"Classifier\(_Late\) has no setting `widht`\n.*\n.*did you mean `width`"):
         lf.Classifier(_Late, widht=3)
     classifier = lf.Classifier(_Late, width=3, batch=64, epochs=2, accelerator="cpu")
     assert repr(classifier) == "Classifier(_Late, width=3, epochs=2, accelerator='cpu')"
-    classifier.fit(images, labels, progress=False)
-    assert classifier.predict(images, progress=False).shape == (24, 24)
+    name = f"{_Late.__module__}:_Late"
+    try:
+        classifier.fit(images, labels, run=tmp_path / "run", progress=False)
+        assert classifier.bundle.spec.name == name
+    finally:
+        models._registered.pop(name, None)
+    with pytest.raises(BundleError, match="_Late"):
+        lf.load(tmp_path / "run")
+    for folder in (tmp_path / "run", tmp_path / "run" / "bundle"):
+        loaded = lf.load(folder, model=_Late)
+        assert repr(loaded) == repr(classifier)
+        np.testing.assert_array_equal(
+            loaded.predict(images, progress=False), classifier.predict(images, progress=False)
+        )
 
 
 # ---- splits ----------------------------------------------------------------------------------------------------------

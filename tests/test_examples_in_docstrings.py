@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import shutil
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,12 @@ def folder(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
         yield folder
 
 
-@pytest.mark.parametrize("name", [name for name in lf.__all__ if not isinstance(getattr(lf, name), int)])
+@pytest.mark.parametrize(
+    "name", [*(name for name in lf.__all__ if not isinstance(getattr(lf, name), int)), "Scene.from_arrays"]
+)
 def test_the_example_of_every_public_name_runs(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    shown = getattr(lf, name)
+    shown = attrgetter(name)(lf)
     tests = doctest.DocTestFinder(recurse=False).find(shown, name, globs={"lf": lf})
     assert any(test.examples for test in tests), f"{name} has no example"
     report: list[str] = []

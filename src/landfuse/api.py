@@ -11,7 +11,7 @@ import tempfile
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from landfuse.mapping.engine import BlockMap, Engine
 from landfuse.mapping.memory import block_side
 from landfuse.mapping.predict import predict as _predict
 from landfuse.mapping.settings import MapOptions, MappingSettings
-from landfuse.models import SETTINGS, register
+from landfuse.models import SETTINGS, name_of
 from landfuse.rasters.arrays import array_raster, is_data_array, like_data_array
 from landfuse.rasters.raster import state_of
 from landfuse.rasters.windows import blocks
@@ -86,9 +86,17 @@ class Classifier:
     Raises:
         SettingsError: if there is no such keyword; it names the nearest one.
 
-    >>> import landfuse as lf
-    >>> lf.Classifier("refnet", view=64, epochs=20, rate=1e-3)
-    Classifier('refnet', view=64, epochs=20)
+    Example:
+        >>> lf.Classifier("refnet", view=64, epochs=20, rate=1e-3)
+        Classifier('refnet', view=64, epochs=20)
+        >>> import numpy as np
+        >>> labels = np.arange(32) // 8 % 2 + np.ones((32, 1), int)
+        >>> images = {"s2": labels + 0.1 * np.random.default_rng(0).standard_normal((4, 32, 32))}
+        >>> forest = lf.Classifier("forest", trees=10).fit(images, labels, progress=False)
+        >>> forest.run.scores["test"]["OA"]
+        1.0
+        >>> forest.predict(images, progress=False)[0, 6:10]
+        array([1, 1, 2, 2], dtype=uint8)
     """
 
     def __init__(
@@ -107,7 +115,7 @@ class Classifier:
     ) -> None:
         own = (modalities, pixel_maps, pretrain, features, split, samples, training, mapping)
         self._given: dict[str, Any] = {"model": model, **dict(zip(_OWN, own, strict=True)), **settings}
-        self._check_names(settings)
+        _check_names(model, settings)
         self._bundle: Bundle | None = None
         self._run: Run | None = None
         self._split: SplitSettings | None = None
@@ -126,23 +134,9 @@ class Classifier:
             SettingsError: if there is no such parameter, or the new model lacks one that was set before.
         """
         given = {**self._given, **params}
-        self._check_names({name: given[name] for name in given if name not in ("model", *_OWN)}, given["model"])
+        _check_names(given["model"], [name for name in given if name not in ("model", *_OWN)])
         self._given = given
         return self
-
-    def _check_names(self, names: Collection[str], model: Any = None) -> None:
-        model = self._given["model"] if model is None else model
-        if _kind(model) is None:
-            return  # `fit` reports that there is no such model
-        known = _homes(model)
-        for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, [*known, *_OWN], n=1, cutoff=0.5)
-                raise SettingsError(
-                    f"Classifier({_shown(model)}) has no setting `{name}`",
-                    f"did you mean `{near[0]}`?" if near else f"one of: {', '.join(sorted({*known, *_OWN}))}",
-                    "correct the keyword",
-                )
 
     def __sklearn_clone__(self) -> Classifier:
         """A classifier of the same parameters that is not fitted."""
@@ -168,8 +162,9 @@ class Classifier:
             SettingsError: if one is set twice.
         """
         sections: dict[str, dict[str, Any]] = {key: dict(self._given[key] or {}) for key in _SECTIONS}
-        sections["model"] = _named(self._given["model"])[1]
-        homes = _homes(self._given["model"])
+        model = self._given["model"]
+        sections["model"] = {k: v for k, v in model.items() if k != "name"} if isinstance(model, Mapping) else {}
+        homes = _homes(model)
         for key, value in self._given.items():
             if key == "model" or key in _OWN:
                 continue
@@ -188,7 +183,7 @@ class Classifier:
             SettingsError: naming every value that is wrong.
         """
         sections = self._sections()
-        model = {"name": _named(self._given["model"])[0], **sections["model"]}
+        model = {"name": _named(self._given["model"]), **sections["model"]}
         values: dict[str, Any] = {"scene": ARRAYS, **sections, "model": model}
         for key in ("modalities", "pixel_maps", "pretrain", "features"):
             if self._given[key] is not None:
@@ -449,14 +444,15 @@ class Classifier:
         self.bundle.save(folder)
 
 
-def load(folder: str | Path) -> Classifier:
+def load(folder: str | Path, *, model: type[FusionModel] | None = None) -> Classifier:
     """A fitted classifier from a bundle, or from the folder of a run.
 
     Args:
         folder: as `Classifier.save` or `landfuse train` wrote it.
+        model: the class of its model, where that is one of your own that no installed package offers.
 
     Raises:
-        BundleError: if it holds no bundle, or one that is damaged or newer.
+        BundleError: if it holds no bundle, one that is damaged or newer, or one of a model that is not known here.
 
     Example:
         >>> lf.load("runs/first").legend.names == lf.open_scene("scene.yaml").legend.names
@@ -464,7 +460,7 @@ def load(folder: str | Path) -> Classifier:
     """
     from landfuse.bundles.bundle_files import load_bundle
 
-    bundle, path = load_bundle(folder), Path(folder)
+    bundle, path = load_bundle(folder, model=model), Path(folder)
     run = path if (path / "recipe.json").exists() else path.parent
     whole = path.name == "bundle" or run == path
     if whole and (run / "scores.json").exists() and (run / "recipe.json").exists():
@@ -479,9 +475,9 @@ def _fitted(bundle: Bundle, run: Run | None = None) -> Classifier:
         "mapping": {"stride": None if bundle.stride == bundle.model.core else bundle.stride, "weights": bundle.weights},
     }  # fmt: skip
     name = str(recipe["model"]["name"])
-    homes, params = _homes(name), dict[str, Any]()
-    for section in ("model", *_SECTIONS):
-        kind = SETTINGS[name] if section == "model" else _SECTIONS[section]
+    model = bundle.spec.kind or name
+    homes, params = _homes(model), dict[str, Any]()
+    for section, kind in (("model", _kind(model) or Settings), *_SECTIONS.items()):
         usual = _plain(kind)
         changed = {
             key: value
@@ -496,7 +492,7 @@ def _fitted(bundle: Bundle, run: Run | None = None) -> Classifier:
     for key in ("modalities", "pixel_maps", "pretrain", "features", "split"):
         if recipe.get(key):
             params[key] = recipe[key]
-    classifier = Classifier(**{"model": name, **params})
+    classifier = Classifier(**{"model": model, **params})
     classifier._bundle, classifier._run = bundle, run
     return classifier
 
@@ -581,19 +577,34 @@ def _kind(model: Any) -> type[Settings] | None:
     return SETTINGS.get(name) if isinstance(name, str) else None
 
 
-def _named(model: Any) -> tuple[Any, dict[str, Any]]:
-    """A model's name, under which a class is registered, and the settings that come with it."""
-    if isinstance(model, type) and _kind(model) is not None:
-        name = f"{model.__module__}:{model.__qualname__}"
-        register(name, cast("type[FusionModel]", model))
-        return name, {}
-    if isinstance(model, Mapping):
-        return model.get("name"), {key: value for key, value in model.items() if key != "name"}
-    return model, {}
+def _named(model: Any) -> Any:
+    """A model's name for recipes and bundles; a class is registered by it."""
+    if isinstance(model, type):
+        return name_of(model)
+    return model.get("name") if isinstance(model, Mapping) else model
 
 
 def _shown(model: Any) -> str:
     return model.__name__ if isinstance(model, type) else repr(model)
+
+
+def _check_names(model: Any, names: Collection[str]) -> None:
+    """Refuses keywords that are no settings of a model, of samples, training or mapping.
+
+    Raises:
+        SettingsError: naming the first one, and the nearest that there is.
+    """
+    if _kind(model) is None:
+        return  # `fit` reports that there is no such model
+    known = _homes(model)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *_OWN], n=1, cutoff=0.5)
+            raise SettingsError(
+                f"Classifier({_shown(model)}) has no setting `{name}`",
+                f"one of: {', '.join(sorted({*known, *_OWN}))}",
+                f"did you mean `{near[0]}`?" if near else "correct the keyword",
+            )
 
 
 def _homes(model: Any) -> dict[str, str]:

@@ -117,11 +117,11 @@ class Scene:
             GridError: if two of them are not on one grid.
             SettingsError: if the legend or `column` does not fit.
 
-        >>> import numpy as np
-        >>> import landfuse as lf
-        >>> scene = lf.Scene.from_arrays({"s2": np.zeros((4, 32, 32)), "dem": np.zeros((64, 64))})
-        >>> scene.grid.height, scene.modalities["dem"].zoom
-        (32, 2)
+        Example:
+            >>> import numpy as np
+            >>> scene = lf.Scene.from_arrays({"s2": np.zeros((4, 32, 32)), "dem": np.zeros((64, 64))})
+            >>> scene.grid.height, scene.modalities["dem"].zoom
+            (32, 2)
         """
         from landfuse.scenes.from_arrays import scene_from
 
