@@ -387,6 +387,17 @@ def test_real_networks_give_the_same_bytes_in_any_blocks() -> None:
         np.testing.assert_array_equal(probabilities[2], probabilities[0])
 
 
+@pytest.mark.parametrize("block", [512, 17])
+def test_every_pass_has_the_same_full_batch(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels differ in their last bits between batch sizes: whatever the block, the last batch is filled up (P1)."""
+    scene = whole_scene(40, 33)
+    bundle, sizes = bundle_of(scene, 5, 3), set()
+    forward = bundle.model.forward
+    monkeypatch.setattr(bundle.model, "forward", lambda images: sizes.add(len(images["a"])) or forward(images))
+    map_array(bundle, scene, block=block, batch=13)
+    assert sizes == {13}
+
+
 def test_the_file_is_georeferenced_and_coloured(tmp_path: Path) -> None:
     scene = whole_scene(40, 33)
     bundle = bundle_of(scene, 5, 3)
