@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,6 @@ from landfuse.mapping.settings import MapOptions, MappingSettings
 from landfuse.models import SETTINGS, name_of
 from landfuse.rasters.arrays import array_raster, is_data_array, like_data_array
 from landfuse.rasters.raster import state_of
-from landfuse.rasters.windows import blocks
 from landfuse.scenes.from_arrays import Classes, Image, Labels, scene_from
 from landfuse.scenes.land_cover_map import LandCoverMap, open_map
 from landfuse.scenes.scene import Scene
@@ -240,9 +240,7 @@ class Classifier:
         recipe = self._recipe()
         recipe.check_modalities(list(scene.modalities), "the images")
         if chosen is not None:
-            scene = Scene(
-                scene.name, scene.grid, {n: scene.modalities[n] for n in chosen}, scene.legend, scene.read_labels
-            )
+            scene = replace(scene, modalities={name: scene.modalities[name] for name in chosen})
         present = np.unique(scene.labels)
         if (present != UNLABELLED).sum() < 2:
             raise SceneError(
@@ -416,10 +414,7 @@ class Classifier:
     def _mapped(self, scene: Scene, progress: bool, wanted: NDArray[np.bool_] | None = None) -> Iterator[BlockMap]:
         """Maps a scene block by block."""
         engine = Engine(self.bundle, scene, self._options())
-        grid = engine.scene.grid
-        windows = list(blocks(grid.height, grid.width, engine.options.block or block_side(engine)))
-        if wanted is not None:
-            windows = [window for window in windows if wanted[window.within(grid.window)].any()]
+        windows = engine.cut(engine.options.block or block_side(engine), wanted)
         pixels = sum(window.pixels for window in windows)
         with tqdm(total=pixels, desc="mapping", unit="px", unit_scale=True, disable=not progress, leave=False) as bar:
             yield from engine.blocks(windows, wanted=wanted, progress=bar.update)
@@ -629,10 +624,11 @@ def _plain(kind: type[Settings]) -> dict[str, Any]:
 def _defaults(model: Any) -> dict[str, Any]:
     """The defaults of all parameters by name."""
     found: dict[str, Any] = dict.fromkeys(_OWN)
+    homes = _homes(model)
     kinds: dict[str, type[Settings] | None] = {"model": _kind(model), **_SECTIONS}
     for section, kind in kinds.items():
         plain = _plain(kind) if kind is not None else {}
-        found |= {name: value for name, value in plain.items() if _homes(model).get(name) == section}
+        found |= {name: value for name, value in plain.items() if homes.get(name) == section}
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -118,7 +118,7 @@ class Engine:
         self.predictor = model.predictor(options)
         self.source = scene
         shown = {name: part for name, part in scene.modalities.items() if name not in options.withheld}
-        self.scene = self.predictor.complete(Scene(scene.name, scene.grid, shown, scene.legend, scene.read_labels))
+        self.scene = self.predictor.complete(replace(scene, modalities=shown))
         grid, core = self.scene.grid, self.description.core
         self.windows = len(self._starts(0, grid.height, grid.height)) * len(self._starts(0, grid.width, grid.width))
         self.batch = options.batch or batch_size(self.description.view, self.windows)
@@ -249,6 +249,17 @@ class Engine:
         for part, logits in zip(parts, found, strict=True):
             yield part, logits[: len(part)]
 
+    def cut(
+        self, side: int, wanted: NDArray[np.bool_] | None = None, windows: Iterable[Window] | None = None
+    ) -> list[Window]:
+        """The scene's blocks of a side, or the windows, that hold a wanted pixel; all without `wanted`."""
+        grid = self.scene.grid
+        return [
+            window
+            for window in (blocks(grid.height, grid.width, side) if windows is None else windows)
+            if wanted is None or wanted[window.within(grid.window)].any()
+        ]
+
     def blocks(
         self,
         windows: Sequence[Window],
@@ -334,12 +345,7 @@ def map_blocks(
         SettingsError: if an option does not fit.
     """
     engine = Engine(model, scene, map_options(options))
-    grid, side = engine.scene.grid, engine.options.block or TILE
-    todo = [
-        window
-        for window in (blocks(grid.height, grid.width, side) if windows is None else windows)
-        if wanted is None or wanted[window.within(grid.window)].any()
-    ]
+    todo = engine.cut(engine.options.block or TILE, wanted, windows)
     yield from engine.blocks(todo, wanted=wanted, on_fault=on_fault, progress=progress)
 
 
