@@ -13,25 +13,26 @@ Source: Stewart et al. 2022, TorchGeo, doi 10.1145/3557915.3560953.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 import yaml
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from landfuse.errors import MissingExtraError, ModelError, SceneError
 from landfuse.files import write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.models.base import FusionModel
+from landfuse.rasters.arrays import ArrayRaster
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
-from landfuse.rasters.windows import Window, mirrored
+from landfuse.rasters.windows import mirrored
 from landfuse.scenes.scene import Scene, SceneModality
 
 if TYPE_CHECKING:
@@ -50,33 +51,6 @@ class Samples(Protocol):
 
     def __getitem__(self, query: Any, /) -> Mapping[str, Any]:
         """One sample: by number, or by place and time for a `GeoDataset`."""
-
-
-@dataclass(frozen=True)
-class SampleRaster:
-    """Channels of one sample as a `Raster`."""
-
-    path: str  # names the sample
-    grid: Grid
-    numbers: NDArray[np.generic] = field(repr=False)  # (C, H, W)
-
-    @property
-    def bands(self) -> int:
-        """Number of bands."""
-        return len(self.numbers)
-
-    @property
-    def dtype(self) -> str:
-        """Type of the numbers."""
-        return str(self.numbers.dtype)
-
-    def read(self, window: Window) -> NDArray[np.float32]:
-        """Reads a window inside the grid: (C, height, width) float32, NaN where there is no data."""
-        return Decoding()(self.numbers[:, *window.within(self.grid.window)])
-
-    def undeclared_nan(self, window: Window) -> int:
-        """None: NaN is how torchgeo's tensors say that there is no data."""
-        return 0
 
 
 def scenes(
@@ -118,7 +92,10 @@ def _scene(name: str, sample: Mapping[str, Any], channels: Channels, legend: Leg
         )
     grid = _grid(sample, image.shape[1], image.shape[2])
     modalities = {
-        modality: SceneModality(SampleRaster(name, grid, image[list(numbers)]))
+        # NaN is how torchgeo's tensors say that there is no data.
+        modality: SceneModality(
+            ArrayRaster(image[list(numbers)], "CHW", grid, f"{modality} of {name}", Decoding(math.nan))
+        )
         for modality, numbers in channels.items()
     }
     if "mask" not in sample:
