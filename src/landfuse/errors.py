@@ -27,6 +27,11 @@ _SHOWN = 20
 """Blocks that a message names."""
 
 
+def few(words: Sequence[str], most: int = 5) -> str:
+    """The first of several words, and how many more there are."""
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
 class LandfuseError(Exception):
     """A fault that the user can correct.
 

@@ -63,18 +63,27 @@ def check(
                 f"{', '.join(found[:_MOST_PAIRS])}{more}. Other ones can be named by `colour` in the legend"
             )
     if report.leaks:
-        title = "leak report: test pixels labelled from a view that holds a training or validation pixel"
+        title = "leak report: test pixels labelled from a view (or in a polygon) with training or validation pixels"
         shown = table(title, ["view, px", "core, px", "leak fraction"])
         for (view, core), fraction in report.leaks.items():
-            shown.add_row(str(view), str(core), f"[{'red' if fraction > 0 else 'green'}]{fraction:.1%}[/]")
+            shown.add_row(str(view), str(core), _leak(fraction))
+        if report.polygon_leak is not None:
+            shown.add_section()
+            shown.add_row("polygon", "", _leak(report.polygon_leak))
         out.print(shown)
     if report.confirmed:
         out.print(f"as published: {', '.join(report.confirmed)}")
+    for note in report.notes:
+        say(f"note: {note}")
     for fault in report.faults:
         err.print(f"[bold red]fault[/] {escape(str(fault))}", soft_wrap=True)
     if report.faults:
         raise typer.Exit(2)
     out.print("no fault found")
+
+
+def _leak(fraction: float) -> str:
+    return f"[{'red' if fraction > 0 else 'green'}]{fraction:.1%}[/]"
 
 
 def _view_and_core(text: str) -> tuple[int, int]:

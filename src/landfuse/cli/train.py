@@ -37,6 +37,7 @@ def train(
     if seeds is not None or folds is not None:
         _train_series(recipe, assignments or [], seeds, folds, model, quiet)
         return
+    from landfuse.scenes.leaks import polygon_leak_words
     from landfuse.training.recipe import read_recipe
     from landfuse.training.run import read_run
 
@@ -51,6 +52,8 @@ def train(
     print_scores(scores["test"], scores["classes"], f"{run}: test split")
     if scores.get("leak_fraction"):
         out.print(f"[red]{scores['leak_fraction']:.1%} of the test pixels have a training pixel in their view[/]")
+    for line in polygon_leak_words(scores.get("polygon_leak_fraction")):
+        out.print(f"[red]{line}[/]", soft_wrap=True)
     say(f"bundle: {run / 'bundle'}")
 
 

@@ -21,7 +21,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform, transform_bounds
+from rasterio.warp import reproject, transform, transform_bounds
 from rasterio.windows import Window as RasterioWindow
 
 from landfuse.errors import GridError, MissingFileError, SceneError, SettingsError
@@ -355,6 +355,21 @@ class GdalRaster:
             wide = codes if holds else codes.astype(np.int64)  # int8 cannot hold 255
             codes = np.where(missing, UNLABELLED, wide)
         return codes
+
+
+def mask_onto(mask: NDArray[np.bool_], own: Grid, onto: Grid) -> NDArray[np.bool_]:
+    """A mask on another grid, both with a CRS: true where a pixel shares ground with a true one."""
+    result = np.zeros((onto.height, onto.width), np.uint8)
+    reproject(
+        mask.astype(np.uint8),
+        result,
+        src_transform=rasterio.Affine(*own.transform),
+        src_crs=own.crs,
+        dst_transform=rasterio.Affine(*onto.transform),
+        dst_crs=onto.crs,
+        resampling=Resampling.max,
+    )
+    return result > 0
 
 
 def _scales(source: Grid, onto: Grid) -> dict[str, str]:

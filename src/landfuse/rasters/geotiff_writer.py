@@ -27,21 +27,16 @@ TILE = 512
 """Side of a tile of the files that are written; blocks of a multiple of it are written without compressing twice."""
 
 
-def burn(shapes: Sequence[tuple[Any, int]], grid: Grid, *, all_touched: bool) -> NDArray[np.uint8]:
-    """Burns pairs of geometry (in the grid's CRS) and code into a grid: (H, W) uint8, `UNLABELLED` elsewhere.
+def burn(
+    shapes: Sequence[tuple[Any, int]], grid: Grid, *, all_touched: bool, fill: int = UNLABELLED, dtype: str = "uint8"
+) -> NDArray[Any]:
+    """Burns pairs of geometry (in the grid's CRS) and number into a grid: (H, W), `fill` elsewhere.
 
     Later ones win. With `all_touched`, a geometry labels every pixel that it touches, else those whose centre it holds.
     """
-    if not shapes:
-        return np.full((grid.height, grid.width), UNLABELLED, dtype=np.uint8)
-    burnt: NDArray[np.uint8] = rasterize(
-        shapes,
-        out_shape=(grid.height, grid.width),
-        transform=rasterio.Affine(*grid.transform),
-        fill=UNLABELLED,
-        all_touched=all_touched,
-        dtype="uint8",
-    )
+    burnt = np.full((grid.height, grid.width), fill, dtype)
+    if shapes:
+        rasterize(shapes, out=burnt, transform=rasterio.Affine(*grid.transform), all_touched=all_touched)
     return burnt
 
 

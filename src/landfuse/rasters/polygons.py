@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,7 +103,7 @@ class Polygons:
             SceneError: if shapes on the grid have values without a code, and `unlisted` is "error".
             GridError: if the grid has no CRS, or the shapes cannot be brought to it.
         """
-        shapes, values = self._on(grid)
+        shapes, values, _ = self._on(grid)
         unknown = sorted({value for value in values if value is not None and value not in codes})
         if unknown and unlisted == "error":
             shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
@@ -122,8 +123,27 @@ class Polygons:
             return burn(claims[::-1], grid, all_touched=all_touched)
         return _undisputed(claims, grid, all_touched)
 
-    def _on(self, grid: Grid) -> tuple[list[Any], list[str | None]]:
-        """The shapes that meet a grid's bounding box, in its CRS, and their values."""
+    def ids_onto(
+        self, grid: Grid, *, all_touched: bool = False, overlap: Literal["last", "first", "unlabelled"] = "last"
+    ) -> NDArray[np.int64]:
+        """Which shape each pixel's code comes from: (H, W), 0 for none; options and errors as in `onto`.
+
+        The number follows from the shape's outline, so that it is the same in every tile.
+        """
+        shapes, _, places = self._on(grid)
+        claims = [(shape, place) for place, shape in enumerate(shapes)]
+        order = -1 if overlap == "first" else 1
+        owner = burn(claims[::order], grid, all_touched=all_touched, fill=-1, dtype="int32")
+        return np.append(self.ids[places], 0)[owner]
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """The numbers of the shapes that `ids_onto` gives, above 0."""
+        digests = (hashlib.blake2b(outline, digest_size=8).digest() for outline in self._shapes.to_wkb())
+        return np.array([int.from_bytes(digest, "big") >> 1 or 1 for digest in digests], np.int64)
+
+    def _on(self, grid: Grid) -> tuple[list[Any], list[str | None], NDArray[np.intp]]:
+        """The shapes that meet a grid's bounding box, in its CRS, their values, and their places in the file."""
         if grid.crs is None:
             raise GridError(
                 f"the grid that {self.source} is to be burnt onto has no CRS",
@@ -143,7 +163,7 @@ class Polygons:
                 f"{self.source} cannot be brought to {grid.crs[:60]}: {error}", "two CRS that PROJ knows", "check both"
             ) from None
         near_here = _meeting(here.bounds.to_numpy(), np.array(frame.bounds))
-        return list(here.to_numpy()[near_here]), list(self._values[near][near_here])
+        return list(here.to_numpy()[near_here]), list(self._values[near][near_here]), near[near_here]
 
 
 def _meeting(bounds: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.intp]:

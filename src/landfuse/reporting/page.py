@@ -41,6 +41,7 @@ from landfuse.reporting.provenance import (
 from landfuse.reporting.scores import area_rows, findings, warnings
 from landfuse.reporting.tiles import Progress, find_maps, open_tiles, read_roles, scene_file_of
 from landfuse.scenes.land_cover_map import ClassArea, open_map, pixel_area
+from landfuse.scenes.leaks import polygon_leak_words
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.split_rules import TEST, Roles
@@ -210,7 +211,11 @@ def _scores(run: Run, tally: Tally, left_out: Sequence[str]) -> dict[str, Any]:
     intervals = tally.intervals(_REPLICATES if len(tally.blocks) > 1 else 0)
     return {
         "findings": findings(confusion, intervals, legend, leak),
-        "warnings": [*warnings(confusion, intervals, run.scores["test"]), *left_out],
+        "warnings": [
+            *warnings(confusion, intervals, run.scores["test"]),
+            *polygon_leak_words(run.scores.get("polygon_leak_fraction")),
+            *left_out,
+        ],
         "overall": intervals.scores,
         "blocks": intervals.blocks if intervals.replicates else None,
         "block": tally.block,

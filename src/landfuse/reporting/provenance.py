@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from landfuse.accuracy.bootstrap import SCORES
-from landfuse.errors import SettingsError
+from landfuse.errors import SettingsError, few
 from landfuse.legend import Legend
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.raster import Raster
@@ -42,7 +42,7 @@ def data_rows(run: Run, file: SceneFile, scenes: Sequence[Scene]) -> list[dict[s
                 "dtype": first.dtype,
                 "units": part.units or "–",
                 "pixel": f"{width:.6g}" if math.isclose(width, height) else f"{width:.6g} x {height:.6g}",
-                "crs": _few(list(dict.fromkeys(_crs(grid.crs) for grid in own))),
+                "crs": few(list(dict.fromkeys(_crs(grid.crs) for grid in own)), 4),
             }
         )
     labels = settings.labels
@@ -76,10 +76,6 @@ def _size(count: int) -> str:
 
 def _crs(crs: str | None) -> str:
     return "none" if crs is None else crs if len(crs) < 20 else "a CRS without code"
-
-
-def _few(words: Sequence[str]) -> str:
-    return ", ".join(words[:4]) + (f" and {len(words) - 4} more" if len(words) > 4 else "")
 
 
 def split_rows(scenes: Sequence[Scene], roles: Sequence[Roles], legend: Legend) -> list[dict[str, Any]]:

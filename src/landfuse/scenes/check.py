@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.errors import FaultsError, LandfuseError, SceneError
+from landfuse.errors import FaultsError, LandfuseError, SceneError, few
 from landfuse.legend import UNLABELLED
 from landfuse.palette import ClosePair, close_pairs
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import blocks
-from landfuse.scenes.leaks import leak_fraction
+from landfuse.scenes.leaks import leak_fraction, learnt_ground, polygon_leak_fraction, polygon_leak_words
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.scene_keys import CountSettings
@@ -85,6 +85,8 @@ class Report:
         modalities: by name.
         counts: role -> pixels of each class, (K,); role `unused` for labelled pixels without a role.
         leaks: (view, core) -> fraction of test pixels whose view holds a training or validation pixel.
+        polygon_leak: fraction of test pixels in polygons that also train or validate; None for other labels.
+        notes: what is no fault, but has to be known.
         confirmed: which of the scene file's `counts` are those of the files.
         faults: everything that has to be corrected.
     """
@@ -94,6 +96,8 @@ class Report:
     modalities: dict[str, ModalityCheck] = field(default_factory=dict)
     counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     leaks: dict[tuple[int, int], float] = field(default_factory=dict)
+    polygon_leak: float | None = None
+    notes: list[str] = field(default_factory=list)
     confirmed: list[str] = field(default_factory=list)
     faults: list[LandfuseError] = field(default_factory=list)
 
@@ -222,7 +226,22 @@ def _check_labels(
                 "change the split or its seed, or take the class out of the legend",
             )
     if report.counts["test"].any():
-        report.leaks = {(view, core): leak_fraction(roles, view, core) for view, core in views}
+        _check_leaks(report, labelled, roles, views)
+
+
+def _check_leaks(
+    report: Report, scenes: Sequence[Scene], roles: Sequence[Roles], views: Sequence[tuple[int, int]]
+) -> None:
+    learnt, pairs = learnt_ground([scene.grid for scene in scenes], roles)
+    report.leaks = {(view, core): leak_fraction(roles, view, core, learnt=learnt) for view, core in views}
+    report.polygon_leak = polygon_leak_fraction(scenes, roles)
+    if pairs:
+        named = [f"`{scenes[test].name}` on `{scenes[other].name}`" for test, other in pairs]
+        report.notes.append(
+            f"tiles overlap: {leak_fraction(roles, 1, learnt=learnt):.1%} of the test pixels lie on ground that trains "
+            f"or validates in another tile ({few(named)}). Such tiles belong to one role"
+        )
+    report.notes += polygon_leak_words(report.polygon_leak)
 
 
 _OTHER_DATA = "check that these are the files that the scene file means; other versions of the data may circulate"

@@ -88,8 +88,9 @@ def scene_from(
         scene = Scene(name, grid, modalities, Legend((LandClass("unknown", 0, "#000000"),)))
     if labels is None:
         return scene
-    classes, found = _read_labels(labels, scene.grid, _legend(legend), unlabelled, column)
-    return replace(scene, legend=found, read_labels=partial(np.asarray, classes))
+    classes, found, ids = _read_labels(labels, scene.grid, _legend(legend), unlabelled, column)
+    read_polygons = None if ids is None else partial(np.asarray, ids)
+    return replace(scene, legend=found, read_labels=partial(np.asarray, classes), read_polygons=read_polygons)
 
 
 @dataclass(frozen=True)
@@ -219,8 +220,8 @@ def _legend(classes: Classes | None) -> Legend | None:
 
 def _read_labels(
     labels: Labels, grid: Grid, legend: Legend | None, unlabelled: int | Collection[int] | None, column: str | None
-) -> tuple[NDArray[np.uint8], Legend]:
-    """Labels as classes, (H, W) uint8, and their legend; see `Scene.from_arrays` for the errors."""
+) -> tuple[NDArray[np.uint8], Legend, NDArray[np.int64] | None]:
+    """Labels as classes, their legend, and the polygons they come from; see `Scene.from_arrays` for the errors."""
     path = isinstance(labels, str | Path)
     if (path and column is not None) or hasattr(labels, "geometry"):
         return _burnt(labels, grid, legend, column)
@@ -247,7 +248,7 @@ def _read_labels(
     classes = np.full(codes.shape, UNLABELLED, np.uint8)
     for number, code in enumerate(legend.codes):
         classes[(codes == code) & ~missing] = number
-    return classes, legend
+    return classes, legend, None
 
 
 def _codes(labels: Labels, grid: Grid) -> tuple[NDArray[Any], NDArray[np.bool_], str]:
@@ -312,7 +313,9 @@ def _legend_of(codes: NDArray[Any], where: str) -> Legend:
     return Legend(tuple(LandClass(f"class {code}", int(code), default_colour(n)) for n, code in enumerate(codes)))
 
 
-def _burnt(labels: Labels, grid: Grid, legend: Legend | None, column: str | None) -> tuple[NDArray[np.uint8], Legend]:
+def _burnt(
+    labels: Labels, grid: Grid, legend: Legend | None, column: str | None
+) -> tuple[NDArray[np.uint8], Legend, NDArray[np.int64]]:
     """Polygons as classes. Without a legend, values that are all numbers are codes; others are named in their order."""
     from landfuse.rasters.polygons import polygons_of, read_polygons
 
@@ -328,4 +331,4 @@ def _burnt(labels: Labels, grid: Grid, legend: Legend | None, column: str | None
     if legend is None or not values:
         raise SceneError(f"{polygons.source} has no value in `{column}`", "the class of each shape", "check the column")
     codes = {c.name: c.code for c in legend} | {str(c.code): c.code for c in legend}
-    return legend.to_classes(polygons.onto(grid, codes)), legend
+    return legend.to_classes(polygons.onto(grid, codes)), legend, polygons.ids_onto(grid)

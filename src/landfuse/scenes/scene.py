@@ -69,6 +69,8 @@ class Scene:
         modalities: by name, in the order of the scene file.
         legend: the classes.
         read_labels: gives the whole scene's codes as classes, (H, W) uint8; None where there are no labels.
+        read_polygons: gives the polygon that each pixel's label comes from, (H, W) int64, by a number that is the same
+            in all tiles, 0 for none; None where labels are no polygons.
 
     Example:
         >>> scene = lf.open_scene("scene.yaml")
@@ -81,6 +83,7 @@ class Scene:
     modalities: Mapping[str, SceneModality]
     legend: Legend
     read_labels: Callable[[], NDArray[np.uint8]] | None = field(default=None, repr=False)
+    read_polygons: Callable[[], NDArray[np.int64]] | None = field(default=None, repr=False)
 
     @classmethod
     def from_arrays(

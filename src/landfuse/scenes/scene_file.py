@@ -27,7 +27,7 @@ from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import GdalRaster, ResamplingName, crs_name
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
-from landfuse.rasters.polygons import Join, read_polygons
+from landfuse.rasters.polygons import Join, Polygons, read_polygons
 from landfuse.scenes.labels import read_colours
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.scene_keys import ClassSettings, LabelSettings, ModalitySettings, SceneSettings, in_data_folder
@@ -207,28 +207,27 @@ class SceneFile:
                     modalities[name] = SceneModality(_placed(own, fine, name), m.zoom, m.units)
             except LandfuseError as error:
                 faults.append(error)
-        read_labels = None
+        read_labels = read_polygons = None
         if labels is not None:
             try:
                 read_labels = self._label_reader(tile, labels, grid)
+                if labels.polygons and grid is not None:
+                    read_polygons = partial(_polygon_ids, self._polygons(tile, labels), labels, grid)
             except LandfuseError as error:
                 faults.append(error)
         if grid is None:
             return None, faults
         legend = self.legend if settings.legend else Legend((LandClass("unknown", 0, "#000000"),))
-        return Scene(tile, grid, modalities, legend, read_labels), faults
+        return Scene(tile, grid, modalities, legend, read_labels, read_polygons), faults
 
     def _label_reader(
         self, tile: str, labels: LabelSettings, grid: Grid | None
     ) -> Callable[[], NDArray[np.uint8]] | None:
         """What reads a tile's labels, whose files are found to be readable; None if the reference grid is not known."""
         if labels.polygons:
-            paths = tuple(str(self._resolve(path, tile)) for path in labels.polygons)
-            join = Join(str(self._resolve(labels.join.path, tile)), labels.join.key) if labels.join else None
-            read_polygons(paths, str(labels.attribute), join)
-            if grid is None:
-                return None
-            return partial(_burnt, paths, labels, join, grid, self.settings.legend, self.legend)
+            source = self._polygons(tile, labels)
+            source()
+            return partial(_burnt, source, labels, grid, self.settings.legend, self.legend) if grid else None
         rasters = []
         for one in labels.rasters:
             own = self._raster(tile, one, f"{self.path}: `labels`", grid)
@@ -244,6 +243,12 @@ class SceneFile:
                 )
             rasters.append(_placed(own, grid, "labels"))
         return partial(_codes, rasters, labels, self.legend) if grid else None
+
+    def _polygons(self, tile: str, labels: LabelSettings) -> Callable[[], Polygons]:
+        """What reads the polygons of a tile's labels."""
+        paths = tuple(str(self._resolve(path, tile)) for path in labels.polygons)
+        join = Join(str(self._resolve(labels.join.path, tile)), labels.join.key) if labels.join else None
+        return partial(read_polygons, paths, str(labels.attribute), join)
 
 
 def read_mask(scene: Scene, path: str, variable: str | None, axes: str) -> NDArray[np.generic]:
@@ -328,17 +333,15 @@ def _codes(rasters: Sequence[GdalRaster | MatRaster], labels: LabelSettings, leg
 
 
 def _burnt(
-    paths: tuple[str, ...],
-    labels: LabelSettings,
-    join: Join | None,
-    grid: Grid,
-    classes: Sequence[ClassSettings],
-    legend: Legend,
+    source: Callable[[], Polygons], labels: LabelSettings, grid: Grid, classes: Sequence[ClassSettings], legend: Legend
 ) -> NDArray[np.uint8]:
-    polygons = read_polygons(paths, str(labels.attribute), join)
     codes = {c.value if c.value is not None else c.name: listed.code for c, listed in zip(classes, legend, strict=True)}
-    burnt = polygons.onto(grid, codes, unlisted=labels.unlisted, all_touched=labels.all_touched, overlap=labels.overlap)
+    burnt = source().onto(grid, codes, unlisted=labels.unlisted, all_touched=labels.all_touched, overlap=labels.overlap)
     return legend.to_classes(burnt)
+
+
+def _polygon_ids(source: Callable[[], Polygons], labels: LabelSettings, grid: Grid) -> NDArray[np.int64]:
+    return source().ids_onto(grid, all_touched=labels.all_touched, overlap=labels.overlap)
 
 
 def read_scene_file(path: str | Path) -> SceneFile:

@@ -82,17 +82,28 @@ class GroupedSplit(_Split):
         return self
 
 
-class BlocksSplit(GroupedSplit):
-    """Square blocks of the ground; a buffer keeps views of one role from holding pixels of another."""
+class BufferedSplit(GroupedSplit):
+    """A buffer keeps views of one role from holding pixels of another."""
 
-    kind: Literal["blocks"]
-    size: int = Field(ge=2, description="Side of a block, px.")
     buffer: int = Field(
         default=0,
         ge=0,
-        description="Pixels without a role around test and validation blocks. Nothing leaks from `halo + core - 1` of "
+        description="Pixels without a role around those that test or validate. Nothing leaks from `halo + core - 1` of "
         "the model on: half the view for a core of one pixel, the view less one where the core is the view.",
     )
+
+
+class BlocksSplit(BufferedSplit):
+    """Square blocks of the ground."""
+
+    kind: Literal["blocks"]
+    size: int = Field(ge=2, description="Side of a block, px.")
+
+
+class PolygonsSplit(BufferedSplit):
+    """Whole polygons of the labels, also where one lies in several tiles."""
+
+    kind: Literal["polygons"]
 
 
 class TilesSplit(GroupedSplit):
@@ -120,4 +131,6 @@ class TilesSplit(GroupedSplit):
         return self
 
 
-SplitSettings = Annotated[MasksSplit | RolesSplit | RandomSplit | BlocksSplit | TilesSplit, Field(discriminator="kind")]
+SplitSettings = Annotated[
+    MasksSplit | RolesSplit | RandomSplit | BlocksSplit | PolygonsSplit | TilesSplit, Field(discriminator="kind")
+]

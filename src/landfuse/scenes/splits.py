@@ -24,8 +24,10 @@ from landfuse.scenes.split_rules import (
     UNUSED,
     VALIDATION,
     BlocksSplit,
+    BufferedSplit,
     GroupedSplit,
     MasksSplit,
+    PolygonsSplit,
     RandomSplit,
     Roles,
     RolesSplit,
@@ -72,10 +74,13 @@ def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader)
         roles = _draw_pixels(roles, labels, TEST, TRAIN, split.train, rng)
         roles = _draw_validation(roles, labels, split.validation, rng)
     elif isinstance(split, BlocksSplit):
-        roles = _by_groups([_block_numbers(scene, split.size) for scene in scenes], labels, split, rng)
-        roles = [_buffered(role, split.buffer) for role in roles]
+        roles = _by_groups(_block_numbers(scenes, split.size), labels, split, rng)
+    elif isinstance(split, PolygonsSplit):
+        roles = _by_groups(_polygon_numbers(scenes), labels, split, rng)
     else:
         roles = _by_tiles(scenes, labels, split, rng)
+    if isinstance(split, BufferedSplit):
+        roles = [_buffered(role, split.buffer) for role in roles]
     roles = [
         np.where(label == UNLABELLED, UNUSED, role).astype(np.uint8) for role, label in zip(roles, labels, strict=True)
     ]
@@ -199,25 +204,39 @@ def _draw_validation(
     return _draw_pixels(roles, labels, TRAIN, VALIDATION, fraction, rng) if fraction else roles
 
 
-def _block_numbers(scene: Scene, size: int) -> NDArray[np.int64]:
-    rows, cols = np.arange(scene.grid.height) // size, np.arange(scene.grid.width) // size
-    return rows[:, None] * (cols[-1] + 1) + cols[None, :]
+def _block_numbers(scenes: Sequence[Scene], size: int) -> list[NDArray[np.int64]]:
+    """The block of each pixel; those of different tiles are different."""
+    numbered, offset = [], 0
+    for scene in scenes:
+        rows, cols = np.arange(scene.grid.height) // size, np.arange(scene.grid.width) // size
+        numbered.append(offset + rows[:, None] * (cols[-1] + 1) + cols[None, :])
+        offset = int(numbered[-1][-1, -1]) + 1
+    return numbered
+
+
+def _polygon_numbers(scenes: Sequence[Scene]) -> list[NDArray[np.int64]]:
+    """The polygon of each pixel's label; one that lies in several tiles has one number."""
+    ids = [scene.read_polygons() for scene in scenes if scene.read_polygons is not None]
+    if len(ids) < len(scenes):
+        raise SplitError(
+            "the split is by polygons, and the labels are a raster",
+            "labels from polygons, whose outlines are known",
+            "name the vector file by `labels: polygons:`, or choose another kind of split, e.g. `blocks`",
+        )
+    known = np.unique(np.concatenate([np.unique(one) for one in ids]))
+    return [np.searchsorted(known, one) for one in ids]
 
 
 def _by_groups(
     groups: list[NDArray[np.int64]], labels: list[NDArray[np.uint8]], split: GroupedSplit, rng: np.random.Generator
 ) -> list[Roles]:
-    """Assigns whole groups to roles; groups of different tiles are different."""
-    offset, numbered = 0, []
-    for group in groups:
-        numbered.append(group + offset)
-        offset += int(group.max()) + 1
+    """Assigns whole groups, numbered from 0 over all tiles, to roles."""
     kinds = 1 + max(int(label[label != UNLABELLED].max(initial=0)) for label in labels)
-    counts = np.zeros((offset, kinds), dtype=np.int64)
-    for group, label in zip(numbered, labels, strict=True):
+    counts = np.zeros((1 + max(int(group.max()) for group in groups), kinds), dtype=np.int64)
+    for group, label in zip(groups, labels, strict=True):
         known = label != UNLABELLED
         np.add.at(counts, (group[known], label[known]), 1)
-    role_of = np.zeros(offset, dtype=np.uint8)
+    role_of = np.zeros(len(counts), dtype=np.uint8)
     members = np.flatnonzero(counts.sum(axis=1) > 0)
     folds = split.folds or 0
     if folds:
@@ -237,7 +256,7 @@ def _by_groups(
     if split.validation and training.size > 1:
         drawn = _distribute(counts[training], np.array([split.validation, 1 - split.validation]), rng)
         role_of[training[drawn == 0]] = VALIDATION
-    return [role_of[group] for group in numbered]
+    return [role_of[group] for group in groups]
 
 
 def _distribute(
@@ -274,7 +293,7 @@ def _distribute(
 
 
 def _buffered(roles: Roles, buffer: int) -> Roles:
-    """Removes pixels near a test block from the other roles, and those near a validation block from training."""
+    """Removes pixels near those that test from the other roles, and those near validation from training."""
     if not buffer:
         return roles
     near_test, near_validation = (
@@ -298,7 +317,7 @@ def _by_tiles(
             f"some of {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
             "correct the names",
         )
-    whole = [np.zeros(label.shape, dtype=np.int64) for label in labels]
+    whole = [np.full(label.shape, number, dtype=np.int64) for number, label in enumerate(labels)]
     if not split.test_tiles:
         return _by_groups(whole, labels, split, rng)
     role_of = np.full(len(names), UNUSED if split.train_tiles else TRAIN, dtype=np.uint8)

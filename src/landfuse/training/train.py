@@ -38,7 +38,7 @@ from landfuse.mapping.engine import map_blocks
 from landfuse.mapping.settings import MapOptions
 from landfuse.models.base import DirectFit
 from landfuse.rasters.geotiff_writer import write_raster
-from landfuse.scenes.leaks import leak_fraction
+from landfuse.scenes.leaks import leak_fraction, learnt_ground, polygon_leak_fraction
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
 from landfuse.training.fit import fit
 from landfuse.training.pretrain import facts_of, pretrain
@@ -150,7 +150,9 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, progress: bool) -> Bun
     facts["peak_memory_bytes"] = peak_memory()
     if features is not None:
         facts["pretrain"] = facts_of(features.denoiser)
-    facts["leak_fraction"] = leak_fraction(data.roles, model.view, model.core, classifier.stride)
+    learnt, _ = learnt_ground([scene.grid for scene in data.scenes], data.roles)
+    facts["leak_fraction"] = leak_fraction(data.roles, model.view, model.core, classifier.stride, learnt)
+    facts["polygon_leak_fraction"] = polygon_leak_fraction(data.scenes, data.roles)
     classifier.save(run / "bundle")
     for scene, roles in zip(data.scenes, data.roles, strict=True):
         write_raster(run / "split" / f"{scene.name}.tif", scene.grid, roles, nodata=0, names=["role"])
