@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landfuse.errors import SceneError, SettingsError
-from landfuse.legend import UNLABELLED, LandClass, Legend, default_colour
+from landfuse.legend import UNLABELLED, LandClass, Legend
 
 LEGEND = Legend((LandClass("water", 7, "#0000FF"), LandClass("wood", 0, "#00ff00"), LandClass("town", 254, "#FF0010")))
 TABLE = {7: 0, 0: 1, 254: 2}
@@ -115,8 +115,10 @@ def test_codes_are_turned_piece_by_piece_as_if_at_once(monkeypatch: pytest.Monke
     assert legend.to_classes(np.zeros((0, 4), np.uint8)).shape == (0, 4)
 
 
-def test_default_colours_differ_and_are_valid() -> None:
-    colours = [default_colour(index) for index in range(40)]
-    assert len(set(colours)) == 40
-    assert default_colour(40) == colours[0]
-    Legend(tuple(LandClass(str(index), index, colour) for index, colour in enumerate(colours)))
+def test_a_legend_of_codes_and_names_has_the_colours_of_the_names() -> None:
+    legend = Legend.of([(7, "Wasser"), (3, "plot A"), (9, "Forêt")])
+    assert [(c.code, c.name, c.colour) for c in legend] == [
+        *((7, "Wasser", "#2F7FD6"), (3, "plot A", "#E69F00"), (9, "Forêt", "#1E7B34")),
+    ]
+    with pytest.raises(SettingsError, match="the code 1 more than once"):
+        Legend.of([(1, "a"), (1, "b")])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from landfuse.legend import PALETTE, default_colour, rgb
-from landfuse.palette import TOO_CLOSE, VISIONS, close_pairs, distances, lab, seen
+from landfuse.palette import NAMED, PALETTE, TOO_CLOSE, VISIONS, class_colours, close_pairs, distances, lab, rgb, seen
 from landfuse.reporting.layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS
 
 ORANGE, SKY, GREEN, BLUE = (230, 159, 0), (86, 180, 233), (0, 158, 115), (26, 91, 171)
@@ -66,11 +65,50 @@ def test_the_default_colours_of_classes_differ_from_each_other_and_from_white() 
 
 
 def test_the_first_default_colours_differ_in_every_vision() -> None:
-    colours = [rgb(default_colour(index)) for index in range(18)]
+    colours = [rgb(colour) for colour in PALETTE[:18]]
     assert close_pairs(colours[:12], 16) == []
     assert close_pairs(colours, 15) == []
     white = [pair for pair in close_pairs([*colours, (255, 255, 255)], 19) if pair.second == 18]
     assert white == [], "unlabelled pixels are white on paper"
+
+
+def test_the_colours_of_names_differ_from_each_other_and_from_white() -> None:
+    between = distances([*map(rgb, NAMED), (255, 255, 255)], "full colour vision")
+    between[np.diag_indices(len(between))] = np.inf
+    assert between.min() > TOO_CLOSE
+    assert between[-1].min() > 19
+
+
+@pytest.mark.parametrize(
+    ("names", "colour"),
+    [
+        ("water WATER Wasser Gewässer agua вода 水体 Lakes", "#2F7FD6"),
+        ("forest Forêts Wald bosque лес 林地 Trees", "#1E7B34"),
+        ("buildings Gebäude bâti edificação houses 建筑", "#A8484E"),
+    ],
+)
+def test_a_known_name_has_its_colour_in_any_language(names: str, colour: str) -> None:
+    assert {class_colours((name,)) for name in names.split()} == {(colour,)}
+
+
+def test_a_longer_name_has_the_colour_of_its_last_or_first_word_and_a_denied_one_none() -> None:
+    known = {"Permanent water (3)": "#2F7FD6", "stressed grass": "#A3DB58", "bosque de ribera": "#1E7B34"}
+    assert class_colours(tuple(known)) == tuple(known.values())
+    assert class_colours(("Non-forest", "no water", "field 1", "", "???")) == PALETTE[:5]
+    assert class_colours(("Non-irrigated arable land",)) == ("#E3B02F",)
+
+
+def test_no_two_of_forty_classes_have_one_colour_and_given_ones_stay() -> None:
+    assert class_colours(tuple(map(str, range(42)))) == (*PALETTE, *PALETTE[:2])
+    waters = tuple(f"{'water' if i % 2 else 'class'} {i}" for i in range(40))
+    given = ("#2F7FD6", *[None] * 38, "#000000")
+    found = class_colours(waters, given)
+    assert (found[0], found[39]) == ("#2F7FD6", "#000000")
+    assert found == class_colours(waters, given)
+    assert len(set(found)) == 40
+    few = class_colours(("river", "lake", "pond", "E69F00?", "plot"), (None, None, None, "#E69F00", None))
+    assert close_pairs([rgb(colour) for colour in few], 0) == []
+    assert distances([rgb(colour) for colour in few], VISIONS[0])[np.triu_indices(5, 1)].min() > TOO_CLOSE
 
 
 def test_the_report_s_own_colours_do_not_rest_on_hue_alone() -> None:

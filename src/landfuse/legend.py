@@ -6,8 +6,7 @@ maps hold codes, tensors hold classes; this module is where one becomes the othe
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,32 +14,12 @@ from numpy.typing import NDArray
 
 from landfuse.errors import SceneError, SettingsError
 from landfuse.markup import swatch, table
+from landfuse.palette import COLOUR, class_colours, rgb
 
 UNLABELLED = 255
 """The value of a pixel without a label (in targets) or without a class (in maps)."""
 
 _CHUNK = 1 << 20  # pixels at a time: the place of a pixel's code takes 8 bytes, its class 1
-
-PALETTE = (
-    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#505050",
-    "#BBDDAA", "#552200", "#8877FF", "#440088", "#BB2211", "#223344", "#CCAAAA", "#335577",
-    "#885544", "#AADDFF", "#11FF22", "#0000FF", "#FF00EE", "#FF0099", "#22AA00", "#004411",
-    "#00EEEE", "#00FFBB", "#BBFF00", "#FF8877", "#FF88FF", "#BBFF88", "#779933", "#FFCC88",
-    "#886600", "#9933EE", "#440022", "#BBAAFF", "#002266", "#AA1155", "#AA1199", "#FF0055",
-)  # fmt: skip
-"""Colours of classes that name none. Any two are at least 17 apart in CIELAB, and none is near white. The first 18,
-which begin with those of Okabe and Ito (2008), are at least 15 apart with protanopia, deuteranopia and tritanopia too.
-"""
-
-
-def default_colour(index: int) -> str:
-    """The colour of the class at this place in a legend that names none, as `#RRGGBB`; repeats after 40."""
-    return PALETTE[index % len(PALETTE)]
-
-
-def rgb(colour: str) -> tuple[int, int, int]:
-    """Converts a colour, `#RRGGBB`, to three numbers from 0 to 255."""
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
 @dataclass(frozen=True)
@@ -70,7 +49,7 @@ class LandClass:
                 f"a whole number from 0 to {UNLABELLED - 1}; {UNLABELLED} means unlabelled",
                 "give it another code in `legend`",
             )
-        if not re.fullmatch(r"#[0-9A-Fa-f]{6}", self.colour):
+        if not COLOUR.fullmatch(self.colour):
             raise SettingsError(
                 f"the class `{self.name}` has the colour {self.colour!r}",
                 "a colour like '#1F77B4'",
@@ -112,6 +91,12 @@ class Legend:
             raise SettingsError(
                 "no class of the legend is scored", "at least one without `scored: false`", "score a class"
             )
+
+    @classmethod
+    def of(cls, classes: Sequence[tuple[int, str]]) -> Legend:
+        """The legend of (code, name), its colours by `landfuse.palette.class_colours`."""
+        colours = class_colours(tuple(name for _, name in classes))
+        return cls(tuple(LandClass(name, code, colour) for (code, name), colour in zip(classes, colours, strict=True)))
 
     def _repr_html_(self) -> str:
         rows = [(swatch(one.colour), one.code, one.name, "" if one.scored else "not scored") for one in self]

@@ -273,7 +273,7 @@ def _picture(path: Path, scene: Scene, legend: Legend) -> Path:
     images = {name: modality_image(scene, name) for name in scene.modalities}
     images["map"] = class_image(classes, legend)
     shown = [classes]
-    if scene.read_labels is not None and scene.legend == legend:
+    if scene.read_labels is not None and scene.legend.names == legend.names:
         images["labels"] = class_image(scene.labels, scene.legend)
         shown.append(scene.labels)
     return save(map_figure(images, legend, shown), path.with_suffix(".png"))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.errors import GridError, SceneError, SettingsError
-from landfuse.legend import UNLABELLED, LandClass, Legend, default_colour
+from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.rasters.arrays import ArrayRaster, array_raster
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.grid import Grid
@@ -213,9 +213,7 @@ def _legend(classes: Classes | None) -> Legend | None:
             f"`legend` is {classes!r}", "a legend, a list of names, or {code: name}", "write e.g. ['water', 'forest']"
         )
     named = classes if isinstance(classes, Mapping) else dict(enumerate(classes, start=1))
-    return Legend(
-        tuple(LandClass(str(name), int(code), default_colour(n)) for n, (code, name) in enumerate(named.items()))
-    )
+    return Legend.of([(int(code), str(name)) for code, name in named.items()])
 
 
 def _read_labels(
@@ -310,7 +308,7 @@ def _legend_of(codes: NDArray[Any], where: str) -> Legend:
             f"at most {_MOST_CLASSES} classes, of codes from 0 to {UNLABELLED - 1}",
             "number the classes from 1, and name the code of unlabelled pixels by `unlabelled`",
         )
-    return Legend(tuple(LandClass(f"class {code}", int(code), default_colour(n)) for n, code in enumerate(codes)))
+    return Legend.of([(int(code), f"class {code}") for code in codes])
 
 
 def _burnt(

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.errors import SceneError
-from landfuse.legend import UNLABELLED, Legend, rgb
+from landfuse.legend import UNLABELLED, Legend
+from landfuse.palette import rgb
 from landfuse.rasters.geotiff import GdalRaster
 
 _ROWS = 1 << 21  # pixels compared at a time

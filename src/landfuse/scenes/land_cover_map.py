@@ -13,7 +13,7 @@ import pyproj
 from numpy.typing import NDArray
 
 from landfuse.errors import GridError, SceneError
-from landfuse.legend import UNLABELLED, LandClass, Legend, default_colour
+from landfuse.legend import UNLABELLED, Legend
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.grid import Grid
@@ -70,8 +70,7 @@ class LandCoverMap:
         found = {int(code) for window in self._blocks() for code in np.unique(self.codes(window))}
         names = class_names(self.path)
         codes = sorted((found | set(names)) - {UNLABELLED})
-        classes = [LandClass(names.get(code, f"class {code}"), code, default_colour(i)) for i, code in enumerate(codes)]
-        return Legend(tuple(classes or [LandClass("unknown", 0, default_colour(0))]))
+        return Legend.of([(code, names.get(code, f"class {code}")) for code in codes] or [(0, "unknown")])
 
     def codes(self, window: Window) -> NDArray[np.uint8]:
         """The codes of a window inside the map: (height, width), `UNLABELLED` where there are none.

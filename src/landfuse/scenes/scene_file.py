@@ -22,7 +22,8 @@ from landfuse.errors import (
     SettingsError,
     SplitError,
 )
-from landfuse.legend import UNLABELLED, LandClass, Legend, default_colour
+from landfuse.legend import UNLABELLED, LandClass, Legend
+from landfuse.palette import class_colours
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import GdalRaster, ResamplingName, crs_name
 from landfuse.rasters.grid import Grid
@@ -47,15 +48,12 @@ class SceneFile:
     @property
     def legend(self) -> Legend:
         """The classes."""
+        listed = self.settings.legend
+        colours = class_colours(tuple(c.name for c in listed), tuple(c.colour for c in listed))
         return Legend(
             tuple(
-                LandClass(
-                    c.name,
-                    c.code if c.code is not None else index + 1,
-                    c.colour or default_colour(index),
-                    c.scored,
-                )
-                for index, c in enumerate(self.settings.legend)
+                LandClass(c.name, c.code if c.code is not None else index + 1, colours[index], c.scored)
+                for index, c in enumerate(listed)
             )
         )
 

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.legend import UNLABELLED, LandClass, Legend, default_colour
+from landfuse.legend import UNLABELLED, LandClass, Legend
+from landfuse.palette import PALETTE
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.place_noise import chunks, gamma, keys, normal, smooth
 from landfuse.rasters.windows import Window
@@ -154,7 +155,7 @@ def simulate_flat(height: int, width: int, bands: Mapping[str, int], seed: int =
         name: SceneModality(SimulatedRaster(grid, count, _Slopes(seed, 10_000 * index, count), name), units="1")
         for index, (name, count) in enumerate(bands.items())
     }
-    classes = tuple(LandClass(f"field {index + 1}", index + 1, default_colour(index)) for index in range(4))
+    classes = tuple(LandClass(f"field {index + 1}", index + 1, PALETTE[index]) for index in range(4))
     return Scene(f"flat-{seed}", grid, modalities, Legend(classes), _Fields(grid))
 
 
