@@ -19,6 +19,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from landfuse import cli, models
+from landfuse.cli import commands
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.simulate.scene import simulate_flat
@@ -98,7 +99,7 @@ def invoke() -> Callable[..., Result]:
     """Runs the command, and gives what it raises instead of reporting it."""
 
     def run(*words: object) -> Result:
-        return CliRunner().invoke(cli.app, [str(word) for word in words])
+        return CliRunner().invoke(commands.app, [str(word) for word in words])
 
     return run
 

@@ -20,7 +20,7 @@ import landfuse as lf
 from landfuse import models
 from landfuse.bundles.bundle import build_model
 from landfuse.bundles.description import ModelSpec
-from landfuse.cli import COMMANDS, command
+from landfuse.cli.commands import COMMANDS, command
 from landfuse.diffusion.settings import FeatureSettings, PretrainSettings
 from landfuse.legend import UNLABELLED
 from landfuse.mapping.settings import MapOptions

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from landfuse.errors import FaultsError, MissingFileError, SettingsError
-from landfuse.settings import Settings, byte_count, expand, override, parse, read_kind, read_yaml
+from landfuse.settings import Options, Settings, byte_count, expand, override, parse, read_kind, read_yaml
 
 
 class Leaf(Settings):
@@ -113,6 +113,10 @@ def test_own_checks_speak_without_a_prefix() -> None:
     assert faults({"name": "sycamore"}) == ["tree.yaml: `name` is 'sycamore': names are short"]
 
 
+BOMB = f"a0: &a0 [{'x, ' * 9}]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 12))
+"""2 GB in 12 lines, more with each."""
+
+
 def write(folder: Path, text: str) -> Path:
     path = folder / "tree.yaml"
     path.write_text(text)
@@ -140,6 +144,23 @@ def test_reading(tmp_path: Path) -> None:
         ("# nothing\n", "is empty"),
         ("- 1\n", "holds a list"),
         ("!!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("a: !!int abc\n", "no number, or too large: abc(?s:.)*line 1"),
+        ("a: !!float\n", "no number, or too large"),
+        ("a: !!bool maybe\n", "does not fit its tag: 'maybe'"),
+        ("a: !!timestamp 2024-01-01\n", "not valid YAML(?s:.)*timestamp"),
+        ("a: " + "9" * 5000, "no number, or too large: 9999"),
+        ("a: 0x" + "f" * 5000, "no number, or too large: 0xff"),
+        ("a: 1e400\n", "no number, or too large: 1e400"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("- " * 5000, "nested too deeply"),
+        (BOMB, "aliases .* stand for too much"),
+        (BOMB.replace("[", "{<<: [").replace("]", "]}").replace("x, " * 9, "{x: 1}"), "stand for too much"),
+        ("a: &a [*a]\n", "aliases .* stand for too much"),
+        ("a: &a {b: {<<: *a}}\n", "aliases .* stand for too much"),
+        ('a: "x\\0y"\n', "control character(?s:.)*line 1"),
+        ('a: ["\\ud83c"]\n', "control character(?s:.)*line 1"),
+        ('"a\\0": 1\n', "control character(?s:.)*line 1"),
+        ("a: x\0y\n", "cannot be read(?s:.)*special characters"),
     ],
 )
 def test_files_that_are_no_settings(text: str, message: str, tmp_path: Path) -> None:
@@ -159,6 +180,64 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes("a: Grünland".encode("latin-1"))
     with pytest.raises(SettingsError, match="cannot be read"):
         read_yaml(tmp_path / "latin.yaml")
+
+
+class Field(Settings):
+    names: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
+    flag: bool = True
+    rate: float = 0
+    passed_on: Options = {}
+
+
+@pytest.mark.parametrize(
+    "text", ["010", "007", "2023_01", "12:30:00", "2024-02-30", "0000-00-00", "no", "on", "Y", "="]
+)
+def test_names_are_read_as_they_are_written(text: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"names: [{text}]\n")
+    assert parse(Field, read_yaml(path), "x").names == (text,)
+    assert parse(Field, override({}, [f"names=[{text}]"]), "x").names == (text,)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("02", 2), ("010", 10), ("-08", -8), ("1_000", 1000), ("+5", 5), ("0x1F", 31), ("0o17", 15), ("1e3", 1000)],
+)
+def test_numbers_are_decimal_whatever_their_zeros(text: str, number: int, tmp_path: Path) -> None:
+    assert parse(Field, read_yaml(write(tmp_path, f"numbers: [{text}]\n")), "x").numbers == (number,)
+    assert parse(Field, override({}, [f"rate={text}"]), "x").rate == (number if "x" not in text else 31)
+
+
+@pytest.mark.parametrize(
+    ("text", "flag"), [("no", False), ("Off", False), ("false", False), ("yes", True), ("ON", True), ("True", True)]
+)
+def test_flags_are_read_in_all_their_words(text: str, flag: bool) -> None:
+    assert parse(Field, override({}, [f"flag={text}"]), "x").flag is flag
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("names=[12]", "valid string; write it in quotes"),
+        ("names=[1.10]", "valid string; write it in quotes"),
+        ("names=[true]", "valid string; write it in quotes"),
+        ("numbers=[12:30]", "valid integer"),
+        ("numbers=[2024-01-01]", "valid integer"),
+        ("rate=.nan", "finite number"),
+        ("rate=.inf", "finite number"),
+        ("rate=1_0e400", "finite number"),
+        ("passed_on={benchmark: no}", "`benchmark: no` is text here; write true, false"),
+        ("passed_on={depth: 012, size: 1_000}", "`depth: 012`, `size: 1_000` is text here"),
+    ],
+)
+def test_what_could_mean_something_else_is_refused(text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        parse(Field, override({}, [text]), "x")
+
+
+def test_a_file_in_utf_16(tmp_path: Path) -> None:
+    (tmp_path / "tree.yaml").write_bytes("name: Grünland\n".encode("utf-16"))
+    assert read_yaml(tmp_path / "tree.yaml") == {"name": "Grünland"}
 
 
 def test_override() -> None:
@@ -206,14 +285,14 @@ def test_expand(monkeypatch: pytest.MonkeyPatch) -> None:
     ("text", "count"),
     [
         ("0", 0), (12, 12), ("2GiB", 2 * 1024**3), ("500 MB", 500_000_000), ("1.5kb", 1500), (" 3 tib ", 3 * 1024**4),
-        (2.5e9, 2_500_000_000), (1e16, 10**16), ("10B", 10),
+        (2.5e9, 2_500_000_000), (1e16, 10**16), ("10B", 10), ("2_000MB", 2 * 10**9),
     ],
 )  # fmt: skip
 def test_byte_count(text: str | int, count: int) -> None:
     assert byte_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1", "1.2.3", "3 XB", ".", "1 GB 2", "lots"])
+@pytest.mark.parametrize("text", ["", "GB", "-1", "1.2.3", "3 XB", ".", "1 GB 2", "lots", "1e400", "9e9 TiB", "_"])
 def test_byte_counts_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match="is no size; write one like"):
         byte_count(text)

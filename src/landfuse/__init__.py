@@ -10,7 +10,6 @@ classifier.fit({"s2": s2, "s1": s1}, labels).predict({"s2": s2, "s1": s1})
 
 import os
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 # Before torch is imported: threads that wait by spinning take the cores that others need. On a shared machine of two
 # cores that made training 3 to 15 times slower (docs/results.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-__version__ = version("landfuse")
 
 __all__ = [
     "MODELS",
@@ -114,6 +111,8 @@ def __getattr__(name: str) -> object:
     """Imports what a name needs when it is first used: `landfuse --help` and shell completion need no torch."""
     if name == "models":
         return import_module(f"{__name__}.models")
+    if name == "__version__":
+        return import_module("importlib.metadata").version("landfuse")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

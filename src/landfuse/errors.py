@@ -135,6 +135,21 @@ class FaultsError(LandfuseError):
         super().__init__("\n".join(str(fault) for fault in faults))
 
 
+def of_the_system(error: Exception) -> LandfuseError | None:
+    """In words: memory, disk or names that do not suffice, wherever they were met; None for any other error."""
+    if isinstance(error, MemoryError) or "allocate" in str(error):  # torch has errors of its own
+        do = "choose a smaller view, batch, block or --memory, or another machine"
+        return LandfuseError(f"the memory does not suffice: {error}", "settings that fit this machine", do)
+    if isinstance(error, UnicodeEncodeError):
+        return LandfuseError(f"the name {error.object!r} is not in UTF-8", "names of files in UTF-8", "rename it")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return LandfuseError(f"the system refuses: {where}", "files that can be read and written", "check this place")
+    if isinstance(error, OverflowError):
+        return LandfuseError(f"a number is too large: {error}", "settings in their usual range", "choose a smaller one")
+    return None
+
+
 def several(errors: Sequence[LandfuseError]) -> LandfuseError:
     """One error of one or more of a kind, with their exit code."""
     if len(errors) == 1:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import pydantic
 import yaml
@@ -18,7 +20,7 @@ from landfuse.errors import FaultsError, MissingFileError, SettingsError
 class Settings(pydantic.BaseModel):
     """The base of all settings: typed, frozen, and closed to unknown keys."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     retired: ClassVar[Mapping[str, tuple[object, str]]] = {}
     """Settings that no longer exist: name -> (the old default, at which files may still set it; what to do)."""
@@ -44,15 +46,73 @@ class Settings(pydantic.BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
+def _unambiguous(values: dict[str, Any]) -> dict[str, Any]:
+    odd = [f"`{key}: {value}`" for key, value in values.items() if _AMBIGUOUS.fullmatch(str(value))]
+    if odd:
+        raise ValueError(f"{', '.join(odd)} is text here; write true, false, or a number without leading zeros")
+    return values
+
+
+_AMBIGUOUS = re.compile(r"(?i)yes|no|on|off|[-+]?0[0-9_]+|[-+]?[0-9]+(_[0-9]+)+")
+Options = Annotated[dict[str, Any], pydantic.AfterValidator(_unambiguous)]
+"""Keywords for another library: here no type says whether `no` is a text or false."""
+
+
 class SettingsFaultsError(FaultsError, SettingsError):
     """All that is wrong with the values of one file."""
 
 
+_ALIASED = 100_000  # values that the aliases of a file may add; ten lines of them can stand for billions
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML whose mappings name each key once; PyYAML would silently take the last."""
+    """The plain words of YAML 1.2: only `true`, `null`, 12 and 1.5e3 and their like are more than text.
+
+    PyYAML follows YAML 1.1, where `no` is false, 010 is 8, 12:30 is 750 and 2024-02-30 a date that there is not. As
+    text they are read by the type of their setting: `no` as false by a flag, 010 as 10 by a number, as it is by a name.
+    """
+
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if str(tag).rpartition(":")[2] in ("None", "null", "bool", "str", "seq", "map")
+    }
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        """Refuses aliases that stand for more than memory holds, or for what they are in."""
+        sizes: dict[int, float] = {}
+
+        def size(one: yaml.Node) -> float:
+            if id(one) not in sizes:
+                sizes[id(one)] = math.inf  # as long as its parts are counted, of which it may be one
+                pairs = one.value if isinstance(one, yaml.MappingNode) else [one.value]
+                parts = [part for pair in pairs for part in pair] if isinstance(one, yaml.CollectionNode) else ()
+                sizes[id(one)] = 1 + sum(map(size, parts))
+            return sizes[id(one)]
+
+        if size(node) > len(sizes) + _ALIASED:
+            raise yaml.constructor.ConstructorError(None, None, "its aliases (*) stand for too much", node.start_mark)
+        return super().construct_document(node)
+
+    def construct_scalar(self, node: Any) -> str:
+        """Refuses characters that no file name and no other file can hold; escapes can write them."""
+        text = str(super().construct_scalar(node))
+        if self.NON_PRINTABLE.search(text):
+            raise yaml.constructor.ConstructorError(None, None, "found a control character", node.start_mark)
+        return text
+
+    def construct_number(self, node: yaml.ScalarNode) -> float:
+        """A whole number, or any other."""
+        text = self.construct_scalar(node).lower()
+        with suppress(ValueError):
+            whole = node.tag.endswith("int") and len(text) < 19  # digits of 64 bits
+            number = int(text, 0) if whole else float(re.sub(r"\.(?=inf|nan)", "", text))
+            if math.isinf(number) == ("inf" in text):
+                return number
+        raise yaml.constructor.ConstructorError(None, None, f"no number, or too large: {text[:20]}", node.start_mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuses keys that come twice; a key merged by `<<` may be overridden."""
+        """Refuses keys that come twice, of which PyYAML takes the last; a key merged by `<<` may be overridden."""
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
@@ -63,6 +123,33 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _kind, _first, _words in (
+    ("null", ["~", "n", "N", ""], "~|null|Null|NULL|"),
+    ("bool", "tTfF", "true|True|TRUE|false|False|FALSE"),
+    ("int", "-+0123456789", r"[-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+"),
+    (
+        "float",
+        "-+.0123456789",
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    ),
+    ("merge", "<", "<<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_words})\\Z"), [*_first])
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
+
+
+def _load(text: str | bytes) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (KeyError, ValueError) as error:  # of a tag: `!!bool maybe`
+        raise yaml.YAMLError(f"a value does not fit its tag: {error}") from None
 
 
 KINDS = {
@@ -102,7 +189,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        values = _load(path.read_bytes())
     except FileNotFoundError:
         beside = [p.name for p in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, beside, n=1)
@@ -111,10 +198,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             "a YAML file",
             f"did you mean {path.parent / near[0]}?" if near else "check the path",
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}", "a YAML file in UTF-8", "check the path") from None
-    try:
-        values = yaml.load(text, Loader=_Loader)
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error}", "a YAML file", "check the path") from None
+    except yaml.reader.ReaderError as error:
+        raise SettingsError(f"{path} cannot be read: {error}", "a text file", "save it in UTF-8") from None
     except yaml.YAMLError as error:
         raise SettingsError(
             f"{path} is not valid YAML: {error}", "YAML: each key once, no tabs", "correct the line named above"
@@ -164,8 +251,10 @@ def _message(kind: type[Settings], values: Mapping[str, Any], fault: Any) -> str
         near = difflib.get_close_matches(str(fault["ctx"]["tag"]), tags, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"`{key}.{tag}` is {fault['ctx']['tag']!r}, not one of: {', '.join(tags)}{hint}"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    shown = repr(fault.get("input"))
+    message, value = str(fault["msg"]).removeprefix("Value error, "), fault.get("input")
+    if fault["type"] == "string_type" and isinstance(value, bool | int | float):
+        message += "; write it in quotes"
+    shown = repr(value)
     return f"`{key}` is {shown if len(shown) < 80 else shown[:77] + '...'}: {message}" if key else message
 
 
@@ -229,7 +318,7 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
             if not isinstance(place, dict):
                 raise SettingsError(f"`{key}`: `{part}` holds a value, not keys", "a key that has keys below it", "")
         try:
-            place[last] = yaml.load(text, Loader=_Loader)
+            place[last] = _load(text)
         except yaml.YAMLError:
             raise SettingsError(f"`{assignment}`: the value is not valid YAML", "key=value", "quote it") from None
     return result
@@ -273,7 +362,9 @@ def byte_count(text: str | int) -> int:
     Raises:
         ValueError: if it is no size.
     """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:e\+?[0-9]+)?)\s*([A-Za-z]*)\s*", str(text))
-    if not match or match.group(2).upper() not in _UNITS:
-        raise ValueError(f"{text!r} is no size; write one like 2GiB or 500MB")
-    return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
+    match = re.fullmatch(r"\s*([0-9_]+(?:\.[0-9]*)?(?:e\+?[0-9]+)?)\s*([A-Za-z]*)\s*", str(text))
+    with suppress(ValueError, KeyError):
+        count = float(match.group(1)) * _UNITS[match.group(2).upper()] if match else math.inf
+        if count < 2**63:
+            return int(count)
+    raise ValueError(f"{text!r} is no size; write one like 2GiB or 500MB")

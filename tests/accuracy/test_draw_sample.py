@@ -23,7 +23,7 @@ from landfuse.accuracy.draw_sample import allocate
 from landfuse.accuracy.draw_sample import draw_sample as draw_points
 from landfuse.accuracy.from_sample import evaluate_sample
 from landfuse.accuracy.reference_sample import ReferenceSample, read_sample
-from landfuse.cli import app
+from landfuse.cli.commands import app
 from landfuse.errors import GridError, LandfuseError, MissingFileError, OutputError, SceneError, SettingsError
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.rasters.geotiff_writer import write_raster

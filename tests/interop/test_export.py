@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
-from landfuse.cli import app
+from landfuse.cli.commands import app
 from landfuse.errors import BundleError, MissingFileError, ModelError, OutputError
 from landfuse.interop.export import export
 from landfuse.layers.vit_encoder import StackedEncoder

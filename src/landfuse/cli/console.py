@@ -21,10 +21,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from landfuse.errors import SettingsError
+
 if TYPE_CHECKING:
     from landfuse.models.base import FusionModel
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+out = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 140)
 err = Console(stderr=True, highlight=False)
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
@@ -33,6 +35,15 @@ OwnModel = Annotated[
     typer.Option("--model", help="A model of your own, package.module:Class; modules of the working directory too."),
 ]
 ScenePath = Annotated[Path, typer.Argument(help="The scene file (scene.yaml), or the folder that holds it.")]
+
+
+def once(pairs: list[str] | None) -> list[str] | None:
+    """Refuses a key that several of `key=value` have, of which the last would win."""
+    keys = [pair.partition("=")[0].strip() for pair in pairs or ()]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise SettingsError(f"{key} is given {keys.count(key)} times", "once", "choose one")
+    return pairs
 
 
 def own_model(place: str) -> type[FusionModel]:
@@ -122,7 +133,7 @@ class Events:
     def print(self, event: str, words: str, **values: Any) -> None:
         """Prints what happened: in words (nothing where there are none), or as an event with its values."""
         if self.as_json:
-            say(json.dumps({"event": event, **values}, ensure_ascii=False))
+            say(json.dumps({"event": event, **values}))
         elif words:
             say(words)
 

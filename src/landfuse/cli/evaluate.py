@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Quiet, bar, number, out, print_scores, say, table
+from landfuse.cli.console import Quiet, bar, number, once, out, print_scores, say, table
 from landfuse.errors import OutputError, SettingsError
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def sample(
     ] = "proportional",
     minimum: Annotated[int, typer.Option(min=2, help="Points of a class at least.")] = 50,
     expected: Annotated[
-        list[str] | None, typer.Option(help="CODE=ACCURACY expected, for neyman; once per class.")
+        list[str] | None, typer.Option(help="CODE=ACCURACY expected, for neyman; once per class.", callback=once)
     ] = None,
     side: Annotated[int, typer.Option(min=1, help="Side of a cluster, px.")] = 3,
     seed: Annotated[int, typer.Option(help="The same seed draws the same points.")] = 0,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import Quiet, bars, say
+from landfuse.cli.console import Quiet, bars, once, say
 from landfuse.errors import SettingsError
 
 
@@ -26,7 +26,9 @@ def report(
     scene: Annotated[Path | None, typer.Option(help="The scene file, if it has moved since the training.")] = None,
     bands: Annotated[
         list[str] | None,
-        typer.Option(help="How to show a modality, e.g. s2=4,3,2 (red, green, blue) or hsi=30; may be repeated."),
+        typer.Option(
+            help="How to show a modality, e.g. s2=4,3,2 (red, green, blue) or hsi=30; once per modality.", callback=once
+        ),
     ] = None,
     block: Annotated[int, typer.Option(min=1, help="Side of the blocks of ground for the intervals, px.")] = 64,
     quiet: Quiet = False,

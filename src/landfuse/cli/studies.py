@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Quiet, bar, err, number, out, say, table
+from landfuse.cli.console import Quiet, bar, err, number, once, out, say, table
 
 if TYPE_CHECKING:
     from landfuse.studies.compare import Comparison, Spread
@@ -100,7 +100,7 @@ def ablation(
     file: Annotated[Path, typer.Argument(help="The ablation (YAML): a recipe, and what each variant changes in it.")],
     assignments: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings that win over all variants, e.g. training.epochs=5 run=runs/a."),
+        typer.Argument(help="Settings that win over all variants, e.g. training.epochs=5 run=runs/a.", callback=once),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Take only this variant; may be given several times. By default all.")

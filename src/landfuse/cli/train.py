@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import OwnModel, Quiet, err, out, own_model, print_scores, say
+from landfuse.cli.console import OwnModel, Quiet, err, once, out, own_model, print_scores, say
 from landfuse.cli.studies import print_comparison
 
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="The recipe (YAML): one file is one run.")],
     assignments: Annotated[
-        list[str] | None, typer.Argument(help="Settings that win over the file, e.g. training.epochs=20 run=runs/a.")
+        list[str] | None,
+        typer.Argument(help="Settings that win over the file, e.g. training.epochs=20 run=runs/a.", callback=once),
     ] = None,
     seeds: Annotated[
         str | None, typer.Option(help="A run per seed, e.g. 0..4 or 0,3,5; by default the recipe's training.seed.")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from landfuse.settings import Settings
+from landfuse.settings import Options, Settings
 
 Operator = Literal["fusion", "group_attention", "cross_attention"]
 
@@ -121,7 +121,7 @@ class MFNetSettings(Settings):
         default="pretrained",
         description="`pretrained` (published weights, fetched once), `random`, or the path of a file.",
     )
-    encoder_options: dict[str, Any] = Field(
+    encoder_options: Options = Field(
         default_factory=dict, description="Passed to timm, for an encoder of another size; its weights must fit."
     )
     encoder_zoom: int | None = Field(

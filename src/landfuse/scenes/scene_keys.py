@@ -31,6 +31,7 @@ class ModalitySettings(Settings):
     units: str = Field(default="", description="Units of the values, e.g. `reflectance`, `m`, `dB`.")
     nodata: float | None = Field(
         default=None,
+        allow_inf_nan=True,
         description="The number that means no data, as stored; `.nan` for NaN. By default what the file says.",
     )
     scale: float | None = Field(

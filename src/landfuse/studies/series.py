@@ -90,6 +90,8 @@ def members(
             own = [f"{key}={value}" for key, _, value in named if value is not None]
             run = base / "-".join(f"{word}-{value}" for _, word, value in named if value is not None)
             given = (*assignments, *own, f"run={run}")
+            keys = [one.partition("=")[0] for one in given]
+            given = tuple(one for place, one in enumerate(given) if keys[place] not in keys[place + 1 :])
             recipe = read_recipe(path, given)
             recipe.split_of(recipe.read_scene())
             if (run / "recipe.json").exists():

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from landfuse.settings import Settings, byte_count
+from landfuse.settings import Options, Settings, byte_count
 
 Chance = Annotated[float, Field(ge=0, lt=1)]
 
@@ -96,7 +96,7 @@ class TrainingSettings(Settings):
     devices: int | str = Field(default=1, description="number of devices")
     nodes: int = Field(default=1, ge=1, description="number of machines")
     strategy: str = Field(default="auto", description="as Lightning names it, e.g. ddp")
-    lightning: dict[str, Any] = Field(default={}, description="any further argument of Lightning's Trainer")
+    lightning: Options = Field(default={}, description="any further argument of Lightning's Trainer")
 
     @model_validator(mode="before")
     @classmethod

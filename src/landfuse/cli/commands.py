@@ -1,0 +1,127 @@
+"""The commands by name, and what all of them do: log, and end with one message and an exit code."""
+
+from __future__ import annotations
+
+import io
+import logging
+import signal
+import sys
+import traceback
+from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from rich.logging import RichHandler
+from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
+
+from landfuse.cli.console import err, out
+from landfuse.errors import LandfuseError, SettingsError, of_the_system
+
+COMMANDS = {
+    "check": ("data", "Look at a scene: its modalities, its classes per role, what leaks, and every fault at once."),
+    "train": ("train", "Train a recipe and score it on the test split; the same command resumes an interrupted run."),
+    "predict": ("predict", "Map a scene into cloud-optimised GeoTIFFs with colours, class names and a QGIS style."),
+    "evaluate": ("evaluate", "Score a map against labels, or estimate its accuracy and areas from a reference sample."),
+    "compare": ("studies", "Compare recipes over their seeds and folds: means, costs, and paired differences."),
+    "modalities": ("studies", "Report what each modality gives, by models that lack it."),
+    "ablation": ("studies", "Train a recipe in several variants, and compare them with the first."),
+    "report": ("report", "Write a page that shows a run's map, how good it is, and where it came from."),
+    "sample": ("evaluate", "Draw a reference sample of a map at random, by which `evaluate` estimates its accuracy."),
+    "export": ("train", "Write a bundle that opens anywhere, with its frozen encoder."),
+    "fetch": ("data", "Download the data of a benchmark, or say what to download and where to put it."),
+    "reproduce": ("studies", "Train a benchmark's methods on splits with and without leaks, beside published scores."),
+    "demo": ("demo", "Simulate a scene of three sensors, train, map and score it: all of landfuse in two minutes."),
+}
+"""The commands in the order of the help text: name -> the module that defines it, and what it does in one line."""
+
+
+class _Command(TyperCommand):
+    """Refuses options that are given again, of which Click takes the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args([*args])
+        for option in given:
+            if given.count(option) > 1 and not getattr(option, "multiple", False):
+                raise SettingsError(f"{option.opts[0]} is given {given.count(option)} times", "once", "choose one")
+        return super().parse_args(ctx, args)
+
+
+def command(name: str) -> Any:
+    """Imports a command's function and makes a command of it; its help is its docstring."""
+    alone = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+    alone.command(name, cls=_Command)(getattr(import_module(f"landfuse.cli.{COMMANDS[name][0]}"), name))
+    return typer.main.get_command(alone)
+
+
+class _Commands(TyperGroup):
+    """Knows the commands by name; imports the one that is called."""
+
+    def __init__(self, **options: Any) -> None:
+        options["commands"] = {name: TyperCommand(name, help=line) for name, (_, line) in COMMANDS.items()}
+        super().__init__(**options)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, known, rest = super().resolve_command(ctx, args)
+        return name, known and command(str(name)), rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Reports ctrl-C itself: versions of Typer differ in the exit code, and none says what is left."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            err.print(
+                "interrupted; nothing half-written is left. The same `train` or `predict` command goes on from there",
+                soft_wrap=True,
+            )
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Co-registered rasters of several sensors and some labels in, a defended land-cover map out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(version("landfuse"))
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    _show: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    logging.getLogger("landfuse").setLevel(logging.INFO)
+    if not logging.getLogger("landfuse").handlers:
+        logging.getLogger("landfuse").addHandler(RichHandler(console=err, show_time=False, show_path=False))
+
+
+def run() -> None:
+    """Runs the command; a mistake of the user is one message and exit code 2."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # clean up as after ctrl-C
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name must not end a command after hours of training
+    try:
+        for word in sys.argv:
+            word.encode()
+        app()
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        fault = error if isinstance(error, LandfuseError) else of_the_system(error)
+        if fault is not None:
+            err.print(f"[bold red]error[/] {escape(str(fault))}", soft_wrap=True)
+            sys.exit(fault.exit_code)
+        err.print(escape(traceback.format_exc()), soft_wrap=True)
+        err.print("[bold red]this is a fault of landfuse[/]; please report it with the lines above")
+        sys.exit(1)

@@ -1,0 +1,100 @@
+"""How a command speaks and ends, whichever it is: encodings, ctrl-C, what the system refuses, options given twice."""
+
+from __future__ import annotations
+
+import errno
+import io
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from landfuse import cli
+from landfuse.cli import commands
+
+Run = Callable[..., Any]
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("ascii", r"Gew\xe4sser"), ("cp1252", "Gewässer")])
+def test_a_console_that_lacks_characters(
+    encoding: str, name: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = yaml.safe_load((place / "scene.yaml").read_text()) | {"root": str(place)}
+    text["legend"][0]["name"] = "Gewässer ■"
+    (tmp_path / "scene.yaml").write_text(yaml.safe_dump(text))
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "argv", ["landfuse", "check", str(tmp_path)])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    signal.signal(signal.SIGTERM, before)
+    assert not ended.value.code
+    out.flush()
+    assert name + r" \u25a0" in out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+
+
+def test_control_c_while_a_command_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("Unable to allocate 8 TiB"), "the memory does not suffice: Unable to allocate 8 TiB"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "the memory does not suffice"),
+        (OverflowError("int too large to convert to float"), "a number is too large: int too large"),
+        (OSError(errno.EIO, "Input/output error", "s2.tif"), "the system refuses: s2.tif: Input/output error"),
+        (OSError("no socket"), "the system refuses: no socket"),
+        (
+            UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates not allowed"),
+            r"the name 'a\\udcff' is not in UTF-8",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_one_message(
+    error: Exception, message: str, landfuse: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("landfuse.scenes.check.check", failing)
+    done = landfuse("check", place)
+    assert done.code == 2
+    assert done.err.replace("\\\\", "\\").startswith(f"error {message}".replace("\\\\", "\\"))
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("word", ["n" * 300, "caf\udce9/scene.yaml", "a\nb", "[x]*?{tile}${HOME}"])
+def test_names_that_no_file_has(word: str, landfuse: Run) -> None:
+    for words in (["check", word], ["train", word], ["predict", word, word, "-o", "m.tif"], ["evaluate", word, word]):
+        done = landfuse(*words)
+        assert done.code == 2, done
+        assert done.err.count("error") + done.err.count("fault") == 1, done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["predict", "run", "scene.yaml", "-o", "a.tif", "--output", "b.tif"], "--output"),
+        (["check", "scene.yaml", "--views", "7", "--views", "9"], "--views"),
+        (["train", "recipe.yaml", "training.epochs=3", "training.epochs=4"], "training.epochs"),
+        (["ablation", "a.yaml", "run=a", "run=b"], "run"),
+        (["sample", "map.tif", "-o", "s.csv", "--expected", "3=.8", "--expected", "3=.9"], "3"),
+        (["report", "run", "--bands", "a=1", "--bands", "a=2"], "a"),
+    ],
+)
+def test_options_that_are_given_twice(words: list[str], option: str, landfuse: Run) -> None:
+    done = landfuse(*words)
+    assert done.code == 2
+    assert done.err.startswith(f"error {option} is given 2 times")
