@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import pytest
 import rasterio
 import yaml
 
-from landfuse import cli
 from landfuse.mapping.part_folder import PartFolder
 from landfuse.mapping.window_owners import BlockWindows
 from landfuse.rasters.geotiff_writer import write_raster
@@ -476,4 +476,4 @@ def test_help_names_units_and_defaults(
         assert word in done.out, word
     every = landfuse("--help")
     assert command in every.out
-    assert landfuse("--version").out.strip() == cli.version("landfuse")
+    assert landfuse("--version").out.strip() == version("landfuse")
