@@ -1,54 +1,27 @@
-"""What notebooks show of landfuse's objects: HTML that needs nothing else and has no colours but those of classes."""
+"""Numbers for people keep the digits that matter."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from xml.etree import ElementTree
+import math
 
-import numpy as np
 import pytest
 
-import landfuse as lf
-from landfuse.markup import table
-from landfuse.training.run import read_run
-
-OLD = Path(__file__).parent / "data" / "old"
+from landfuse.markup import decimals, percent
 
 
-def cells(html: str) -> list[list[str]]:
-    rows = ElementTree.fromstring(html).findall("tr")
-    return [["".join(cell.itertext()) for cell in row] for row in rows]
+@pytest.mark.parametrize(
+    ("fraction", "one", "none"),
+    [
+        *((0, "0%", "0%"), (1, "100%", "100%"), (0.5, "50.0%", "50%"), (0.003, "0.3%", "0.3%")),
+        *((0.0004, "< 0.1%", "< 0.1%"), (0.9996, "99.96%", "99.96%"), (0.99999, "> 99.99%", "> 99.99%")),
+        *((0.996, "99.6%", "99.6%"), (0.9994, "99.9%", "99.9%"), (math.nan, "–", "–"), (0.123, "12.3%", "12%")),
+    ],
+)
+def test_only_none_is_0_percent_and_only_all_is_100(fraction: float, one: str, none: str) -> None:
+    assert (percent(fraction), percent(fraction, 0)) == (one, none)
 
 
-def test_cells_are_escaped() -> None:
-    assert '<td style="text-align:left">&lt;b&gt; &amp; c</td>' in table("of <all>", ["a"], [["<b> & c"]])
-    assert cells(table("of <all>", ["a"], [["<b> & c"]])) == [["a"], ["<b> & c"]]
-
-
-@pytest.fixture(params=["scene", "legend", "confusion", "run"])
-def html(request: pytest.FixtureRequest, place: Path) -> str:
-    shown = {
-        "scene": lambda: lf.open_scene(place),
-        "legend": lambda: lf.open_scene(place).legend,
-        "confusion": lambda: lf.Confusion(2, np.array([[3, 1], [0, 4]])),
-        "run": lambda: read_run(OLD / "runs" / "two_branch"),
-    }[request.param]()
-    return str(shown._repr_html_())
-
-
-def test_it_is_whole_by_itself_and_readable_on_dark_pages(html: str) -> None:
-    ElementTree.fromstring(html)
-    assert not re.search(r"src=|href=|<script|<style|class=", html)
-    styles = [style for style in re.findall(r'style="([^"]*)"', html) if "inline-block" not in style]
-    assert not any("color" in style or "background" in style for style in styles)
-
-
-def test_what_it_says(place: Path) -> None:
-    scene = lf.open_scene(place)
-    assert cells(scene._repr_html_())[1][:5] == ["a", "3", "float32", "1", "1"]
-    assert [row[2] for row in cells(scene.legend._repr_html_())[1:]] == scene.legend.names
-    shown = cells(lf.Confusion(2, np.array([[3, 1], [0, 4]]))._repr_html_())
-    assert shown[1] == ["0", "3", "1", "1.000", "0.750", "0.857"]
-    scores = read_run(OLD / "runs" / "two_branch").scores["test"]
-    assert ["OA", f"{scores['OA']:.3f}"] in cells(read_run(OLD / "runs" / "two_branch")._repr_html_())
+def test_a_score_is_0_or_1_only_where_it_is() -> None:
+    values = (0, 1, 0.0004, 0.0006, 0.9994, 0.9996, 0.99999, None, math.nan)
+    wanted = ["0.000", "1.000", "< 0.001", "0.001", "0.999", "0.9996", "> 0.9999", "–", "–"]
+    assert [decimals(value) for value in values] == wanted

@@ -1,9 +1,36 @@
-"""HTML for notebooks: tables without colours of their own, readable on light and dark pages."""
+"""Numbers and tables for people: fractions that keep the digits that matter, and HTML for notebooks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """A fraction as a percentage; only 0 is 0% and only 1 is 100%: `0.3%`, `< 0.1%`, `99.96%`; a dash for NaN.
+
+    Args:
+        fraction: 0..1.
+        digits: after the point; more where the percentage would read 0 or 100.
+    """
+    if math.isnan(fraction):
+        return "–"
+    if 0 < fraction < 0.001:
+        return "< 0.1%"
+    texts = [f"{fraction:.{places}%}" for places in range(digits, 3)]
+    return next(
+        (text for text in texts if 0 < float(text[:-1]) < 100), f"{fraction:.0%}" if fraction in (0, 1) else "> 99.99%"
+    )
+
+
+def decimals(value: float | None) -> str:
+    """A score with three digits; only 0 is 0.000 and only 1 is 1.000: `< 0.001`, `0.9996`; a dash for None and NaN."""
+    if value is None or math.isnan(value):
+        return "–"
+    if 0 < value < 0.0005 or 0.99995 <= value < 1:
+        return "< 0.001" if value < 0.5 else "> 0.9999"
+    return f"{value:.{4 if 0.9995 <= value < 1 else 3}f}"
 
 
 class Markup(str):

@@ -89,7 +89,10 @@ def test_curves_of_losses_and_scores_are_apart() -> None:
     assert [loss.get_title(), score.get_title()] == ["Training loss", "Validation scores"]
     np.testing.assert_array_equal(loss.lines[0].get_xydata(), [[0, 1.5], [1, 0.75]])
     np.testing.assert_array_equal(score.lines[0].get_xydata(), [[0, 0.2], [1, 0.4]])
-    assert score.get_ylim() == (0, 1)
+    assert score.get_ylim() == pytest.approx((0.19, 0.41)), "zoomed to the values"
+    assert [axis.get_yscale() for axis in (loss, score)] == ["linear", "linear"]
+    falling = [{"epoch": 0.0, "train_loss": 90.0}, {"epoch": 1.0, "train_loss": 1.0}]
+    assert curves_figure(falling, None, ("loss",)).axes[0].get_yscale() == "log"
     alone = curves_figure(HISTORY, None, ("score",))
     assert [axis.get_title() for axis in alone.axes] == ["Validation scores"]
     assert alone.words == "mIoU from 0.200 to 0.400."
@@ -105,6 +108,8 @@ def test_a_picture_for_a_page_has_a_title_words_and_colours_for_both_pages() -> 
         assert f">{title}</title>" in text
         assert "<style" not in text, "it would apply to the whole page"
         assert "http" not in text
+    assert "> 9</text>" in second, "how many pixels the bin holds"
+    assert "0.500 of 9 px stated 0.600" in second
     names = [set(re.findall(r' id="([^"]+)"', text)) for text in (first, second)]
     assert not names[0] & names[1], "the ids of two pictures in one page"
     assert "stroke: var(--0b5cad, #0b5cad)" in first

@@ -23,14 +23,16 @@ from PIL import Image
 
 from landfuse import cli
 from landfuse import report as report_function
-from landfuse.accuracy.bootstrap import block_confusions, scores_of
+from landfuse.accuracy.bootstrap import Interval, block_confusions, scores_of
 from landfuse.accuracy.evaluate import Tally, evaluate, read_map
 from landfuse.errors import LandfuseError
 from landfuse.legend import UNLABELLED, LandClass, Legend
+from landfuse.markup import decimals
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.reporting import LARGEST, report
 from landfuse.reporting.images import Coded, Photograph, data_uris, unlike
-from landfuse.reporting.scores import area_rows, findings
+from landfuse.reporting.page import _class_rows
+from landfuse.reporting.scores import area_rows, findings, warnings
 from landfuse.scenes.land_cover_map import ClassArea
 from landfuse.scenes.scene_file import open_scenes
 from landfuse.scenes.split_rules import TEST
@@ -335,11 +337,51 @@ def test_what_the_scores_say_in_sentences() -> None:
     mapped[0, 6] = 1
     tally.add(truth, mapped)
     said = said_of(tally, 0.25)
-    assert "names 78 of 100 test pixels correctly" in said
-    assert "Naming every pixel a, the commonest class, would be correct at 75 of 100" in said
-    assert "b mapped as a, 7 pixels, 88% of all b" in said
+    assert "names 78.1% of the test pixels correctly" in said
+    assert "Naming every pixel a, the commonest class, would be correct at 75.0% of them" in said
+    assert "b mapped as a, 7 pixels, 87.5% of all b" in said
     assert "25.0% of the test pixels were labelled from a view" in said
     assert "No test label" in said_of(Tally(legend_of(2), 4))
+
+
+def test_an_interval_that_cannot_be_given_says_so_and_why() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.zeros((8, 64), np.uint8)
+    truth[0, :8] = 1  # in one block only
+    mapped = truth.copy()
+    tally = Tally(legend_of(2), 8)
+    tally.add(truth, mapped)
+    found = tally.intervals()
+    assert [one.text(decimals) for one in found.scores.values()] == ["no interval"] * 5
+    assert "names 100% of the test pixels correctly; 512 pixels" in " ".join(
+        findings(tally.confusion, found, tally.legend, 0)
+    )
+    assert warnings(tally.confusion, found, {"test": {}})[0].startswith("All blocks of ground are scored alike")
+    tally = Tally(legend_of(2), 8)
+    tally.add(truth, np.where(rng.random(truth.shape) < 0.1, 1 - truth, truth).astype(np.uint8))
+    first, second = _class_rows(tally, tally.intervals())
+    assert (first["blocks"], second["blocks"]) == (8, 1)
+    assert all(one.known for one in first["scores"].values())
+    assert not any(one.known for one in second["scores"].values())
+    assert Interval(0.5, 0.05801, 0.05804).text(decimals) == "0.058010 to 0.058040"
+
+
+@pytest.mark.parametrize(
+    ("ece", "nll", "warned"),
+    [
+        (0.206, 0.9, "ECE) 0.026 as trained, 0.206"),
+        (0.026, 0.9, None),
+        (0.026, 1.2, "likelihood 1.000 as trained, 1.200"),
+        (0.0263, 1.0, None),
+    ],
+)
+def test_a_calibration_that_made_the_test_worse_is_a_warning(ece: float, nll: float, warned: str | None) -> None:
+    tally = Tally(legend_of(2), 4)
+    tally.add(np.zeros((4, 8), np.uint8), np.zeros((4, 8), np.uint8))
+    test = {"before": {"ECE": 0.026, "NLL": 1.0}, "after": {"ECE": ece, "NLL": nll}}
+    said = " ".join(warnings(tally.confusion, tally.intervals(0), {"test": {}, "calibration": {"test": test}}))
+    assert ("Calibration made" in said) == (warned is not None)
+    assert (warned or "") in said
 
 
 def test_a_class_that_is_not_scored_is_named_and_stays_out_of_the_means(run: Path, page: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ Lahiri 2003, doi:10.1007/978-1-4757-3803-2, chapter 12 (spatial data).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -37,6 +37,18 @@ class Interval:
     value: float
     low: float
     high: float
+
+    @property
+    def known(self) -> bool:
+        """Whether the ends differ; where all blocks agree, as without any error, they cannot give an interval."""
+        return self.low < self.high
+
+    def text(self, form: Callable[[float], str]) -> str:
+        """The ends in words, with as many digits as they differ in; "no interval" where they do not."""
+        if not self.known:
+            return "no interval"
+        low, high = form(self.low), form(self.high)
+        return f"{low} to {high}" if low != high else f"{self.low:.6f} to {self.high:.6f}"
 
     @property
     def excludes_zero(self) -> bool:

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 from landfuse.errors import SettingsError
+from landfuse.markup import percent
 
 if TYPE_CHECKING:
     from landfuse.models.base import FusionModel
@@ -115,7 +116,7 @@ def print_scores(scores: dict[str, float], classes: Sequence[Mapping[str, object
     out.print(shown)
     out.print("  ".join(f"{name} {number(scores[name])}" for name in ("OA", "AA", "kappa", "mF1", "mIoU")))
     if scores.get("unmapped"):
-        out.print(f"{scores['unmapped']:.1%} of the labelled pixels have no class in the map; they are not scored")
+        out.print(f"{percent(scores['unmapped'])} of the labelled pixels have no class in the map; they are not scored")
 
 
 @dataclass(frozen=True)

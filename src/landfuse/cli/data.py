@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from landfuse.cli.console import Quiet, ScenePath, bar, bars, err, out, say, table
 from landfuse.errors import SettingsError
+from landfuse.markup import percent
 
 _MOST_PAIRS = 5  # of close colours; a legend of many classes has dozens
 
@@ -41,7 +42,7 @@ def check(
             pixel = settings.modalities[name].metres or m.pixel
             shown.add_row(
                 name, str(m.bands), m.dtype, f"{pixel:.4g}", ", ".join(crs[:3]) + (" ..." if len(crs) > 3 else ""),
-                str(m.warped), f"{m.missing / max(1, m.pixels):.1%}", f"{m.low:.4g}", f"{m.mean:.4g}", f"{m.high:.4g}",
+                str(m.warped), percent(m.missing / max(1, m.pixels)), f"{m.low:.4g}", f"{m.mean:.4g}", f"{m.high:.4g}",
                 escape(m.units),
             )  # fmt: skip
         out.print(shown)
@@ -83,7 +84,7 @@ def check(
 
 
 def _leak(fraction: float) -> str:
-    return f"[{'red' if fraction > 0 else 'green'}]{fraction:.1%}[/]"
+    return f"[{'red' if fraction > 0 else 'green'}]{percent(fraction)}[/]"
 
 
 def _view_and_core(text: str) -> tuple[int, int]:

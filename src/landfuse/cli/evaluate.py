@@ -136,6 +136,8 @@ def _table(intervals: BlockIntervals, names: list[str], title: str, signed: bool
 
 
 def _warn(intervals: BlockIntervals) -> None:
+    if any(one.low == one.high for one in (*intervals.scores.values(), *intervals.f1)):
+        out.print("note: where low equals high all blocks agree, which gives no interval", soft_wrap=True)
     if intervals.rough:
         out.print(
             f"note: only {intervals.blocks} blocks: these intervals are rather too narrow; label more ground, or take "

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from landfuse.cli.console import Quiet, bar, err, number, once, out, say, table
+from landfuse.markup import percent
 
 if TYPE_CHECKING:
     from landfuse.studies.compare import Comparison, Spread
@@ -158,7 +159,7 @@ def reproduce(
     for row in result.rows:
         if published and row is published[0]:
             shown.add_section()
-        leak = "–" if row.leak is None else f"[{'red' if row.leak else 'green'}]{row.leak:.1%}[/]"
+        leak = "–" if row.leak is None else f"[{'red' if row.leak else 'green'}]{percent(row.leak)}[/]"
         shown.add_row(
             escape(row.method), escape(row.modalities), row.split, str(row.n or "–"), leak,
             *(cell(row.scores[name]) for name in SCORES), f"{published.index(row) + 1}" if row in published else "",
@@ -212,6 +213,7 @@ def _print_modalities(found: ModalityTable) -> None:
     out.print(shown)
     for row in found.rows:
         if row.scores["unmapped"] and row.how != "all":
-            say(f"note: without {' + '.join(row.withheld)}, {row.scores['unmapped']:.1%} of the pixels have no class")
+            lost = percent(row.scores["unmapped"])
+            say(f"note: without {' + '.join(row.withheld)}, {lost} of the pixels have no class")
     for note in found.notes:
         say(f"note: {note}")

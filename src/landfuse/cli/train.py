@@ -9,6 +9,7 @@ import typer
 
 from landfuse.cli.console import OwnModel, Quiet, err, once, out, own_model, print_scores, say
 from landfuse.cli.studies import print_comparison
+from landfuse.markup import percent
 
 
 def train(
@@ -52,7 +53,7 @@ def train(
     scores = read_run(run).scores
     print_scores(scores["test"], scores["classes"], f"{run}: test split")
     if scores.get("leak_fraction"):
-        out.print(f"[red]{scores['leak_fraction']:.1%} of the test pixels have a training pixel in their view[/]")
+        out.print(f"[red]{percent(scores['leak_fraction'])} of the test pixels have a training pixel in their view[/]")
     for line in polygon_leak_words(scores.get("polygon_leak_fraction")):
         out.print(f"[red]{line}[/]", soft_wrap=True)
     say(f"bundle: {run / 'bundle'}")

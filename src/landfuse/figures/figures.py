@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from landfuse.figures.overview import overview, thinned_classes, thinning
 from landfuse.files import whole_file
 from landfuse.legend import UNLABELLED, Legend
+from landfuse.markup import percent
 from landfuse.scenes.scene import Scene
 
 INK, GRID = ("#59636d", "#a2acb5"), ("#d8dcdf", "#353b41")
@@ -125,7 +126,7 @@ def svg(figure: Picture, name: str) -> str:
     body = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", body)
     for light, _ in (INK, GRID, *LINES):
         body = body.replace(light, f"var(--{light[1:]}, {light})")
-    title = html.escape(", ".join(axis.get_title() for axis in figure.axes))
+    title = html.escape(", ".join(filter(None, (axis.get_title() for axis in figure.axes))))
     return (
         f'<svg viewBox="{box[1] if box else ""}" role="img" aria-labelledby="{name}-title" '
         f'aria-describedby="{name}-words" style="stroke-linejoin: round"><title id="{name}-title">{title}</title>'
@@ -234,7 +235,7 @@ def confusion_figure(matrix: NDArray[np.int64], names: Sequence[str]) -> Picture
     axis.set_ylabel("truth")
     if len(names) <= _MOST_NUMBERS:
         for (row, col), count in np.ndenumerate(matrix):
-            label = f"{count:,}\n{fractions[row, col]:.0%}" if count else "0"
+            label = f"{count:,}\n{percent(float(fractions[row, col]), 0)}" if count else "0"
             dark = fractions[row, col] > 0.55
             axis.text(col, row, label, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     axis.set_title("pixels, and fractions of each row of the truth", fontsize=9)
@@ -248,21 +249,30 @@ def reliability_figure(counts: Mapping[str, Mapping[str, Any]]) -> Picture:
     Args:
         counts: title -> what `landfuse.accuracy.reliability.Reliability.to_dict` returns.
     """
-    figure = _FIGURE.get()(figsize=(4.2 * len(counts), 3.9), layout="constrained")
-    for axis, (title, found) in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True):
-        most = max((row["pixels"] for row in found["bins"]), default=1)
+    figure = _FIGURE.get()(figsize=(4.2 * len(counts), 5.2), layout="constrained")
+    axes = figure.subplots(2, len(counts), squeeze=False, sharex=True, height_ratios=(3, 1))
+    for (axis, below), (title, found) in zip(axes.T, counts.items(), strict=True):
         for row in found["bins"]:
-            width = row["high"] - row["low"]
-            axis.bar(row["low"], row["accuracy"], 0.94 * width, align="edge", color=LINES[0][0])
-            axis.bar(row["low"], 0.15 * row["pixels"] / most, 0.94 * width, align="edge", color=INK[0])
+            place = {"x": row["low"], "width": 0.94 * (row["high"] - row["low"]), "align": "edge"}
+            axis.bar(height=row["accuracy"], color=LINES[0][0], **place)
             axis.plot(row["stated"], row["accuracy"], "o", color=LINES[1][0])
+            below.bar(height=row["pixels"], color=INK[0], **place)
+            middle = (row["low"] + row["high"]) / 2
+            below.text(middle, row["pixels"], f" {row['pixels']:,}", fontsize=7, rotation=90, ha="center", va="bottom")
         axis.plot((0, 1), (0, 1), "--", color=INK[0], lw=1, marker="")
-        axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="stated probability", ylabel="fraction that is right")
+        axis.set(xlim=(0, 1), ylim=(0, 1), ylabel="fraction that is right")
         axis.set_title(f"{title}: ECE {found['ECE']:.3f}")
-    figure.supxlabel("grey: test pixels, relative to the fullest bin", fontsize=9)
+        most = max((row["pixels"] for row in found["bins"]), default=1)
+        below.set(yscale="log", ylim=(0.5, 60 * most), ylabel="test pixels", xlabel="stated probability")
+        below.set_yticks([10**power for power in range(len(str(most)))])
+        below.minorticks_off()
     figure.words = (
         "Fraction of the pixels that are right against the probability stated for them; on the diagonal the two agree. "
-        + "; ".join(f"{title}: expected calibration error {found['ECE']:.3f}" for title, found in counts.items())
+        + "; ".join(
+            f"{title}: expected calibration error {found['ECE']:.3f}; "
+            + ", ".join(f"{b['accuracy']:.3f} of {b['pixels']:,} px stated {b['stated']:.3f}" for b in found["bins"])
+            for title, found in counts.items()
+        )
         + "."
     )
     return figure
@@ -272,7 +282,7 @@ def reliability_figure(counts: Mapping[str, Mapping[str, Any]]) -> Picture:
 def curves_figure(
     history: Sequence[Mapping[str, float]], chosen: int | None, kinds: Sequence[str] = ("loss", "score")
 ) -> Picture:
-    """Loss and validation scores over the epochs.
+    """Loss and validation scores over the epochs, each zoomed to its values.
 
     Args:
         history: rows as `landfuse.training.run.read_history` returns them.
@@ -281,6 +291,9 @@ def curves_figure(
     """
     figure = _FIGURE.get()(figsize=(4.2 * len(kinds), 3.4), layout="constrained")
     names = list(dict.fromkeys(name for row in history for name in row if name != "epoch"))
+    losses = [
+        value for row in history for name, value in row.items() if name != "epoch" and not name.startswith("val_")
+    ]
     said = []
     for axis, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         for name in [name for name in names if name.startswith("val_") == (kind == "score")]:
@@ -292,8 +305,8 @@ def curves_figure(
             axis.axvline(chosen, color=INK[0], ls=":", lw=1.2, marker="", label="kept epoch")
         axis.set(title="Training loss" if kind == "loss" else "Validation scores", xlabel="epoch", ylabel=kind)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        if kind == "score":
-            axis.set_ylim(0, 1)
+        if kind == "loss" and losses and min(losses) > 0 and max(losses) > 20 * min(losses):
+            axis.set_yscale("log")
         _finish(axis)
     kept = "" if chosen is None else f" The dotted line marks epoch {chosen}, which was kept."
     figure.words = f"{'; '.join(said)}.{kept}"

@@ -25,6 +25,7 @@ from landfuse.errors import OutputError, SettingsError
 from landfuse.figures.figures import curves_figure, dark_variables, reliability_figure, svg
 from landfuse.files import write_text
 from landfuse.legend import UNLABELLED, Legend
+from landfuse.markup import decimals, percent
 from landfuse.palette import TOO_CLOSE, close_pairs
 from landfuse.rasters.grid import Grid
 from landfuse.reporting.images import data_uris
@@ -202,7 +203,7 @@ def _layer(layer: Layer, uri: str) -> dict[str, Any]:
 def _tile_words(grid: Grid, own: Confusion) -> str:
     if not own.pixels:
         return f"{grid}; no test label on this tile."
-    return f"{grid}; OA {own.overall_accuracy:.3f} on {own.pixels:,} test px."
+    return f"{grid}; OA {decimals(own.overall_accuracy)} on {own.pixels:,} test px."
 
 
 def _scores(run: Run, tally: Tally, left_out: Sequence[str]) -> dict[str, Any]:
@@ -212,7 +213,7 @@ def _scores(run: Run, tally: Tally, left_out: Sequence[str]) -> dict[str, Any]:
     return {
         "findings": findings(confusion, intervals, legend, leak),
         "warnings": [
-            *warnings(confusion, intervals, run.scores["test"]),
+            *warnings(confusion, intervals, run.scores),
             *polygon_leak_words(run.scores.get("polygon_leak_fraction")),
             *left_out,
         ],
@@ -222,7 +223,7 @@ def _scores(run: Run, tally: Tally, left_out: Sequence[str]) -> dict[str, Any]:
         "legend_close": _close(legend),
         "too_close": TOO_CLOSE,
         "matrix": _matrix(confusion, legend),
-        "classes": _class_rows(confusion, intervals, legend),
+        "classes": _class_rows(tally, intervals),
         "of_class": OF_CLASS,
         "unscored": [c.name for c in legend if not c.scored],
         "leak": leak,
@@ -284,7 +285,7 @@ def _rendered(context: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"decimals": _decimals, "bounds": _bounds, "hex": _hex, "short": _short}
+    environment.filters |= {"decimals": decimals, "percent": percent, "hex": _hex, "short": _short}
     return environment.get_template("report.html").render(
         **context,
         style=(template / "report.css").read_text(encoding="utf-8"),
@@ -293,6 +294,7 @@ def _rendered(context: Mapping[str, Any]) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
         right_wrong=RIGHT_WRONG,
         role_colours=ROLE_COLOURS,
+        decimals=decimals,
         ramp=CONFIDENCE[::5],
         made=datetime.date.today().isoformat(),
         version=version("landfuse"),
@@ -339,23 +341,20 @@ def _matrix(confusion: Confusion, legend: Legend) -> dict[str, Any]:
     }
 
 
-def _class_rows(confusion: Confusion, intervals: BlockIntervals, legend: Legend) -> list[dict[str, Any]]:
+def _class_rows(tally: Tally, intervals: BlockIntervals) -> list[dict[str, Any]]:
+    blocks = (tally.blocks.sum(axis=2) > 0).sum(axis=0)  # that hold the class
     return [
         {
             "class": c,
-            "support": int(confusion.support[k]),
-            "scores": {name: values[k] for name, values in intervals.of_class.items()},
+            "support": int(tally.confusion.support[k]),
+            "blocks": int(blocks[k]),
+            "scores": {
+                name: values[k] if blocks[k] > 1 else Interval(values[k].value, math.nan, math.nan)
+                for name, values in intervals.of_class.items()
+            },
         }
-        for k, c in enumerate(legend)
+        for k, c in enumerate(tally.legend)
     ]
-
-
-def _decimals(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def _bounds(one: Interval) -> str:
-    return "no interval" if math.isnan(one.low) else f"{one.low:.3f} to {one.high:.3f}"
 
 
 def _hex(colour: Sequence[int]) -> str:

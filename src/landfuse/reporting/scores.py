@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from landfuse.accuracy.bootstrap import BlockIntervals
 from landfuse.accuracy.confusion import Confusion
 from landfuse.legend import Legend
+from landfuse.markup import decimals, percent
 from landfuse.scenes.land_cover_map import ClassArea
 
 
@@ -38,26 +38,24 @@ def findings(confusion: Confusion, intervals: BlockIntervals, legend: Legend, le
     if not confusion.pixels:
         return ["No test label is on the map, so its accuracy is not known."]
     accuracy = intervals.scores["OA"]
-    bounds = (
-        "" if math.isnan(accuracy.low) else f" (95% interval {accuracy.low * 100:.0f} to {accuracy.high * 100:.0f})"
-    )
+    bounds = f" (95% interval {accuracy.text(percent)})" if accuracy.known else ""
     said.append(
-        f"The map names {accuracy.value * 100:.0f} of 100 test pixels correctly{bounds}; "
+        f"The map names {percent(accuracy.value)} of the test pixels correctly{bounds}; "
         f"{confusion.pixels:,} pixels were scored."
     )
     commonest = int(confusion.support.argmax())
     fraction = confusion.support[commonest] / confusion.pixels
     said.append(
         f"Naming every pixel {legend.names[commonest]}, the commonest class, would be correct at "
-        f"{fraction * 100:.0f} of 100."
+        f"{percent(float(fraction))} of them."
     )
     present = [k for k in range(len(legend)) if confusion.support[k] and legend[k].scored]
     f1 = confusion.f1
     best, worst = (extreme(present, key=lambda k: f1[k], default=0) for extreme in (max, min))
     if best != worst:
         said.append(
-            f"It knows {legend.names[best]} best (F1 {f1[best]:.2f}) and {legend.names[worst]} least "
-            f"(F1 {f1[worst]:.2f})."
+            f"It knows {legend.names[best]} best (F1 {decimals(f1[best])}) and {legend.names[worst]} least "
+            f"(F1 {decimals(f1[worst])})."
         )
     wrong = confusion.matrix.copy()
     np.fill_diagonal(wrong, 0)
@@ -65,16 +63,16 @@ def findings(confusion: Confusion, intervals: BlockIntervals, legend: Legend, le
         t, p = np.unravel_index(int(wrong.argmax()), wrong.shape)
         said.append(
             f"The commonest mistake: {legend.names[t]} mapped as {legend.names[p]}, {wrong[t, p]:,} pixels, "
-            f"{wrong[t, p] / confusion.support[t] * 100:.0f}% of all {legend.names[t]} in the test."
+            f"{percent(float(wrong[t, p] / confusion.support[t]))} of all {legend.names[t]} in the test."
         )
     if confusion.unmapped:
         said.append(
-            f"{confusion.unmapped_fraction * 100:.1f}% of the labelled test pixels have no class in the map; "
+            f"{percent(confusion.unmapped_fraction)} of the labelled test pixels have no class in the map; "
             "they are not scored."
         )
     if leak_fraction:
         said.append(
-            f"{leak_fraction * 100:.1f}% of the test pixels were labelled from a view that holds a training or "
+            f"{percent(leak_fraction)} of the test pixels were labelled from a view that holds a training or "
             "validation pixel: their scores are too high."
         )
     elif leak_fraction == 0:
@@ -82,22 +80,38 @@ def findings(confusion: Confusion, intervals: BlockIntervals, legend: Legend, le
     return said
 
 
-def warnings(confusion: Confusion, intervals: BlockIntervals, written: Mapping[str, Any]) -> list[str]:
+def warnings(confusion: Confusion, intervals: BlockIntervals, written_run: Mapping[str, Any]) -> list[str]:
     """What a reader has to know before trusting the numbers.
 
     Args:
         confusion: of this map.
         intervals: of its scores.
-        written: the scores that the run wrote when it ended.
+        written_run: what the run wrote into its `scores.json` when it ended.
     """
     said = []
     if not intervals.replicates:
         said.append("All scored pixels are in one block of ground, so no interval can be given.")
+    elif not intervals.scores["OA"].known:
+        said.append(
+            "All blocks of ground are scored alike, so no interval can be given: it comes from how blocks differ."
+        )
     elif intervals.rough:
         said.append(
             f"Only {intervals.blocks} blocks of ground hold scored pixels: the intervals are rather too narrow."
         )
-    own = confusion.scores()
+    calibration = written_run.get("calibration") or {}
+    before, after = ((calibration.get("test") or {}).get(key) or {} for key in ("before", "after"))
+    worse = [
+        f"{what} {decimals(before[key])} as trained, {decimals(after[key])} in the bundle"
+        for key, what in (("ECE", "calibration error (ECE)"), ("NLL", "negative log-likelihood"))
+        if before.get(key) is not None and after.get(key) is not None and after[key] > before[key] + 0.0005
+    ]
+    if worse:
+        said.append(
+            f"Calibration made the stated probabilities worse on the test pixels: {'; '.join(worse)}. The classes of "
+            "the map are the same with and without it; do not rely on its probabilities."
+        )
+    written, own = written_run["test"], confusion.scores()
     accuracy, pixels = written.get("OA"), written.get("pixels")
     if accuracy is not None and (own["pixels"] != pixels or abs(own["OA"] - accuracy) > 5e-5):
         said.append(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from landfuse.errors import FaultsError, LandfuseError, SceneError, few
 from landfuse.legend import UNLABELLED
+from landfuse.markup import percent
 from landfuse.palette import ClosePair, close_pairs
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import blocks
@@ -238,8 +239,8 @@ def _check_leaks(
     if pairs:
         named = [f"`{scenes[test].name}` on `{scenes[other].name}`" for test, other in pairs]
         report.notes.append(
-            f"tiles overlap: {leak_fraction(roles, 1, learnt=learnt):.1%} of the test pixels lie on ground that trains "
-            f"or validates in another tile ({few(named)}). Such tiles belong to one role"
+            f"tiles overlap: {percent(leak_fraction(roles, 1, learnt=learnt))} of the test pixels lie on ground that "
+            f"trains or validates in another tile ({few(named)}). Such tiles belong to one role"
         )
     report.notes += polygon_leak_words(report.polygon_leak)
 

@@ -9,6 +9,7 @@ import pyproj
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
+from landfuse.markup import percent
 from landfuse.rasters.geotiff import mask_onto
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import any_within, lattice, summed_area
@@ -103,8 +104,8 @@ def polygon_leak_words(fraction: float | None) -> list[str]:
     if not fraction or np.isnan(fraction):
         return []
     return [
-        f"{fraction:.1%} of the test pixels lie in polygons that also train or validate: their scores are too high. "
-        "`split: {kind: polygons}` gives each polygon one role"
+        f"{percent(fraction)} of the test pixels lie in polygons that also train or validate: their scores are too "
+        "high. `split: {kind: polygons}` gives each polygon one role"
     ]
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from landfuse.errors import BundleError, MissingFileError, OutputError, SettingsError
 from landfuse.files import write_text
-from landfuse.markup import table
+from landfuse.markup import percent, table
 from landfuse.models import SETTINGS
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.settings import parse
@@ -180,7 +180,7 @@ class Run:
         rows = [(name, f"{test[name]:.3f}") for name in names]
         rows.append(("test pixels", f"{test.get('pixels', 0):,.0f}"))
         if leak is not None:
-            rows.append(("leak fraction", f"{leak:.1%}"))
+            rows.append(("leak fraction", percent(leak)))
         return table(caption, ("score", "test split"), rows)
 
     @cached_property
