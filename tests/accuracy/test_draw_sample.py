@@ -28,7 +28,7 @@ from landfuse.errors import GridError, LandfuseError, MissingFileError, OutputEr
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
-from landfuse.scenes.land_cover_map import class_names, pixel_area
+from landfuse.scenes.land_cover_map import class_names, open_map
 
 LEGEND = Legend(
     (LandClass("Water", 1, "#0000FF"), LandClass("Forest", 2, "#00FF00"), LandClass("Town <old>", 7, "#FF0000"))
@@ -252,12 +252,41 @@ def test_truth_that_is_not_known_is_left_out_and_noted(city: Path) -> None:
     assert any("the truth of 1 of 200 points is not known" in note for note in result.notes)
 
 
-def test_areas_only_where_pixels_have_one(tmp_path: Path) -> None:
-    assert pixel_area(grid_of(4, 4)) == 100
-    assert pixel_area(grid_of(4, 4, "EPSG:2263")) == pytest.approx(100 * (1200 / 3937) ** 2)  # US survey feet
-    for crs in ("EPSG:4326", "EPSG:3857", None):
-        assert pixel_area(grid_of(4, 4, crs)) is None
-    write_raster(tmp_path / "m.tif", grid_of(30, 30, "EPSG:4326"), codes_of(30, 30))
+@pytest.mark.parametrize(("design", "map_crs"), [("stratified", "EPSG:4326"), ("cluster", "EPSG:3395")])
+def test_areas_are_true_ones_wherever_the_map_is(design: str, map_crs: str, tmp_path: Path) -> None:
+    step, top = (1.0, 70.0) if map_crs == "EPSG:4326" else (1e5, 9e6)
+    codes = codes_of(60, 30)
+    codes[:30][codes[:30] == 2] = 1  # wood in the south, water in the north, where pixels are small
+    write_raster(tmp_path / "m.tif", Grid(60, 30, (step, 0.0, 0.0, 0.0, -step, top), map_crs), codes, legend=LEGEND)
+    counted = {name: area.hectares for name, area in open_map(tmp_path / "m.tif").areas().items()}
+    sample = draw_points(tmp_path / "m.tif", 60 * 30, design=design, side=3)
+    sample.save(tmp_path / "s.csv")
+    census = evaluate_sample(tmp_path / "m.tif", filled(read_sample(tmp_path / "s.csv"), codes))
+    assert {c.name: c.hectares.value for c in census.classes if c.hectares} == pytest.approx(counted)
+    assert census.classes[0].fraction.value < (codes == 1).sum() / (codes != U).sum() / 1.1, "of area, not of pixels"
+    draws = [draw_points(tmp_path / "m.tif", 150, design=design, side=3, seed=seed) for seed in range(25)]
+    part = [evaluate_sample(tmp_path / "m.tif", filled(draw, truth_of(codes))).classes[0].fraction for draw in draws]
+    truth = evaluate_sample(tmp_path / "m.tif", filled(sample, truth_of(codes))).classes[0].fraction.value
+    spread = np.std([one.value for one in part])
+    assert abs(np.mean([one.value for one in part]) - truth) < 3.5 * spread / math.sqrt(25)
+    assert np.mean([one.error for one in part]) == pytest.approx(spread, rel=0.35), "its error is what draws differ by"
+
+
+def test_a_sample_of_before_has_hectares_where_its_pixels_were_right(city: Path, tmp_path: Path) -> None:
+    def of_before(where: Path, crs: str) -> float | None:
+        write_raster(where, grid_of(90, 70, crs), codes_of(90, 70), legend=LEGEND)
+        sample = draw_points(where, 90 * 70)
+        sample = replace(sample, stratum_m2=dict.fromkeys(sample.sizes, math.nan), pixel_m2=np.full(len(sample), 100.0))
+        result = evaluate_sample(where, filled(sample, codes_of(90, 70)))
+        assert any("no hectares" in note for note in result.notes) == (result.classes[0].hectares is None)
+        return result.classes[0].hectares and result.classes[0].hectares.value
+
+    assert of_before(tmp_path / "a.tif", "EPSG:32632") == pytest.approx((codes_of(90, 70) == 1).sum() / 100)
+    assert of_before(tmp_path / "b.tif", "EPSG:3857") is None
+
+
+def test_a_map_without_a_place_has_no_hectares(tmp_path: Path) -> None:
+    write_raster(tmp_path / "m.tif", grid_of(30, 30, None), codes_of(30, 30))
     result = evaluate_sample(tmp_path / "m.tif", filled(draw_points(tmp_path / "m.tif", 100), codes_of(30, 30)))
     assert all(c.hectares is None for c in result.classes)
     assert any("no hectares" in note for note in result.notes)

@@ -29,7 +29,8 @@ def olofsson() -> AccuracyEstimate:
     truth, mapped = points_of([[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313]])
     names = ["deforestation", "forest gain", "stable forest", "stable non-forest"]
     sizes = {0: 200_000, 1: 150_000, 2: 3_200_000, 3: 6_450_000}
-    return estimate(truth, mapped, names, strata=mapped, sizes=sizes, finite=False, hectares=900_000)
+    areas = {"areas": np.full(640, 900.0), "stratum_areas": {k: 900.0 * size for k, size in sizes.items()}}
+    return estimate(truth, mapped, names, strata=mapped, sizes=sizes, finite=False, **areas)
 
 
 def test_the_example_of_olofsson_to_its_printed_digits(olofsson: AccuracyEstimate) -> None:
@@ -257,3 +258,22 @@ def test_json_and_csv_hold_the_figures(olofsson: AccuracyEstimate) -> None:
     unknown = estimate(one, one, ["a", "b"], strata=one, sizes={0: 9})
     assert json.loads(unknown.to_json())["classes"][1]["user's accuracy"] is None
     assert next(itertools.islice(csv.DictReader(io.StringIO(unknown.to_csv())), 1, None))["user's accuracy"] == ""
+
+
+def test_a_census_leaves_nothing_unseen() -> None:
+    truth = np.repeat([0, 1, 2], [5, 30, 5])
+    sizes = {0: 5, 1: 30, 2: 5}
+    notes = estimate(truth, truth, list("abcd"), strata=truth, sizes=sizes).notes
+    assert notes == (
+        "the whole map was observed: a census, without sampling error",
+        "d: no sampled point is mapped as it; its user's accuracy is not known",
+        "d: no sampled point is it; its producer's accuracy is not known",
+    )
+    notes = estimate(truth, truth, list("abc"), strata=truth, sizes={**sizes, 1: 40}).notes
+    unseen = [note.split(";")[0] for note in notes if "would go unseen" in note]
+    assert unseen == [  # all that is mapped as a and c was observed, yet more of them may be in the rest of b
+        "a: all 5 sampled points that are it are right",
+        "b: all 30 sampled points mapped as it are right",
+        "b: all 30 sampled points that are it are right",
+        "c: all 5 sampled points that are it are right",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def written(path: Path, grid: Grid, codes: np.ndarray, minimum: float = 0.0) -> 
     ("grid", "column", "of_pixel"),
     [
         (TURNED, "hectares", 65 / 1e4),
-        (DEGREES, "area", 1e-8),
+        (DEGREES, "hectares", 82.98 / 1e4),  # by geodesics
         (FEET, "hectares", (100 * 1200 / 3937) ** 2 / 1e4),
         (NOWHERE, "area", 1.0),
     ],
@@ -64,7 +65,9 @@ def test_polygons_are_the_patches_of_the_map(grid: Grid, column: str, of_pixel: 
     codes = noise()
     frame = written(tmp_path, grid, codes)
     assert list(frame.columns) == ["code", "class", column, "geometry"]
-    np.testing.assert_allclose(sorted(frame[column]), np.array(sizes(codes)) * of_pixel, rtol=1e-6)
+    np.testing.assert_allclose(
+        sorted(frame[column]), np.array(sizes(codes)) * of_pixel, rtol=2e-4 if grid is DEGREES else 1e-6
+    )
     assert dict(zip(frame["code"], frame["class"], strict=True)) == {1: "water", 3: "wood", 7: "rock"}
     assert (frame.crs is None) == (grid.crs is None)
     shapes = list(zip(frame.geometry, frame["code"], strict=True))
@@ -90,6 +93,28 @@ def test_small_patches_are_merged_until_none_is_left(tmp_path: Path) -> None:
     block[4, 4] = 7
     block[0, 0] = 1
     assert sizes(without_small_patches(block, 2)) == [81]
+
+
+def test_the_minimum_area_is_one_on_the_ground(tmp_path: Path) -> None:
+    codes = np.kron(noise()[:60, :80], np.ones((2, 1), np.uint8)).astype(np.uint8)
+    grid = Grid(120, 80, (0.5, 0.0, 0.0, 0.0, -0.5, 75.0), "EPSG:4326")
+    before = written(tmp_path, grid, codes)
+    minimum = 1e10  # four pixels in the south, ten in the north
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    after = written(tmp_path, grid, codes, minimum)
+    assert after["hectares"].sum() == pytest.approx(before["hectares"].sum())
+    assert after["hectares"].min() >= minimum / 1e4
+    burnt = rasterio.features.rasterize(
+        zip(after.geometry, after["code"], strict=True),
+        codes.shape,
+        UNLABELLED,
+        transform=rasterio.Affine(*grid.transform),
+    )
+    large = before[before["hectares"] >= minimum / 1e4]
+    for shape, code in zip(large.geometry, large["code"], strict=True):
+        inside = rasterio.features.geometry_mask([shape], codes.shape, rasterio.Affine(*grid.transform), invert=True)
+        assert (burnt[inside] == code).all(), "what is large enough stays"
 
 
 def test_what_cannot_be_polygons_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ from landfuse.accuracy.reference_sample import Design, ReferenceSample
 from landfuse.errors import SceneError, SettingsError
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.rasters.geotiff_writer import TILE
+from landfuse.rasters.pixel_areas import pixel_areas
 from landfuse.rasters.windows import blocks
-from landfuse.scenes.land_cover_map import class_names, open_map, pixel_area
+from landfuse.scenes.land_cover_map import class_names, open_map
 
 Allocation = Literal["equal", "proportional", "neyman"]
 
@@ -117,10 +118,16 @@ def draw_sample(
     windows = list(blocks(grid.height, grid.width, step))
     counts = np.zeros((len(windows), 256), np.uint32)
     pixels = 0
+    areas = pixel_areas(grid)
+    square_metres = np.full(256, 0.0 if areas else np.nan)
     for place, window in enumerate(windows):
         codes = opened.codes(window)
         counts[place] = np.bincount(_units(codes, design, cell).ravel(), minlength=256)
-        pixels += int((codes != UNLABELLED).sum())
+        mapped = codes != UNLABELLED
+        pixels += int(mapped.sum())
+        if areas is not None:
+            of_stratum = codes[mapped] if design == "stratified" else np.zeros(int(mapped.sum()), np.uint8)
+            square_metres += np.bincount(of_stratum, areas(window)[mapped], minlength=256)
         progress(place + 1, 2 * len(windows))
     totals = counts[:, :UNLABELLED].sum(axis=0, dtype=np.int64)
     strata = np.flatnonzero(totals)
@@ -176,7 +183,8 @@ def draw_sample(
         dict(zip(strata.tolist(), sizes.tolist(), strict=True)),
         dict(zip(strata.tolist(), points.tolist(), strict=True)),
         pixels,
-        pixel_area(grid),
+        np.full(len(table), np.nan) if areas is None else areas.at(row, col),
+        {s: float(square_metres[s]) for s in strata.tolist()},
         grid.crs,
         names,
         Path(map_path).name,

@@ -10,10 +10,12 @@ estimated stratum by stratum from the *units* that were drawn: pixels, or cluste
 - Simple random sampling: one stratum.
 - Cluster sampling, one stage (every pixel of a drawn cluster is observed): the ratio-to-size estimator, which holds
   for clusters of equal and of unequal size.
+- Pixels of unequal area (degrees, Mercator): each counts by its area, and each stratum by the area that it has in the
+  map (the separate ratio estimator, with area as the auxiliary variable). Every figure is then of area, not of pixels.
 
 Source:
     Olofsson et al. 2014, doi:10.1016/j.rse.2014.02.015; Stehman 2014, doi:10.1080/01431161.2014.930207;
-    Cochran 1977, Sampling Techniques, sections 6.11 (ratios in strata) and 9A.1 (clusters of unequal size).
+    Cochran 1977, Sampling Techniques, sections 6.10 and 6.11 (ratios in strata) and 9A.1 (clusters of unequal size).
 """
 
 from __future__ import annotations
@@ -81,8 +83,8 @@ class ClassEstimate:
         mapped_points: sampled pixels that are mapped as it.
         users: of what is mapped as it, the fraction that is it.
         producers: of what is it, the fraction that is mapped as it.
-        fraction: of the map's pixels, the fraction that is it.
-        hectares: its area; None where the size of a pixel is not known.
+        fraction: of the map's area, the fraction that is it.
+        hectares: its area; None where the area of pixels is not known.
     """
 
     name: str
@@ -100,10 +102,10 @@ class AccuracyEstimate:
 
     Args:
         design: in words.
-        overall: the fraction of the map's pixels that are mapped as what they are.
+        overall: the fraction of the map's area that is mapped as what it is.
         classes: in the order of the legend.
         counts: (K, K) sampled pixels, rows truth, columns map.
-        fractions: (K, K) estimated fractions of the map's pixels, rows truth, columns map; they add up to 1.
+        fractions: (K, K) estimated fractions of the map's area, rows truth, columns map; they add up to 1.
         points: sampled pixels.
         units: pixels or clusters that were drawn.
         notes: what has to be said beside the figures.
@@ -176,7 +178,8 @@ def estimate(
     sizes: Mapping[int, int],
     clusters: NDArray[np.integer] | None = None,
     finite: bool = True,
-    hectares: float | None = None,
+    areas: NDArray[np.floating] | None = None,
+    stratum_areas: Mapping[int, float] | None = None,
 ) -> AccuracyEstimate:
     """Estimates accuracy and areas from units drawn at random, without replacement, within strata.
 
@@ -189,7 +192,8 @@ def estimate(
         clusters: (n,) which pixels were drawn together; None where pixels were drawn one by one.
         finite: reduce the error by the fraction of the units that was observed, as Stehman 2014 does. Olofsson et al.
             2014 leave this correction out; it matters where the sample is a good part of the map.
-        hectares: of the whole map.
+        areas: (n,) square metres of the sampled pixels; None where they are not known, and taken to be equal.
+        stratum_areas: stratum -> square metres in the whole map; with `areas`.
 
     Raises:
         SceneError: if a stratum of the map has no sampled unit: nothing can be said about it.
@@ -202,20 +206,22 @@ def estimate(
     if min(truth.min(), mapped.min()) < 0 or max(truth.max(), mapped.max()) >= K:
         raise ValueError(f"truth and map have to hold classes 0..{K - 1}")
     unit = np.arange(truth.size) if clusters is None else np.unique(clusters, return_inverse=True)[1].reshape(-1)
-    design = _Units(unit, strata, sizes, finite, clusters is not None)
-    one = np.ones(truth.size)
+    one = np.ones(truth.size) if areas is None else np.asarray(areas, float)
+    design = _Units(unit, strata, sizes, finite, clusters is not None, None if areas is None else one, stratum_areas)
+    hectares = None if stratum_areas is None else sum(stratum_areas.values()) / 10_000
     is_class = truth == np.arange(K)[:, None]
     as_class = mapped == np.arange(K)[:, None]
     reach = float(stats.t.ppf(0.975, design.count - 1)) if clusters is not None and design.count > 1 else Z95
 
-    def ratio(part: NDArray[np.generic], whole: NDArray[np.generic]) -> Estimate:
-        return Estimate(*design.ratio(part.astype(float), whole.astype(float)), reach)
+    def ratio(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Estimate:
+        return Estimate(*design.ratio(part * one, whole * one), reach)
 
-    overall = ratio(truth == mapped, one)
+    every = np.ones(truth.size, bool)
+    overall = ratio(truth == mapped, every)
     classes = []
     for k, name in enumerate(names):
         both = is_class[k] & as_class[k]
-        fraction = ratio(is_class[k], one)
+        fraction = ratio(is_class[k], every)
         classes.append(
             ClassEstimate(
                 name,
@@ -228,7 +234,7 @@ def estimate(
             )
         )
     counts = np.bincount(truth * K + mapped, minlength=K * K).reshape(K, K)
-    weights = design.weights[unit]
+    weights = design.weights[unit] * one
     fractions = np.bincount(truth * K + mapped, weights, minlength=K * K).reshape(K, K) / weights.sum()
     kind = (
         "cluster sampling, one stage, ratio-to-size estimator"
@@ -238,7 +244,7 @@ def estimate(
         else "stratified random sampling"
     )
     return AccuracyEstimate(
-        kind, overall, tuple(classes), counts, fractions, truth.size, design.count, _notes(design, classes)
+        kind, overall, tuple(classes), counts, fractions, truth.size, design.count, _notes(design, classes, as_class)
     )
 
 
@@ -251,6 +257,8 @@ class _Units:
         sizes: stratum -> units in the map.
         finite: whether to correct for the fraction that was drawn.
         clustered: whether units hold several pixels.
+        areas: (n,) of the pixels; None to count units.
+        stratum_areas: stratum -> area in the map, with `areas`.
     """
 
     def __init__(
@@ -260,6 +268,8 @@ class _Units:
         sizes: Mapping[int, int],
         finite: bool,
         clustered: bool,
+        areas: NDArray[np.float64] | None,
+        stratum_areas: Mapping[int, float] | None,
     ) -> None:
         self.unit, self.clustered = unit, clustered
         self.count = int(unit.max()) + 1
@@ -281,16 +291,27 @@ class _Units:
         self.drawn = np.array([drawn.size for drawn in members], float)
         if self.drawn.sum() != self.count or (self.drawn > self.sizes).any():
             raise ValueError("a stratum holds more sampled units than it has, or one without a size was sampled")
+        self.complete = self.drawn == self.sizes
         self.kept = 1 - self.drawn / self.sizes if finite else np.ones_like(self.sizes)
         self.weights = np.empty(self.count)
-        for drawn, size in zip(members, self.sizes, strict=True):
-            self.weights[drawn] = size / drawn.size
+        self.areas = np.ones(self.count) if areas is None else np.bincount(unit, areas, minlength=self.count)
+        for stratum, drawn in zip(self.labels, members, strict=True):
+            whole = (stratum_areas or sizes)[stratum]
+            self.weights[drawn] = whole / self.areas[drawn].sum()
+
+    def seen_whole(self, pixels: NDArray[np.bool_]) -> bool:
+        """Whether every stratum that such sampled pixels are from was observed as a whole."""
+        units = np.unique(self.unit[pixels])
+        return all(
+            whole for whole, drawn in zip(self.complete, self.members, strict=True) if np.isin(units, drawn).any()
+        )
 
     def ratio(self, part: NDArray[np.float64], whole: NDArray[np.float64]) -> tuple[float, float]:
         """The ratio of two totals over the map and its standard error; (n,) values of the sampled pixels.
 
         Source: Stehman 2014, equations 27 and 28: with d = part - ratio * whole, the variance of the ratio is the sum
-        over strata of N^2 (1 - n / N) var(d) / n, divided by the squared total of the whole.
+        over strata of N^2 (1 - n / N) var(d) / n, divided by the squared total of the whole. Where areas differ, the
+        deviations are from the line through the origin, sum(d) / sum(area) * area: Cochran 1977, section 6.10.
         """
         y = np.bincount(self.unit, part, minlength=self.count)
         x = np.bincount(self.unit, whole, minlength=self.count)
@@ -300,34 +321,38 @@ class _Units:
         value = float(self.weights @ y) / total
         rest = y - value * x
         variance = 0.0
-        for drawn, size, kept in zip(self.members, self.sizes, self.kept, strict=True):
+        for drawn, kept in zip(self.members, self.kept, strict=True):
             # A stratum that takes no part adds nothing, also where its one unit would leave the error unknown.
             if kept and x[drawn].any():
-                spread = float(rest[drawn].var(ddof=1)) if drawn.size > 1 else math.nan
-                variance += size**2 * kept * spread / drawn.size
+                area = self.areas[drawn]
+                deviation = rest[drawn] - area * (rest[drawn].sum() / area.sum())
+                spread = float(np.square(deviation).sum() / (drawn.size - 1)) if drawn.size > 1 else math.nan
+                variance += self.weights[drawn[0]] ** 2 * kept * spread * drawn.size
         return value, math.sqrt(variance) / total
 
 
-def _notes(design: _Units, classes: Sequence[ClassEstimate]) -> tuple[str, ...]:
+def _notes(design: _Units, classes: Sequence[ClassEstimate], as_class: NDArray[np.bool_]) -> tuple[str, ...]:
     notes = []
+    census = bool(design.complete.all())
     single = [str(s) for s, n, kept in zip(design.labels, design.drawn, design.kept, strict=True) if n == 1 and kept]
     if single:
         notes.append(f"one sampled unit in the stratum {', '.join(single)}: errors that it enters are not known")
-    if design.count < _FEW:
+    if census:
+        notes.append("the whole map was observed: a census, without sampling error")
+    elif design.count < _FEW:
         what = "clusters" if design.clustered else "points"
         notes.append(f"only {design.count} {what} were drawn: the intervals are rough below {_FEW}")
-    for c in classes:
+    for c, mapped in zip(classes, as_class, strict=True):
         if c.mapped_points == 0:
             notes.append(f"{c.name}: no sampled point is mapped as it; its user's accuracy is not known")
         if c.truth_points == 0:
-            notes.append(
-                f"{c.name}: no sampled point is it; its producer's accuracy is not known, nor how large it may be"
-            )
-        for points, figure, what in (
-            (c.mapped_points, c.users, "mapped as it"),
-            (c.truth_points, c.producers, "that are it"),
+            area = "" if census else ", nor how large it may be"
+            notes.append(f"{c.name}: no sampled point is it; its producer's accuracy is not known{area}")
+        for points, figure, what, whole in (
+            (c.mapped_points, c.users, "mapped as it", census or design.seen_whole(mapped)),
+            (c.truth_points, c.producers, "that are it", census),
         ):
-            if points and figure.error == 0 and figure.value in (0.0, 1.0) and any(design.kept):
+            if points and figure.error == 0 and figure.value in (0.0, 1.0) and not whole:
                 agree, unseen = ("right", "errors") if figure.value == 1 else ("wrong", "hits")
                 notes.append(
                     f"{c.name}: all {points} sampled points {what} are {agree}; the interval has no width, yet "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from landfuse.errors import GridError, SceneError, SettingsError
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff_writer import TILE
 from landfuse.rasters.grid import Grid
+from landfuse.rasters.pixel_areas import pixel_areas
 from landfuse.rasters.windows import Window
 from landfuse.scenes.land_cover_map import class_names, open_map
 
@@ -68,6 +70,8 @@ def evaluate_sample(
     known = truth != UNLABELLED
     codes = sorted({*names, *mapped.tolist(), *truth[known].tolist()})
     place = {code: index for index, code in enumerate(codes)}
+    stratum_m2 = _stratum_areas(sample, map_path)
+    placed = all(math.isfinite(area) for area in stratum_m2.values())
     result = estimate(
         np.array([place[code] for code in truth[known].tolist()], np.int64),
         np.array([place[code] for code in mapped[known].tolist()], np.int64),
@@ -76,7 +80,8 @@ def evaluate_sample(
         sizes=sample.sizes,
         clusters=sample.cluster[known] if sample.design == "cluster" else None,
         finite=finite,
-        hectares=None if sample.pixel_area is None else sample.pixels * sample.pixel_area / 10_000,
+        areas=sample.pixel_m2[known] if placed else None,
+        stratum_areas=stratum_m2 if placed else None,
     )
     notes = list(result.notes)
     if not known.all():
@@ -84,13 +89,22 @@ def evaluate_sample(
             f"the truth of {int((~known).sum())} of {len(sample)} points is not known; the estimate takes them to be "
             "like the others of their stratum"
         )
-    if sample.pixel_area is None:
+    if not placed:
         notes.append(
-            "no hectares: the map's CRS has no pixels of one size; fractions are of pixels. Warp the map to an "
-            "equal-area CRS before drawing"
+            "no hectares, and fractions are of pixels, not of area: the map has no CRS, or the sample was drawn by an "
+            "earlier version, which took its pixels to be of one size"
         )
     moved = " (strata are the classes of another map: Stehman 2014)" if (mapped != sample.code).any() else ""
     return replace(result, design=_words(sample) + moved, notes=tuple(notes))
+
+
+def _stratum_areas(sample: ReferenceSample, map_path: str | Path) -> Mapping[int, float]:
+    """Square metres of each stratum; samples of earlier versions hold those of a pixel, which is right in some CRS."""
+    areas = pixel_areas(open_map(map_path).grid)
+    if areas is None or areas.same is None or all(map(math.isfinite, sample.stratum_m2.values())):
+        return sample.stratum_m2
+    of_unit = sample.pixels / sum(sample.sizes.values()) * float(sample.pixel_m2[0])
+    return {stratum: units * of_unit for stratum, units in sample.sizes.items()}
 
 
 def _words(sample: ReferenceSample) -> str:

@@ -6,7 +6,6 @@ carries its design in columns, row by row, and a file that lacks them is refused
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,8 @@ class ReferenceSample:
         sizes: stratum -> units in the map: pixels, or clusters that hold at least one pixel with a class.
         drawn: stratum -> units drawn.
         pixels: of the map that have a class.
-        pixel_area: in square metres; None where it is not known.
+        pixel_m2: square metres of each pixel on the ellipsoid; NaN where they are not known.
+        stratum_m2: stratum -> square metres in the map; NaN where they are not known.
         crs: of the map.
         names: code -> name of the class, as far as they are known.
         source: the map's file name.
@@ -63,7 +63,8 @@ class ReferenceSample:
     sizes: Mapping[int, int]
     drawn: Mapping[int, int]
     pixels: int
-    pixel_area: float | None
+    pixel_m2: NDArray[np.float64]
+    stratum_m2: Mapping[int, float]
     crs: str | None
     names: Mapping[int, str]
     source: str
@@ -100,7 +101,8 @@ class ReferenceSample:
             "stratum_drawn": np.array([self.drawn[s] for s in strata]),
             "map_pixels": np.full(n, self.pixels),
             "sample_points": np.full(n, n),
-            "pixel_m2": np.full(n, math.nan if self.pixel_area is None else self.pixel_area),
+            "pixel_m2": self.pixel_m2,
+            "stratum_m2": np.array([self.stratum_m2[s] for s in strata]),
             "crs": np.full(n, self.crs or "", dtype=object),
             "drawn_from": np.full(n, self.source, dtype=object),
             "seed": np.full(n, self.seed),
@@ -145,7 +147,9 @@ def read_sample(path: str | Path) -> ReferenceSample:
         columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in ("x", "y")}
         whole = ("id", "row", "col", "map_code", "seed", *(name for name in _COLUMNS if name not in _OTHERS))
         counted = {name: np.array([int(float(row[name] or "")) for row in rows], np.int64) for name in whole}
-        area = float(rows[0].get("pixel_m2") or "nan")
+        square_metres = {
+            name: np.array([float(row.get(name) or "nan") for row in rows]) for name in ("pixel_m2", "stratum_m2")
+        }
     except (ValueError, TypeError, KeyError) as error:
         raise SceneError(
             f"the columns with the design of {path} are damaged: {error}",
@@ -187,7 +191,8 @@ def read_sample(path: str | Path) -> ReferenceSample:
         sizes,
         drawn,
         int(counted["map_pixels"][0]),
-        None if math.isnan(area) else area,
+        square_metres["pixel_m2"],
+        dict(zip(strata.tolist(), square_metres["stratum_m2"].tolist(), strict=True)),
         rows[0].get("crs"),
         names,
         str(rows[0].get("drawn_from") or ""),

@@ -61,8 +61,8 @@ def predict(
     minimum_area: Annotated[
         float | None,
         typer.Option(
-            help="Merge polygons below this into the largest beside them: square metres (square units of the map where "
-            "its CRS is not in metres)."
+            help="Merge polygons below this into the largest beside them: square metres on the ellipsoid (square units "
+            "of the map where it has no CRS)."
         ),
     ] = None,
     stac: Annotated[

@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from landfuse.errors import SceneError, SettingsError
 from landfuse.files import write_text
 from landfuse.legend import Legend
 from landfuse.rasters.geotiff_writer import TILE, Mosaic, write_mosaic
 from landfuse.rasters.grid import Grid
-from landfuse.rasters.vector_map import outlines, without_small_patches, write_index, write_patches
+from landfuse.rasters.pixel_areas import pixel_areas
+from landfuse.rasters.vector_map import number_patches, without_small_patches, write_index, write_patches
 from landfuse.rasters.windows import Window
-from landfuse.scenes.land_cover_map import beside, open_map, pixel_area
+from landfuse.scenes.land_cover_map import beside, open_map
 
 MOST_PIXELS = 10_000**2
 """Of a map that is turned into polygons: all of it is in memory then, a few times."""
@@ -44,7 +46,7 @@ def check_polygons(grid: Grid, minimum: float = 0.0) -> None:
     if not 0 <= minimum < math.inf:
         raise SettingsError(
             f"the minimum area of polygons is {minimum:g}",
-            "0 or more square metres (square units of the map where its CRS is not in metres)",
+            "0 or more square metres (square units of the map where it has no CRS)",
             "change --minimum-area",
         )
     if grid.window.pixels > MOST_PIXELS:
@@ -64,8 +66,8 @@ def write_polygons(path: str | Path, legend: Legend, minimum: float = 0.0) -> Pa
     Args:
         path: of the map.
         legend: of the map.
-        minimum: area of a patch, in square metres; in square units of the map's coordinates where the CRS is
-            geographic, or there is none.
+        minimum: area of a patch, in square metres on the ellipsoid; in square units of the map's coordinates where
+            there is no CRS.
 
     Returns:
         Path of the GeoPackage, `map_polygons.gpkg`; its layer is `land_cover`, its columns `code`, `class`, `hectares`
@@ -79,15 +81,30 @@ def write_polygons(path: str | Path, legend: Legend, minimum: float = 0.0) -> Pa
     opened = open_map(path)
     grid = opened.grid
     check_polygons(grid, minimum)
+    strips = [Window(row, 0, min(TILE, grid.height - row), grid.width) for row in range(0, grid.height, TILE)]
+    codes = np.concatenate([opened.codes(strip) for strip in strips])  # a map is read as float32
     a, b, _, d, e, _ = grid.transform
-    units, metres = abs(a * e - b * d), pixel_area(grid)
-    pixels = minimum / (units if metres is None else metres)
-    codes = np.concatenate(  # strip by strip, since a map is read as float32
-        [opened.codes(Window(row, 0, min(TILE, grid.height - row), grid.width)) for row in range(0, grid.height, TILE)]
-    )
-    codes = without_small_patches(codes, min(math.ceil(pixels * (1 - 1e-9)), codes.size + 1))
+    areas = pixel_areas(grid)
+
+    def numbered() -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float64]]:
+        """The patches, their codes and their areas."""
+        patches, of_patch = number_patches(codes)
+        found = np.zeros(of_patch.size + 1)
+        for strip in strips:
+            weights = None if areas is None else areas(strip).ravel()
+            found += np.bincount(patches[strip.within(grid.window)].ravel(), weights, minlength=found.size)
+        return patches, of_patch, found[1:] * (1.0 if areas else abs(a * e - b * d))
+
+    smallest, largest = areas.range if areas else (abs(a * e - b * d),) * 2
+    few, many = (min(math.ceil(minimum / area * (1 - 1e-9)), codes.size + 1) for area in (largest, smallest))
+    codes = without_small_patches(codes, few)
+    if many > few:  # of patches that have too few pixels in one place, some have the area in another
+        patches, _, found = numbered()
+        merged = without_small_patches(codes, many)
+        codes = np.where(np.append(True, found >= minimum * (1 - 1e-9))[patches], codes, merged)
+    patches, of_patch, found = numbered()
     place = polygons_beside(path)
-    write_patches(place, outlines(codes, grid), legend, grid, None if metres is None else metres / units)
+    write_patches(place, patches, of_patch, {"hectares": found / 1e4} if areas else {"area": found}, legend, grid)
     return place
 
 

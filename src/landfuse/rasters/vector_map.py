@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import geopandas
 import numpy as np
@@ -16,6 +15,7 @@ import shapely
 from numpy.typing import NDArray
 from pyproj.exceptions import CRSError, ProjError
 from rasterio.features import shapes, sieve
+from scipy import ndimage
 from shapely.geometry import shape
 
 from landfuse.errors import GridError, SceneError
@@ -33,17 +33,18 @@ _PIECES = 16
 
 
 def write_patches(
-    path: Path, patches: Iterable[tuple[Mapping[str, Any], int]], legend: Legend, grid: Grid, metres: float | None
-) -> int:
-    """Writes polygons as the layer `land_cover` with the columns `code`, `class`, and `hectares` or `area`.
+    path: Path, patches: NDArray[np.int32], codes: NDArray[np.uint8], sizes: Mapping[str, NDArray[np.float64]],
+    legend: Legend, grid: Grid,
+) -> int:  # fmt: skip
+    """Writes patches as polygons along pixel edges: the layer `land_cover` with `code`, `class` and their size.
 
     Args:
         path: of the file; whole or absent.
-        patches: (GeoJSON geometry, code), in the grid's CRS.
+        patches: (H, W) their numbers, from `number_patches`.
+        codes: of the patches, (n,).
+        sizes: a column's name -> its values, (n,).
         legend: names the codes.
         grid: of the map.
-        metres: square metres of a square unit of the CRS; None where that differs from place to place, or is not
-            known: then the column is `area`, in square units of the map's coordinates.
 
     Returns:
         How many there are.
@@ -52,28 +53,28 @@ def write_patches(
         SceneError: if there is none, or there are more than `MOST_PATCHES`.
         OutputError: if the file cannot be written.
     """
-    geometries, codes = [], []
-    for geometry, code in itertools.islice(patches, MOST_PATCHES + 1):
-        geometries.append(shape(geometry))
-        codes.append(code)
-    if not geometries:
+    if not codes.size:
         raise SceneError(
             f"there are no polygons for {path.name}: nothing is mapped",
             "a map in which at least one pixel has a class",
             "check that all modalities that the model needs have data there",
         )
-    if len(geometries) > MOST_PATCHES:
+    if codes.size > MOST_PATCHES:
         raise SceneError(
             f"the map has more than {MOST_PATCHES:,} patches, too many for {path.name}",
             "fewer patches; their outlines are held in memory",
             "raise --minimum-area",
         )
-    names = {one.code: one.name for one in legend}
-    areas = shapely.area(geometries)
-    size = {"area": areas} if metres is None else {"hectares": areas * metres / 1e4}
-    columns = {"code": codes, "class": [names.get(code, "") for code in codes], **size}
-    write_layer(path, "land_cover", geopandas.GeoDataFrame(columns, geometry=geometries, crs=grid.crs))
-    return len(geometries)
+    outlines = shapes(patches, mask=patches > 0, connectivity=4, transform=rasterio.Affine(*grid.transform))
+    geometries, numbers = zip(*((shape(geometry), int(number) - 1) for geometry, number in outlines), strict=True)
+    names, order = {one.code: one.name for one in legend}, list(numbers)
+    columns = {
+        "code": codes[order],
+        "class": [names.get(code, "") for code in codes[order].tolist()],
+        **{name: values[order] for name, values in sizes.items()},
+    }
+    write_layer(path, "land_cover", geopandas.GeoDataFrame(columns, geometry=list(geometries), crs=grid.crs))
+    return codes.size
 
 
 def write_index(path: Path, tiles: Mapping[str, tuple[Grid, str]]) -> None:
@@ -161,13 +162,20 @@ def without_small_patches(codes: NDArray[np.uint8], smallest: int) -> NDArray[np
     return codes
 
 
-def outlines(codes: NDArray[np.uint8], grid: Grid) -> Iterator[tuple[dict[str, Any], int]]:
-    """The patches of a map as polygons along pixel edges, in the grid's CRS: (GeoJSON geometry, code).
+def number_patches(codes: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    """The patches of a map, of pixels of one code that share an edge.
 
     Args:
         codes: (H, W), `UNLABELLED` where there is no class.
-        grid: of the map.
+
+    Returns:
+        (H, W) the number of each pixel's patch, from 1, or 0; and the code of each patch, (n,).
     """
-    mapped = (codes != UNLABELLED).astype(np.uint8)
-    for geometry, code in shapes(codes, mask=mapped, connectivity=4, transform=rasterio.Affine(*grid.transform)):
-        yield geometry, int(code)
+    patches, found = np.zeros(codes.shape, np.int32), [np.zeros(0, np.uint8)]
+    last = 0
+    for code in np.unique(codes[codes != UNLABELLED]):
+        here, count = ndimage.label(codes == code)
+        patches += np.where(here, here + last, 0).astype(np.int32)
+        last += count
+        found.append(np.full(count, code, np.uint8))
+    return patches, np.concatenate(found)

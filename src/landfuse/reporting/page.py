@@ -28,6 +28,7 @@ from landfuse.legend import UNLABELLED, Legend
 from landfuse.markup import decimals, percent
 from landfuse.palette import TOO_CLOSE, close_pairs
 from landfuse.rasters.grid import Grid
+from landfuse.rasters.pixel_areas import pixel_areas
 from landfuse.reporting.images import data_uris
 from landfuse.reporting.layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS, Layer, tile_layers
 from landfuse.reporting.provenance import (
@@ -41,7 +42,7 @@ from landfuse.reporting.provenance import (
 )
 from landfuse.reporting.scores import area_rows, findings, warnings
 from landfuse.reporting.tiles import Progress, find_maps, open_tiles, read_roles, scene_file_of
-from landfuse.scenes.land_cover_map import ClassArea, open_map, pixel_area
+from landfuse.scenes.land_cover_map import ClassArea, open_map
 from landfuse.scenes.leaks import polygon_leak_words
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
@@ -164,7 +165,7 @@ def _tiles(
         progress("reading tiles", index, len(scenes))
         opened = open_map(path, scene)
         truth = np.where(role == TEST, scene.labels, UNLABELLED).astype(np.uint8)
-        own, area = tally.add(truth, opened.classes), pixel_area(scene.grid)
+        own, on_ground = tally.add(truth, opened.classes), pixel_areas(scene.grid)
         areas.append(opened.areas())
         if index not in shown:
             continue
@@ -179,7 +180,7 @@ def _tiles(
                 "height": scene.grid.height,
                 "width": scene.grid.width,
                 "transform": list(scene.grid.transform) if scene.grid.georeferenced else None,
-                "metres": None if area is None else math.sqrt(area),
+                "metres": on_ground and on_ground.side,
                 "layers": [_layer(layer, uri) for layer, uri in zip(layers, uris, strict=True)],
             }
         )

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyproj
 from numpy.typing import NDArray
 
 from landfuse.errors import GridError, SceneError
@@ -17,6 +16,7 @@ from landfuse.legend import UNLABELLED, Legend
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.grid import Grid
+from landfuse.rasters.pixel_areas import pixel_areas
 from landfuse.rasters.windows import Window, blocks
 from landfuse.scenes.scene import Scene
 
@@ -31,7 +31,7 @@ class ClassArea:
     Args:
         pixels: number of pixels.
         fraction: of the pixels that have a class, 0..1.
-        hectares: None where the size of a pixel is not known in metres.
+        hectares: on the ellipsoid; None where the map's CRS does not place it on the ground.
     """
 
     pixels: int
@@ -104,11 +104,17 @@ class LandCoverMap:
 
     def areas(self) -> dict[str, ClassArea]:
         """The area of each class by its name, in the legend's order."""
-        counts = np.bincount(self.classes.reshape(-1), minlength=UNLABELLED + 1)[: len(self.legend)]
-        total, pixel = max(1, int(counts.sum())), pixel_area(self.grid)
+        counts, hectares = np.zeros(256, np.int64), np.zeros(256)
+        areas = pixel_areas(self.grid)
+        for window in self._blocks():
+            classes = self.classes[window.within(self.grid.window)].ravel()
+            counts += np.bincount(classes, minlength=256)
+            if areas is not None:
+                hectares += np.bincount(classes, areas(window).ravel(), minlength=256) / 10_000
+        total = max(1, int(counts[: len(self.legend)].sum()))
         return {
-            name: ClassArea(int(count), float(count / total), None if pixel is None else float(count * pixel / 10_000))
-            for name, count in zip(self.legend.names, counts, strict=True)
+            name: ClassArea(int(counts[k]), float(counts[k] / total), None if areas is None else float(hectares[k]))
+            for k, name in enumerate(self.legend.names)
         }
 
     def _blocks(self) -> Iterator[Window]:
@@ -142,15 +148,6 @@ def open_map(path: str | Path, scene: Scene | None = None) -> LandCoverMap:
             "name the scene of this map, or leave it out",
         )
     return LandCoverMap(raster, None if scene is None else scene.legend)
-
-
-def pixel_area(grid: Grid) -> float | None:
-    """The area of a pixel in square metres; None where it differs from place to place, or is not known."""
-    crs = None if grid.crs is None else pyproj.CRS.from_user_input(grid.crs)
-    if crs is None or not crs.is_projected or crs.to_epsg() == 3857:  # Web Mercator's metres grow with the latitude
-        return None
-    a, b, _, d, e, _ = grid.transform
-    return float(abs(a * e - b * d) * crs.axis_info[0].unit_conversion_factor ** 2)
 
 
 def class_names(map_path: str | Path) -> dict[int, str]:
