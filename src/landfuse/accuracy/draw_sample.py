@@ -14,7 +14,7 @@ from landfuse.accuracy.reference_sample import Design, ReferenceSample
 from landfuse.errors import SceneError, SettingsError
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.rasters.geotiff_writer import TILE
-from landfuse.rasters.pixel_areas import pixel_areas
+from landfuse.rasters.grid import pixel_areas
 from landfuse.rasters.windows import blocks
 from landfuse.scenes.land_cover_map import class_names, open_map
 

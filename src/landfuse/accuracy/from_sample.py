@@ -16,8 +16,7 @@ from landfuse.accuracy.reference_sample import Design, ReferenceSample, read_sam
 from landfuse.errors import GridError, SceneError, SettingsError
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff_writer import TILE
-from landfuse.rasters.grid import Grid
-from landfuse.rasters.pixel_areas import pixel_areas
+from landfuse.rasters.grid import Grid, pixel_areas
 from landfuse.rasters.windows import Window
 from landfuse.scenes.land_cover_map import class_names, open_map
 

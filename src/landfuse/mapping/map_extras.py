@@ -15,8 +15,7 @@ from landfuse.errors import SceneError, SettingsError
 from landfuse.files import write_text
 from landfuse.legend import Legend
 from landfuse.rasters.geotiff_writer import TILE, Mosaic, write_mosaic
-from landfuse.rasters.grid import Grid
-from landfuse.rasters.pixel_areas import pixel_areas
+from landfuse.rasters.grid import Grid, pixel_areas
 from landfuse.rasters.vector_map import number_patches, without_small_patches, write_index, write_patches
 from landfuse.rasters.windows import Window
 from landfuse.scenes.land_cover_map import beside, open_map

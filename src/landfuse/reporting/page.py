@@ -27,8 +27,7 @@ from landfuse.files import write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.markup import decimals, percent
 from landfuse.palette import TOO_CLOSE, close_pairs
-from landfuse.rasters.grid import Grid
-from landfuse.rasters.pixel_areas import pixel_areas
+from landfuse.rasters.grid import Grid, pixel_areas
 from landfuse.reporting.images import data_uris
 from landfuse.reporting.layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS, Layer, tile_layers
 from landfuse.reporting.provenance import (

@@ -15,8 +15,7 @@ from landfuse.errors import GridError, SceneError
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import GdalRaster
-from landfuse.rasters.grid import Grid
-from landfuse.rasters.pixel_areas import pixel_areas
+from landfuse.rasters.grid import Grid, pixel_areas
 from landfuse.rasters.windows import Window, blocks
 from landfuse.scenes.scene import Scene
 
