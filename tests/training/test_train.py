@@ -22,6 +22,7 @@ from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.errors import FaultsError, LandfuseError, ModelError, OutputError, SettingsError, SplitError
 from landfuse.mapping.engine import map_blocks
+from landfuse.mapping.locks import held
 from landfuse.models.base import FusionModel
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.geotiff_writer import write_raster
@@ -222,6 +223,21 @@ def test_a_finished_run_is_not_repeated(write: Write, tmp_path: Path, monkeypatc
     )
     with pytest.raises(OutputError, match=r"another recipe; they differ in model\.trees(.|\n)*run="):
         train(path, "model.trees=4", progress=False)
+
+
+def test_one_process_trains_a_run(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(model={"name": "forest", "trees": 3})
+    with held(tmp_path / "run", "training"):
+        with pytest.raises(OutputError, match=r"run is in use: process \d+ on .* is training at this moment"):
+            train(path, progress=False)
+        assert [p.name for p in (tmp_path / "run").iterdir()] == ["lock"]
+        with monkeypatch.context() as patch:  # a further machine of those that train it together
+            patch.setenv("NODE_RANK", "1")
+            patch.setattr(train_module, "_train", lambda *_: "taking part")
+            assert train(path, progress=False) == "taking part"
+    train(path, progress=False)
+    with held(tmp_path / "run", "training"):
+        train(path, progress=False)  # it has ended: only read
 
 
 def test_only_a_run_that_learnt_something_keeps_its_folder(

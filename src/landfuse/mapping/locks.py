@@ -7,16 +7,54 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from landfuse.errors import OutputError
+from landfuse.files import unwritable
+
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+LOCK = "lock"
+"""The file in a folder that is `held`."""
 
 _PATIENCE = 0.2
 """Seconds to try for: a holder that ends at this moment removes its file, and the lock is taken on a new one."""
+
+
+@contextmanager
+def held(folder: Path, doing: str) -> Iterator[None]:
+    """Keeps other processes out of a folder, which is made if needed, and removed if it is empty at the end.
+
+    Args:
+        folder: the folder.
+        doing: what is done there, for the message of a process that is refused.
+
+    Raises:
+        OutputError: if another process holds it, or it cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.callback(_leave, folder)
+            stack.enter_context(sole_use(folder / LOCK))
+        except BlockingIOError as error:
+            raise OutputError(
+                f"{folder} is in use: {error} is {doing} at this moment",
+                "one command at a time",
+                "wait until it has ended, or end it: this command then goes on from what it has done",
+            ) from None
+        except OSError as error:
+            raise unwritable(folder, error) from None
+        yield
+
+
+def _leave(folder: Path) -> None:
+    with suppress(OSError):  # something is in it
+        folder.rmdir()
 
 
 @contextmanager
@@ -60,5 +98,5 @@ def _holder(path: Path) -> str:
 @cache
 def _warn_of_missing_locks(reason: str) -> None:
     logging.getLogger(__name__).warning(
-        "this file system has no locks (%s): make sure that no two commands write one map at once", reason
+        "this file system has no locks (%s): make sure that no two commands write to one place at once", reason
     )

@@ -5,7 +5,6 @@ Nothing here needs torch, so that runs are compared and reported where it is not
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import json
@@ -66,8 +65,6 @@ def release(run: Path) -> None:
         (run / name).unlink(missing_ok=True)
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(run / name, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        run.rmdir()  # only if nothing else is in it
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

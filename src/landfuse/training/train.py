@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 
 from landfuse.accuracy.confusion import Confusion
@@ -35,6 +38,7 @@ from landfuse.figures.figures import curves_figure, reliability_figure, save
 from landfuse.files import to_json, write_text
 from landfuse.legend import UNLABELLED
 from landfuse.mapping.engine import map_blocks
+from landfuse.mapping.locks import held
 from landfuse.mapping.settings import MapOptions
 from landfuse.models.base import DirectFit
 from landfuse.rasters.geotiff_writer import write_raster
@@ -76,22 +80,28 @@ def train_on(recipe: Recipe, read: Callable[[], TrainingData], *, progress: bool
     """Trains on data that need no scene file; the rest as in `train`.
 
     Args:
-        recipe: with a `run`.
+        recipe: with a `run`, which no other process may be training.
         read: opens the data; not called where the run has ended before.
         progress: show progress bars.
     """
     run = Path(recipe.run or "runs/unnamed")
-    claimed = claim(run, recipe)
-    if (run / "scores.json").exists():
-        log.warning("%s has ended before; its bundle is loaded. Choose another run=... to train again", run)
-        return load_bundle(run / "bundle")
-    try:
-        return _train(recipe, read(), run, progress)
-    except BaseException:
-        learnt = [run / "checkpoints" / name for name in ("last.ckpt", "denoiser.pt")]
-        if claimed and not any(path.exists() for path in learnt):
-            release(run)
-        raise
+    further = (
+        getattr(rank_zero_only, "rank", 0) or os.environ.get("NODE_RANK", "0") != "0"
+    )  # of several; the first one holds the run
+    with ExitStack() as stack:
+        if not further and not (run / "scores.json").exists():
+            stack.enter_context(held(run, "training"))
+        claimed = claim(run, recipe)
+        if (run / "scores.json").exists():
+            log.warning("%s has ended before; its bundle is loaded. Choose another run=... to train again", run)
+            return load_bundle(run / "bundle")
+        try:
+            return _train(recipe, read(), run, progress)
+        except BaseException:
+            learnt = [run / "checkpoints" / name for name in ("last.ckpt", "denoiser.pt")]
+            if claimed and not any(path.exists() for path in learnt):
+                release(run)
+            raise
 
 
 def _train(recipe: Recipe, data: TrainingData, run: Path, progress: bool) -> Bundle:
