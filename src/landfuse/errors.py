@@ -10,6 +10,7 @@
     ├── BundleError (ValueError)       a saved classifier that is broken, newer, or for another scene
     ├── OutputError (OSError)          results that cannot be written
     ├── IncompleteError                a map that lacks blocks; the command ends with exit code 3
+    ├── ChangedInputError              a map whose inputs changed before it was finished; exit code 3
     ├── ClusterError (ConnectionError) a scheduler or workers that cannot be reached, or fail
     ├── MissingExtraError (ImportError) an optional dependency that is not installed
     └── FaultsError                    several of the above, found in one go
@@ -117,6 +118,12 @@ class IncompleteError(LandfuseError):
             "rasters that can be read everywhere",
             "the same command repeats these blocks only; where a raster had to be replaced, start over by --restart",
         )
+
+
+class ChangedInputError(LandfuseError):
+    """A map whose inputs changed before it was finished."""
+
+    exit_code = 3
 
 
 class ClusterError(LandfuseError, ConnectionError):

@@ -33,8 +33,6 @@ from landfuse.mapping.engine import batch_size, map_array, map_blocks
 from landfuse.mapping.map_layers import beside, confidence_of, entropy_of
 from landfuse.mapping.predict import Job, map_parts, predict
 from landfuse.models.base import FusionModel, Modality
-from landfuse.rasters.geotiff import GdalRaster
-from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import CoreWeights, Window, blocks, core_weights, mirrored
 from landfuse.scenes.scene import Scene, SceneModality
@@ -601,20 +599,6 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "map.tif.parts").iterdir()] == ["diary.txt"]
     (tmp_path / "map.tif.parts" / "diary.txt").unlink()
     predict(bundle_of(scene, 5, 3), scene, tmp_path / "map.tif")  # an empty one is no one's
-
-
-def test_a_raster_that_changed_is_another_scene(tmp_path: Path) -> None:
-    scene = whole_scene(60, 60)
-    values = scene.read("a", scene.grid.window)
-    write_raster(tmp_path / "a.tif", scene.grid, values, nodata=float("nan"))
-    raster = GdalRaster(str(tmp_path / "a.tif"))
-    scene = replace(scene, modalities=scene.modalities | {"a": replace(scene.modalities["a"], raster=raster)})
-    bundle = bundle_of(scene, 5, 3)
-    with pytest.raises(RuntimeError):
-        predict(bundle, scene, tmp_path / "map.tif", block=16, progress=stop_after(0.5, RuntimeError))
-    os.utime(tmp_path / "a.tif", ns=(1, 1))
-    with pytest.raises(OutputError, match="other is the modality `a`\n"):
-        predict(bundle, scene, tmp_path / "map.tif", block=16)
 
 
 def test_a_map_that_is_kept_as_finished_is_not_made_again(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ lattice, blending and nodata are here; no torch is imported.
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -49,6 +51,8 @@ class BlockMap:
         logits: (K, height, width) float32; only meaningful where there is a class.
         temperature: logits are divided by it to obtain probabilities.
         layers: name -> (height, width) float32, 0..1, what else was asked of the model.
+        read: the window that was read for it.
+        digest: of the values in it.
     """
 
     window: Window
@@ -56,6 +60,8 @@ class BlockMap:
     logits: NDArray[np.float32]
     temperature: float = 1.0
     layers: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    read: Window = Window(0, 0, 0, 0)
+    digest: str = ""
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
@@ -75,11 +81,13 @@ class PreparedBlock:
         window: what was read; it may reach beyond the scene.
         valid: (height, width), true where a pixel can be mapped.
         inputs: name -> what the predictor made of it.
+        digest: of the values that were read.
     """
 
     window: Window
     valid: NDArray[np.bool_]
     inputs: Mapping[str, Any]
+    digest: str
 
 
 def batch_size(view: int, views: int) -> int:
@@ -156,14 +164,35 @@ class Engine:
         Raises:
             SceneError: if it cannot be read.
         """
-        window, predictor = self.reach(owned), self.predictor
-        inputs: dict[str, Any] = {}
+        window, inputs = self.reach(owned), {}
 
         def prepare(name: str, values: NDArray[np.float32]) -> None:
-            inputs[name] = predictor.prepare(name, values)
+            inputs[name] = self.predictor.prepare(name, values)
 
-        valid = read_window(self.scene, window, self.description.inputs, predictor.stand_ins, prepare)
-        return PreparedBlock(window, valid, inputs)
+        valid, digest = self._read(window, prepare)
+        return PreparedBlock(window, valid, inputs, digest)
+
+    def _read(
+        self, window: Window, receive: Callable[[str, NDArray[np.float32]], None]
+    ) -> tuple[NDArray[np.bool_], str]:
+        known = hashlib.sha1(usedforsecurity=False)  # fast, where processors compute it themselves
+
+        def note(name: str, values: NDArray[np.float32]) -> None:
+            known.update(values.data)
+            receive(name, values)
+
+        valid = read_window(self.scene, window, self.description.inputs, self.predictor.stand_ins, note)
+        return valid, known.hexdigest()
+
+    def digest(self, window: Window) -> str:
+        """The digest of the values in a window, as of a block that reads it; raises a SceneError as `read` does."""
+        return self._read(window, lambda name, values: None)[1]
+
+    def reopened(self) -> Engine:
+        """The same with files that are opened again, as they are now."""
+        parts = self.source.modalities.items()
+        again = {name: replace(part, raster=copy.copy(part.raster)) for name, part in parts}
+        return Engine(self.model, replace(self.source, modalities=again), self.options)
 
     def compute(
         self,
@@ -206,7 +235,7 @@ class Engine:
         classes[~needed[window.within(prepared.window)]] = UNLABELLED
         meter.end()
         named = dict(zip(self.options.layers, layers, strict=True))
-        return BlockMap(window, classes, logits, self.description.temperature, named)
+        return BlockMap(window, classes, logits, self.description.temperature, named, prepared.window, prepared.digest)
 
     def _blend(
         self,

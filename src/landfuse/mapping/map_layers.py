@@ -83,14 +83,19 @@ def entropy_of(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.clip(total / np.float32(np.log(len(probabilities))), 0, 1)
 
 
-def write_part(path: Path, part: BlockMap, grid: Grid, legend: Legend, layers: Sequence[Layer]) -> None:
+def write_part(
+    path: Path, part: BlockMap, grid: Grid, legend: Legend, layers: Sequence[Layer], then: Callable[[Path], None]
+) -> None:
     """Writes a block's layers, one after the other, as the bands of one file; the grid is that of the scene.
+
+    `then` is called with the file before it takes its name.
 
     Raises:
         OutputError: if it cannot be written.
     """
     window = part.window
-    with GeotiffWriter(path, grid.part(window), bands=sum(len(layer.bands) for layer in layers), lasting=False) as file:
+    bands = sum(len(layer.bands) for layer in layers)
+    with GeotiffWriter(path, grid.part(window), bands=bands, lasting=False, then=then) as file:
         for first in range(0, window.height, _STRIP):
             rows = slice(first, min(first + _STRIP, window.height))
             classes = part.classes[rows]

@@ -6,14 +6,15 @@ Every block is written into a file of its own (`part_folder`); at the end these 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from landfuse.bundles.predictor import Model
-from landfuse.errors import IncompleteError, LandfuseError, SceneError
+from landfuse.errors import IncompleteError, LandfuseError, OutputError, SceneError
 from landfuse.files import unwritable
 from landfuse.mapping.engine import BlockMap, Engine, PixelProgress
 from landfuse.mapping.map_layers import Layer, assemble, layers_of, write_part
@@ -43,7 +44,8 @@ class Job:
     def write(self, part: BlockMap) -> None:
         """Writes the file of a block."""
         engine = self.engine
-        write_part(self.folder.part(part.window), part, engine.scene.grid, engine.description.legend, self.layers)
+        path, seal = self.folder.part(part.window), partial(self.folder.seal, part)
+        write_part(path, part, engine.scene.grid, engine.description.legend, self.layers, seal)
 
 
 Runner = Callable[[Job, Sequence[Window], PixelProgress], dict[Window, SceneError]]
@@ -99,6 +101,7 @@ def predict(
             writing this map.
         SettingsError: if an option does not fit.
         IncompleteError: if some blocks cannot be read; the map is there without them.
+        ChangedInputError: if the rasters changed after blocks were made from them.
     """
     path = Path(path)
     folder = PartFolder(path)
@@ -113,13 +116,16 @@ def predict(
             "the layers": ", ".join(layer.name or "classes" for layer in job.layers),
         }
         folder.claim(settings)
-        if not (folder.finished and all(beside(path, layer.name).exists() for layer in job.layers)):
+        every = list(blocks(engine.scene.grid.height, engine.scene.grid.width, side))
+        known = folder.finished if all(beside(path, layer.name).exists() for layer in job.layers) else None
+        done = folder.readings(every) if known is None else known
+        folder.check_inputs(engine, done.values())
+        if known is None:
             try:
-                _map(job, path, side, run, progress)
+                folder.finish(_map(job, path, every, done, run, progress))
             except BaseException:
                 folder.drop_if_empty()
                 raise
-            folder.finish()
         if not keep:
             folder.clear()
     return path
@@ -139,15 +145,17 @@ def _block(engine: Engine, folder: PartFolder) -> int:
     return int(noted) if noted.isdigit() else block_side(engine)
 
 
-def _map(job: Job, path: Path, side: int, run: Runner, progress: Progress) -> None:
-    """Writes the missing parts and joins all of them.
+def _map(
+    job: Job, path: Path, every: Sequence[Window], ready: Mapping[Window, str], run: Runner, progress: Progress
+) -> dict[Window, str]:
+    """Writes the missing parts and joins all of them; returns what was read for each.
 
     Raises:
         IncompleteError: if some blocks cannot be read.
+        ChangedInputError: if the rasters changed meanwhile.
     """
     grid, folder = job.engine.scene.grid, job.folder
-    every = list(blocks(grid.height, grid.width, side))
-    todo = [window for window in every if not folder.part(window).exists()]
+    todo = [window for window in every if window not in ready]
     total = grid.window.pixels
     done = total - sum(window.pixels for window in todo)
 
@@ -160,11 +168,20 @@ def _map(job: Job, path: Path, side: int, run: Runner, progress: Progress) -> No
     faults = run(job, todo, add) if todo else {}
     if len(faults) == len(every):
         raise next(iter(faults.values()))
+    wanted = [window for window in every if window not in faults]
+    readings = folder.readings(wanted)
+    if len(readings) < len(wanted):
+        raise OutputError(
+            f"{folder.path} lost {len(wanted) - len(readings)} blocks before they were joined",
+            "a disk that keeps what is written",
+            "give the same command again: it maps these blocks only",
+        )
+    folder.check_inputs(job.engine, readings.values())
     description = job.engine.description
     tags = {"landfuse_model": description.spec.name, "landfuse_bundle": job.engine.predictor.identity["the model"]}
     if faults:
         tags["landfuse_incomplete"] = "; ".join(f"{w.row} {w.col} {w.height} {w.width}" for w in faults)
-    parts = {window: folder.part(window) for window in every if window not in faults}
+    parts = {window: folder.part(window) for window in wanted}
     try:
         assemble(path, folder.scratch, grid, description.legend, job.layers, parts, tags)
     except LandfuseError:
@@ -173,6 +190,7 @@ def _map(job: Job, path: Path, side: int, run: Runner, progress: Progress) -> No
         raise unwritable(path, error) from None
     if faults:
         raise IncompleteError(path, {_named(window): error for window, error in faults.items()}, len(every))
+    return readings
 
 
 def _named(window: Window) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import warnings
 import weakref
@@ -167,6 +168,19 @@ class GdalRaster:
             raise SceneError(
                 f"{self.path} cannot be opened: {error}", "a raster that GDAL reads, whole", "check or fetch it again"
             ) from None
+
+    def files(self) -> list[Path]:
+        """All files that its pixels come from: those beside it, the sources of a VRT and theirs, archives."""
+        found: dict[str, Path] = {}
+        listed = [self.path]
+        with quietly():
+            while listed:
+                name = listed.pop()
+                if name not in found:
+                    found[name] = _on_disk(name)
+                    with contextlib.suppress(*GDAL_ERRORS), rasterio.open(name) as source:  # a header is no raster
+                        listed += source.files
+        return sorted(set(found.values()))
 
     @property
     def own_grid(self) -> Grid:
@@ -370,6 +384,14 @@ def mask_onto(mask: NDArray[np.bool_], own: Grid, onto: Grid) -> NDArray[np.bool
         resampling=Resampling.max,
     )
     return result > 0
+
+
+def _on_disk(name: str) -> Path:
+    """The file that GDAL reads under a name: of a member of an archive, the archive."""
+    if not name.startswith("/vsi"):
+        return Path(name)
+    path = Path(re.sub(r"^(/vsi[a-z0-9_]+/)+", "", name).replace("{", "").replace("}", ""))
+    return next((place for place in (path, *path.parents) if place.is_file()), path)
 
 
 def _scales(source: Grid, onto: Grid) -> dict[str, str]:

@@ -361,16 +361,16 @@ def _hdf5_header(item: Any) -> _Header:
 
 
 class _Cache:
-    """Arrays of version 5 files, by path, time of change, size and name."""
+    """Arrays of version 5 files, by path, state and name."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._arrays: OrderedDict[tuple[str, int, int, str], NDArray[Any]] = OrderedDict()
+        self._arrays: OrderedDict[tuple[object, ...], NDArray[Any]] = OrderedDict()
 
     def get(self, path: str, variable: str) -> NDArray[Any]:
         with _readable(path), self._lock:  # held while reading, so that threads that want one variable read it once
             status = Path(path).stat()
-            key = (path, status.st_mtime_ns, status.st_size, variable)
+            key = (path, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size, variable)
             if key not in self._arrays:
                 self._arrays[key] = _read_old(path, variable)
             self._arrays.move_to_end(key)

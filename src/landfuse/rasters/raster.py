@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -38,9 +41,27 @@ class Raster(Protocol):
         """How many pixels of a window hold a NaN or infinity though the raster declares no such nodata value."""
 
 
+_SMALL = 2**16
+"""Bytes of a file up to which its content is looked at: headers, VRTs, notes beside a raster."""
+
+
+def files_of(raster: Raster) -> dict[str, tuple[str, str]]:
+    """The files on this machine that the pixels of a raster come from, and two states of each.
+
+    Returns:
+        path -> size, time and the digest of a small file; and what else changes where those were put back.
+    """
+    found = {}
+    for file in raster.files() if hasattr(raster, "files") else [Path(raster.path)]:
+        with suppress(OSError):
+            status = file.stat()
+            if stat.S_ISREG(status.st_mode):
+                small = hashlib.sha256(file.read_bytes()).hexdigest() if status.st_size <= _SMALL else ""
+                state = f"{status.st_size} {status.st_mtime_ns} {small}".rstrip()
+                found[str(file)] = state, f"{status.st_ctime_ns} {status.st_ino}"
+    return found
+
+
 def state_of(raster: Raster) -> str:
-    """What changes with the pixels of a raster: size and time of its file, or the digest of an array; else nothing."""
-    file = Path(raster.path)
-    if file.is_file():
-        return f"{file.stat().st_size} {file.stat().st_mtime_ns}"
-    return str(getattr(raster, "digest", ""))
+    """What changes with the pixels of a raster: the states of its files, or the digest of an array; else nothing."""
+    return " ".join(state for state, _ in files_of(raster).values()) or str(getattr(raster, "digest", ""))
