@@ -161,7 +161,7 @@ def mistakes(place: Path, trained: Path, tmp_path: Path) -> dict[str, tuple[list
             r"view of 8 px and a core of 1 px(.|\n)*view to 9",
         ),
         "split key": (["train", recipe, "split.sise=2"], r"the recipe's split: unknown key(.|\n)*did you mean `size`"),
-        "unwritable": (["train", recipe, "run=/dev/null/x"], r"/dev/null/x/recipe\.json cannot be written"),
+        "unwritable": (["train", recipe, "run=/dev/null/x"], r"/dev/null/x cannot be written"),
         "no bundle": (["predict", tmp_path, place, "-o", tmp_path / "m.tif"], r"holds no bundle: model\.json and"),
         "truncated": (["predict", tmp_path / "truncated", place, "-o", tmp_path / "m.tif"], r"is broken"),
         "kind": (["predict", trained, wide, "-o", tmp_path / "m.tif"], r"3 bands of `a`, this scene has 2(.|\n)*units"),

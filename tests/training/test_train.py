@@ -355,7 +355,7 @@ def test_what_cannot_be_trained_is_refused(write: Write, place: Path, tmp_path: 
     cases: list[tuple[type[LandfuseError], str, dict[str, Any]]] = [
         (SplitError, r"class `field 5` has no training pixel(.|\n)*take it out of the legend", {"legend": "field 5"}),
         (FaultsError, r"there is no file .*b\.tif", {"b": "gone"}),
-        (OutputError, r"/dev/null/x/recipe\.json cannot be written", {"run": "/dev/null/x"}),
+        (OutputError, r"/dev/null/x cannot be written", {"run": "/dev/null/x"}),
         (SettingsError, r"go with the path", {}),
     ]
     text = yaml.safe_load((place / "scene.yaml").read_text())

@@ -26,12 +26,13 @@ _PATIENCE = 0.2
 
 
 @contextmanager
-def held(folder: Path, doing: str) -> Iterator[None]:
+def held(folder: Path, doing: str, output: Path | None = None) -> Iterator[None]:
     """Keeps other processes out of a folder, which is made if needed, and removed if it is empty at the end.
 
     Args:
         folder: the folder.
         doing: what is done there, for the message of a process that is refused.
+        output: what cannot be written where the folder cannot be made; by default the folder.
 
     Raises:
         OutputError: if another process holds it, or it cannot be made.
@@ -48,7 +49,7 @@ def held(folder: Path, doing: str) -> Iterator[None]:
                 "wait until it has ended, or end it: this command then goes on from what it has done",
             ) from None
         except OSError as error:
-            raise unwritable(folder, error) from None
+            raise unwritable(output or folder, error) from None
         yield
 
 

@@ -116,7 +116,7 @@ class PartFolder:
         """Keeps other processes out of the folder; see `locks.held`."""
         if self.path.is_file():
             self.noted()
-        return held(self.path, f"mapping {self.output.name}")
+        return held(self.path, f"mapping {self.output.name}", self.output)
 
     def claim(self, settings: Mapping[str, str]) -> None:
         """Notes what the blocks are made of, or goes on with those of equal settings; the folder has to be `held`.
