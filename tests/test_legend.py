@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,9 @@ def test_codes_that_the_legend_lacks() -> None:
     with pytest.raises(SceneError, match=r"x\.tif hold the codes -1, 3, 300, which the legend lacks") as caught:
         LEGEND.to_classes(codes, where="x.tif")
     assert "only 7, 0, 254" in str(caught.value)
-    assert LEGEND.to_classes(codes, unlisted="unlabelled").tolist() == [[0, UNLABELLED], [UNLABELLED, UNLABELLED]]
+    unlisted = Counter[str]()
+    assert LEGEND.to_classes(codes, unlisted=unlisted).tolist() == [[0, UNLABELLED], [UNLABELLED, UNLABELLED]]
+    assert unlisted == {"-1": 1, "3": 1, "300": 1}
     assert LEGEND.to_classes(codes, ignored=[-1, 3, 300]).tolist() == [[0, UNLABELLED], [UNLABELLED, UNLABELLED]]
     with pytest.raises(SceneError, match="hold the code 300, which"):
         LEGEND.to_classes(codes, ignored=[-1, 3])
@@ -122,3 +125,20 @@ def test_a_legend_of_codes_and_names_has_the_colours_of_the_names() -> None:
     ]
     with pytest.raises(SettingsError, match="the code 1 more than once"):
         Legend.of([(1, "a"), (1, "b")])
+
+
+def test_names_are_equal_however_their_accents_were_typed() -> None:
+    typed_on_a_mac = "Gru\u0308nland"
+    assert LandClass(typed_on_a_mac, 1, "#000000") == LandClass("Gr\u00fcnland", 1, "#000000")
+    with pytest.raises(SettingsError, match="more than once"):
+        Legend((LandClass(typed_on_a_mac, 1, "#000000"), LandClass("Gr\u00fcnland", 2, "#000001")))
+
+
+@pytest.mark.parametrize("nodata", [None, 255, 3, float("nan")])
+def test_a_nodata_value_that_is_no_class(nodata: float | None) -> None:
+    LEGEND.refuse_nodata(nodata, "x.tif", "remove it")
+
+
+def test_a_nodata_value_that_is_a_class() -> None:
+    with pytest.raises(SceneError, match=r"x\.tif say that 0 is nodata, and the legend says that it is `wood`"):
+        LEGEND.refuse_nodata(0.0, "x.tif", "remove it")

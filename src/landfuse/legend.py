@@ -6,6 +6,8 @@ maps hold codes, tensors hold classes; this module is where one becomes the othe
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,11 @@ UNLABELLED = 255
 """The value of a pixel without a label (in targets) or without a class (in maps)."""
 
 _CHUNK = 1 << 20  # pixels at a time: the place of a pixel's code takes 8 bytes, its class 1
+
+
+def nfc(text: str) -> str:
+    """Text whose accents are one character with their letter, however it was typed, so that equal words are equal."""
+    return unicodedata.normalize("NFC", text)
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class LandClass:
     scored: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", nfc(self.name))
         if not 0 <= self.code < UNLABELLED:
             raise SettingsError(
                 f"the class `{self.name}` has the code {self.code}",
@@ -126,11 +134,27 @@ class Legend:
         """Codes of the classes: (K,) uint8."""
         return np.array([c.code for c in self.classes], dtype=np.uint8)
 
+    def refuse_nodata(self, nodata: float | None, where: str, do: str) -> None:
+        """Raises a SceneError if the nodata value of a raster of codes is a class, whose pixels would all be left out.
+
+        Args:
+            nodata: of the raster; None for none.
+            where: names the raster.
+            do: how the nodata value is changed.
+        """
+        for one in self.classes:
+            if one.code == nodata:
+                raise SceneError(
+                    f"{where} say that {one.code} is nodata, and the legend says that it is `{one.name}`",
+                    "a nodata value that is no class",
+                    f"{do} if these pixels are `{one.name}`, else change the class or its code in the legend",
+                )
+
     def to_classes(
         self,
         codes: NDArray[np.generic],
         ignored: Iterable[int] = (),
-        unlisted: str = "error",
+        unlisted: Counter[str] | None = None,
         where: str = "the labels",
     ) -> NDArray[np.uint8]:
         """Converts codes, as files hold them, to classes.
@@ -138,25 +162,30 @@ class Legend:
         Args:
             codes: any shape, whole numbers.
             ignored: further codes that mean "unlabelled" (255 always does).
-            unlisted: what codes outside the legend and `ignored` are: "error" or "unlabelled".
+            unlisted: counts the pixels of codes outside the legend and `ignored`, which are then unlabelled; by default
+                such codes are an error.
             where: names the source in the message.
 
         Returns:
             The same shape, uint8: 0..K-1, or `UNLABELLED`.
 
         Raises:
-            SceneError: where an unlisted code occurs and `unlisted` is "error", or a code is no whole number.
+            SceneError: where an unlisted code occurs and is not counted, or a code is no whole number.
         """
         table = {c.code: index for index, c in enumerate(self.classes)}
         table.update({int(code): UNLABELLED for code in (*ignored, UNLABELLED)})
-        flat, unknown = codes.reshape(-1), set[int]()
+        flat, unknown = codes.reshape(-1), Counter[int]()
         classes = np.empty(flat.size, np.uint8)
         for start in range(0, flat.size, _CHUNK):
-            present, inverse = np.unique(_whole(flat[start : start + _CHUNK], where), return_inverse=True)
+            whole = _whole(flat[start : start + _CHUNK], where)
+            present, inverse, counts = np.unique(whole, return_inverse=True, return_counts=True)
             of_present = [table.get(int(code), UNLABELLED) for code in present]
             classes[start : start + _CHUNK] = np.array(of_present, np.uint8)[inverse]
-            unknown.update(int(code) for code in present if int(code) not in table)
-        if unknown and unlisted == "error":
+            found = dict(zip(present.tolist(), counts.tolist(), strict=True))
+            unknown.update({code: number for code, number in found.items() if int(code) not in table})
+        if unlisted is not None:
+            unlisted.update({str(code): unknown[code] for code in sorted(unknown)})
+        elif unknown:
             shown = ", ".join(map(str, sorted(unknown)[:10])) + (", ..." if len(unknown) > 10 else "")
             raise SceneError(
                 f"{where} hold the code{'s' if len(unknown) > 1 else ''} {shown}, which the legend lacks",

@@ -85,10 +85,12 @@ def test_unlisted_values_cover_ground_too(tmp_path: Path) -> None:
         ("first", expect((0, 0, 5, 4, 3))),
         ("unlabelled", expect((0, 0, 5, 4, 3), (3, 2, 5, 4, U))),
     ):
-        codes = polygons.onto(GRID, CODES, unlisted="unlabelled", overlap=overlap)  # type: ignore[arg-type]
+        unlisted = Counter[str]()
+        codes = polygons.onto(GRID, CODES, unlisted=unlisted, overlap=overlap)  # type: ignore[arg-type]
+        assert unlisted == {"elm": 1}
         np.testing.assert_array_equal(codes, expected)
     away = Grid(8, 3, GRID.transform, CRS)
-    np.testing.assert_array_equal(polygons.onto(away, {"oak": 3}, overlap="first", unlisted="unlabelled")[:4], 3)
+    np.testing.assert_array_equal(polygons.onto(away, {"oak": 3}, overlap="first", unlisted=Counter())[:4], 3)
     # Elm does not reach this grid, so that it is no fault of it; the shape without a value never is.
     np.testing.assert_array_equal(polygons.onto(Grid(8, 2, GRID.transform, CRS), CODES)[:4], 3)
 
@@ -134,14 +136,14 @@ def test_files_of_two_crs_are_joined_in_order(tmp_path: Path) -> None:
 
 def test_a_tile_without_polygons(tmp_path: Path) -> None:
     polygons = read_polygons(write(tmp_path / "x.gpkg", [box(0, 0, 5, 4), box(3, 2, 8, 6)], kind=["oak"] * 2), "kind")
-    assert polygons.count(GRID) == 2
+    assert len(polygons.meeting(GRID)) == 2
     away = Grid(4, 5, (2.0, 0.0, 501_000.0, 0.0, -2.0, 5_400_000.0), CRS)
-    assert polygons.count(away) == 0
+    assert len(polygons.meeting(away)) == 0
     assert (polygons.onto(away, CODES) == U).all()
     other_side = Grid(4, 5, (2.0, 0.0, 500_000.0, 0.0, -2.0, 6_000_000.0), "EPSG:32755")
-    assert polygons.count(other_side) == 0
-    assert polygons.count(Grid(4, 4, GRID.transform, CRS)) == 2
-    assert polygons.count(Grid(4, 2, GRID.transform, CRS)) == 1
+    assert len(polygons.meeting(other_side)) == 0
+    assert len(polygons.meeting(Grid(4, 4, GRID.transform, CRS))) == 2
+    assert len(polygons.meeting(Grid(4, 2, GRID.transform, CRS))) == 1
 
 
 def test_a_turned_grid(tmp_path: Path) -> None:
@@ -215,7 +217,7 @@ def test_missing_crs(tmp_path: Path) -> None:
     with pytest.raises(GridError, match="no CRS"):
         good.onto(Grid(8, 10), CODES)
     with pytest.raises(GridError, match="EPSG:99999"):
-        good.count(Grid(8, 10, GRID.transform, "EPSG:99999"))
+        good.meeting(Grid(8, 10, GRID.transform, "EPSG:99999"))
 
 
 def test_empty_file(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import pytest
 import scipy.io
+import shapely
 import yaml
 from numpy.typing import NDArray
 
@@ -176,6 +178,106 @@ def test_a_tile_without_any_labelled_pixel(tmp_path: Path) -> None:
     assert all(report.counts[role].all() for role in ("train", "validation", "test"))
 
 
+def notes_of(path: Path) -> list[str]:
+    report = check(path, [(1, 1)])
+    assert not report.faults
+    return report.notes
+
+
+def test_classes_without_a_pixel_in_a_role(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    text = write_scene(tmp_path)
+    roles = np.where(codes() > 0, np.where(np.arange(48) < 24, 1, np.where(np.arange(48) < 36, 2, 3)), 0)
+    roles[(roles == 3) & (codes() == 2)] = 1
+    roles[(roles == 2) & (codes() != 2)] = 1
+    write_raster(tmp_path / "roles.tif", GRID, roles.astype(np.uint8), nodata=None)
+    text["split"] = {"kind": "roles", "path": "roles.tif"}
+    code, out, _ = landfuse("check", save(tmp_path, text), "--views", "1")
+    assert code == 0
+    assert "note: no validation pixel is labelled class 1, class 3, so the epoch is chosen without regard to" in out
+    assert "note: no test pixel is labelled class 2, so how well these classes are mapped is not measured" in out
+    assert "no fault found; see the notes above" in out
+
+
+def test_a_scene_that_is_only_mapped_need_not_have_every_class(tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    del text["split"]
+    text["legend"].append({"name": "ice", "code": 9})
+    assert notes_of(save(tmp_path, text)) == ["no pixel is labelled ice; only training needs every class"]
+
+
+def test_codes_that_the_legend_lacks_are_listed_with_all_tiles(tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    for tile, labels in (
+        ("a", codes()),
+        ("b", np.where(codes() == 3, 77, codes())),
+        ("c", codes() + 40 * (codes() == 1)),
+    ):
+        for kind, array in (("s2", values(4)), ("dem", values(1)), ("labels", labels.astype(np.uint8))):
+            write_raster(tmp_path / f"{kind}_{tile}.tif", GRID, array, nodata=None)
+    for m in (*text["modalities"].values(), text["labels"]):
+        m["path"] = m["path"].replace(".tif", "_{tile}.tif")
+    text["split"] = {"kind": "tiles", "test_tiles": ["c"], "train_tiles": ["a", "b"], "validation": 0}
+    ones, threes = int((codes() == 1).sum()), int((codes() == 3).sum())
+    listed = sorted(((41, ones), (77, threes)), key=lambda found: -found[1])
+    expected = (
+        "the labels labels_{tile}.tif hold codes that the legend lacks in 2 of 3 tiles (b, c); pixels of each: "
+        + ", ".join(f"{code} ({pixels:,})" for code, pixels in listed)
+    )  # fmt: skip
+    (fault,) = check(save(tmp_path, text)).faults
+    assert fault.found == expected
+    text["labels"]["unlisted"] = "unlabelled"
+    assert notes_of(save(tmp_path, text))[0] == f"{expected}. They are unlabelled"
+
+
+def test_colours_that_the_legend_lacks_are_listed(tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    palette = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [1, 2, 3]], np.uint8)
+    write_raster(tmp_path / "labels.tif", GRID, palette[codes()].transpose(2, 0, 1), nodata=None)
+    text["labels"] = {"path": "labels.tif", "colours": {"ignored": ["#000000"]}, "unlisted": "unlabelled"}
+    text["legend"] = [{"name": "red", "colour": "#FF0000"}, {"name": "green", "colour": "#00FF00"}]
+    assert notes_of(save(tmp_path, text)) == [
+        "the labels labels.tif hold colours that the legend lacks; pixels of each: "
+        f"#010203 ({(codes() == 3).sum():,}). They are unlabelled"
+    ]
+
+
+def test_what_polygons_label_nothing_is_listed(tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+
+    def square(col: float, row: float, side: float) -> Any:
+        (left, top), (right, bottom) = GRID.at(col, row), GRID.at(col + side, row + side)
+        return shapely.box(left, bottom, right, top)
+
+    shapes = [square(4 * n, 8 * row, 4) for row in range(3) for n in range(12)]
+    kinds: list[str | None] = ["Gru\u0308nland", "Wald", "Acker"] * 12
+    shapes += [
+        square(400, 3, 9),
+        square(20.1, 30.1, 0.2),
+        square(30, 30, 4),
+        shapely.Polygon(),
+        square(40, 30, 4),
+        square(60, 30, 4),
+    ]
+    kinds += ["Wald", "Acker", "Wlad", "Acker", None, "See"]
+    geopandas.GeoDataFrame({"kind": kinds}, geometry=shapes, crs=UTM).to_crs(4326).to_file(tmp_path / "p.gpkg")
+    text["labels"] = {"polygons": "p.gpkg", "attribute": "kind", "unlisted": "unlabelled"}
+    text["legend"] = [{"name": name} for name in ("Gr\u00fcnland", "Wald", "Acker")]
+    text["split"] = {"kind": "polygons"}
+    source = tmp_path / "p.gpkg"
+    assert notes_of(save(tmp_path, text)) == [
+        f"2 of 42 shapes of {source} lie outside the raster: See (1), Wald (1)",
+        f"1 of 42 shapes of {source} label no pixel: they are smaller than one, or others lie on them: Acker (1)",
+        f"1 of 42 shapes of {source} have no value in `kind`",
+        f"1 of 42 shapes of {source} have no outline",
+        "the labels p.gpkg hold values that the legend lacks; shapes of each: See (1), Wlad (1; did you mean Wald?). "
+        "They are unlabelled",
+    ]
+    del text["labels"]["unlisted"]
+    (fault,) = check(save(tmp_path, text)).faults
+    assert "See (1), Wlad (1; did you mean Wald?)" in fault.found
+    assert fault.expected == "only Gr\u00fcnland, Wald, Acker"
+
+
 # What it says -------------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +316,7 @@ FAULTS: dict[str, tuple[Edit, list[str]]] = {
     "no overlap": (fill("dem.tif", values(1), AWAY), ["dem.tif does not overlap the reference grid"]),
     "unknown codes": (
         fill("labels.tif", np.where(codes() == 3, 77, codes()).astype(np.uint8)),
-        ["labels.tif hold the code 77, which the legend lacks", "`labels: ignored:`"],
+        ["labels.tif hold codes that the legend lacks; pixels of each: 77 (", "`labels: ignored:`"],
     ),
     "empty class": (
         fill("labels.tif", np.where(codes() == 3, 0, codes()).astype(np.uint8)),
@@ -280,7 +382,7 @@ def test_all_faults_in_one_go(tmp_path: Path, landfuse: Callable[..., Any]) -> N
     code, out, err = landfuse("check", str(save(tmp_path, text)))
     assert code == 2
     assert err.count("fault ") == 6
-    assert "hold the code 3, which the legend lacks" in err
+    assert "hold codes that the legend lacks; pixels of each: 3 (" in err
     assert "no fault found" not in out
 
 
@@ -296,7 +398,7 @@ def test_faults_of_several_tiles_in_one_go(tmp_path: Path) -> None:
     report = check(save(tmp_path, text))
     messages = [str(fault) for fault in report.faults]
     assert len(messages) == 3
-    for part in ("dem_a.tif", "labels_b.tif hold the codes 101, 102, 103", "s2_c.tif has 3 bands"):
+    for part in ("dem_a.tif", "labels_{tile}.tif hold codes that the legend lacks in 1 of 3 tiles (b)", "s2_c.tif has"):
         assert sum(part in line for line in messages) == 1
     assert report.tiles == 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_the_nearest_colour_within_the_tolerance_wins(monkeypatch: pytest.Monkey
     random = np.random.default_rng(1)
     picture = random.integers(0, 256, (3, 9, 11)).astype(np.uint8)
     picture[:, 0, 0] = (252, 255, 0)
-    got = classes_of_colours(picture, LEGEND, ignored=["#000000"], tolerance=120, unlisted="unlabelled")
+    got = classes_of_colours(picture, LEGEND, ignored=["#000000"], tolerance=120, unlisted=Counter())
     near = 0
     for row in range(9):
         for column in range(11):

@@ -220,6 +220,32 @@ def test_unlisted_codes(folder: Path, text: dict[str, Any]) -> None:
     np.testing.assert_array_equal(open_scene(save(folder, text)).labels, np.choose(codes(), [U, 0, 1]))
 
 
+def test_a_class_whose_code_is_the_nodata_of_the_labels(folder: Path, text: dict[str, Any]) -> None:
+    text["labels"].pop("ignored")
+    text["legend"] = [{"name": name, "code": code} for code, name in enumerate(("water", "wood", "town"))]
+    write_raster(folder / "labels.tif", GRID, codes(), nodata=0)
+    with pytest.raises(FaultsError, match="say that 0 is nodata, and the legend says that it is `water`") as caught:
+        open_scene(save(folder, text))
+    assert "write `nodata: 255` under `labels`" in str(caught.value)
+    text["labels"]["nodata"] = 255
+    np.testing.assert_array_equal(open_scene(save(folder, text)).labels, codes())
+    text["labels"]["nodata"] = 2
+    with pytest.raises(SettingsError, match=r"`labels\.nodata` names 2, the code of the class `town`"):
+        open_scene(save(folder, text))
+    del text["legend"][2]
+    np.testing.assert_array_equal(open_scene(save(folder, text)).labels, np.where(codes() == 2, U, codes()))
+    text["labels"]["ignored"] = [2, 1]
+    with pytest.raises(SettingsError, match=r"`labels\.ignored` names 1, the code of the class `wood`"):
+        open_scene(save(folder, text))
+
+
+def test_the_nodata_of_labels_in_a_mat_file(folder: Path, text: dict[str, Any]) -> None:
+    scipy.io.savemat(folder / "labels.mat", {"gt": codes().astype(np.int16) - 1})
+    text["labels"] = {"path": "labels.mat", "variable": "gt", "nodata": -1}
+    text["legend"] = [{"name": "water", "code": 0}, {"name": "wood", "code": 1}]
+    np.testing.assert_array_equal(open_scene(save(folder, text)).labels, np.choose(codes(), [U, 0, 1]))
+
+
 def test_only_some_modalities(folder: Path, text: dict[str, Any]) -> None:
     (folder / "dem.tif").unlink()
     (scene,) = read_scene_file(save(folder, text)).scenes(only=["s2", "not there"])

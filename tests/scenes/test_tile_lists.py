@@ -34,6 +34,20 @@ def test_an_entry_means_the_longest_tile_that_it_begins_with(entry: str, tile: s
     assert read(tmp_path, entry, "train") == (tile,)
 
 
+@pytest.mark.parametrize("header", ["tile", "Tile,fold", "image_name", "FILENAME", "Patch ID,x", "names"])
+def test_a_header_row_names_no_tile(header: str, tmp_path: Path) -> None:
+    assert read(tmp_path, f"{header}\nc,1\na_1,2\n") == ("c", "a_1")
+    with pytest.raises(SplitError, match="names no tile"):
+        read(tmp_path, f"{header}\n")
+
+
+def test_a_misspelt_first_tile_is_no_header(tmp_path: Path) -> None:
+    with pytest.raises(SplitError, match="names 'a_2', which is no tile"):
+        read(tmp_path, "a_2\nc\n")
+    with pytest.raises(SplitError, match="names 'tile', which is no tile"):
+        read(tmp_path, "c\ntile\n")
+
+
 def test_what_is_no_tile_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SplitError, match=r"names 'a_3\.tif', which is no tile"):
         read(tmp_path, "a_1\na_3.tif\n")

@@ -80,7 +80,7 @@ def check(
         err.print(f"[bold red]fault[/] {escape(str(fault))}", soft_wrap=True)
     if report.faults:
         raise typer.Exit(2)
-    out.print("no fault found")
+    out.print("no fault found" + ("; see the notes above" if report.notes else ""))
 
 
 def _leak(fraction: float) -> str:

@@ -240,6 +240,11 @@ class GdalRaster:
         return chosen[0] if len(set(chosen)) == 1 else chosen
 
     @property
+    def nodata(self) -> float | None:
+        """The number that means no data, by the settings, else the header."""
+        return self._decoding.nodata
+
+    @property
     def declares_nan(self) -> bool:
         """Whether NaN is the declared nodata value."""
         return self._decoding.nodata is not None and bool(np.isnan(self._decoding.nodata))

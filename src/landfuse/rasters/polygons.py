@@ -26,7 +26,7 @@ from pyproj.exceptions import CRSError, ProjError
 
 from landfuse.errors import GridError, MissingFileError, SceneError
 from landfuse.files import unwritable, whole_file
-from landfuse.legend import UNLABELLED
+from landfuse.legend import UNLABELLED, nfc
 from landfuse.rasters.geotiff_writer import burn
 from landfuse.rasters.grid import Grid
 
@@ -48,11 +48,13 @@ class Polygons:
         shapes: geopandas.GeoSeries with a CRS; none of them empty.
         values: of the attribute, as text; None where a shape has none.
         source: names the files in messages.
+        empty: how many further shapes have no outline.
     """
 
-    def __init__(self, shapes: Any, values: Sequence[str | None], source: str) -> None:
+    def __init__(self, shapes: Any, values: Sequence[str | None], source: str, empty: int = 0) -> None:
         self._shapes = shapes
         self._values = np.array(values, dtype=object)
+        self.empty = empty
         self._bounds = shapes.bounds.to_numpy()
         self.source = source
 
@@ -62,23 +64,27 @@ class Polygons:
     @property
     def values(self) -> dict[str, int]:
         """How many shapes have each value, in order of value; those without a value are left out."""
-        counts = Counter(value for value in self._values if value is not None)
+        return self.values_of(np.arange(len(self)))
+
+    def values_of(self, places: NDArray[np.intp]) -> dict[str, int]:
+        """How many of some shapes have each value, as `values`."""
+        counts = Counter(value for value in self._values[places] if value is not None)
         return {value: counts[value] for value in sorted(counts)}
 
-    def count(self, grid: Grid) -> int:
-        """How many shapes have a bounding box that meets the grid's; 0 is no error, since a tile may have none.
+    def meeting(self, grid: Grid) -> NDArray[np.intp]:
+        """The places of the shapes whose bounding box meets the grid's; a tile may have none.
 
         Raises:
             GridError: if the grid has no CRS, or the shapes cannot be brought to it.
         """
-        return len(self._on(grid)[0])
+        return self._on(grid)[2]
 
     def onto(
         self,
         grid: Grid,
         codes: Mapping[str, int],
         *,
-        unlisted: Literal["error", "unlabelled"] = "error",
+        unlisted: Counter[str] | None = None,
         all_touched: bool = False,
         overlap: Literal["last", "first", "unlabelled"] = "last",
     ) -> NDArray[np.uint8]:
@@ -90,8 +96,8 @@ class Polygons:
         Args:
             grid: with a CRS; the shapes are brought to it.
             codes: value of the attribute -> code, 0..254.
-            unlisted: what values without a code are: an error, if they are on the grid, or unlabelled. Shapes
-                without a value are always unlabelled.
+            unlisted: counts the shapes on the grid that have a value without a code, which are then unlabelled; by
+                default they are an error. Shapes without a value are always unlabelled.
             all_touched: label every pixel that a polygon touches, instead of those whose centre it holds.
             overlap: where shapes of different codes overlap: the last in the file wins, or the first, or such pixels
                 are unlabelled.
@@ -100,12 +106,15 @@ class Polygons:
             (H, W) uint8 codes, `UNLABELLED` elsewhere.
 
         Raises:
-            SceneError: if shapes on the grid have values without a code, and `unlisted` is "error".
+            SceneError: if shapes on the grid have values without a code that are not counted.
             GridError: if the grid has no CRS, or the shapes cannot be brought to it.
         """
         shapes, values, _ = self._on(grid)
-        unknown = sorted({value for value in values if value is not None and value not in codes})
-        if unknown and unlisted == "error":
+        counts = Counter(value for value in values if value is not None and value not in codes)
+        unknown = sorted(counts)
+        if unlisted is not None:
+            unlisted.update(counts)
+        elif unknown:
             shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
             near = difflib.get_close_matches(unknown[0], codes, n=1)
             raise SceneError(
@@ -245,7 +254,7 @@ def _read(paths: tuple[str, ...], attribute: str, join: Join | None, stamps: tup
                 "check `key` and that the files belong together",
             )
         values = [table.get(value) if value is not None else None for value in values]
-    return Polygons(shapes, values, source)
+    return Polygons(shapes, values, source, sum(part.attrs["empty"] for part in parts))
 
 
 def _read_file(path: str, column: str) -> Any:
@@ -284,7 +293,8 @@ def _read_file(path: str, column: str) -> Any:
 
 def _shapes(frame: Any, source: str, do: str) -> Any:
     """A GeoDataFrame without empty shapes and heights, whose CRS is known."""
-    frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
+    empty = frame.geometry.isna() | frame.geometry.is_empty
+    frame = frame[~empty]
     if not len(frame):
         raise SceneError(f"{source} holds no shapes", "at least one polygon", "check the file")
     if frame.crs is None:
@@ -293,7 +303,9 @@ def _shapes(frame: Any, source: str, do: str) -> Any:
             "a CRS, to bring the polygons to the grid",
             do,
         )
-    return frame.set_geometry(shapely.force_2d(frame.geometry.to_numpy()), crs=frame.crs)
+    frame = frame.set_geometry(shapely.force_2d(frame.geometry.to_numpy()), crs=frame.crs)
+    frame.attrs["empty"] = int(empty.sum())
+    return frame
 
 
 def polygons_of(frame: Any, attribute: str) -> Polygons:
@@ -355,7 +367,7 @@ def _text(value: Any) -> str | None:
         return None
     # A column of whole numbers with gaps comes as floats.
     text = str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
-    return text.strip() or None
+    return nfc(text).strip() or None
 
 
 def write_points(

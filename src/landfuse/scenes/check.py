@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,12 @@ from landfuse.legend import UNLABELLED
 from landfuse.markup import percent
 from landfuse.palette import ClosePair, close_pairs
 from landfuse.rasters.grid import Grid
+from landfuse.rasters.polygons import Polygons
 from landfuse.rasters.windows import blocks
 from landfuse.scenes.leaks import leak_fraction, learnt_ground, polygon_leak_fraction, polygon_leak_words
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
-from landfuse.scenes.scene_keys import CountSettings
+from landfuse.scenes.scene_keys import CountSettings, LabelSettings
 from landfuse.scenes.split_rules import ROLES, Roles
 from landfuse.scenes.splits import counts_per_class
 
@@ -138,7 +142,8 @@ def check(
     report.tiles = len(scenes)
     _check_modalities(report, scenes, progress)
     if file.settings.labels is not None:
-        _check_labels(report, file, scenes, views, complete=bool(scenes) and len(scenes) == len(file.tiles))
+        complete = bool(scenes) and len(scenes) == len(file.tiles)
+        _check_labels(report, file, file.settings.labels, scenes, views, complete)
     if file.settings.counts is not None and scenes:
         _compare_sizes(report, file.settings.counts, scenes)
         _compare_classes(report, file.settings.counts, file.legend.names)
@@ -187,38 +192,55 @@ def _check_modalities(report: Report, scenes: Sequence[Scene], progress: Callabl
 
 
 def _check_labels(
-    report: Report, file: SceneFile, scenes: Sequence[Scene], views: Sequence[tuple[int, int]], complete: bool
+    report: Report,
+    file: SceneFile,
+    settings: LabelSettings,
+    scenes: Sequence[Scene],
+    views: Sequence[tuple[int, int]],
+    complete: bool,
 ) -> None:
-    labelled = []
+    read, odd, unlisted = [], [], Counter[str]()
     for scene in scenes:
         if scene.read_labels is None:
             continue  # that they cannot be opened is among the faults already
+        found = Counter[str]()
         try:
-            _ = scene.labels
-            labelled.append(scene)
+            classes = scene.read_labels(found)
         except LandfuseError as error:
             report.faults.append(error)
+            continue
+        unlisted += found
+        odd += [scene.name] if found else []
+        read.append(replace(scene, read_labels=partial(np.asarray, classes)))
+    if settings.polygons:
+        unlisted = _check_polygons(report, file, settings, read)
+    _check_unlisted(report, file, settings, unlisted, odd)
+    labelled = read if settings.unlisted == "unlabelled" else [scene for scene in read if scene.name not in odd]
     if not labelled:
         return
     complete = complete and len(labelled) == len(scenes)
-    labels = [scene.labels for scene in labelled]
-    roles: list[Roles] = [np.zeros(label.shape, dtype=np.uint8) for label in labels]
-    classes = len(file.legend)
-    everything = np.sum([np.bincount(label[label != UNLABELLED], minlength=classes) for label in labels], axis=0)
+    truth = [scene.labels for scene in labelled]
+    roles: list[Roles] = [np.zeros(label.shape, dtype=np.uint8) for label in truth]
+    everything = np.sum(
+        [np.bincount(label[label != UNLABELLED], minlength=len(file.legend)) for label in truth], axis=0
+    )
+    split = file.settings.split
     if complete and not everything.any():
         report.add("no pixel is labelled", "labels of every class", "check that the labels show the same place")
         return
-    if complete and file.settings.split is not None:
+    if complete and split is not None:
         try:
             roles = file.roles(labelled)
         except LandfuseError as error:
             report.faults.append(error)
-    report.counts = counts_per_class(roles, labels, classes)
+    report.counts = counts_per_class(roles, truth, len(file.legend))
     report.counts["unused"] = everything - np.sum([report.counts[name] for name in ROLES], axis=0)
     for index, name in enumerate(file.legend.names):
-        if complete and not everything[index]:
+        if complete and split is not None and not everything[index]:
             report.add(
-                f"the class `{name}` has no labelled pixel", "labels of every class", "take it out of the legend"
+                f"the class `{name}` has no labelled pixel",
+                "labels of every class",
+                "check the labels, or take it out of the legend",
             )
         elif report.counts["train"].any() and not report.counts["train"][index]:
             report.add(
@@ -226,8 +248,85 @@ def _check_labels(
                 "training pixels of every class",
                 "change the split or its seed, or take the class out of the legend",
             )
+    names = np.array(file.legend.names)
+    if split is None and complete and not everything.all():
+        report.notes.append(f"no pixel is labelled {few(names[everything == 0])}; only training needs every class")
+    for role in ("validation", "test"):
+        lacking = names[(everything > 0) & (report.counts[role] == 0)]
+        if report.counts[role].any() and lacking.size:
+            report.notes.append(f"no {role} pixel is labelled {few(lacking)}, so {_UNKNOWN[role]}")
     if report.counts["test"].any():
         _check_leaks(report, labelled, roles, views)
+
+
+_UNKNOWN = {
+    "validation": "the epoch is chosen without regard to these classes",
+    "test": "how well these classes are mapped is not measured",
+}
+
+
+def _check_polygons(report: Report, file: SceneFile, labels: LabelSettings, scenes: Sequence[Scene]) -> Counter[str]:
+    """Counts the shapes that label nothing; returns how many shapes have each value that the legend lacks."""
+    sources: dict[str, tuple[Polygons, set[int], set[int]]] = {}
+    for scene in scenes:
+        if scene.read_polygons is not None:
+            polygons = file.polygons(scene.name, labels)()
+            _, met, burnt = sources.setdefault(polygons.source, (polygons, set(), set()))
+            met.update(polygons.meeting(scene.grid).tolist())
+            burnt.update(np.unique(scene.read_polygons()).tolist())
+    unlisted = Counter[str]()
+    for polygons, met, burnt in sources.values():
+        every = np.arange(len(polygons))
+        inside = np.isin(every, list(met))
+        named = polygons.values_of(every)
+        unlisted.update({value: count for value, count in named.items() if value not in file.values})
+        hidden = inside & ~np.isin(polygons.ids, list(burnt))
+        unnamed = every.size - sum(named.values())
+        for count, what, kinds in (
+            (every.size - len(met), f"lie outside {'every tile' if len(scenes) > 1 else 'the raster'}", every[~inside]),
+            (hidden.sum(), "label no pixel: they are smaller than one, or others lie on them", every[hidden]),
+            (unnamed, f"have no value in `{labels.attribute}`", every[:0]),
+            (polygons.empty, "have no outline", every[:0]),
+        ):
+            if count:
+                listed = few([f"{value} ({number:,})" for value, number in polygons.values_of(kinds).items()])
+                total = every.size + polygons.empty
+                report.notes.append(
+                    f"{count:,} of {total:,} shapes of {polygons.source} {what}" + (f": {listed}" if listed else "")
+                )
+    return unlisted
+
+
+def _check_unlisted(
+    report: Report, file: SceneFile, labels: LabelSettings, unlisted: Counter[str], tiles: Sequence[str]
+) -> None:
+    """What the labels hold that the legend lacks: one fault or note for all tiles."""
+    if not unlisted:
+        return
+    unit, known = ("shapes", list(file.values)) if labels.polygons else ("pixels", [])
+    near = {value: difflib.get_close_matches(value, known, n=1) for value in unlisted}
+    words = [
+        f"{value} ({count:,}{f'; did you mean {near[value][0]}?' if near[value] else ''})"
+        for value, count in unlisted.most_common()
+    ]
+    where = ", ".join(labels.polygons) or labels.path
+    in_tiles = f" in {len(tiles)} of {len(file.tiles)} tiles ({few(tiles)})" if tiles and len(file.tiles) > 1 else ""
+    if labels.polygons:
+        kind, do = "values", "add them to `legend` (as `name` or `value`)"
+    elif labels.colours:
+        kind, do = "colours", "list the colours under `labels: colours: ignored:`, or set a `tolerance` there"
+    else:
+        kind, do = "codes", "add the classes to `legend`, or list the codes under `labels: ignored:`"
+    found = f"the labels {where} hold {kind} that the legend lacks{in_tiles}; {unit} of each: {few(words, 10)}"
+    if tiles and labels.unlisted == "error":
+        report.add(
+            found,
+            f"only {', '.join(known or map(str, file.legend.codes))}"
+            + ("" if labels.polygons else ", or a code listed as ignored"),
+            f"{do}; `unlisted: unlabelled` under `labels` leaves all of them out",
+        )
+    else:
+        report.notes.append(f"{found}. They are unlabelled")
 
 
 def _check_leaks(

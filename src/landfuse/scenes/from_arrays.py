@@ -228,7 +228,7 @@ def _read_labels(
             f"the labels {labels} are polygons", "`column`, the attribute that names the class", "name it"
         )
     ignored = {unlabelled} if isinstance(unlabelled, int | np.integer) else set(unlabelled or ())
-    codes, missing, where = _codes(labels, grid)
+    codes, missing, where = _codes(labels, grid, legend)
     named = set() if legend is None else set(legend.codes.tolist())
     for code in {*ignored, UNLABELLED} - named:
         missing |= codes == code
@@ -249,7 +249,7 @@ def _read_labels(
     return classes, legend, None
 
 
-def _codes(labels: Labels, grid: Grid) -> tuple[NDArray[Any], NDArray[np.bool_], str]:
+def _codes(labels: Labels, grid: Grid, legend: Legend | None) -> tuple[NDArray[Any], NDArray[np.bool_], str]:
     """Codes, (H, W), where there is none, and what messages call them."""
     if isinstance(labels, str | Path):
         raster: Any = _file(labels, "labels", categorical=True)
@@ -271,6 +271,9 @@ def _codes(labels: Labels, grid: Grid) -> tuple[NDArray[Any], NDArray[np.bool_],
             f"{grid}; labels are never resampled",
             _NO_RESAMPLING,
         )
+    if legend is not None:
+        stated = raster.nodata if isinstance(raster, GdalRaster) else raster.decoding.nodata
+        legend.refuse_nodata(stated, where, "remove it from the file or the attributes")
     if isinstance(raster, GdalRaster):
         codes = raster.read_codes()
         outside = np.isnan(codes) if codes.dtype.kind == "f" else np.zeros(codes.shape, bool)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.errors import SceneError
+from landfuse.errors import SceneError, few
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.palette import rgb
 from landfuse.rasters.geotiff import GdalRaster
@@ -16,7 +17,7 @@ _ROWS = 1 << 21  # pixels compared at a time
 
 
 def read_colours(
-    raster: GdalRaster, legend: Legend, ignored: Sequence[str], tolerance: float, unlisted: str
+    raster: GdalRaster, legend: Legend, ignored: Sequence[str], tolerance: float, unlisted: Counter[str] | None
 ) -> NDArray[np.uint8]:
     """A raster's picture as classes, see `classes_of_colours`; (H, W), `UNLABELLED` where it has no data."""
     picture, outside = raster.read_numbers(raster.grid.window)
@@ -32,7 +33,7 @@ def classes_of_colours(
     *,
     ignored: Sequence[str] = (),
     tolerance: float = 0.0,
-    unlisted: str = "error",
+    unlisted: Counter[str] | None = None,
     where: str = "the labels",
 ) -> NDArray[np.uint8]:
     """Converts colours to classes.
@@ -43,14 +44,14 @@ def classes_of_colours(
         ignored: colours, `#RRGGBB`, that mean "unlabelled".
         tolerance: largest distance of a colour from the nearest of those, in red, green and blue (0 to 441);
             above 0 for pictures that were compressed with loss.
-        unlisted: what colours farther away are: "error" or "unlabelled".
+        unlisted: counts the pixels of colours farther away, which are then unlabelled; by default they are an error.
         where: names the source in messages.
 
     Returns:
         (H, W) uint8: 0..K-1, or `UNLABELLED`.
 
     Raises:
-        SceneError: where such a colour occurs and `unlisted` is "error", or two classes have one colour.
+        SceneError: where such a colour occurs and is not counted, or two classes have one colour.
     """
     palette = np.array([*(c.rgb for c in legend), *(rgb(colour) for colour in ignored)], np.int32)
     classes = np.array([*range(len(legend)), *(UNLABELLED for _ in ignored)], np.uint8)
@@ -62,7 +63,7 @@ def classes_of_colours(
         )
     flat = picture.reshape(3, -1)
     result = np.full(flat.shape[1], UNLABELLED, np.uint8)
-    far: dict[tuple[int, ...], int] = {}
+    far = Counter[str]()
     for start in range(0, flat.shape[1], _ROWS):
         part = flat[:, start : start + _ROWS].astype(np.int32)
         found = np.full(part.shape[1], UNLABELLED, np.uint8)
@@ -78,14 +79,14 @@ def classes_of_colours(
             near = squares.min(axis=1) <= tolerance**2
             found[left] = np.where(near, classes[squares.argmin(axis=1)], UNLABELLED)[inverse.reshape(-1)]
             for colour, count in zip(colours[~near].tolist(), counts[~near].tolist(), strict=True):
-                far[tuple(colour)] = far.get(tuple(colour), 0) + count
+                far["#{:02X}{:02X}{:02X}".format(*colour)] += count
         result[start : start + _ROWS] = found
-    if far and unlisted == "error":
-        shown = sorted(far, key=lambda colour: -far[colour])[:5]
+    if unlisted is not None:
+        unlisted.update(far)
+    elif far:
         raise SceneError(
             f"{where} hold {sum(far.values()):,} pixels of {len(far):,} colours that the legend lacks: "
-            + ", ".join("#{:02X}{:02X}{:02X}".format(*colour) for colour in shown)
-            + (", ..." if len(far) > 5 else ""),
+            + few([colour for colour, _ in far.most_common()]),
             f"only {', '.join(c.colour for c in legend)}, or a colour listed as ignored",
             "add the class to `legend`, list the colour under `labels: colours: ignored:`, or set a `tolerance` there",
         )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.errors import GridError, SceneError
-from landfuse.legend import UNLABELLED, Legend
+from landfuse.legend import UNLABELLED, Legend, nfc
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.grid import Grid, pixel_areas
@@ -146,6 +146,8 @@ def open_map(path: str | Path, scene: Scene | None = None) -> LandCoverMap:
             f"the grid of the scene `{scene.name}`: {scene.grid}",
             "name the scene of this map, or leave it out",
         )
+    if scene is not None:
+        scene.legend.refuse_nodata(raster.nodata, f"the map {path}", "remove it by `gdal_edit.py -unsetnodata`")
     return LandCoverMap(raster, None if scene is None else scene.legend)
 
 
@@ -159,7 +161,7 @@ def class_names(map_path: str | Path) -> dict[int, str]:
     except ElementTree.ParseError:
         return {}
     listed = enumerate(found if found is not None else ())
-    return {code: name.text.strip() for code, name in listed if name.text and name.text.strip()}
+    return {code: nfc(name.text).strip() for code, name in listed if name.text and name.text.strip()}
 
 
 def beside(path: str | Path, layer: str) -> Path:

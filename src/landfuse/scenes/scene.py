@@ -68,7 +68,8 @@ class Scene:
         grid: the reference grid.
         modalities: by name, in the order of the scene file.
         legend: the classes.
-        read_labels: gives the whole scene's codes as classes, (H, W) uint8; None where there are no labels.
+        read_labels: gives the whole scene's codes as classes, (H, W) uint8; None where there are no labels. That of a
+            scene file takes a `Counter` for what the legend lacks, in place of an error.
         read_polygons: gives the polygon that each pixel's label comes from, (H, W) int64, by a number that is the same
             in all tiles, 0 for none; None where labels are no polygons.
 
@@ -82,7 +83,7 @@ class Scene:
     grid: Grid
     modalities: Mapping[str, SceneModality]
     legend: Legend
-    read_labels: Callable[[], NDArray[np.uint8]] | None = field(default=None, repr=False)
+    read_labels: Callable[..., NDArray[np.uint8]] | None = field(default=None, repr=False)
     read_polygons: Callable[[], NDArray[np.int64]] | None = field(default=None, repr=False)
 
     @classmethod

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,14 +25,13 @@ from landfuse.errors import (
 )
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.palette import class_colours
-from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import GdalRaster, ResamplingName, crs_name
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
 from landfuse.rasters.polygons import Join, Polygons, read_polygons
 from landfuse.scenes.labels import read_colours
 from landfuse.scenes.scene import Scene, SceneModality
-from landfuse.scenes.scene_keys import ClassSettings, LabelSettings, ModalitySettings, SceneSettings, in_data_folder
+from landfuse.scenes.scene_keys import LabelSettings, ModalitySettings, SceneSettings, in_data_folder
 from landfuse.scenes.split_rules import Roles, SplitSettings, TilesSplit
 from landfuse.scenes.splits import assign, named_tiles
 from landfuse.settings import expand, parse, read_kind
@@ -56,6 +56,12 @@ class SceneFile:
                 for index, c in enumerate(listed)
             )
         )
+
+    @property
+    def values(self) -> dict[str, int]:
+        """The codes of the classes by their value in the attribute of polygons."""
+        classes = zip(self.settings.legend, self.legend, strict=True)
+        return {c.name if c.value is None else c.value: listed.code for c, listed in classes}
 
     @property
     def tiles(self) -> list[str]:
@@ -145,7 +151,7 @@ class SceneFile:
         """A raster on its own grid; `home` is the grid that it belongs on, None for the reference."""
         path = str(self._resolve(m.path or "", tile))
         bands = m.bands if isinstance(m, ModalitySettings) else None
-        decoding = m.decoding if isinstance(m, ModalitySettings) else Decoding()
+        decoding = m.decoding
         if path.lower().endswith(".mat"):
             if not m.variable or not m.axes:
                 raise SettingsError(
@@ -210,7 +216,7 @@ class SceneFile:
             try:
                 read_labels = self._label_reader(tile, labels, grid)
                 if labels.polygons and grid is not None:
-                    read_polygons = partial(_polygon_ids, self._polygons(tile, labels), labels, grid)
+                    read_polygons = partial(_polygon_ids, self.polygons(tile, labels), labels, grid)
             except LandfuseError as error:
                 faults.append(error)
         if grid is None:
@@ -220,12 +226,12 @@ class SceneFile:
 
     def _label_reader(
         self, tile: str, labels: LabelSettings, grid: Grid | None
-    ) -> Callable[[], NDArray[np.uint8]] | None:
+    ) -> Callable[..., NDArray[np.uint8]] | None:
         """What reads a tile's labels, whose files are found to be readable; None if the reference grid is not known."""
         if labels.polygons:
-            source = self._polygons(tile, labels)
+            source = self.polygons(tile, labels)
             source()
-            return partial(_burnt, source, labels, grid, self.settings.legend, self.legend) if grid else None
+            return partial(_burnt, source, labels, grid, self.values, self.legend) if grid else None
         rasters = []
         for one in labels.rasters:
             own = self._raster(tile, one, f"{self.path}: `labels`", grid)
@@ -239,10 +245,13 @@ class SceneFile:
                     if "{tile}" in str(labels.path) or "{tile}" not in self.settings.paths[0]
                     else "cut them into one raster per tile, and name these by `{tile}`",
                 )
+            self.legend.refuse_nodata(
+                getattr(own, "nodata", None), f"the labels {one.path}", "write `nodata: 255` under `labels`"
+            )
             rasters.append(_placed(own, grid, "labels"))
         return partial(_codes, rasters, labels, self.legend) if grid else None
 
-    def _polygons(self, tile: str, labels: LabelSettings) -> Callable[[], Polygons]:
+    def polygons(self, tile: str, labels: LabelSettings) -> Callable[[], Polygons]:
         """What reads the polygons of a tile's labels."""
         paths = tuple(str(self._resolve(path, tile)) for path in labels.polygons)
         join = Join(str(self._resolve(labels.join.path, tile)), labels.join.key) if labels.join else None
@@ -310,11 +319,17 @@ def _placed(raster: Any, grid: Grid, name: str) -> Any:
     return onto
 
 
-def _codes(rasters: Sequence[GdalRaster | MatRaster], labels: LabelSettings, legend: Legend) -> NDArray[np.uint8]:
+def _codes(
+    rasters: Sequence[GdalRaster | MatRaster],
+    labels: LabelSettings,
+    legend: Legend,
+    unlisted: Counter[str] | None = None,
+) -> NDArray[np.uint8]:
+    unlisted = labels.counter if unlisted is None else unlisted
     classes = [
-        read_colours(raster, legend, labels.colours.ignored, labels.colours.tolerance, labels.unlisted)
+        read_colours(raster, legend, labels.colours.ignored, labels.colours.tolerance, unlisted)
         if labels.colours and isinstance(raster, GdalRaster)
-        else legend.to_classes(raster.read_codes(), labels.ignored, labels.unlisted, where=raster.path)
+        else legend.to_classes(raster.read_codes(), labels.without_class, unlisted, where=raster.path)
         for raster in rasters
     ]
     merged = classes[0]
@@ -331,10 +346,15 @@ def _codes(rasters: Sequence[GdalRaster | MatRaster], labels: LabelSettings, leg
 
 
 def _burnt(
-    source: Callable[[], Polygons], labels: LabelSettings, grid: Grid, classes: Sequence[ClassSettings], legend: Legend
+    source: Callable[[], Polygons],
+    labels: LabelSettings,
+    grid: Grid,
+    values: Mapping[str, int],
+    legend: Legend,
+    unlisted: Counter[str] | None = None,
 ) -> NDArray[np.uint8]:
-    codes = {c.value if c.value is not None else c.name: listed.code for c, listed in zip(classes, legend, strict=True)}
-    burnt = source().onto(grid, codes, unlisted=labels.unlisted, all_touched=labels.all_touched, overlap=labels.overlap)
+    unlisted = labels.counter if unlisted is None else unlisted
+    burnt = source().onto(grid, values, unlisted=unlisted, all_touched=labels.all_touched, overlap=labels.overlap)
     return legend.to_classes(burnt)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
+from landfuse.legend import nfc
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import ResamplingName
 from landfuse.scenes.split_rules import SplitSettings
@@ -124,6 +126,10 @@ class LabelSettings(Settings):
         description="Where polygons of two classes overlap: the `last` in the file wins, the `first`, or `unlabelled`.",
     )
     ignored: tuple[int, ...] = Field(default=(), description="Codes that mean unlabelled, besides 255.")
+    nodata: int | None = Field(
+        default=None,
+        description="The code that means no data, in place of the one that the file states; 255 for none.",
+    )
     unlisted: Literal["error", "unlabelled"] = Field(
         default="error", description="What codes or attribute values outside the legend are."
     )
@@ -145,9 +151,26 @@ class LabelSettings(Settings):
             raise ValueError("labels from polygons need `attribute`, the column that names the class")
         if self.polygons and self.also:
             raise ValueError("`also` goes with `path`; list further polygon files under `polygons`")
-        if self.colours and (self.polygons or self.variable or self.ignored):
+        if self.colours and (self.polygons or self.variable or self.ignored or self.nodata is not None):
             raise ValueError("`colours` goes with a picture under `path`, and lists its own `ignored`")
+        if self.polygons and self.nodata is not None:
+            raise ValueError("`nodata` goes with `path`; polygons have none")
         return self
+
+    @property
+    def decoding(self) -> Decoding:
+        """The part that says where there are no codes."""
+        return Decoding(self.nodata)
+
+    @property
+    def without_class(self) -> list[int]:
+        """The codes that mean unlabelled, besides 255."""
+        return [*self.ignored, *([] if self.nodata is None else [self.nodata])]
+
+    @property
+    def counter(self) -> Counter[str] | None:
+        """Takes what the legend lacks, and makes it unlabelled; None if that is an error."""
+        return Counter() if self.unlisted == "unlabelled" else None
 
     @property
     def rasters(self) -> list[LabelSettings]:
@@ -174,6 +197,11 @@ class ClassSettings(Settings):
         description="Whether it enters the means over classes (AA, mF1, mIoU); false for e.g. clutter, which is "
         "learned and mapped all the same.",
     )
+
+    @pydantic.field_validator("name", "value")
+    @classmethod
+    def _one_form(cls, value: str | None) -> str | None:
+        return value and nfc(value)
 
 
 class CountSettings(Settings):
@@ -284,6 +312,14 @@ class SceneSettings(Settings):
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice and self.labels and self.labels.polygons:
             wrong.append(f"two classes of `legend` have the value {', '.join(twice)}")
+        codes = {c.code if c.code is not None else place: c.name for place, c in enumerate(self.legend, start=1)}
+        if self.labels:
+            given = [*(("ignored", code) for code in self.labels.ignored), ("nodata", self.labels.nodata)]
+            wrong += [
+                f"`labels.{word}` names {code}, the code of the class `{codes[code]}`"
+                for word, code in given
+                if code in codes
+            ]
         tiles = list(self.tiles or ())
         if len(set(tiles)) < len(tiles):
             wrong.append(f"`tiles` names {', '.join(sorted({t for t in tiles if tiles.count(t) > 1}))} more than once")

@@ -6,6 +6,7 @@ Validation is always taken from training, by the same rule as the split itself.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ from landfuse.settings import parse
 
 _MOST_BLOCKS = 20_000
 """Blocks beyond which no smaller ones are tried by `largest_blocks`."""
+
+_HEADER = re.compile(r"(tile|name|id|file|path|image|patch|plot|scene)s?([ _-]?(name|id|file|path)s?)?", re.IGNORECASE)
+"""What the first row of a list of tiles says if it is no tile; another word may be a misspelt tile."""
 
 _TRIES = 32
 """Assignments of groups to roles that are tried; fewer where there are very many groups."""
@@ -371,6 +375,8 @@ def named_tiles(split: TilesSplit, tiles: Sequence[str], resolve: Callable[[str]
             raise MissingFileError(
                 f"there is no file {place}, the list of the tiles for `{role}`", "a text or CSV file", "check `lists`"
             ) from None
+        if entries and _HEADER.fullmatch(entries[0]) and entries[0] not in tiles:
+            entries = entries[1:]
         found[f"{role}_tiles"] = tuple(dict.fromkeys(_tile(entry, tiles, place) for entry in entries))
         if not entries:
             raise SplitError(f"{place} names no tile", "a tile in each line", "check the file")
@@ -389,5 +395,5 @@ def _tile(entry: str, tiles: Sequence[str], place: Path) -> str:
     raise SplitError(
         f"{place} names {entry!r}, which is no tile",
         f"names like {', '.join(list(tiles)[:3])}, possibly with an ending",
-        "check the list, and that all files are there",
+        "check the list, and that all files are there; a header is `tile`",
     )

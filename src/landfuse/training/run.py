@@ -21,6 +21,7 @@ from typing import Any
 
 from landfuse.errors import BundleError, MissingFileError, OutputError, SettingsError
 from landfuse.files import write_text
+from landfuse.legend import nfc
 from landfuse.markup import percent, table
 from landfuse.models import SETTINGS
 from landfuse.rasters.geotiff import GdalRaster
@@ -134,7 +135,7 @@ class Run:
     @property
     def legend(self) -> tuple[tuple[str, int], ...]:
         """(name, code) of every class."""
-        return tuple((c["name"], int(c["code"])) for c in self.bundle["legend"])
+        return tuple((nfc(c["name"]), int(c["code"])) for c in self.bundle["legend"])
 
     @property
     def unscored(self) -> tuple[str, ...]:
