@@ -422,7 +422,7 @@ def test_tables(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     for part in ("s2", "float32", UTM, "[reflectance]", "[bare] soil", "validation", "leak report", "no fault found"):
         assert part in out
     lines = [line.split() for line in out.splitlines()]
-    assert any(line[1:2] == ["3"] and line[3:4] == ["1"] and line[5:6] == ["0.0%"] for line in lines)
+    assert any(line[1:2] == ["3"] and line[3:4] == ["1"] and line[5:6] == ["0%"] for line in lines)
     assert any(line[1:2] == ["9"] and line[3:4] == ["3"] for line in lines)
 
 
