@@ -430,13 +430,13 @@ class Classifier:
         """Makes it ready for the mapping engine; for `landfuse.predict` and `landfuse.map_array`."""
         return self.bundle.predictor(options)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Writes the fitted model as a bundle: `model.safetensors` and `model.json`, all that mapping needs.
 
         Raises:
-            OutputError: if it cannot be written.
+            OutputError: if it cannot be written, or other files of these names are there and `overwrite` is not set.
         """
-        self.bundle.save(folder)
+        self.bundle.save(folder, overwrite=overwrite)
 
 
 def load(folder: str | Path, *, model: type[FusionModel] | None = None) -> Classifier:

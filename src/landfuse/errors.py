@@ -1,6 +1,6 @@
 """The errors of landfuse, drawn as a tree.
 
-    LandfuseError                  anything a user can correct; the command ends with exit code 2
+    LandfuseError                  anything a user can correct; the command ends with exit code 2 (all codes: README)
     ├── SettingsError (ValueError)     a recipe or scene file that cannot be understood
     ├── SceneError (ValueError)        rasters or labels that are wrong in themselves
     │   ├── MissingFileError (FileNotFoundError)

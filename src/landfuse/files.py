@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
 import os
+import re
+import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +21,32 @@ import numpy as np
 
 from landfuse.errors import LandfuseError, OutputError
 
+_HEAD = 2**20
+"""Bytes at the beginning of a file by which it is recognised."""
+
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary name to write to; the file is renamed at the end, and removed if anything fails.
 
-    Makes the folder; raises an OutputError if the file cannot be written.
+    Makes the folder; raises an OutputError if the file cannot be written. What a killed process left in the folder is
+    removed.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    partial = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
+        with partial.open("xb") as made:  # a new file, never one that a link leads to
+            mode = os.fstat(made.fileno()).st_mode
         yield partial
         with partial.open("rb") as written:
             os.fsync(written.fileno())
+        partial.chmod(mode)  # some libraries make files that only their owner reads
         partial.replace(path)
     except LandfuseError:
         raise
@@ -41,6 +55,66 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # without a folder there is nothing to remove
             partial.unlink(missing_ok=True)
+
+
+@cache  # once for a folder: it may hold thousands of files
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what processes of this machine that have ended left half-written in a folder."""
+    if os.name == "nt":  # there a process cannot be asked whether it lives
+        return
+    for left in folder.glob(f".*.{_HOST}-*.part*"):
+        found = re.search(rf"\.{_HOST}-(\d+)-[0-9a-f]{{8}}\.part", left.name)
+        try:
+            if found:
+                os.kill(int(found[1]), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except (OSError, OverflowError):  # it lives, and is another user's
+            continue
+
+
+def check_replaceable(path: str | Path, sign: str, overwrite: bool = False) -> None:
+    """Refuses to replace a file that landfuse did not write.
+
+    Args:
+        path: of the file; it need not exist.
+        sign: a pattern that files of this kind hold in their first MiB if landfuse wrote them.
+        overwrite: replace it whatever it is.
+
+    Raises:
+        OutputError: if it is another file.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            ours = re.search(sign.encode(), file.read(_HEAD))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return  # writing a file in the place of a folder fails by itself
+    except OSError as error:
+        raise unwritable(Path(path), error) from None
+    if not (ours or overwrite):
+        raise not_ours(path)
+
+
+def not_ours(path: str | Path, why: str = "landfuse did not write it as this kind of file") -> OutputError:
+    """The error of a file that must not be replaced."""
+    return OutputError(
+        f"{path} is there already: {why}",
+        "a new name, or a file that landfuse wrote and nobody has changed",
+        "choose another name; or replace the file by --overwrite (in Python, overwrite=True)",
+    )
+
+
+def write_results(texts: Mapping[Path, str], overwrite: bool = False) -> None:
+    """Writes text files over earlier ones that begin alike: the first key of JSON, the columns of CSV, the first line.
+
+    Raises:
+        OutputError: if one of them is another file, before any is written; or if one cannot be written.
+    """
+    for path, text in texts.items():
+        begins = text[: text.find(":" if path.suffix == ".json" else "\n") + 1]
+        check_replaceable(path, rf"\A{re.escape(begins)}", overwrite)
+    for path, text in texts.items():
+        write_text(path, text)
 
 
 def unwritable(path: Path, error: Exception) -> OutputError:

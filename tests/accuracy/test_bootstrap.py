@@ -220,7 +220,7 @@ def test_a_map_is_scored_with_intervals(
     for name, interval in intervals.scores.items():
         assert interval.value == pytest.approx(scores[name])
         assert interval.low < scores[name] < interval.high
-    found.save_intervals(intervals, tmp_path / "intervals.json")
+    found.save(tmp_path, intervals)
     written = json.loads((tmp_path / "intervals.json").read_text())
     assert written["scores"]["OA"]["low"] == intervals.scores["OA"].low
     assert set(written["F1"]) == set(found.legend.names)
@@ -240,7 +240,7 @@ def test_two_maps_are_compared_on_the_pixels_of_both(place: Path, maps: tuple[Pa
     assert differences.scores["OA"].value == pytest.approx(first.overall_accuracy - second.overall_accuracy)
     back = evaluate(maps[1], place / "scene.yaml", role="all", block=8, against=maps[0]).differences(200)
     assert back.scores["mIoU"].value == pytest.approx(-differences.scores["mIoU"].value)
-    found.save_differences(differences, tmp_path / "comparison.json")
+    found.save(tmp_path, differences=differences)
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert written["first"]["OA"] == first.overall_accuracy
     assert written["first less second"]["scores"]["OA"]["value"] == differences.scores["OA"].value

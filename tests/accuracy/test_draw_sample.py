@@ -11,6 +11,7 @@ from pathlib import Path
 
 import geopandas
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 from hypothesis import given, settings
@@ -196,6 +197,29 @@ def test_a_sample_survives_its_file(city: Path, tmp_path: Path, design: draw_sam
     assert not list(tmp_path.glob(".*part*"))
 
 
+@pytest.mark.parametrize("ending", ["gpkg", "csv"])
+def test_a_sample_is_replaced_until_somebody_works_on_it(city: Path, tmp_path: Path, ending: str) -> None:
+    path, sample = tmp_path / f"sample.{ending}", draw_points(city, 100)
+    sample.save(path)
+    sample.save(path)
+    one = replace(sample, reference=(*[None] * 99, "Water"))
+    one.save(path)
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="1 of its 100 references"):
+        sample.save(path)
+    assert path.read_bytes() == before
+    sample.save(path, overwrite=True)
+    frame = geopandas.read_file(path) if ending == "gpkg" else pd.read_csv(path)
+    frame["photo"] = ""  # a column of the field workers
+    frame.to_file(path) if ending == "gpkg" else frame.to_csv(path, index=False)
+    with pytest.raises(OutputError, match="more than the columns"):
+        sample.save(path)
+    geopandas.GeoDataFrame({"plot": [1]}, geometry=[shapely.Point(0, 0)], crs=32632).to_file(tmp_path / "field.gpkg")
+    (tmp_path / "field.csv").write_text("plot,class\n1,Water\n")
+    with pytest.raises(OutputError, match="it is no sample"):
+        sample.save(tmp_path / f"field.{ending}")
+
+
 def test_a_geopackage_of_a_sample_opens_elsewhere(city: Path, tmp_path: Path) -> None:
     sample = draw_points(city, 100)
     sample.save(tmp_path / "sample.gpkg")
@@ -339,7 +363,7 @@ def test_what_is_no_whole_sample_is_refused(city: Path, tmp_path: Path) -> None:
     def refused(kind: type[LandfuseError], match: str) -> None:
         with pytest.raises(kind, match=match):
             evaluate_sample(city, path)
-        sample.save(path)
+        sample.save(path, overwrite=True)
 
     sample.save(path)
     rewrite(path, "", rows=slice(149))
@@ -402,7 +426,10 @@ def test_the_commands(city: Path, tmp_path: Path, place: Path) -> None:
         assert isinstance(failed.exception, SettingsError), more
     failed = run.invoke(app, ["sample", str(city), "-o", str(tmp_path / "x.shp")])
     assert isinstance(failed.exception, OutputError)
-    failed = run.invoke(app, ["sample", str(city), "-o", str(out), "--allocation", "neyman", "--expected", "1:0.5"])
+    failed = run.invoke(app, ["sample", str(city), "-o", str(out)])
+    assert isinstance(failed.exception, OutputError), "its references are filled in"
+    words = ["sample", str(city), "-o", str(out), "--overwrite", "--allocation", "neyman", "--expected", "1:0.5"]
+    failed = run.invoke(app, words)
     assert isinstance(failed.exception, SettingsError)
 
 

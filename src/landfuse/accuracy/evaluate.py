@@ -18,7 +18,7 @@ from landfuse.accuracy.bootstrap import (
 )
 from landfuse.accuracy.confusion import Confusion
 from landfuse.errors import MissingFileError, SceneError, SettingsError, SplitError
-from landfuse.files import to_json, write_text
+from landfuse.files import to_json, write_results
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.scenes.land_cover_map import open_map
 from landfuse.scenes.scene import Scene
@@ -117,22 +117,37 @@ class Evaluation:
         _refuse_nothing(first.confusion.pixels, self.role)
         return difference_intervals(first.blocks, second.blocks, replicates, seed, self.legend.scored)
 
-    def save(self, folder: str | Path) -> None:
-        """Writes `scores.json` and `confusion.csv`."""
-        write_text(Path(folder) / "scores.json", self.confusion.to_json(self.legend))
-        write_text(Path(folder) / "confusion.csv", self.confusion.to_csv(self.legend))
+    def save(
+        self,
+        folder: str | Path,
+        intervals: BlockIntervals | None = None,
+        differences: BlockIntervals | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> list[Path]:
+        """Writes `scores.json` and `confusion.csv`, and `intervals.json` and `comparison.json` where these are given.
 
-    def save_intervals(self, intervals: BlockIntervals, path: str | Path) -> None:
-        """Writes the intervals as JSON; a score that is not defined is null."""
-        values = intervals.to_dict(self.legend.names, self.tally.block or 0)
-        write_text(path, to_json({"role": self.role, **values}))
+        Returns:
+            The files.
 
-    def save_differences(self, differences: BlockIntervals, path: str | Path) -> None:
-        """Writes the comparison of the two maps as JSON; a score that is not defined is null."""
-        first, second = ({name: one.confusion.scores()[name] for name in SCORES} for one in self.pair or ())
-        values = differences.to_dict(self.legend.names, self.tally.block or 0)
-        parts = {"first": first, "second": second, "first less second": values, "left out": self.left_out}
-        write_text(path, to_json({"role": self.role, **parts}))
+        Raises:
+            OutputError: if a file of another kind is in the way and `overwrite` is not set, or one cannot be written.
+        """
+        texts = {
+            "scores.json": self.confusion.to_json(self.legend),
+            "confusion.csv": self.confusion.to_csv(self.legend),
+        }
+        names, block = self.legend.names, self.tally.block or 0
+        if intervals is not None:
+            texts["intervals.json"] = to_json({"role": self.role, **intervals.to_dict(names, block)})
+        if differences is not None and self.pair is not None:
+            first, second = ({name: one.confusion.scores()[name] for name in SCORES} for one in self.pair)
+            values = differences.to_dict(names, block)
+            parts = {"first": first, "second": second, "first less second": values, "left out": self.left_out}
+            texts["comparison.json"] = to_json({"role": self.role, **parts})
+        files = {Path(folder) / name: text for name, text in texts.items()}
+        write_results(files, overwrite)
+        return list(files)
 
 
 def read_map(path: str | Path, scene: Scene) -> NDArray[np.uint8]:

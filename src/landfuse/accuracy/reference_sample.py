@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.errors import OutputError, SceneError
-from landfuse.files import to_csv, write_text
+from landfuse.files import not_ours, to_csv, write_text
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.polygons import read_rows, write_points
 
@@ -23,6 +23,10 @@ Design = Literal["stratified", "simple", "cluster"]
 
 _COLUMNS = (
     "design", "stratum", "cluster", "probability", "stratum_units", "stratum_drawn", "map_pixels", "sample_points"
+)  # fmt: skip
+_WRITTEN = (
+    *_COLUMNS, "id", "reference", "x", "y", "row", "col", "map_code", "map_class", "pixel_m2", "crs", "drawn_from",
+    "seed",
 )  # fmt: skip
 _OTHERS = ("design", "probability")  # text, and what follows from the others
 
@@ -108,21 +112,43 @@ class ReferenceSample:
             "seed": np.full(n, self.seed),
         }
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Writes it as GeoPackage (.gpkg) or CSV (.csv).
 
         Raises:
-            OutputError: if the name ends otherwise, or the file cannot be written.
+            OutputError: if the name ends otherwise, the file cannot be written, or one is there that is no sample or
+                has references, and `overwrite` is not set.
         """
         path = Path(path)
+        check_unfilled(path, overwrite)
         columns = self.columns()
         if path.suffix.lower() == ".gpkg":
             write_points(path, self.x, self.y, columns, self.crs)
-        elif path.suffix.lower() == ".csv":
+        else:
             rows = zip(*(column.tolist() for column in columns.values()), strict=True)
             write_text(path, to_csv([dict(zip(columns, row, strict=True)) for row in rows]))
-        else:
-            raise OutputError(f"a sample cannot be written as {path.name}", "a name ending in .gpkg or .csv", "")
+
+
+def check_unfilled(path: str | Path, overwrite: bool = False) -> None:
+    """Refuses to replace a file but a sample without references.
+
+    Raises:
+        OutputError: if there is another one; or if the name does not end in .gpkg or .csv.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".gpkg", ".csv"):
+        raise OutputError(f"a sample cannot be written as {path.name}", "a name ending in .gpkg or .csv", "")
+    if overwrite or not path.exists():
+        return
+    try:
+        rows = read_rows(path)
+    except SceneError:
+        rows = []
+    if not rows or not {*_COLUMNS, "reference"} <= set(rows[0]) <= set(_WRITTEN):
+        raise not_ours(path, "it is no sample, or holds more than the columns of one")
+    filled = sum(row["reference"] is not None for row in rows)
+    if filled:
+        raise not_ours(path, f"{filled} of its {len(rows)} references are filled in")
 
 
 def read_sample(path: str | Path) -> ReferenceSample:

@@ -21,7 +21,7 @@ from landfuse.bundles.settings import PredictorOptions
 from landfuse.bundles.torch_predictor import TorchPredictor
 from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.errors import BundleError
-from landfuse.files import unwritable, whole_file
+from landfuse.files import check_replaceable, unwritable, whole_file
 from landfuse.legend import Legend
 from landfuse.models import MODELS, package_of
 from landfuse.models.base import FusionModel, Modality
@@ -184,13 +184,15 @@ class Bundle(nn.Module):
             description["features"] = self.features.settings.model_dump(mode="json", exclude={"cache"})
         return description, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Writes the bundle; an older one in the folder is replaced, and stays whole if writing fails.
 
         Raises:
-            OutputError: if it cannot be written.
+            OutputError: if it cannot be written, or other files of these names are there and `overwrite` is not set.
         """
         folder = Path(folder)
+        for name in ("model.json", "model.safetensors"):
+            check_replaceable(folder / name, '"landfuse":', overwrite)
         description, tensors = self.packed()
         # Cloned, since safetensors refuses tensors that share memory (tied weights).
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}

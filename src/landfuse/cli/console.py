@@ -31,6 +31,9 @@ out = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() 
 err = Console(stderr=True, highlight=False)
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that landfuse did not write, or that somebody has changed.")
+]
 OwnModel = Annotated[
     str | None,
     typer.Option("--model", help="A model of your own, package.module:Class; modules of the working directory too."),

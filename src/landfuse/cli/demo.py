@@ -7,18 +7,19 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import Quiet, err, number, out, say, table
+from landfuse.cli.console import Overwrite, Quiet, err, number, out, say, table
 
 
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where the demo writes.")] = Path("landfuse-demo"),
     seed: Annotated[int, typer.Option(help="Of the simulated scene and the training.")] = 0,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Simulate a scene of three sensors, train, map and score it: all of landfuse in two minutes."""
     from landfuse.simulate.demo import run_demo
 
-    result = run_demo(folder, seed=seed, progress=not quiet and err.is_terminal, report=say)
+    result = run_demo(folder, seed=seed, overwrite=overwrite, progress=not quiet and err.is_terminal, report=say)
     shown = table("what each modality gives (test split)", ["modalities", "OA", "mF1", "mIoU"], left=["modalities"])
     for name, scores in result.scores.items():
         shown.add_row(name, *(number(scores[key]) for key in ("OA", "mF1", "mIoU")))

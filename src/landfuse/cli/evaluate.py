@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Quiet, bar, number, once, out, print_scores, say, table
-from landfuse.errors import OutputError, SettingsError
+from landfuse.cli.console import Overwrite, Quiet, bar, number, once, out, print_scores, say, table
+from landfuse.errors import SettingsError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from landfuse.accuracy.bootstrap import BlockIntervals, Interval
     from landfuse.accuracy.estimate import Estimate
-    from landfuse.accuracy.evaluate import Evaluation
 
 
 def evaluate(
@@ -34,6 +31,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the scores as JSON and CSV.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Score a map against labels, or estimate its accuracy and the areas of its classes from a reference sample."""
     from landfuse.accuracy.evaluate import evaluate as score
@@ -43,7 +41,7 @@ def evaluate(
         if any(wrong.values()):
             named = ", ".join(name for name, value in wrong.items() if value)
             raise SettingsError(f"{named} with the sample {scene}", "a scene file with labels", "leave it out")
-        _print_estimate(maps, scene, design, output)
+        _print_estimate(maps, scene, design, output, overwrite)
         return
     if design is not None:
         raise SettingsError(
@@ -55,13 +53,19 @@ def evaluate(
     print_scores(
         result.confusion.scores(), result.confusion.per_class(result.legend.names), f"{maps}: {result.role} pixels"
     )
+    found = result.intervals() if intervals else None
+    differences = result.differences() if against is not None else None
+    if found is not None:
+        title = f"95% intervals: {found.blocks} blocks of {block} px, {result.role} pixels"
+        _print_table(found, result.legend.names, title)
+    if differences is not None:
+        title = f"{maps} less {against}: {differences.blocks} blocks of {block} px, {result.role} pixels"
+        _print_table(differences, result.legend.names, title, signed=True)
+        if result.left_out:
+            say(f"{result.left_out:,} labelled px have a class in one map only; they are left out")
     if output is not None:
-        result.save(output)
-        say(f"scores: {output / 'scores.json'}")
-    if intervals:
-        _print_intervals(result, block, output)
-    if against is not None:
-        _print_differences(result, f"{maps} less {against}", block, output)
+        for path in result.save(output, found, differences, overwrite=overwrite):
+            say(f"scores: {path}")
 
 
 def _is_sample(path: Path) -> bool:
@@ -69,11 +73,11 @@ def _is_sample(path: Path) -> bool:
     return not path.is_dir() and path.suffix.lower() not in (".yaml", ".yml", "")
 
 
-def _print_estimate(maps: Path, sample: Path, design: str | None, output: Path | None) -> None:
+def _print_estimate(maps: Path, sample: Path, design: str | None, output: Path | None, overwrite: bool) -> None:
     """Estimates accuracy and areas from a sample, prints them, and writes them into a folder."""
     from landfuse.accuracy.from_sample import evaluate_sample
     from landfuse.accuracy.reference_sample import Design
-    from landfuse.files import write_text
+    from landfuse.files import write_results
 
     known: tuple[str, ...] = Design.__args__  # type: ignore[attr-defined]
     if design is not None and design not in known:
@@ -93,36 +97,13 @@ def _print_estimate(maps: Path, sample: Path, design: str | None, output: Path |
     for note in result.notes:
         say(f"note: {note}")
     if output is not None:
-        write_text(output / "accuracy.json", result.to_json())
-        write_text(output / "accuracy.csv", result.to_csv())
+        texts = {output / "accuracy.json": result.to_json(), output / "accuracy.csv": result.to_csv()}
+        write_results(texts, overwrite)
         say(f"estimates: {output / 'accuracy.json'}")
 
 
-def _print_intervals(result: Evaluation, block: int, output: Path | None) -> None:
-    """Prints the scores of a map with intervals, and writes them into a folder."""
-    found = result.intervals()
-    title = f"95% intervals: {found.blocks} blocks of {block} px, {result.role} pixels"
-    out.print(_table(found, result.legend.names, title))
-    _warn(found)
-    if output is not None:
-        result.save_intervals(found, output / "intervals.json")
-        say(f"intervals: {output / 'intervals.json'}")
-
-
-def _print_differences(result: Evaluation, maps: str, block: int, output: Path | None) -> None:
-    """Prints whether two maps differ beyond chance, and writes it into a folder."""
-    found = result.differences()
-    title = f"{maps}: {found.blocks} blocks of {block} px, {result.role} pixels"
-    out.print(_table(found, result.legend.names, title, signed=True))
-    _warn(found)
-    if result.left_out:
-        out.print(f"{result.left_out:,} labelled px have a class in one map only; they are left out", soft_wrap=True)
-    if output is not None:
-        result.save_differences(found, output / "comparison.json")
-        say(f"comparison: {output / 'comparison.json'}")
-
-
-def _table(intervals: BlockIntervals, names: list[str], title: str, signed: bool = False) -> Table:
+def _print_table(intervals: BlockIntervals, names: list[str], title: str, signed: bool = False) -> None:
+    """Prints scores with intervals, or the differences of two maps and whether they are beyond chance."""
     titles = ["score", "difference" if signed else "value", "low", "high", *(["beyond chance"] if signed else [])]
     shown = table(title, titles, left=["score", "beyond chance"])
     rows: dict[str, Interval] = {
@@ -132,17 +113,13 @@ def _table(intervals: BlockIntervals, names: list[str], title: str, signed: bool
     for name, one in rows.items():
         ends = [number(value, "+.4f" if signed else ".4f") for value in (one.value, one.low, one.high)]
         shown.add_row(escape(name), *ends, *(["yes" if one.excludes_zero else "no"] if signed else []))
-    return shown
-
-
-def _warn(intervals: BlockIntervals) -> None:
+    out.print(shown)
     if any(one.low == one.high for one in (*intervals.scores.values(), *intervals.f1)):
-        out.print("note: where low equals high all blocks agree, which gives no interval", soft_wrap=True)
+        say("note: where low equals high all blocks agree, which gives no interval")
     if intervals.rough:
-        out.print(
+        say(
             f"note: only {intervals.blocks} blocks: these intervals are rather too narrow; label more ground, or take "
-            "smaller blocks if errors are correlated over less",
-            soft_wrap=True,
+            "smaller blocks if errors are correlated over less"
         )
 
 
@@ -166,21 +143,23 @@ def sample(
     ] = None,
     side: Annotated[int, typer.Option(min=1, help="Side of a cluster, px.")] = 3,
     seed: Annotated[int, typer.Option(help="The same seed draws the same points.")] = 0,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw a reference sample of a map at random; fill in its column `reference`, then evaluate the map by it."""
     from landfuse.accuracy.draw_sample import draw_sample
+    from landfuse.accuracy.reference_sample import check_unfilled
 
-    if output.suffix.lower() not in (".gpkg", ".csv"):
-        raise OutputError(f"a sample cannot be written as {output.name}", "a name ending in .gpkg or .csv", "")
+    files = [output, output.with_suffix(".csv")] if output.suffix.lower() == ".gpkg" else [output]
+    for path in files:
+        check_unfilled(path, overwrite)
     with bar("drawing, blocks", quiet) as advance:
         drawn = draw_sample(
             map_path, n, design=design, allocation=allocation, minimum=minimum, expected=_expected(expected or []),  # type: ignore[arg-type]
             side=side, seed=seed, progress=advance,
         )  # fmt: skip
-    drawn.save(output)
-    if output.suffix.lower() == ".gpkg":
-        drawn.save(output.with_suffix(".csv"))
+    for path in files:
+        drawn.save(path, overwrite=overwrite)
     titles = ["stratum", "units in the map", "drawn", "probability"]
     shown = table(f"{output}: {len(drawn)} points, {design}, seed {seed}", titles, left=["stratum"])
     for code, size in drawn.sizes.items():

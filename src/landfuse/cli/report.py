@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import Quiet, bars, once, say
+from landfuse.cli.console import Overwrite, Quiet, bars, once, say
 from landfuse.errors import SettingsError
 
 
@@ -31,6 +31,7 @@ def report(
         ),
     ] = None,
     block: Annotated[int, typer.Option(min=1, help="Side of the blocks of ground for the intervals, px.")] = 64,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a page that shows a run's map, how good it is, and where it came from: one file, without any network."""
@@ -38,8 +39,9 @@ def report(
 
     with bars(quiet) as progress:
         page = write(
-            run, output, maps=maps, scene=scene, bands=dict(map(_bands, bands or ())), block=block, progress=progress
-        )
+            run, output, maps=maps, scene=scene, bands=dict(map(_bands, bands or ())), block=block,
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
     say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 

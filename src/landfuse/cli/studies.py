@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Quiet, bar, err, number, once, out, say, table
+from landfuse.cli.console import Overwrite, Quiet, bar, err, number, once, out, say, table
 from landfuse.markup import percent
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def compare(
         Path | None,
         typer.Option("--output", "-o", help="Folder for JSON, CSV and LaTeX, and the ledger runs.csv; it only grows."),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare recipes over their seeds and folds: mean ± standard deviation, costs, and paired differences."""
     from landfuse.studies.compare import compare as run_comparison
@@ -32,7 +33,7 @@ def compare(
     result = run_comparison(runs)
     print_comparison(result, classes=classes)
     if output is not None:
-        for path in save(result, output):
+        for path in save(result, output, overwrite=overwrite):
             say(f"comparison: {path}")
 
 
@@ -111,6 +112,7 @@ def ablation(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the comparison as JSON, CSV and LaTeX.")
     ] = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a recipe in several variants, with the same seeds and folds, and compare them with the first.
@@ -124,7 +126,7 @@ def ablation(
     result = ablate(file, assignments or (), only=only or (), seeds=seeds, folds=folds, quiet=quiet, report=say)
     print_comparison(result)
     if output is not None:
-        for path in save(result, output):
+        for path in save(result, output, overwrite=overwrite):
             say(f"comparison: {path}")
 
 
@@ -140,6 +142,7 @@ def reproduce(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of all runs; by default runs/reproduce-PLACE.")
     ] = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a place's methods on its official split and on one that does not leak, beside what has been published.
@@ -151,7 +154,10 @@ def reproduce(
     from landfuse.studies.reproduce import reproduce as run
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    result = run(place, names, seeds, assignments or (), output, quiet=quiet or not err.is_terminal, report=say)
+    result = run(
+        place, names, seeds, assignments or (), output,
+        overwrite=overwrite, quiet=quiet or not err.is_terminal, report=say,
+    )  # fmt: skip
     words = ["method", "modalities", "split"]
     title = f"{result.place}: scores in per cent, mean ± standard deviation"
     shown = table(title, [*words, "n", "leak", *SCORES, "see"], left=words)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import OwnModel, Quiet, err, once, out, own_model, print_scores, say
+from landfuse.cli.console import Overwrite, OwnModel, Quiet, err, once, out, own_model, print_scores, say
 from landfuse.cli.studies import print_comparison
 from landfuse.markup import percent
 
@@ -82,11 +82,12 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge", help="Fold LoRA into the weights, where the scores stay the same.")
     ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a bundle that opens anywhere: with its frozen encoder, which a run's own bundle only refers to."""
     from landfuse.interop.export import export as write
 
-    done = write(bundle, output, merge=merge)
+    done = write(bundle, output, merge=merge, overwrite=overwrite)
     if merge:
         say(f"folded into its weights: {len(done.folded)} layers ({_kinds(done.folded)})")
     if done.kept:

@@ -34,13 +34,14 @@ class Export(NamedTuple):
     whole: bool  # whether the bundle held all its weights before
 
 
-def export(bundle: str | Path, folder: str | Path, *, merge: bool = False) -> Export:
+def export(bundle: str | Path, folder: str | Path, *, merge: bool = False, overwrite: bool = False) -> Export:
     """Writes a bundle that needs no other file.
 
     Args:
         bundle: a bundle, or the run folder that holds it; its frozen weights must be here.
         folder: of the new bundle.
         merge: fold low-rank updates into the weights they belong to, where the logits stay the same.
+        overwrite: replace files that are no bundle.
 
     Raises:
         BundleError: if the bundle cannot be read.
@@ -69,5 +70,5 @@ def export(bundle: str | Path, folder: str | Path, *, merge: bool = False) -> Ex
     if isinstance(model, Foldable):
         model.store_all()
         classifier.spec = ModelSpec(classifier.spec.name, model.config.model_dump(mode="json"))
-    classifier.save(folder)
+    classifier.save(folder, overwrite=overwrite)
     return Export(folder, folded, kept, whole)

@@ -25,7 +25,7 @@ import yaml
 from torch import Tensor, nn
 
 from landfuse.errors import MissingExtraError, ModelError, SceneError
-from landfuse.files import write_text
+from landfuse.files import not_ours, write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.models.base import FusionModel
 from landfuse.rasters.arrays import ArrayRaster
@@ -125,6 +125,7 @@ def write_scene(
     queries: Iterable[Any] | None = None,
     ignored: Iterable[int] = (),
     split: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Writes samples as tiles: a GeoTIFF per modality and sample, labels, and a scene file.
 
@@ -133,15 +134,18 @@ def write_scene(
         folder: gets `MODALITY/s00000.tif`, ..., `labels/` and `scene.yaml`.
         name: of the scene.
         split: of the scene file; by default whole samples, drawn at random.
+        overwrite: write into a folder that holds a scene file already.
 
     Returns:
         The scene file.
 
     Raises:
         SceneError: as in `scenes`, or if there is no sample.
-        OutputError: if the folder cannot be written.
+        OutputError: if the folder cannot be written, or holds a scene file.
     """
     folder = Path(folder)
+    if (folder / "scene.yaml").exists() and not overwrite:
+        raise not_ours(folder / "scene.yaml", "its folder holds a scene")
     labelled, placed, count = False, True, 0
     for scene in scenes(samples, channels, legend, queries, ignored):
         count += 1

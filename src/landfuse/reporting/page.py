@@ -23,7 +23,7 @@ from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Tally
 from landfuse.errors import OutputError, SettingsError
 from landfuse.figures.figures import curves_figure, dark_variables, reliability_figure, svg
-from landfuse.files import write_text
+from landfuse.files import check_replaceable, write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.markup import decimals, percent
 from landfuse.palette import TOO_CLOSE, close_pairs
@@ -72,6 +72,7 @@ def report(
     scene: str | Path | None = None,
     bands: Mapping[str, Sequence[int]] | None = None,
     block: int = 64,
+    overwrite: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Path:
     """Writes the report of a run.
@@ -84,6 +85,7 @@ def report(
         scene: the scene file's place, if it has moved.
         bands: modality -> the bands to show it by, from 1: three for red, green and blue, or one for grey.
         block: side of the blocks of ground that the intervals come from, px.
+        overwrite: replace a file that is no report.
         progress: called with (what is done, done, total).
 
     Returns:
@@ -104,6 +106,7 @@ def report(
     page = Path(output) if output is not None else read.folder / "report.html"
     if page.is_dir():
         raise OutputError(f"{page} is a folder", "the name of a file, e.g. report.html", "name one by -o")
+    check_replaceable(page, '<meta name="generator" content="landfuse', overwrite)
     scenes, left_out = open_tiles(read, file)
     shown_by = _from_zero(bands or {}, scenes[0])
     roles = read_roles(read, file, scenes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from landfuse.accuracy.evaluate import read_map
 from landfuse.bundles.bundle import Bundle
 from landfuse.figures.figures import class_image, map_figure, modality_image, save
-from landfuse.files import write_text
+from landfuse.files import check_replaceable, not_ours, write_text
 from landfuse.mapping.predict import predict
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.scenes.scene_file import open_scene
@@ -47,26 +48,27 @@ class DemoResult:
     classifier: Bundle
 
 
-def write_demo_scene(folder: Path, seed: int = 0, side: int = _SIDE) -> Path:
+def write_demo_scene(folder: Path, seed: int = 0, side: int = _SIDE, *, overwrite: bool = False) -> Path:
     """Simulates a scene of hyperspectral, height and SAR, and writes it as files.
 
     Args:
         folder: gets `scene.yaml`, one GeoTIFF per modality, `labels.tif` and `recipe.yaml`.
         seed: of the scene.
         side: of the scene, px of 1 m.
+        overwrite: replace other files of these names.
 
     Returns:
         The scene file.
+
+    Raises:
+        OutputError: if they cannot be written, or other files of these names are there.
     """
     scene = simulate(side, side, seed)
-    modalities = {}
-    for name, part in scene.modalities.items():
-        values = scene.read(name, scene.grid.window)
-        write_raster(folder / f"{name}.tif", scene.grid, values, nodata=float("nan"))
-        modalities[name] = {"path": f"{name}.tif", "units": part.units, "nodata": float("nan")}
-    codes = scene.legend.to_codes(scene.labels)
-    write_raster(folder / "labels.tif", scene.grid, codes, legend=scene.legend)
-    text = {
+    modalities = {
+        name: {"path": f"{name}.tif", "units": part.units, "nodata": float("nan")}
+        for name, part in scene.modalities.items()
+    }
+    settings = {
         "name": "demo",
         "title": "Simulated scene: hyperspectral, LiDAR height and SAR",
         "citation": "simulated by landfuse",
@@ -76,8 +78,21 @@ def write_demo_scene(folder: Path, seed: int = 0, side: int = _SIDE) -> Path:
         "legend": [{"name": c.name, "code": c.code, "colour": c.colour} for c in scene.legend],
         "split": {"kind": "blocks", "size": 40, "buffer": 3, "test": 0.4, "seed": seed},
     }
-    write_text(folder / "scene.yaml", yaml.safe_dump(text, sort_keys=False, allow_unicode=True))
-    write_text(folder / "recipe.yaml", yaml.safe_dump(_RECIPE, sort_keys=False))
+    texts = {
+        folder / "scene.yaml": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
+        folder / "recipe.yaml": yaml.safe_dump(_RECIPE, sort_keys=False),
+    }
+    for path, text in texts.items():
+        check_replaceable(path, re.escape(text), overwrite)
+    for name in (*(f"{name}.tif" for name in modalities), "labels.tif", "map.tif", "map.png"):
+        if (folder / name).exists() and not (overwrite or (folder / "scene.yaml").exists()):
+            raise not_ours(folder / name, "it is of no demo")
+    for path, text in texts.items():
+        write_text(path, text)
+    for name in modalities:
+        write_raster(folder / f"{name}.tif", scene.grid, scene.read(name, scene.grid.window), nodata=float("nan"))
+    codes = scene.legend.to_codes(scene.labels)
+    write_raster(folder / "labels.tif", scene.grid, codes, legend=scene.legend)
     return folder / "scene.yaml"
 
 
@@ -86,6 +101,7 @@ def run_demo(
     *,
     seed: int = 0,
     side: int = _SIDE,
+    overwrite: bool = False,
     progress: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> DemoResult:
@@ -95,15 +111,16 @@ def run_demo(
         folder: where everything is written.
         seed: of the scene and the training.
         side: of the scene, px of 1 m.
+        overwrite: replace files that are not those of this demo.
         progress: show progress bars.
         report: called with a line for each step.
 
     Raises:
-        OutputError: if the folder cannot be written.
+        OutputError: if the folder cannot be written, or holds other files of these names.
     """
     folder = Path(folder)
     report(f"simulating a scene of {side} x {side} px in {folder}")
-    path = write_demo_scene(folder, seed, side)
+    path = write_demo_scene(folder, seed, side, overwrite=overwrite)
     names = list(open_scene(path).modalities)
     scores: dict[str, dict[str, float]] = {}
     whole = None

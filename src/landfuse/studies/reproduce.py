@@ -20,7 +20,7 @@ from pydantic import Field
 from landfuse import files
 from landfuse.accuracy.bootstrap import SCORES
 from landfuse.errors import MissingFileError, SettingsError
-from landfuse.files import write_text
+from landfuse.files import write_results
 from landfuse.models import MODELS
 from landfuse.scenes.benchmarks import place_folder, recipes
 from landfuse.scenes.fetch import missing_files
@@ -196,12 +196,14 @@ def reproduce(
     assignments: Iterable[str] = (),
     folder: str | Path | None = None,
     *,
+    overwrite: bool = False,
     quiet: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Reproduction:
     """Trains what has not ended, and makes the table; arguments as in `plan`.
 
     Args:
+        overwrite: replace files of other kinds.
         quiet: no progress bars.
         report: called with a line for each run that starts.
 
@@ -221,12 +223,11 @@ def reproduce(
             report(f"{split} split, {name}")
             train_series(known[name], own, quiet=quiet, report=report)
         comparison = named(compare([one.run for own in runs.values() for one in own]), runs)
-        save(comparison, folder / split)
+        save(comparison, folder / split, overwrite=overwrite)
         result.rows += _ours(comparison, split)
         result.notes += [f"{split}: {note}" for note in comparison.notes]
     result.rows += [_row(figure) for figure in read_published(home).figures]
-    write_text(folder / "table.json", to_json(result))
-    write_text(folder / "table.md", to_markdown(result))
+    write_results({folder / "table.json": to_json(result), folder / "table.md": to_markdown(result)}, overwrite)
     return result
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from landfuse import files
 from landfuse.accuracy.bootstrap import SCORES
-from landfuse.files import write_text
+from landfuse.files import check_replaceable, write_text
 from landfuse.studies.compare import COSTS, Comparison, Spread
 from landfuse.training.run import Run
 
@@ -21,8 +21,8 @@ _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciic
 _TEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 
-def save(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Writes `comparison.json`, `.csv` and `.tex`, and adds the runs to `runs.csv`; nothing there is overwritten.
+def save(comparison: Comparison, folder: str | Path, *, overwrite: bool = False) -> list[Path]:
+    """Writes `comparison.json`, `.csv` and `.tex`, and adds the runs to `runs.csv`; no comparison is overwritten.
 
     A further comparison takes the next free number, `comparison-2.json`; the same one again changes nothing.
 
@@ -30,14 +30,16 @@ def save(comparison: Comparison, folder: str | Path) -> list[Path]:
         The files of this comparison, JSON first.
 
     Raises:
-        OutputError: if they cannot be written.
+        OutputError: if they cannot be written; or if `runs.csv` is another table and `overwrite` is not set.
     """
     folder = Path(folder)
+    check_replaceable(folder / "runs.csv", r"\Arun,model,", overwrite)
     text = to_json(comparison)
     for number in itertools.count(1):
         stem = "comparison" if number == 1 else f"comparison-{number}"
         place = folder / f"{stem}.json"
-        if not place.exists() or place.read_text(encoding="utf-8") == text:
+        there = [path for path in map(place.with_suffix, (".json", ".csv", ".tex")) if path.exists()]
+        if not there or (place in there and place.read_text(encoding="utf-8") == text):
             break
     add_to_ledger([run for recipe in comparison.recipes for run in recipe.runs], folder / "runs.csv")
     if not place.exists():
