@@ -6,6 +6,7 @@ Until then it is `.NAME.part` in the same folder, from which the next call conti
 from __future__ import annotations
 
 import http.client
+import os
 import shutil
 import time
 import urllib.error
@@ -63,8 +64,8 @@ def download(
 
     def fetch(url: str, output_file: str, _: object) -> None:
         """What pooch calls when the file is not there."""
-        if sha256 is None:
-            part.unlink(missing_ok=True)  # its beginning may be of an older version
+        if sha256 is None or part.is_symlink():
+            part.unlink(missing_ok=True)  # its beginning may be of an older version, or the link leads to another file
         _check_room(path, part, room, variable)
         _complete(url, path, part, size, progress)
         part.replace(output_file)
@@ -117,6 +118,10 @@ def _complete(url: str, path: Path, part: Path, size: int, report: Progress) -> 
     )
 
 
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def _check_room(path: Path, part: Path, room: int, variable: str) -> None:
     needed = room - (part.stat().st_size if part.exists() else 0)
     free = shutil.disk_usage(path.parent).free
@@ -142,7 +147,7 @@ def _attempt(url: str, part: Path, size: int, report: Progress) -> None:
             have = 0  # the server sends the whole file, whatever was asked for
         total = have + int(answer.headers.get("Content-Length") or 0) if answer.headers.get("Content-Length") else size
         try:
-            out = part.open("ab" if have else "wb", buffering=0)
+            out = open(part, "ab" if have else "wb", buffering=0, opener=_no_link)  # noqa: SIM115
         except OSError as error:
             raise unwritable(part, error) from None
         with out:

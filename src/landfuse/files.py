@@ -104,6 +104,18 @@ def not_ours(path: str | Path, why: str = "landfuse did not write it as this kin
     )
 
 
+def file_name(name: str) -> str:
+    """A name that becomes one of a file or folder.
+
+    Raises:
+        ValueError: if it would be another place, or none.
+    """
+    with suppress(UnicodeEncodeError):
+        if name.strip() not in ("", ".", "..") and not re.search(r"[/\\\0]", name) and os.fsencode(name):
+            return name
+    raise ValueError("files get this name: it must not be empty, `.` or `..`, nor hold / or \\")
+
+
 def write_results(texts: Mapping[Path, str], overwrite: bool = False) -> None:
     """Writes text files over earlier ones that begin alike: the first key of JSON, the columns of CSV, the first line.
 
@@ -150,11 +162,28 @@ def _plain(values: Any) -> Any:
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV under the first row's keys; None and NaN become empty cells."""
+    """Rows as CSV under the first row's keys; None and NaN become empty cells.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe before it; `from_cell` takes it off.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(
-        {key: "" if value is None or value != value else value for key, value in row.items()} for row in rows
-    )
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str) and _FORMULA.match(value):
+        with suppress(ValueError):
+            return float(value) and value
+        return f"'{value}"
+    return "" if value is None or value != value else value
+
+
+def from_cell(text: str) -> str:
+    """The text of a cell that `to_csv` wrote."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
+
+
+_FORMULA = re.compile(r"[=+\-@\t\r]")

@@ -51,6 +51,12 @@ class LandClass:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", nfc(self.name))
+        if any(unicodedata.category(c) in ("Cc", "Cs") or c in "\ufffe\uffff" for c in self.name):
+            raise SettingsError(
+                f"the class name {self.name!r} holds a control character, or half of one",
+                "a name that every file can hold",
+                "write it in `legend` without that character; copied text often brings some that are not seen",
+            )
         if not 0 <= self.code < UNLABELLED:
             raise SettingsError(
                 f"the class `{self.name}` has the code {self.code}",

@@ -333,23 +333,41 @@ def _copy(values: Any) -> Any:
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
-def expand(text: str) -> str:
+_NETWORK = re.compile(r"://|/vsi(?!zip/|tar/|gzip/|7z/|rar/)")
+
+
+def expand(text: str, known: Mapping[str, str] | None = None) -> str:
     """Replaces `${NAME}` and `${NAME:-default}` by environment variables.
 
+    An address may be the value of one variable at its beginning; no other variable becomes a part of one, since what
+    it holds would be sent to a server.
+
+    Args:
+        text: with the variables.
+        known: values that win over the environment's.
+
     Raises:
-        SettingsError: if a variable without a default is not set.
+        SettingsError: if a variable without a default is not set, or would become a part of an address.
     """
 
     def value(match: re.Match[str]) -> str:
         name, default = match.group(1), match.group(2)
-        found = os.environ.get(name) or default
+        found = (known or {}).get(name) or os.environ.get(name) or default
         if found is None:
             raise SettingsError(
                 f"the environment variable {name} is not set", f"a value, since `{text}` uses it", f"set {name}"
             )
         return found
 
-    return _VARIABLE.sub(value, text)
+    expanded, variables = _VARIABLE.sub(value, text), list(_VARIABLE.finditer(text))
+    whole = len(variables) == 1 and text.startswith("${") and _NETWORK.search(value(variables[0]))
+    if variables and not whole and _NETWORK.search(expanded):
+        raise SettingsError(
+            f"the address `{text}` has an environment variable in it",
+            "addresses without any, or one variable at the beginning that holds the address: a server gets all the rest",
+            "write its value instead",
+        )
+    return expanded
 
 
 _UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}

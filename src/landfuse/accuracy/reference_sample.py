@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.errors import OutputError, SceneError
-from landfuse.files import not_ours, to_csv, write_text
+from landfuse.files import from_cell, not_ours, to_csv, write_text
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.polygons import read_rows, write_points
 
@@ -201,7 +201,7 @@ def read_sample(path: str | Path) -> ReferenceSample:
     drawn = dict(zip(strata.tolist(), counted["stratum_drawn"].tolist(), strict=True))
     codes = counted["map_code"]
     names = {
-        code: str(name)
+        code: from_cell(str(name))
         for code, name in zip(codes.tolist(), (row.get("map_class") for row in rows), strict=True)
         if name
     }
@@ -223,5 +223,5 @@ def read_sample(path: str | Path) -> ReferenceSample:
         names,
         str(rows[0].get("drawn_from") or ""),
         int(counted["seed"][0]),
-        tuple(row["reference"] for row in rows),
+        tuple(row["reference"] and from_cell(row["reference"]) for row in rows),
     )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.errors import SceneError
+from landfuse.files import file_name
 from landfuse.legend import Legend
 from landfuse.markup import table
 from landfuse.rasters.grid import Grid
@@ -85,6 +86,12 @@ class Scene:
     legend: Legend
     read_labels: Callable[..., NDArray[np.uint8]] | None = field(default=None, repr=False)
     read_polygons: Callable[[], NDArray[np.int64]] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            file_name(self.name)
+        except ValueError as error:
+            raise SceneError(f"a scene is named {self.name!r}", str(error), "choose another name") from None
 
     @classmethod
     def from_arrays(

@@ -31,7 +31,7 @@ from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
 from landfuse.rasters.polygons import Join, Polygons, read_polygons
 from landfuse.scenes.labels import read_colours
 from landfuse.scenes.scene import Scene, SceneModality
-from landfuse.scenes.scene_keys import LabelSettings, ModalitySettings, SceneSettings, in_data_folder
+from landfuse.scenes.scene_keys import LabelSettings, ModalitySettings, SceneSettings, expand_root
 from landfuse.scenes.split_rules import Roles, SplitSettings, TilesSplit
 from landfuse.scenes.splits import assign, named_tiles
 from landfuse.settings import expand, parse, read_kind
@@ -372,7 +372,7 @@ def read_scene_file(path: str | Path) -> SceneFile:
     path = Path(path)
     path = path / "scene.yaml" if path.is_dir() else path
     settings = parse(SceneSettings, read_kind("a scene file", path), str(path))
-    result = SceneFile(settings, path.parent / expand(in_data_folder(settings.root)), path)
+    result = SceneFile(settings, path.parent / expand_root(settings.root), path)
     if settings.legend:
         _ = result.legend
     return result

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
+from landfuse.files import file_name
 from landfuse.legend import nfc
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import ResamplingName
 from landfuse.scenes.split_rules import SplitSettings
-from landfuse.settings import Settings
+from landfuse.settings import Settings, expand
+
+FileName = Annotated[str, pydantic.AfterValidator(file_name)]
 
 
 class ModalitySettings(Settings):
@@ -235,9 +238,24 @@ class DownloadSettings(Settings):
         default=None, pattern=r"^[0-9a-f]{64}$", description="Checksum; if there is none, that of the file is reported."
     )
     size: int | None = Field(default=None, gt=0, description="Bytes; by default what the server says.")
-    name: str | None = Field(default=None, description="Name of the file; by default the last part of the address.")
+    name: FileName | None = Field(
+        default=None, description="Name of the file; by default the last part of the address."
+    )
     unpack: bool = Field(default=False, description="Unpack the archive (.zip, .tar, .tar.gz, ...) and remove it.")
-    folder: str = Field(default=".", description="The folder that it is saved in, from `root`.")
+    folder: str = Field(default=".", description="The folder that it is saved in, within `root`.")
+
+    @pydantic.field_validator("folder")
+    @classmethod
+    def _within(cls, value: str) -> str:
+        for path in (PurePosixPath(value), PureWindowsPath(value)):
+            if path.anchor or ".." in path.parts:
+                raise ValueError("name a folder within `root`")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _has_a_name(self) -> DownloadSettings:
+        file_name(self.file)
+        return self
 
     @property
     def file(self) -> str:
@@ -257,7 +275,7 @@ class FetchSettings(Settings):
 class SceneSettings(Settings):
     """All that a scene file may say."""
 
-    name: str = Field(description="Short name of the place.")
+    name: FileName = Field(description="Short name of the place; its map is saved under it.")
     title: str = Field(default="", description="What it is, in a line.")
     citation: str = Field(default="", description="How to cite the data.")
     licence: str = Field(default="", description="Licence of the data.")
@@ -272,7 +290,7 @@ class SceneSettings(Settings):
         description="The folder that paths start from, relative to the scene file; `${NAME:-default}` is an "
         "environment variable; `${LANDFUSE_DATA}` without a default is where `landfuse fetch` saves data.",
     )
-    tiles: tuple[str, ...] | None = Field(
+    tiles: tuple[FileName, ...] | None = Field(
         default=None,
         min_length=1,
         description="Names that replace `{tile}`; by default all for which the reference raster exists.",
@@ -366,7 +384,6 @@ def data_folder() -> Path:
     return Path(pooch.os_cache("landfuse"))
 
 
-def in_data_folder(text: str) -> str:
-    """Puts the data folder in the place of `${LANDFUSE_DATA}`, which has no other default."""
-    mark = f"${{{VARIABLE}}}"
-    return text.replace(mark, str(data_folder())) if mark in text else text
+def expand_root(text: str) -> str:
+    """Expands `root`, in which `${LANDFUSE_DATA}` without a default is the data folder."""
+    return expand(text, {VARIABLE: str(data_folder())} if f"${{{VARIABLE}}}" in text else None)

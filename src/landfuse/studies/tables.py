@@ -108,8 +108,7 @@ def to_csv(comparison: Comparison) -> str:
             row |= {f"{name}_difference_std": one.scores[name].std if one else None}
             row |= {f"{name}_pairs": one.scores[name].n if one else None, f"{name}_p": one.p[name] if one else None}
         rows.append(row)
-    # Objects keep whole numbers whole beside empty cells.
-    return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
+    return files.to_csv(rows)
 
 
 def to_latex(comparison: Comparison) -> str:
