@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -78,6 +79,15 @@ def test_results_replace_results_and_nothing_else(name: str, before: object, aft
 def test_a_folder_and_no_file_are_not_in_the_way(tmp_path: Path) -> None:
     check_replaceable(tmp_path, "x")
     check_replaceable(tmp_path / "none", "x")
+
+
+def test_spreadsheets_find_no_formula_in_a_table() -> None:
+    texts = ["=1+1", "+land", "-5 m", "@x", "\t=1", "'=1", "'90s", "a=b"]
+    rows = [{"text": text, "number": number} for text, number in zip(texts, ["-0.5", -0.5, "+3", -1] * 2, strict=True)]
+    read = list(csv.DictReader(files.to_csv(rows).splitlines()))
+    assert [row["text"][0] for row in read] == ["'"] * 7 + ["a"]
+    assert [float(row["number"]) for row in read] == [-0.5, -0.5, 3, -1] * 2
+    assert [files.from_cell(row["text"]) for row in read] == [*texts[:5], "=1", "'90s", "a=b"]
 
 
 def test_commands_replace_no_file_of_a_person(

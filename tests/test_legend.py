@@ -77,6 +77,10 @@ def test_a_legend_is_a_sequence() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        *(
+            ({"name": f"wa{odd}ter"}, "holds a control character, or half of one")
+            for odd in ("\0", "\t", "\n", "\x0b", "\x7f", "\x85", "\ud83c", "\uffff")
+        ),
         ({"code": 255}, "the class `a` has the code 255"),
         ({"code": -1}, "the class `a` has the code -1"),
         ({"colour": "red"}, "the class `a` has the colour 'red'"),
@@ -86,6 +90,11 @@ def test_a_legend_is_a_sequence() -> None:
 def test_classes_that_are_wrong(change: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         LandClass(**{"name": "a", "code": 1, "colour": "#123456", **change})
+
+
+def test_names_in_any_language() -> None:
+    for name in ('Straße <alt> & "neu"', "森林", "forêt", "\U0001f332 pines", "-", "=1"):
+        assert LandClass(name, 1, "#123456").name == name
 
 
 def test_legends_that_are_wrong() -> None:

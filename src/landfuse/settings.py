@@ -364,7 +364,7 @@ def expand(text: str, known: Mapping[str, str] | None = None) -> str:
     if variables and not whole and _NETWORK.search(expanded):
         raise SettingsError(
             f"the address `{text}` has an environment variable in it",
-            "addresses without any, or one variable at the beginning that holds the address: a server gets all the rest",
+            "none, or one at the beginning that holds the address itself: all the rest is sent to a server",
             "write its value instead",
         )
     return expanded

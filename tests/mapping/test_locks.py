@@ -56,6 +56,13 @@ def test_a_file_that_was_removed_before_it_was_locked_does_not_count(
             pass
 
 
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "lock").symlink_to(tmp_path / "victim")
+    with sole_use(tmp_path / "lock"):
+        assert (tmp_path / "victim").read_text() == "mine"
+
+
 def test_many_threads_take_turns_though_each_removes_the_file(tmp_path: Path) -> None:
     inside: list[int] = []
     most: list[int] = []

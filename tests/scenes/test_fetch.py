@@ -160,6 +160,18 @@ def test_a_later_call_goes_on_where_an_earlier_one_stopped(server: Server, root:
     assert names(root) == {"a.bin", NOTE}
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_link_in_the_place_of_the_part_is_not_followed(
+    known: bool, server: Server, root: Path, tmp_path: Path
+) -> None:
+    root.mkdir(parents=True)
+    (tmp_path / "victim").write_text("mine")
+    (root / ".a.bin.part").symlink_to(tmp_path / "victim")
+    fetch(read_scene_file(scene(tmp_path, wanted(server, **({} if known else {"sha256": None})))))
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert (root / "a.bin").read_bytes() == DATA
+
+
 def test_a_server_without_ranges_begins_again(server: Server, root: Path, tmp_path: Path) -> None:
     server.ranges, server.cut = False, [120_000]
     fetch(read_scene_file(scene(tmp_path, wanted(server))))
@@ -235,7 +247,6 @@ def test_a_full_disk_is_reported_and_the_next_call_goes_on(
     server: Server, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = read_scene_file(scene(tmp_path, wanted(server)))
-    original = Path.open
 
     class Full:
         def __init__(self, out: Any) -> None:
@@ -252,12 +263,8 @@ def test_a_full_disk_is_reported_and_the_next_call_goes_on(
                 raise OSError(errno.ENOSPC, "No space left on device")
             self.written += self.out.write(chunk)
 
-    def opened(path: Path, mode: str = "r", *args: Any, **more: Any) -> Any:
-        out = original(path, mode, *args, **more)
-        return Full(out) if path.suffix == ".part" and mode in ("wb", "ab") else out
-
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "open", opened)
+        patched.setattr(module, "open", lambda *args, **more: Full(open(*args, **more)), raising=False)  # noqa: PTH123, SIM115
         with pytest.raises(OutputError, match="No space left"):
             fetch(file)
     assert names(root) == {".a.bin.part"}

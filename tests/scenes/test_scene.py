@@ -131,3 +131,10 @@ def test_sent_to_another_process_without_what_it_holds(tmp_path: Path) -> None:
     again = pickle.loads(sent)
     np.testing.assert_array_equal(again.read("m", Window(-3, 5, 9, 9)), scene.read("m", Window(-3, 5, 9, 9)))
     np.testing.assert_array_equal(again.labels, scene.labels)
+
+
+def test_a_scene_of_arrays_has_a_name_that_is_no_place() -> None:
+    with pytest.raises(SceneError, match=r"a scene is named '\.\./x'"):
+        Scene.from_arrays({"a": np.zeros((1, 4, 4))}, name="../x")
+    with pytest.raises(SceneError, match="a scene is named"):
+        Scene.from_arrays({"a": np.zeros((1, 4, 4))}, name="\ud83c")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
 from landfuse.scenes import scene_keys, split_rules
 from landfuse.scenes.scene_file import open_scene, open_scenes, read_scene_file
-from landfuse.settings import Settings
+from landfuse.settings import Settings, expand
 
 UTM = "EPSG:32632"
 GRID = Grid(24, 30, (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_400_000.0), UTM)
@@ -195,6 +196,38 @@ def test_root_and_environment(folder: Path, text: dict[str, Any], monkeypatch: p
     text["root"] = "${LF_TEST_NOWHERE}"
     with pytest.raises(SettingsError, match="LF_TEST_NOWHERE is not set"):
         read_scene_file(save(other, text))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:9/${LF_SECRET}.tif",
+        "/vsicurl/http://127.0.0.1:9/${LF_SECRET}.tif",
+        "/vsizip//vsicurl/http://127.0.0.1:9/${LF_SECRET}.zip/a.tif",
+        "/vsis3/bucket/${LF_SECRET:-x}.tif",
+        "${LF_BASE}/${LF_SECRET}.tif",
+        "${LF_NONE:-http://127.0.0.1:9/}${LF_SECRET}.tif",
+        "${LF_SECRET}://127.0.0.1:9/a.tif",
+    ],
+)
+def test_no_variable_is_sent_to_a_server(
+    address: str, folder: Path, text: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LF_SECRET", "tok3n")
+    monkeypatch.setenv("LF_BASE", "http://127.0.0.1:9")
+    text["modalities"]["s2"]["path"] = address
+    with pytest.raises(FaultsError, match="has an environment variable in it") as caught:
+        open_scenes(save(folder, text))
+    assert "tok3n" not in str(caught.value)
+
+
+def test_a_variable_holds_a_whole_address_or_a_part_of_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LF_BASE", "s3://bucket")
+    monkeypatch.setenv("LF_YEAR", "2024")
+    assert expand("${LF_BASE}/a.tif") == "s3://bucket/a.tif"
+    assert expand("${LF_NONE:-http://h/x}/a.tif") == "http://h/x/a.tif"
+    assert expand("data/${LF_YEAR}/${LF_NONE:-a}.tif") == "data/2024/a.tif"
+    assert expand("/vsizip/${LF_YEAR}.zip/a.tif") == "/vsizip/2024.zip/a.tif"
 
 
 def test_codes_and_colours_by_default(folder: Path, text: dict[str, Any]) -> None:
@@ -486,6 +519,10 @@ def test_values_that_no_class_has(folder: Path, text: dict[str, Any]) -> None:
 # Faults -------------------------------------------------------------------------------------------------------------
 
 
+def fetched(text: dict[str, Any], **keys: str) -> None:
+    text["fetch"] = {"files": [{"address": "http://host/x.tif", **keys}]}
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -517,6 +554,18 @@ def test_values_that_no_class_has(folder: Path, text: dict[str, Any]) -> None:
         (lambda t: t.update(split={"kind": "blocks"}), "the key `split.size` is missing"),
         (lambda t: t.update(tiles=["a"]), "the path of the reference raster has no `{tile}`"),
         (lambda t: t.update(tiles=[]), "`tiles` is"),
+        *(
+            (partial(dict.update, name=name), "files get this name")
+            for name in ("../x", "a/b", "a\\b", "..", ".", " ", "", "/")
+        ),
+        (lambda t: (t["modalities"]["s2"].update(path="{tile}.tif"), t.update(tiles=["a", ".."])), "`tiles.1` is '..'"),
+        (lambda t: (t["modalities"]["s2"].update(path="{tile}.tif"), t.update(tiles=["../../a"])), "get this name"),
+        *(
+            (partial(fetched, folder=folder), "name a folder within `root`")
+            for folder in ("../up", "a/../../b", "/tmp/x", "C:/x", "a\\..\\..\\b", "\\\\host\\x")
+        ),
+        (partial(fetched, name="../x"), "files get this name"),
+        (partial(fetched, address="http://host/.."), "files get this name"),
         (lambda t: t["modalities"]["dem"].update(path="{tile}.tif"), "a path has `{tile}`, but that of the reference"),
         (
             lambda t: (t["modalities"]["s2"].update(path="{tile}.tif"), t.update(tiles=["a", "b", "a"])),

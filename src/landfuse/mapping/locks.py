@@ -73,6 +73,8 @@ def sole_use(path: Path) -> Iterator[None]:
     """
     lock = FileLock(path, timeout=_PATIENCE, fallback_to_soft=False)
     try:
+        if path.is_symlink():
+            path.unlink()  # else the file that it leads to is overwritten
         lock.acquire()
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     except Timeout:

@@ -119,7 +119,7 @@ def tile_layers(
 
 def _confidence(scene: Scene, path: Path, step: int) -> Layer:
     raster = GdalRaster(str(path))
-    values = thinned(Scene("", scene.grid, {"it": SceneModality(raster)}, scene.legend), "it", step, (0,))[0]
+    values = thinned(Scene(scene.name, scene.grid, {"it": SceneModality(raster)}, scene.legend), "it", step, (0,))[0]
     known = np.isfinite(values)
     level = np.rint(np.clip(np.where(known, values, 0), 0, 1) * (_LEVELS - 1)).astype(np.uint8)
     return Layer(
