@@ -25,8 +25,8 @@ _COLUMNS = (
     "design", "stratum", "cluster", "probability", "stratum_units", "stratum_drawn", "map_pixels", "sample_points"
 )  # fmt: skip
 _WRITTEN = (
-    *_COLUMNS, "id", "reference", "x", "y", "row", "col", "map_code", "map_class", "pixel_m2", "crs", "drawn_from",
-    "seed",
+    *_COLUMNS, "id", "reference", "x", "y", "row", "col", "map_code", "map_class", "pixel_m2", "stratum_m2", "crs",
+    "drawn_from", "seed",
 )  # fmt: skip
 _OTHERS = ("design", "probability")  # text, and what follows from the others
 
