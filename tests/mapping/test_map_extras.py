@@ -203,6 +203,21 @@ def test_a_mosaic_for_each_crs_and_lattice(tmp_path: Path) -> None:
     assert write_mosaics(tmp_path, {"e": (NOWHERE, tmp_path / "e.tif")}, LEGEND) == []
 
 
+def test_a_mosaic_and_the_index_hold_across_180_degrees(tmp_path: Path) -> None:
+    grids = {
+        "east": Grid(60, 80, (0.01, 0.0, 179.2, 0.0, -0.01, -16.0), "EPSG:4326"),
+        "west": Grid(60, 80, (0.01, 0.0, -180.0, 0.0, -0.01, -16.0), "EPSG:4326"),
+    }
+    maps = tiles_in(tmp_path, grids)
+    [place] = write_mosaics(tmp_path, maps, LEGEND)
+    with rasterio.open(place) as file:
+        np.testing.assert_array_equal(file.read(1), np.hstack([noise(0), noise(1)]))
+    index_maps(tmp_path, {"both": (replace(grids["east"], width=160), place)})
+    [shape] = geopandas.read_file(tmp_path / "index.gpkg").geometry
+    assert len(shape.geoms) == 2, "cut at 180 degrees"
+    assert shape.area == pytest.approx(1.6 * 0.6)
+
+
 def test_the_index_shows_where_tiles_are(tmp_path: Path) -> None:
     grids = {"a": TURNED, "west/b": replace(FEET, height=30), "e": NOWHERE}
     maps = {name: (grid, tmp_path / f"{name}.tif") for name, grid in grids.items()}
