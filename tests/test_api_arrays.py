@@ -327,3 +327,14 @@ def test_neither_xarray_nor_rioxarray_is_imported_for_arrays() -> None:
         "print([name for name in ('xarray', 'rioxarray', 'geopandas', 'torch') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_bands_of_a_data_array_are_taken_by_their_labels() -> None:
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    xarray = pytest.importorskip("xarray")
+    array = xarray.DataArray(values, {"band": ["B2", "B3"]}, ("band", "y", "x"))
+    known = lf.Scene.from_arrays({"s2": array}).modalities["s2"].info
+    other = lf.Scene.from_arrays({"s2": array.isel(band=[1, 0]).transpose("y", "x", "band")})
+    part, note = other.modalities["s2"].like(known, "`s2`", "the model")
+    assert np.array_equal(part.raster.read(other.grid.window), values)
+    assert note == "the bands of `s2` are taken in the order of the model: B2, B3"

@@ -6,14 +6,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from landfuse.bundles.bundle import FORMAT, Bundle
 from landfuse.bundles.bundle_files import load_bundle
-from landfuse.bundles.description import ModelSpec
+from landfuse.bundles.description import Description, ModelSpec
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import BundleError, FaultsError, LandfuseError, OutputError
+from landfuse.legend import LandClass, Legend
+from landfuse.rasters.arrays import ArrayRaster
+from landfuse.rasters.grid import Grid
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.simulate.scene import SimulatedRaster, simulate_flat
 from landfuse.views.pixel_map import PixelMap
@@ -59,7 +63,9 @@ def test_a_bundle_gives_the_same_logits_and_words(bundle: Bundle, tmp_path: Path
         assert not loaded.training
     words = json.loads((tmp_path / "bundle" / "model.json").read_text())
     assert words["tiling"] == {"view": 5, "core": 1, "stride": 1, "weights": "uniform"}
-    assert words["modalities"]["b"] == {"bands": 2, "dtype": "float32", "units": "1", "zoom": 1, "metres": 10.0}
+    known = {"bands": 2, "dtype": "float32", "units": "1", "zoom": 1, "pixel": "10 x 10 in WGS 84 / UTM zone 32N"}
+    assert known.items() <= words["modalities"]["b"].items()
+    assert words["modalities"]["b"]["metres"] == 10.0
     assert words["legend"][0]["name"] == "field 1"
 
 
@@ -192,3 +198,104 @@ def test_a_stride_beyond_the_core_is_reported(scene: Scene) -> None:
     for stride in (-1, 9):
         with pytest.raises(BundleError, match="1 to 8, the model's core"):
             Bundle(ModelSpec("stacked", {"view": 8, "encoder": "tu-test_resnet"}), maps, notes, scene.legend, stride)
+
+
+NAMES = ("B02", "B03", "B08")
+PLACE = (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_500_000.0)
+
+
+def named_scene(names: tuple[str, ...], grid: Grid, metres: float = 0.0, bands: int = 3) -> Scene:
+    """Band i holds i."""
+    values = np.ones((bands, grid.height, grid.width), np.float32) * np.arange(bands, dtype=np.float32)[:, None, None]
+    part = SceneModality(ArrayRaster(values, "CHW", grid, "s2"), names=names, metres=metres)
+    return Scene("new", grid, {"s2": part}, Legend((LandClass("a", 1, "#000000"),)))
+
+
+def description_of(scene: Scene) -> Description:
+    inputs = {name: part.info for name, part in scene.modalities.items()}
+    return Description(ModelSpec("forest"), inputs, (), scene.legend, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (("B8", "b 3", "B_2"), [2, 1, 0]),
+        (("x", "B03", "B02", "B08"), [2, 1, 3]),
+        (NAMES, [0, 1, 2]),
+        ((), [0, 1, 2]),
+        (("s", "s", "s"), [0, 1, 2]),
+    ],
+)
+def test_bands_are_taken_by_their_names(names: tuple[str, ...], order: list[int]) -> None:
+    grid = Grid(2, 3, PLACE, "EPSG:32632")
+    known = description_of(named_scene(NAMES, grid))
+    scene, notes = known.check(named_scene(names, grid, bands=len(names) or 3), PredictorOptions())
+    assert scene.read("s2", grid.window)[:, 1, 1].tolist() == order
+    changed = order != [0, 1, 2]
+    assert len(notes) == changed
+    assert not changed or "in the order of the model: " in notes[0]
+    again, silent = known.check(scene, PredictorOptions())
+    assert not silent, "it is said once"
+    assert again.read("s2", grid.window)[:, 0, 0].tolist() == order
+
+
+@pytest.mark.parametrize("names", [("B02", "B03", "B04"), ("red", "green", "blue")])
+def test_bands_of_other_names_are_refused(names: tuple[str, ...]) -> None:
+    grid = Grid(2, 3, PLACE, "EPSG:32632")
+    with pytest.raises(FaultsError, match=f"`s2` has the bands {', '.join(names)}(.|\n)*the model: B02, B03, B08"):
+        description_of(named_scene(NAMES, grid)).check(named_scene(names, grid), PredictorOptions())
+
+
+def test_the_name_of_a_single_band_is_only_said() -> None:
+    grid = Grid(2, 3, PLACE, "EPSG:32632")
+    known = description_of(named_scene(("VV",), grid, bands=1))
+    _, notes = known.check(named_scene(("VH",), grid, bands=1), PredictorOptions())
+    assert notes == ["the band of `s2` is VH, and that of the model VV"]
+
+
+FOOT = 0.3048006096012192
+SIZES = {
+    "metres": (PLACE, "EPSG:32632"),
+    "feet": ((10 / FOOT, 0.0, 1_640_416.0, 0.0, -10 / FOOT, 0.0), "+proj=tmerc +lon_0=9 +x_0=500000 +units=us-ft"),
+    "another zone": (PLACE, "EPSG:32635"),
+    "half a percent": ((10.05, 0.0, 500_000.0, 0.0, -10.05, 5_500_000.0), "EPSG:32632"),
+    "no CRS": ((1.0, 0.0, 0.0, 0.0, 1.0, 0.0), None),
+}
+OTHER_SIZES = {
+    "20 m": ((20.0, 0.0, 500_000.0, 0.0, -20.0, 5_500_000.0), "EPSG:32632", "20 m"),
+    "2 percent": ((10.2, 0.0, 500_000.0, 0.0, -10.2, 5_500_000.0), "EPSG:32632", r"10\.2 m"),
+    "Web Mercator": ((10.0, 0.0, 1_000_000.0, 0.0, -10.0, 6_400_000.0), "EPSG:3857", r"6\.467 m"),
+    "degrees": ((1e-3, 0.0, 9.0, 0.0, -1e-3, 50.0), "EPSG:4326", r"89\.\d+ m"),
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_pixels_of_the_same_size_on_the_ground_pass(kind: str) -> None:
+    known = description_of(named_scene((), Grid(2, 3, PLACE, "EPSG:32632")))
+    known.check(named_scene((), Grid(2, 3, *SIZES[kind])), PredictorOptions())
+
+
+@pytest.mark.parametrize("kind", OTHER_SIZES)
+def test_pixels_of_another_size_are_refused_unless_allowed(kind: str) -> None:
+    known = description_of(named_scene((), Grid(2, 3, PLACE, "EPSG:32632")))
+    transform, crs, found = OTHER_SIZES[kind]
+    scene = named_scene((), Grid(2, 3, transform, crs))
+    with pytest.raises(FaultsError, match=rf"pixels measure {found}(.|\n)*trained on 10 m(.|\n)*--allow pixel-size"):
+        known.check(scene, PredictorOptions())
+    known.check(scene, PredictorOptions(allow=("pixel-size",)))
+
+
+def test_a_size_that_only_the_scene_file_states_counts() -> None:
+    known = description_of(named_scene((), Grid(2, 3), metres=2.5))
+    known.check(named_scene((), Grid(2, 3), metres=2.51), PredictorOptions())
+    with pytest.raises(FaultsError, match=r"measure 1 m"):
+        known.check(named_scene((), Grid(2, 3), metres=1), PredictorOptions())
+
+
+def test_grids_of_one_size_in_degrees_may_lie_at_other_latitudes() -> None:
+    def at(latitude: float) -> Scene:
+        return named_scene((), Grid(2, 3, (1e-4, 0.0, 9.0, 0.0, -1e-4, latitude), "EPSG:4326"))
+
+    description_of(at(50)).check(at(45), PredictorOptions())
+    with pytest.raises(FaultsError, match="pixels measure"):
+        description_of(at(50)).check(at(0), PredictorOptions())

@@ -231,10 +231,11 @@ def test_chosen_levels_are_those_among_all(
 def test_what_a_model_has_to_know_of_them(scene: Scene, denoiser: TrainedDenoiser, tmp_path: Path) -> None:
     both = DiffusionFeatures(denoiser, settings(tmp_path))
     assert both.channels == {"diffusion_1": 16, "diffusion_2": 32, "diffusion_3": 32}
-    metres = scene.modalities["hsi"].info.metres
+    info = scene.modalities["hsi"].info
     made = both.of(scene)
     assert {name: part.info for name, part in made.items()} == {
-        name: ModalityInfo(bands, "float16", "activation", 1, metres) for name, bands in both.channels.items()
+        name: ModalityInfo(bands, "float16", "activation", 1, info.metres, info.pixel)
+        for name, bands in both.channels.items()
     }
     for name, part in made.items():
         assert part.raster.grid == scene.grid

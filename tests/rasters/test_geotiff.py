@@ -710,9 +710,38 @@ def test_a_whole_file_is_there_at_once_and_under_no_other_name(tmp_path: Path) -
     assert [p.name for p in path.parent.iterdir()] == ["x.txt"]
 
 
+# Names of bands -----------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("crs", "name"),
-    [("EPSG:25832+7837", "EPSG:25832"), ("EPSG:7415", "EPSG:28992"), ("EPSG:4979", "EPSG:4326"), ("EPSG:4326",) * 2],
+    ("given", "numbers", "found"),
+    [
+        (("red", "green", "nir"), None, ("red", "green", "nir")),
+        (("red", "green", "nir"), (3, 1), ("nir", "red")),
+        (("Band 4", "Band 3", "Band 2"), None, ("Band 4", "Band 3", "Band 2")),
+        (("Band 1", "Band 2", "Band 3"), None, ()),
+        (("Band 1", "band_2", "3"), (3, 2), ()),
+        (("red", "", "nir"), None, ()),
+        (("red", "", "nir"), (1, 3), ("red", "nir")),
+    ],
 )
-def test_a_height_datum_is_left_out_of_the_crs(crs: str, name: str) -> None:
-    assert crs_name(crs, "x") == name
+def test_bands_have_the_names_of_the_file(
+    tmp_path: Path, given: tuple[str, ...], numbers: tuple[int, ...] | None, found: tuple[str, ...]
+) -> None:
+    path = write(tmp_path / "a.tif", values(3, GRID))
+    with rasterio.open(path, "r+") as file:
+        file.descriptions = given
+    raster = GdalRaster(path, band_numbers=numbers)
+    assert raster.names == found
+    turned = raster.with_bands([1, 0])
+    assert turned.names == (found[1::-1] if found else ())
+    assert np.array_equal(turned.read(GRID.window), raster.read(GRID.window)[[1, 0]])
+
+
+@pytest.mark.parametrize(("unit", "wavelengths"), [("Nanometers", "450.5, 560"), ("Micrometers", "0.4505, 0.56")])
+def test_bands_have_the_wavelengths_of_an_envi_header(tmp_path: Path, unit: str, wavelengths: str) -> None:
+    path = write(tmp_path / "a.img", values(2, GRID), driver="ENVI")
+    with (tmp_path / "a.hdr").open("a") as header:
+        header.write(f"wavelength units = {unit}\nwavelength = {{{wavelengths}}}\n")
+    assert GdalRaster(path).wavelengths == pytest.approx((450.5, 560))
+    assert GdalRaster(path, band_numbers=(2,)).wavelengths == pytest.approx((560,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
 from landfuse.scenes import scene_keys, split_rules
+from landfuse.scenes.scene import ModalityInfo
 from landfuse.scenes.scene_file import open_scene, open_scenes, read_scene_file
 from landfuse.settings import Settings, expand
 
@@ -660,3 +662,42 @@ def test_masks_on_another_grid(folder: Path, text: dict[str, Any]) -> None:
     file = read_scene_file(save(folder, text))
     with pytest.raises(MissingFileError, match=r"no\.tif"):
         file.roles(file.scenes())
+
+
+def tiles_of_bands(folder: Path, *names: tuple[str, ...], **keys: Any) -> Path:
+    """Tiles t0, t1, ... whose band is filled with the place of its name in the first one's."""
+    for number, own in enumerate(names):
+        order = [names[0].index(name) if name in names[0] else 9 for name in own]
+        filled = np.ones((len(own), GRID.height, GRID.width), np.float32) * np.array(order)[:, None, None]
+        write_raster(folder / f"s2_t{number}.tif", GRID, filled.astype(np.float32), nodata=None, names=list(own))
+    return save(folder, {"name": "bands", "modalities": {"s2": {"path": "s2_{tile}.tif", **keys}}})
+
+
+@pytest.mark.parametrize("second", [("c", "b", "a"), ("B", "A", "C"), ("d", "c", "a", "b")])
+def test_the_bands_of_tiles_are_put_in_one_order(
+    tmp_path: Path, second: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    scenes = open_scenes(tiles_of_bands(tmp_path, ("a", "b", "c"), tuple(second)))
+    last = tuple(name for name in sorted(second, key=str.casefold) if name != "d")
+    assert scenes[1].modalities["s2"].info.names == last
+    if "a" in second:
+        assert scenes[1].read("s2", GRID.window)[:, 0, 0].tolist() == [0, 1, 2]
+    assert "the bands of `s2` of the tile `t1` are taken in the order of `t0`: " in caplog.text
+
+
+def test_tiles_of_other_bands_are_refused_unless_the_scene_file_names_them(tmp_path: Path) -> None:
+    path = tiles_of_bands(tmp_path, ("a", "b"), ("a", "x"))
+    (fault,) = faults(path)
+    assert (fault.found, fault.expected) == ("`s2` of the tile `t1` has the bands a, x", "those of `t0`: a, b")
+    scenes = open_scenes(tiles_of_bands(tmp_path, ("a", "b"), ("a", "x"), names=["a", "b"]))
+    assert [scene.modalities["s2"].info.names for scene in scenes] == [("a", "b")] * 2
+    (fault,) = faults(tiles_of_bands(tmp_path, ("a", "b"), ("a", "x"), names=["a"]))
+    assert "1 `names` for 2 bands" in fault.found
+
+
+def test_wavelengths_go_before_names() -> None:
+    known = ModalityInfo(3, "int16", "", 1, names=("a", "b", "c"), wavelengths=(450.0, 660.0, 2200.0))
+    assert known.places_in(replace(known, names=("c", "b", "a"), wavelengths=(2186.0, 451.0, 660.0))) == (1, 2, 0)
+    assert known.places_in(replace(known, wavelengths=(450.0, 680.0, 2200.0))) is None, "3% off"
+    assert known.places_in(replace(known, wavelengths=(450.0, 2199.0, 2200.0))) is None
+    assert known.places_in(replace(known, wavelengths=(), names=("c", "a", "b"))) == (1, 2, 0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from landfuse.bundles.settings import PredictorOptions
-from landfuse.errors import BundleError, FaultsError, LandfuseError, SettingsError
+from landfuse.errors import BundleError, FaultsError, LandfuseError, SceneError, SettingsError
 from landfuse.legend import Legend
 from landfuse.rasters.windows import CoreWeights
 from landfuse.scenes.scene import ModalityInfo, Scene
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _COMPARED = {"bands": "bands", "zoom": "as zoom", "units": "as units", "dtype": "as data type"}
 """What a scene's modality must have in common with the training scene's, and how messages word it."""
+
+_SAME_SIZE, _SAME_GRID = 0.01, 0.1
+"""Fractions by which pixels may differ in size on the ground; the second where CRS and size in it are the same."""
 
 
 def _alike(found: object, known: object) -> bool:
@@ -94,16 +97,22 @@ class Description:
             )
         return found
 
-    def check(self, scene: Scene, options: PredictorOptions) -> None:
+    def check(self, scene: Scene, options: PredictorOptions) -> tuple[Scene, list[str]]:
         """Checks that a scene is of the kind that the model was trained on.
 
+        Returns:
+            The scene with its bands in the model's order, and what the user should know of it.
+
         Raises:
-            FaultsError: naming every modality that is missing or differs in bands, data type, units or zoom.
+            FaultsError: naming every modality that is missing or differs in bands, data type, units, zoom or size of
+                the pixels.
             SettingsError: if the options do not fit the model.
         """
         stand_ins = self.stand_ins(options)
         dispensable = {*options.mean_for, *(self.droppable if options.allow_missing else ()), *options.withheld}
         faults: list[LandfuseError] = []
+        notes: list[str] = []
+        modalities = dict(scene.modalities)
         for name, known in self.modalities.items():
             if name not in scene.modalities:
                 if name not in dispensable:
@@ -119,7 +128,12 @@ class Description:
                         )
                     )
                 continue
-            found = scene.modalities[name].info
+            try:
+                modalities[name], note = scene.modalities[name].like(known, f"`{name}`", "the model")
+                notes += [note] if note else []
+            except SceneError as error:
+                faults.append(error)
+            found = modalities[name].info
             for what, unit in _COMPARED.items():
                 if not _alike(getattr(found, what), getattr(known, what)):
                     faults.append(
@@ -130,5 +144,26 @@ class Description:
                             f"correct `modalities: {name}:` in the scene file (bands, scale, units), or train again",
                         )
                     )
+        pairs = [(modalities[name].info, known) for name, known in self.modalities.items() if name in modalities]
+        fault = next((wrong for pair in pairs if (wrong := _other_size(*pair))), None)
+        if fault and not faults and "pixel-size" not in options.allow:  # all modalities of a scene differ alike
+            faults.append(fault)
         if faults:
             raise FaultsError(faults)
+        return replace(scene, modalities=modalities), notes
+
+
+def _other_size(found: ModalityInfo, known: ModalityInfo) -> BundleError | None:
+    """The fault of a scene whose pixels are not as large as the model's."""
+    if not found.metres or not known.metres:
+        return None
+    # In degrees or Web Mercator, grids of one size differ on the ground from latitude to latitude.
+    tolerance = _SAME_GRID if found.pixel == known.pixel else _SAME_SIZE
+    if abs(found.metres / known.metres - 1) <= tolerance:
+        return None
+    shown = [f"{one.metres:.4g} m" + (f" ({one.pixel})" if one.pixel else "") for one in (found, known)]
+    return BundleError(
+        f"the scene's pixels measure {shown[0]} on the ground, those that the model was trained on {shown[1]}",
+        "pixels of one size, within 1%",
+        "resample the scene, train on pixels of its size, or map it all the same, at your own risk: --allow pixel-size",
+    )

@@ -8,6 +8,9 @@ from pydantic import Field, field_validator
 
 from landfuse.settings import Settings
 
+Check = Literal["values", "pixel-size"]
+"""A check of a scene against the model that a user may pass over."""
+
 Precision = Literal["float32", "bfloat16"]
 """What a network computes in; pixel maps and averages are float32 in any case."""
 
@@ -35,6 +38,10 @@ class PredictorOptions(Settings):
         default=False,
         description="map scenes that lack a modality which the model was trained to do without "
         "(`samples.modality_dropout`)",
+    )
+    allow: tuple[Check, ...] = Field(
+        default=(),
+        description="map although the scene's `values` or `pixel-size` are not those that the model was trained on",
     )
     withheld: tuple[str, ...] = Field(default=(), description="modalities that are treated as if the scene lacked them")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from landfuse.legend import Legend
     from landfuse.mapping.predict import Runner
     from landfuse.scenes.scene import Scene
+
+log = logging.getLogger("landfuse")
 
 
 def _option(field: str, *names: str) -> Any:
@@ -53,6 +56,7 @@ def predict(
     entropy: Annotated[bool, _option("entropy")] = False,
     layer: Annotated[list[str] | None, _option("layers")] = None,
     allow_missing: Annotated[bool, _option("allow_missing", "--allow-missing")] = False,
+    allow: Annotated[list[str] | None, _option("allow", "--allow")] = None,
     mean_for: Annotated[list[str] | None, _option("mean_for")] = None,
     picture: Annotated[bool, typer.Option(help="Also write a picture (.png) of each map.")] = False,
     polygons: Annotated[
@@ -104,7 +108,7 @@ def predict(
         {
             "probabilities": probabilities, "confidence": confidence, "entropy": entropy, "layers": layer or (),
             "block": block, "memory": memory, "batch": batch, "precision": precision, "mean_for": mean_for or (),
-            "allow_missing": allow_missing,
+            "allow_missing": allow_missing, "allow": allow or (),
         }
     )  # fmt: skip
     if sum(option is not None for option in (workers, scheduler, scheduler_file)) > 1:
@@ -120,8 +124,12 @@ def predict(
     model = load_bundle(bundle, model=own_model(own) if own is not None else None)
     known = model.description
     tiles, chosen = _tiles(scene, tile or [], list(known.modalities))
-    for one in tiles:
-        known.check(one, options)
+    checked = [known.check(one, options) for one in tiles]
+    for note in dict.fromkeys(note for _, notes in checked for note in notes):
+        log.warning("%s", note)
+    named = {one.name for one in chosen}
+    tiles = [one for one, _ in checked]
+    chosen = [one for one in tiles if one.name in named]
     events = Events(as_json, quiet)
     extras = MapExtras(polygons, minimum_area, stac, taken, events)
     extras.check(chosen)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,8 @@ from landfuse.rasters.geotiff_writer import TILE
 from landfuse.rasters.windows import Window, blocks, core_weights, lattice, total_weight
 from landfuse.scenes.scene import Scene
 from landfuse.views.reading import read_window
+
+log = logging.getLogger("landfuse")
 
 _LANES = 64
 """Element-wise kernels take this many numbers at once and round the rest in another way: batches leave no rest."""
@@ -112,7 +115,7 @@ class Engine:
     """A model that is ready to map one scene. Several threads may use it at once.
 
     Attributes:
-        source: the scene as it was passed.
+        source: the scene as it was passed, with its bands in the model's order.
         scene: without the withheld modalities, with the inputs that are computed from it.
 
     Raises:
@@ -122,7 +125,9 @@ class Engine:
 
     def __init__(self, model: Model, scene: Scene, options: MapOptions = MapOptions()) -> None:  # noqa: B008  (frozen)
         self.model, self.options, self.description = model, options, model.description
-        self.description.check(scene, options)
+        scene, notes = self.description.check(scene, options)
+        for note in notes:
+            log.warning("`%s`: %s", scene.name, note)
         self.predictor = model.predictor(options)
         self.source = scene
         shown = {name: part for name, part in scene.modalities.items() if name not in options.withheld}

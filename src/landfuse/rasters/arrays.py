@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -63,6 +63,25 @@ class ArrayRaster:
     def path(self) -> str:
         """A name for messages; there is no file."""
         return f"the array `{self.name}`"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the bands, by the labels of a DataArray's dimension; none where it has none that are text."""
+        if "C" not in self.axes or not is_data_array(self.values):
+            return ()
+        dim = self.values.dims[self.axes.index("C")]
+        labels = self.values.coords[dim].values.tolist() if dim in self.values.coords else []
+        return tuple(labels) if all(isinstance(label, str) for label in labels) else ()
+
+    def with_bands(self, places: Sequence[int]) -> ArrayRaster:
+        """Some of the bands, in this order; places count from 0."""
+        kept = tuple(list(places) if axis == "C" else slice(None) for axis in self.axes)
+        scales: dict[str, Any] = {
+            key: tuple(number[place] for place in places)
+            for key in ("nodata", "scale", "offset")
+            if isinstance(number := getattr(self.decoding, key), tuple)
+        }
+        return replace(self, values=self.values[kept], decoding=replace(self.decoding, **scales))
 
     @cached_property
     def digest(self) -> str:

@@ -28,7 +28,7 @@ from rasterio.windows import Window as RasterioWindow
 from landfuse.errors import GridError, MissingFileError, SceneError, SettingsError
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.decoding import Decoding
-from landfuse.rasters.grid import Grid, horizontal
+from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
 
 # GDAL keeps decoded tiles in 5% of the machine's memory by default; P2 states its own bound.
@@ -97,8 +97,6 @@ def crs_name(crs: Any, where: str) -> str | None:
         raise SettingsError(f"{where}: the CRS {crs!r} is not known: {error}", "EPSG:n, WKT or PROJ") from None
     if not known:
         return None
-    if known.to_wkt().startswith(("COMPD_CS", "GEOGCRS", "PROJCRS")):  # heights do not move a pixel
-        known = rasterio.crs.CRS.from_wkt(horizontal(known.to_wkt()).to_wkt())
     code = known.to_epsg()
     return f"EPSG:{code}" if code else str(known.to_wkt())
 
@@ -158,6 +156,7 @@ class GdalRaster:
                 "scales": source.scales,
                 "offsets": source.offsets,
                 "names": source.descriptions,
+                "wavelengths": [_nanometres(source, number) for number in source.indexes],
             }
 
     def _dataset(self) -> Any:
@@ -209,6 +208,24 @@ class GdalRaster:
         dtypes = self._header["dtypes"]
         number = self._numbers()[0]
         return str(dtypes[number - 1 if number <= len(dtypes) else 0])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the bands; none where one has no name, or they are only counted (`Band 1`, `Band 2`)."""
+        names = {number: self._header["names"][number - 1] or "" for number in self._numbers()}
+        counted = all(re.fullmatch(rf"(band[ _]?)?0*{number}", name, re.I) for number, name in names.items())
+        return () if counted or not all(names.values()) else tuple(names.values())
+
+    @property
+    def wavelengths(self) -> tuple[float, ...]:
+        """Wavelengths of the bands, nm; none where one is not known."""
+        found = [self._header["wavelengths"][number - 1] for number in self._numbers()]
+        return tuple(found) if all(found) else ()
+
+    def with_bands(self, places: Sequence[int]) -> GdalRaster:
+        """Some of the bands, in this order; places count from 0."""
+        numbers = self._numbers()
+        return replace(self, band_numbers=tuple(numbers[place] for place in places), _open=_Reader())
 
     @property
     def warped(self) -> bool:
@@ -399,6 +416,19 @@ def _on_disk(name: str) -> Path:
         return Path(name)
     path = Path(re.sub(r"^(/vsi[a-z0-9_]+/)+", "", name).replace("{", "").replace("}", ""))
     return next((place for place in (path, *path.parents) if place.is_file()), path)
+
+
+def _nanometres(source: Any, number: int) -> float | None:
+    """The wavelength of a band, as ENVI headers or GDAL's domain IMAGERY have it; None where it is not known."""
+    own = source.tags(number)
+    text, unit = own.get("wavelength"), own.get("wavelength_units", "").lower()
+    if text is None:
+        text, unit = source.tags(number, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM"), "um"
+    factor = 1.0 if unit.startswith(("nm", "nano")) else 1000.0 if unit.startswith(("um", "µm", "micro")) else 0.0
+    try:
+        return float(text) * factor or None
+    except (TypeError, ValueError):
+        return None
 
 
 def _scales(source: Grid, onto: Grid) -> dict[str, str]:

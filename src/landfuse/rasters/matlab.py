@@ -84,6 +84,10 @@ class MatRaster:
         """Number of bands."""
         return len(self.band_numbers)
 
+    def with_bands(self, places: Sequence[int]) -> MatRaster:
+        """Some of the bands, in this order; places count from 0."""
+        return replace(self, band_numbers=tuple(self.band_numbers[place] for place in places))
+
     def placed(self, grid: Grid) -> MatRaster:
         """The same raster on a grid of the same shape, since a .mat file says nothing of its place.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,12 @@ from landfuse.errors import SceneError
 from landfuse.files import file_name
 from landfuse.legend import Legend
 from landfuse.markup import table
-from landfuse.rasters.grid import Grid
+from landfuse.rasters.grid import Grid, pixel_areas
 from landfuse.rasters.raster import Raster
 from landfuse.rasters.windows import Window, mirrored
+
+_SAME_WAVELENGTH = 0.01
+"""Fraction by which the wavelengths of a band may differ between two sensors of a kind."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,10 @@ class ModalityInfo:
         dtype: data type in the file, e.g. `int16`.
         units: as the scene file names them.
         zoom: how many times finer than the scene's grid.
-        metres: pixel size in CRS units; 0 where there is no CRS.
+        metres: side of a pixel on the ground; 0 where it is not known.
+        pixel: the size of a pixel in the CRS and the CRS's name; empty without one.
+        names: of the bands; empty where they are not known.
+        wavelengths: of the bands, nm; empty where they are not known.
     """
 
     bands: int
@@ -36,6 +43,37 @@ class ModalityInfo:
     units: str
     zoom: int
     metres: float = 0.0
+    pixel: str = ""
+    names: tuple[str, ...] = ()
+    wavelengths: tuple[float, ...] = ()
+
+    @property
+    def band_words(self) -> str:
+        """The names or wavelengths of the bands, for messages."""
+        words = self.names or [f"{one:g} nm" for one in self.wavelengths]
+        return ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
+
+    def places_in(self, other: ModalityInfo) -> tuple[int, ...] | None:
+        """The places of these bands among others, by wavelengths, else by names; None if the others lack one.
+
+        Where either says nothing, all of the others in their own order.
+        """
+        places: list[int]
+        if self.wavelengths and other.wavelengths:
+            known, found = np.array(self.wavelengths), np.array(other.wavelengths)
+            distances = np.abs(known[:, None] - found)
+            places = distances.argmin(axis=1).tolist()
+            fits = bool((distances.min(axis=1) <= _SAME_WAVELENGTH * known).all()) and len(set(places)) == len(places)
+            return tuple(places) if fits else None
+        names, others = ([_plain(name) for name in one.names] for one in (self, other))
+        if names and others and len(set(names)) == len(names) and len(set(others)) == len(others):
+            return tuple(map(others.index, names)) if set(names) <= set(others) else None
+        return tuple(range(other.bands))
+
+
+def _plain(name: str) -> str:
+    """A band's name without capitals, signs and leading zeros: `B02` is `b2`."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\W_]", "", name.casefold()))
 
 
 @dataclass(frozen=True)
@@ -46,18 +84,50 @@ class SceneModality:
         raster: aligned to the scene's grid, or to one `zoom` times finer.
         zoom: how many times finer than the scene's grid.
         units: as the scene file names them.
+        names: of the bands; by default those of the raster.
+        metres: side of a pixel on the ground where the raster does not say; 0 where that is not known.
     """
 
     raster: Raster
     zoom: int = 1
     units: str = ""
+    names: tuple[str, ...] = ()
+    metres: float = 0.0
 
     @property
     def info(self) -> ModalityInfo:
         """What a model has to know of it."""
-        grid = self.raster.grid
-        size = grid.pixel_size[0] if grid.crs else 0.0
-        return ModalityInfo(self.raster.bands, self.raster.dtype, self.units, self.zoom, size)
+        raster, areas = self.raster, pixel_areas(self.raster.grid)
+        metres, pixel = (self.metres, "") if areas is None else (areas.metres, areas.stated)
+        names, wavelengths = self.names or getattr(raster, "names", ()), getattr(raster, "wavelengths", ())
+        return ModalityInfo(raster.bands, raster.dtype, self.units, self.zoom, metres, pixel, names, wavelengths)
+
+    def like(self, known: ModalityInfo, name: str, whose: str) -> tuple[SceneModality, str]:
+        """With its bands in the order of others, by names or wavelengths, and what is to be said of it.
+
+        Args:
+            known: the others.
+            name: of the modality, for messages.
+            whose: the others are, for messages.
+
+        Raises:
+            SceneError: if the bands are others.
+        """
+        found, raster = self.info, cast(Any, self.raster)
+        places = known.places_in(found)
+        if places == tuple(range(found.bands)) or (places is None and known.bands != found.bands):
+            return self, ""  # that they differ in number is said elsewhere
+        if places is None and found.bands == 1:
+            return self, f"the band of {name} is {found.band_words}, and that of {whose} {known.band_words}"
+        if places is None:
+            raise SceneError(
+                f"{name} has the bands {found.band_words}",
+                f"those of {whose}: {known.band_words}",
+                "choose them by `bands` in the scene file; or name them alike by `names` there, if they are the same",
+            )
+        names = tuple(self.names[place] for place in places) if self.names else ()
+        part = replace(self, raster=raster.with_bands(places), names=names)
+        return part, f"the bands of {name} are taken in the order of {whose}: {part.info.band_words}"
 
 
 @dataclass(frozen=True)

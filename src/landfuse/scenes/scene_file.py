@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import glob
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from landfuse.scenes.scene_keys import LabelSettings, ModalitySettings, SceneSet
 from landfuse.scenes.split_rules import Roles, SplitSettings, TilesSplit
 from landfuse.scenes.splits import assign, named_tiles
 from landfuse.settings import expand, parse, read_kind
+
+log = logging.getLogger("landfuse")
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,21 @@ class SceneFile:
             scene, wrong = self._open(tile, only)
             faults += wrong
             if scene is not None:
-                scenes.append(scene)
+                scenes.append(self._with_bands_of(scenes[0], scene, faults) if scenes else scene)
         return scenes, list({str(fault): fault for fault in faults}.values())
+
+    def _with_bands_of(self, first: Scene, scene: Scene, faults: list[LandfuseError]) -> Scene:
+        """A tile with its bands in the order of the first tile, by their names; adds what does not fit."""
+        modalities = dict(scene.modalities)
+        for name in [one for one in modalities if one in first.modalities]:
+            known, where = first.modalities[name].info, f"`{name}` of the tile `{scene.name}`"
+            try:
+                modalities[name], note = modalities[name].like(known, where, f"`{first.name}`")
+                if note:
+                    log.warning("%s", note)
+            except SceneError as error:
+                faults.append(error)
+        return replace(scene, modalities=modalities)
 
     def roles(self, scenes: Sequence[Scene], split: SplitSettings | None = None) -> list[Roles]:
         """The roles of the labelled pixels of the tiles, by the file's own split or another one.
@@ -208,7 +224,14 @@ class SceneFile:
                 fine = grid and grid.zoomed(m.zoom)
                 own = self._raster(tile, m, f"{self.path}: `{name}`", fine)
                 if fine:
-                    modalities[name] = SceneModality(_placed(own, fine, name), m.zoom, m.units)
+                    if m.names and len(m.names) != own.bands:
+                        raise SettingsError(
+                            f"{self.path}: `{name}` has {len(m.names)} `names` for {own.bands} bands",
+                            "one per band",
+                            "correct it",
+                        )
+                    placed = _placed(own, fine, name)
+                    modalities[name] = SceneModality(placed, m.zoom, m.units, m.names, m.metres or 0.0)
             except LandfuseError as error:
                 faults.append(error)
         read_labels = read_polygons = None

@@ -33,6 +33,11 @@ class ModalitySettings(Settings):
     bands: tuple[int, ...] | None = Field(
         default=None, min_length=1, description="Bands to use, from 1: `[1, 2, 5]` or `1-5, 9`; all by default."
     )
+    names: tuple[str, ...] = Field(
+        default=(),
+        description="Names of these bands; by default what the file says. Bands of tiles, and of scenes to be mapped, "
+        "are put in the order of their names.",
+    )
     units: str = Field(default="", description="Units of the values, e.g. `reflectance`, `m`, `dB`.")
     nodata: float | None = Field(
         default=None,
@@ -52,9 +57,7 @@ class ModalitySettings(Settings):
     )
     crs: str | None = Field(default=None, description="CRS of the raster if the file has none, e.g. `EPSG:32632`.")
     sensor: str = Field(default="", description="What measured it, in words.")
-    metres: float | None = Field(
-        default=None, gt=0, description="Pixel size in metres if the file has none; for the table of `check`."
-    )
+    metres: float | None = Field(default=None, gt=0, description="Pixel size in metres if the file has none.")
 
     @pydantic.field_validator("bands", mode="before")
     @classmethod
