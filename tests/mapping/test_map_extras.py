@@ -20,8 +20,8 @@ from landfuse.mapping import map_extras
 from landfuse.mapping.map_extras import check_polygons, index_maps, write_mosaics, write_polygons
 from landfuse.rasters import vector_map
 from landfuse.rasters.geotiff_writer import write_raster
-from landfuse.rasters.grid import Grid
-from landfuse.rasters.vector_map import footprint, without_small_patches
+from landfuse.rasters.grid import Grid, footprint
+from landfuse.rasters.vector_map import without_small_patches
 
 LEGEND = Legend((LandClass("water", 1, "#0000FF"), LandClass("wood", 3, "#00FF00"), LandClass("rock", 7, "#777777")))
 TURNED = Grid(60, 80, (9.0, 2.0, 5e5, 1.0, -7.0, 5.4e6), "EPSG:32632")
@@ -203,6 +203,21 @@ def test_a_mosaic_for_each_crs_and_lattice(tmp_path: Path) -> None:
     assert write_mosaics(tmp_path, {"e": (NOWHERE, tmp_path / "e.tif")}, LEGEND) == []
 
 
+def test_a_mosaic_and_the_index_hold_across_180_degrees(tmp_path: Path) -> None:
+    grids = {
+        "east": Grid(60, 80, (0.01, 0.0, 179.2, 0.0, -0.01, -16.0), "EPSG:4326"),
+        "west": Grid(60, 80, (0.01, 0.0, -180.0, 0.0, -0.01, -16.0), "EPSG:4326"),
+    }
+    maps = tiles_in(tmp_path, grids)
+    [place] = write_mosaics(tmp_path, maps, LEGEND)
+    with rasterio.open(place) as file:
+        np.testing.assert_array_equal(file.read(1), np.hstack([noise(0), noise(1)]))
+    index_maps(tmp_path, {"both": (replace(grids["east"], width=160), place)})
+    [shape] = geopandas.read_file(tmp_path / "index.gpkg").geometry
+    assert len(shape.geoms) == 2, "cut at 180 degrees"
+    assert shape.area == pytest.approx(1.6 * 0.6)
+
+
 def test_the_index_shows_where_tiles_are(tmp_path: Path) -> None:
     grids = {"a": TURNED, "west/b": replace(FEET, height=30), "e": NOWHERE}
     maps = {name: (grid, tmp_path / f"{name}.tif") for name, grid in grids.items()}
@@ -225,7 +240,7 @@ def test_the_index_shows_where_tiles_are(tmp_path: Path) -> None:
 def test_a_footprint_runs_counterclockwise_through_the_corners() -> None:
     to_globe = pyproj.Transformer.from_crs("EPSG:32632", "EPSG:4326", always_xy=True)
     for grid in (TURNED, replace(TURNED, transform=(9.0, 0.0, 5e5, 0.0, 7.0, 5.4e6))):
-        ring = footprint(grid)
+        ring = list(footprint(grid).exterior.coords)
         assert ring[0] == ring[-1]
         for corner in ((0, 0), (80, 0), (0, 60), (80, 60)):
             place = to_globe.transform(*grid.at(*corner))

@@ -197,3 +197,13 @@ def test_without_the_extra(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.M
     ):
         with pytest.raises(MissingExtraError, match=r"pip install 'landfuse\[stac\]'"):
             write()
+
+
+def test_an_item_across_180_degrees(bundle: Bundle, tmp_path: Path) -> None:
+    grid = Grid(20, 30, (0.1, 0.0, 178.5, 0.0, -0.1, -16.0), "EPSG:4326")
+    write_raster(tmp_path / "map.tif", grid, np.full((20, 30), 3, np.uint8), legend=LEGEND)
+    place = write_item(tmp_path / "map.tif", grid, bundle.predictor(), tmp_path, PLAIN)
+    item = json.loads(place.read_text())
+    assert item["bbox"] == pytest.approx([178.5, -18, -178.5, -16]), "west is larger than east"
+    assert item["geometry"]["type"] == "MultiPolygon"
+    assert [len(part) for part in item["geometry"]["coordinates"]] == [1, 1]

@@ -710,6 +710,14 @@ def test_a_whole_file_is_there_at_once_and_under_no_other_name(tmp_path: Path) -
     assert [p.name for p in path.parent.iterdir()] == ["x.txt"]
 
 
+@pytest.mark.parametrize(
+    ("crs", "name"),
+    [("EPSG:25832+7837", "EPSG:25832"), ("EPSG:7415", "EPSG:28992"), ("EPSG:4979", "EPSG:4326"), ("EPSG:4326",) * 2],
+)
+def test_a_height_datum_is_left_out_of_the_crs(crs: str, name: str) -> None:
+    assert crs_name(crs, "x") == name
+
+
 # Names of bands -----------------------------------------------------------------------------------------------------
 
 

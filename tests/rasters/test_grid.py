@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pyproj
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from landfuse.rasters.grid import Grid, pixel_areas
+from landfuse.rasters.grid import Grid, degrees_box, footprint, pixel_areas
 from landfuse.rasters.windows import Window, blocks, lattice, mirrored
 
 GRID = Grid(30, 40, (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_400_000.0), "EPSG:32632")
@@ -231,3 +232,50 @@ def test_pixels_without_a_place_have_no_area() -> None:
     assert pixel_areas(Grid(4, 4)) is None
     assert pixel_areas(Grid(4, 4, (10.0, 0.0, 5e5, 0.0, -10.0, 5e6))) is None
     assert pixel_areas(Grid(4, 4, (10.0, 0.0, 5e5, 0.0, -10.0, 5e6), local)) is None
+
+
+FIJI = Grid(20, 30, (0.1, 0.0, 178.5, 0.0, -0.1, -16.0), "EPSG:4326")  # to 181.5
+
+
+def test_whole_turns_heights_and_axes_make_no_difference() -> None:
+    for other in (FIJI.turned(-1), FIJI.turned(2), dataclasses.replace(FIJI, crs="OGC:CRS84")):
+        assert other == FIJI
+        assert other.beside(FIJI).transform == pytest.approx(FIJI.transform)
+    assert moved(FIJI, 1.0) != FIJI
+    assert moved(GRID, 360.0) != GRID, "in metres"
+    for crs, heights in (("EPSG:32632", "EPSG:32632+5773"), ("EPSG:4326", "EPSG:4979"), ("EPSG:4326", "EPSG:9518")):
+        assert dataclasses.replace(GRID, crs=crs) == dataclasses.replace(GRID, crs=heights)
+    grads = Grid(9, 9, (0.1, 0.0, 190.0, 0.0, -0.1, 50.0), "EPSG:4807")
+    assert grads.turn == pytest.approx(400)
+    assert GRID.turn == Grid(9, 9).turn == 0
+
+
+@pytest.mark.parametrize(
+    ("grid", "box", "parts"),
+    [
+        (FIJI, (178.5, -18, -178.5, -16), [(-180, -18, -178.5, -16), (178.5, -18, 180, -16)]),
+        (FIJI.turned(-1), (178.5, -18, -178.5, -16), [(-180, -18, -178.5, -16), (178.5, -18, 180, -16)]),
+        (moved(FIJI, 10), (-171.5, -18, -168.5, -16), [(-171.5, -18, -168.5, -16)]),
+        (moved(FIJI, 1.5), (-180, -18, -177, -16), [(-180, -18, -177, -16)]),
+        (moved(FIJI, -1.5), (177, -18, 180, -16), [(177, -18, 180, -16)]),
+        (Grid(9, 36, (10.0, 0.0, 0.0, 0.0, -10.0, 40.0), "EPSG:4326"), (-180, -50, 180, 40), [(-180, -50, 180, 40)]),
+    ],
+)
+def test_an_outline_is_cut_at_180_degrees(grid: Grid, box: tuple[float, ...], parts: list[tuple[float, ...]]) -> None:
+    """By RFC 7946: sections 3.1.9 and 5.2."""
+    assert degrees_box(grid) == pytest.approx(box)
+    outline = footprint(grid)
+    assert outline.geom_type == ("Polygon" if len(parts) == 1 else "MultiPolygon")
+    assert sorted(part.bounds for part in shapely.get_parts(outline)) == [pytest.approx(part) for part in parts]
+    assert all(part.exterior.is_ccw for part in shapely.get_parts(outline))
+
+
+def test_an_outline_holds_the_pole() -> None:
+    for crs, pole in (("EPSG:3413", 89.9), ("EPSG:3031", -89.9)):
+        grid = Grid(60, 60, (1e4, 0.0, -2.8e5, 0.0, -1e4, 3e5), crs)
+        outline = footprint(grid)
+        assert shapely.contains_xy(outline, [-179.9, -60, 30, 179.9], [pole] * 4).all()
+        west, south, east, north = degrees_box(grid)
+        assert (west, east) == (-180, 180)
+        assert (north if pole > 0 else south) == math.copysign(90, pole)
+        assert outline.area == pytest.approx(360 * 3, rel=0.1)

@@ -14,13 +14,14 @@ import numpy as np
 import pyogrio
 import pytest
 import shapely
+import shapely.affinity
 from numpy.typing import NDArray
 from rasterio.warp import transform as rasterio_transform
 
 from landfuse.errors import GridError, MissingFileError, SceneError
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.grid import Grid
-from landfuse.rasters.polygons import Join, read_polygons
+from landfuse.rasters.polygons import Join, polygons_of, read_polygons
 
 U = UNLABELLED
 CRS = "EPSG:32632"
@@ -294,3 +295,51 @@ def test_real_crowns(shared: Path) -> None:
                     expected[row, col] = codes[taxa[tree]] if tree in taxa else U
     assert (expected != U).sum() > 20
     np.testing.assert_array_equal(polygons.onto(grid, codes), expected)
+
+
+GLOBE = [
+    shapely.box(-180, -90, 180, 90).difference(shapely.box(-30, 30, 40, 60)),  # the world but for Europe
+    shapely.box(0, -90, 180, 90),  # a hemisphere
+    shapely.MultiPolygon([shapely.box(179.3, -18.1, 180, -16.2), shapely.box(-180, -18.1, -179.2, -16.2)]),
+    shapely.box(-20.3, 10.2, 15.1, 80.4),
+]
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        Grid(9, 8, (7e3, 0.0, 3e5, 0.0, -7e3, 5.4e6), "EPSG:32632"),
+        Grid(30, 30, (9e4, 0.0, 3.0e6, 0.0, -9e4, 5.5e6), "EPSG:3035"),
+        Grid(20, 20, (5e5, 0.0, -5.1e6, 0.0, -5e5, 5.03e6), "EPSG:3413"),  # around the pole
+        Grid(30, 20, (0.1, 0.0, 179.03, 0.0, -0.1, -15.94), "EPSG:4326"),  # across 180 degrees
+        Grid(30, 20, (0.1, 0.0, -181.03, 0.0, -0.1, -15.94), "EPSG:4326"),
+        Grid(30, 20, (0.1, 0.0, 179.03, 0.0, -0.1, -15.94), "EPSG:4267"),
+        Grid(20, 20, (9e3, 0.0, 8e5, 0.0, -9e3, 8.3e6), "EPSG:32760"),
+        Grid(18, 36, (10.0, 0.0, 0.0, 0.0, -10.0, 90.0), "EPSG:4326"),
+        Grid(18, 36, (10.0, 0.0, -180.0, 0.0, -10.0, 90.0), "EPSG:4326"),
+    ],
+)
+@pytest.mark.parametrize("east", [0, 180])
+def test_shapes_of_the_world_are_where_they_belong(grid: Grid, east: int) -> None:
+    """Against the longitude and latitude of each pixel's centre, also for shapes with longitudes from 0 to 360."""
+    shapes = [shapely.affinity.translate(shape, east) for shape in GLOBE]
+    frame = geopandas.GeoDataFrame({"kind": list("abcd")}, geometry=shapes, crs="EPSG:4326")
+    found = polygons_of(frame, "kind").onto(grid, {"a": 0, "b": 1, "c": 2, "d": 3})
+    cols, rows = np.meshgrid(np.arange(grid.width) + 0.5, np.arange(grid.height) + 0.5)
+    a, b, c, d, e, f = grid.transform
+    places = (a * cols + b * rows + c).ravel(), (d * cols + e * rows + f).ravel()
+    x, y = (np.array(side) for side in rasterio_transform(grid.crs, "EPSG:4326", *places))
+    expected = np.full(x.size, U, np.uint8)
+    for code, shape in enumerate(shapes):
+        for turn in (-360, 0, 360):
+            expected[shapely.contains_xy(shape, x + turn, y)] = code
+    np.testing.assert_array_equal(found.ravel(), expected)
+
+
+def test_shapes_that_cannot_be_placed_are_named() -> None:
+    frame = geopandas.GeoDataFrame(
+        {"kind": ["a", "b"]}, geometry=[shapely.box(0, 80, 9, 85), GLOBE[0]], crs="EPSG:4326"
+    )
+    to_the_horizon = Grid(20, 20, (7e6, 0.0, -7e7, 0.0, -7e6, 7e7), "+proj=gnom +lat_0=90 +ellps=WGS84 +type=crs")
+    with pytest.raises(GridError, match="the GeoDataFrame: 2 of its shapes"):
+        polygons_of(frame, "kind").onto(to_the_horizon, {"a": 0, "b": 1})

@@ -151,7 +151,8 @@ def write_mosaics(folder: Path, maps: Mapping[str, tuple[Grid, Path]], legend: L
 def _window_in(grid: Grid, other: Grid) -> Window | None:
     """A grid as a window of another one of the same CRS and lattice of pixels; None where they differ."""
     a, b, c, d, e, f = grid.transform
-    x, y = other.transform[2] - c, other.transform[5] - f
+    place = other.beside(grid).transform
+    x, y = place[2] - c, place[5] - f
     area = a * e - b * d
     row, col = round((a * y - d * x) / area), round((e * x - b * y) / area)
     window = Window(row, col, other.height, other.width)

@@ -11,6 +11,7 @@ Source:
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyproj
+import shapely
 
 from landfuse.bundles.description import Description
 from landfuse.bundles.predictor import About, Predictor
@@ -26,8 +28,7 @@ from landfuse.files import to_json, write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.mapping.map_extras import polygons_beside
 from landfuse.mapping.map_layers import PROBABILITY_STEPS, Layer
-from landfuse.rasters.grid import Grid
-from landfuse.rasters.vector_map import footprint
+from landfuse.rasters.grid import Grid, degrees_box, footprint
 from landfuse.scenes.land_cover_map import beside
 
 if TYPE_CHECKING:
@@ -76,14 +77,12 @@ def write_item(
     stac = _pystac()
     path = Path(path).absolute()
     place = path.with_suffix(".stac.json")
-    ring = footprint(grid)
-    longitudes, latitudes = [x for x, _ in ring], [y for _, y in ring]
     made = datetime.fromtimestamp(path.stat().st_mtime, UTC).replace(microsecond=0)
     model = model_fields(predictor.description, predictor.about)
     item = stac.Item(
         path.stem,
-        geometry={"type": "Polygon", "coordinates": [[list(corner) for corner in ring]]},
-        bbox=[min(longitudes), min(latitudes), max(longitudes), max(latitudes)],
+        geometry=json.loads(shapely.to_geojson(footprint(grid))),
+        bbox=list(degrees_box(grid)),
         datetime=taken or made,
         properties={
             "title": f"Land cover: {path.stem}",

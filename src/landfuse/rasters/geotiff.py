@@ -28,7 +28,7 @@ from rasterio.windows import Window as RasterioWindow
 from landfuse.errors import GridError, MissingFileError, SceneError, SettingsError
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.decoding import Decoding
-from landfuse.rasters.grid import Grid
+from landfuse.rasters.grid import Grid, horizontal
 from landfuse.rasters.windows import Window
 
 # GDAL keeps decoded tiles in 5% of the machine's memory by default; P2 states its own bound.
@@ -97,6 +97,8 @@ def crs_name(crs: Any, where: str) -> str | None:
         raise SettingsError(f"{where}: the CRS {crs!r} is not known: {error}", "EPSG:n, WKT or PROJ") from None
     if not known:
         return None
+    if known.to_wkt().startswith(("COMPD_CS", "GEOGCRS", "PROJCRS")):  # heights do not move a pixel
+        known = rasterio.crs.CRS.from_wkt(horizontal(known.to_wkt()).to_wkt())
     code = known.to_epsg()
     return f"EPSG:{code}" if code else str(known.to_wkt())
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyproj
+import shapely
+import shapely.affinity
 from numpy.typing import NDArray
 from pyproj.crs import ProjectedCRS
 from pyproj.crs.coordinate_operation import LambertCylindricalEqualAreaConversion
-from pyproj.exceptions import CRSError
+from pyproj.exceptions import CRSError, ProjError
 
+from landfuse.errors import GridError
 from landfuse.rasters.windows import Window
 
 if TYPE_CHECKING:
@@ -30,14 +34,19 @@ _SAME = 1e-3
 _NODES = 32
 """Places along each side of a grid at which the area is computed; between them it is interpolated."""
 
-_HALF = (
-    0.25  # of the small squares whose area is computed, in pixels; those at the outermost nodes end at the grid's edge
-)
+_HALF = 0.25
+"""Half the side of the squares whose area is computed, px; those at the outermost nodes end at the edge of the grid."""
+
+_PIECES = 16
+"""Into which an edge is cut, since a straight edge in one CRS is a curve in another."""
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where pixels are. Two grids are equal if they have one shape and CRS and corners within 0.01 pixel.
+    """Where pixels are.
+
+    Two grids are equal if they have one shape, CRS and corners within 0.01 pixel. A height datum makes no difference,
+    nor do whole turns of longitude: 190 degrees is -170.
 
     Args:
         height: rows.
@@ -63,6 +72,7 @@ class Grid:
             return False
         corners = [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)]
         tolerance = _SAME_CORNER * min(self.pixel_size)
+        other = other.beside(self)
         return all(math.dist(self.at(column, row), other.at(column, row)) <= tolerance for column, row in corners)
 
     __hash__ = None  # type: ignore[assignment]  # equality within a tolerance has no hash
@@ -99,6 +109,26 @@ class Grid:
         x, y = self.at(window.col, window.row)
         return Grid(window.height, window.width, (a, b, x, d, e, y), self.crs)
 
+    @property
+    def turn(self) -> float:
+        """A whole turn of longitude in CRS units, where the CRS is geographic; else 0."""
+        return whole_turn(self.crs) if self.crs else 0.0
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Left, bottom, right and top of the box around it, in CRS units."""
+        x, y = zip(*(self.at(col, row) for col in (0, self.width) for row in (0, self.height)), strict=True)
+        return min(x), min(y), max(x), max(y)
+
+    def turned(self, turns: int) -> Grid:
+        """The same ground, with longitudes that are so many whole turns larger."""
+        a, b, c, d, e, f = self.transform
+        return replace(self, transform=(a, b, c + turns * self.turn, d, e, f))
+
+    def beside(self, other: Grid) -> Grid:
+        """The same ground, with longitudes that are within half a turn of those of another grid of its CRS."""
+        return self.turned(round((other.transform[2] - self.transform[2]) / self.turn)) if self.turn else self
+
     def __str__(self) -> str:
         x, y = self.pixel_size
         size = f"{x:.6g}" if math.isclose(x, y) else f"{x:.6g} x {y:.6g}"
@@ -108,11 +138,90 @@ class Grid:
 
 
 @lru_cache(maxsize=256)
+def horizontal(crs: str) -> pyproj.CRS:
+    """A CRS without its heights, if it has some."""
+    return pyproj.CRS.from_user_input(crs).to_2d()
+
+
+@lru_cache(maxsize=256)
+def whole_turn(crs: str) -> float:
+    """A whole turn of longitude in units of a CRS, if it is geographic; else 0."""
+    known = horizontal(crs)
+    return math.tau / float(known.axis_info[0].unit_conversion_factor) if known.is_geographic else 0.0
+
+
+@lru_cache(maxsize=256)
 def _same_crs(one: str | None, other: str | None) -> bool:
     """Whether two CRS are one; a CRS without a code gets another name in each file that it is written to."""
     if one is None or other is None or one == other:
         return one == other
-    return bool(pyproj.CRS.from_user_input(one) == pyproj.CRS.from_user_input(other))
+    # Rasters have longitude first, whatever the CRS says of its axes.
+    return bool(horizontal(one).equals(horizontal(other), ignore_axis_order=True))
+
+
+def footprint(grid: Grid) -> Any:
+    """A grid's outline in WGS 84, in degrees: a shapely Polygon, counterclockwise.
+
+    Across 180 degrees it is a MultiPolygon cut there, as RFC 7946 asks; a pole inside is taken in.
+
+    Raises:
+        GridError: if the grid has no CRS, or is where its CRS does not reach.
+    """
+    ring = _ring(grid)
+    if ring[:, 0].min() >= -180 and ring[:, 0].max() <= 180:
+        return shapely.orient_polygons(shapely.Polygon(ring))
+    whole = shapely.make_valid(shapely.Polygon(ring))
+    parts = [
+        shapely.affinity.translate(shapely.intersection(whole, shapely.box(west, -90, west + 360, 90)), -180 - west)
+        for west in (-540.0, -180.0, 180.0)
+    ]
+    return shapely.orient_polygons(shapely.union_all([part for part in parts if part.area]))
+
+
+def degrees_box(grid: Grid) -> tuple[float, float, float, float]:
+    """West, south, east and north of a grid's `footprint`; west is larger than east across 180 degrees."""
+    ring = _ring(grid)
+    (west, south), (east, north) = ring.min(axis=0).tolist(), ring.max(axis=0).tolist()
+    if east - west >= 360:
+        return -180.0, south, 180.0, north
+    west, east = west - 360 * (west >= 180), east - 360 * (east > 180)
+    return west + 360 * (west < -180), south, east + 360 * (east <= -180), north
+
+
+def _ring(grid: Grid) -> NDArray[np.float64]:
+    """A grid's outline in WGS 84, (N, 2) in degrees; longitudes run on beyond 180 instead of jumping."""
+    if grid.crs is None:
+        raise GridError(
+            "the map has no CRS, and so no place on the globe", "a CRS", "name it in the scene file: `crs:`"
+        )
+    right, bottom = float(grid.width), float(grid.height)
+    corners = [(0.0, 0.0), (0.0, bottom), (right, bottom), (right, 0.0), (0.0, 0.0)]
+    step = np.arange(_PIECES)[:, None] / _PIECES
+    places = np.concatenate(
+        [np.add(start, step * np.subtract(end, start)) for start, end in itertools.pairwise(corners)]
+    )
+    a, b, c, d, e, f = grid.transform
+    try:
+        to_globe = pyproj.Transformer.from_crs(horizontal(grid.crs), 4326, always_xy=True)
+        x, y = to_globe.transform(*(np.array([[a, b], [d, e]]) @ places.T + [[c], [f]]))
+    except (CRSError, ProjError) as error:
+        raise _unplaced(grid, str(error)) from None
+    if not np.isfinite([x, y]).all():
+        raise _unplaced(grid, "its CRS does not reach there")
+    x = np.unwrap(np.append(x, x[0]), period=360)
+    y = np.append(y, y[0])
+    if abs(x[-1] - x[0]) > 180:  # once around a pole
+        pole = math.copysign(90, y.mean())
+        x, y = np.append(x, [x[-1], x[0], x[0]]), np.append(y, [pole, pole, y[0]])
+    return np.stack([x, y], axis=1)
+
+
+def _unplaced(grid: Grid, why: str) -> GridError:
+    return GridError(
+        f"the map cannot be placed on the globe: {why}; its grid is {grid}",
+        "a CRS that PROJ knows, within the area it is made for",
+        "check the CRS of the rasters",
+    )
 
 
 @dataclass(frozen=True)
@@ -121,6 +230,7 @@ class PixelAreas:
 
     grid: Grid
     _crs: pyproj.CRS
+    _globe: pyproj.CRS
 
     @property
     def _plane(self) -> float:
@@ -137,14 +247,13 @@ class PixelAreas:
     @cached_property
     def _nodes(self) -> NDArray[np.float64]:
         """Square metres of a pixel at the nodes, (R, C)."""
-        globe = ProjectedCRS(LambertCylindricalEqualAreaConversion(), geodetic_crs=self._crs.geodetic_crs)
         geod: Any = self._crs.get_geod()
         radius, pole = geod.a, pyproj.Proj(proj="cea", a=geod.a, b=geod.b)(0, 90)[1]
         rows: Any
         cols: Any
         rows, cols = (place[..., None] for place in np.meshgrid(*self._places, indexing="ij"))
         x, y = self.grid.at(cols + _HALF * np.array([-1, 1, 1, -1]), rows + _HALF * np.array([-1, -1, 1, 1]))
-        x, y = pyproj.Transformer.from_crs(self._crs, globe, always_xy=True).transform(x, y)
+        x, y = pyproj.Transformer.from_crs(self._crs, self._globe, always_xy=True).transform(x, y)
         # From the cylinder to the sphere of the ellipsoid's area: there neither 180 degrees nor a pole is special.
         with np.errstate(invalid="ignore"):
             up = np.clip(y / pole, -1, 1)
@@ -208,8 +317,11 @@ def pixel_areas(grid: Grid) -> PixelAreas | None:
 @lru_cache(maxsize=64)
 def _pixel_areas(height: int, width: int, transform: Transform, crs: str | None) -> PixelAreas | None:
     try:
-        known = pyproj.CRS.from_user_input(crs or "")
+        known = horizontal(crs or "")
+        base = known.source_crs if known.is_geographic and known.is_derived else known.geodetic_crs
+        if base is None or not (known.is_projected or known.is_geographic):
+            return None
+        globe = ProjectedCRS(LambertCylindricalEqualAreaConversion(), geodetic_crs=base)
     except CRSError:
         return None
-    grounded = (known.is_projected or known.is_geographic) and known.geodetic_crs is not None
-    return PixelAreas(Grid(height, width, transform, crs), known) if grounded else None
+    return PixelAreas(Grid(height, width, transform, crs), known, globe)

@@ -20,15 +20,16 @@ from typing import Any, Literal
 import geopandas
 import numpy as np
 import pyogrio
+import pyproj
 import shapely
 from numpy.typing import NDArray
 from pyproj.exceptions import CRSError, ProjError
 
-from landfuse.errors import GridError, MissingFileError, SceneError
+from landfuse.errors import GridError, MissingFileError, SceneError, few
 from landfuse.files import unwritable, whole_file
 from landfuse.legend import UNLABELLED, nfc
 from landfuse.rasters.geotiff_writer import burn
-from landfuse.rasters.grid import Grid
+from landfuse.rasters.grid import Grid, horizontal, whole_turn
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Polygons:
         Raises:
             GridError: if the grid has no CRS, or the shapes cannot be brought to it.
         """
-        return self._on(grid)[2]
+        return np.unique(self._on(grid)[2])
 
     def onto(
         self,
@@ -159,20 +160,62 @@ class Polygons:
                 "a CRS, to place polygons by",
                 "name it in the scene file by `crs:` of the reference, or give labels as a raster",
             )
-        right, bottom = grid.width, grid.height
-        frame = shapely.Polygon([grid.at(*corner) for corner in ((0, 0), (right, 0), (right, bottom), (0, bottom))])
-        # A straight edge in one CRS is a curve in another: with points along it, its bounding box holds the curve.
-        dense = shapely.segmentize(frame, max(frame.length, 1e-9) / 100)
+        turn = whole_turn(self._shapes.crs.to_wkt())
         try:
-            there = geopandas.GeoSeries([dense], crs=grid.crs).to_crs(self._shapes.crs).total_bounds
-            near = _meeting(self._bounds, there) if np.isfinite(there).all() else np.arange(len(self))
-            here = self._shapes.iloc[near].to_crs(grid.crs)
+            to_shapes = pyproj.Transformer.from_crs(horizontal(grid.crs), self._shapes.crs, always_xy=True)
+            box = np.array(to_shapes.transform_bounds(*grid.bounds))
+            if turn and box[0] > box[2]:  # across 180 degrees
+                box[2] += turn
+            near, pieces = self._near(box, turn)
+            here = geopandas.GeoSeries(pieces, crs=self._shapes.crs).to_crs(grid.crs).to_numpy()
         except (CRSError, ProjError) as error:
             raise GridError(
                 f"{self.source} cannot be brought to {grid.crs[:60]}: {error}", "two CRS that PROJ knows", "check both"
             ) from None
-        near_here = _meeting(here.bounds.to_numpy(), np.array(frame.bounds))
-        return list(here.to_numpy()[near_here]), list(self._values[near][near_here]), near[near_here]
+        left, _, right, _ = grid.bounds
+        if grid.turn and right - left < grid.turn / 2:
+            middle = np.array([(left + right) / 2, 0])
+            here = shapely.transform(here, lambda x: x + np.round((middle - x) / grid.turn) * [grid.turn, 0])
+        bounds = shapely.bounds(here)
+        lost = ~np.isfinite(bounds).all(axis=1)
+        if lost.any() and np.isfinite(box).all():
+            raise GridError(
+                f"{self.source}: {few([str(place + 1) for place in near[lost]])} of its shapes, in their order, cannot "
+                f"be brought to {grid.crs[:60]}",
+                "shapes within the area that the CRS of the rasters is made for",
+                "cut them to the scene",
+            )
+        meeting = _meeting(bounds, np.array(grid.bounds))
+        near = near[meeting]
+        return list(here[meeting]), list(self._values[near]), near
+
+    def _near(self, box: NDArray[np.float64], turn: float) -> tuple[NDArray[np.intp], NDArray[np.object_]]:
+        """The shapes that meet a box in their CRS: their places, and they, cut to what is near it.
+
+        With longitudes, shapes are also looked for a whole turn away; a shape may then come twice.
+        """
+        shapes = self._shapes.to_numpy()
+        if not np.isfinite(box).all():
+            return np.arange(len(self)), shapes
+        size = box[2:] - box[:2]
+        places, pieces = [], []
+        for shift in (-turn, 0.0, turn) if turn else (0.0,):
+            there = np.add(box, (shift, 0, shift, 0))
+            # What only touches the box would come twice.
+            near = _meeting(self._bounds, there + (np.array([1, 1, -1, -1]) * 1e-9 * turn if shift else 0))
+            found = shapes[near]
+            # A world-wide shape has no image in most CRS.
+            room = np.concatenate([there[:2] - size, there[2:] + size])
+            far = (self._bounds[near, :2] < room[:2]).any(axis=1) | (self._bounds[near, 2:] > room[2:]).any(axis=1)
+            around = there + 0.1 * np.concatenate([-size, size])
+            cut = shapely.clip_by_rect(shapely.make_valid(found[far]), *around)
+            found[far] = shapely.segmentize(cut, float(size.max()) / 50)
+            kept = ~shapely.is_empty(found)
+            places.append(near[kept])
+            pieces.append(shapely.transform(found[kept], lambda x, by=shift: x - [by, 0]) if shift else found[kept])
+        near = np.concatenate(places)
+        order = np.argsort(near, kind="stable")
+        return near[order], np.concatenate(pieces)[order]
 
 
 def _meeting(bounds: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.intp]:

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import geopandas
 import numpy as np
-import pyproj
 import rasterio
-import shapely
 from numpy.typing import NDArray
-from pyproj.exceptions import CRSError, ProjError
 from rasterio.features import shapes, sieve
 from scipy import ndimage
 from shapely.geometry import shape
 
-from landfuse.errors import GridError, SceneError
+from landfuse.errors import SceneError
 from landfuse.legend import UNLABELLED, Legend
-from landfuse.rasters.grid import Grid
+from landfuse.rasters.grid import Grid, footprint
 from landfuse.rasters.polygons import write_layer
 
 WGS84 = "EPSG:4326"
 
 MOST_PATCHES = 500_000
 """A patch takes about 2 KiB of memory until the file is written."""
-
-_PIECES = 16
-"""Into which an edge is cut, since a straight edge in one CRS is a curve in another."""
 
 
 def write_patches(
@@ -93,46 +85,8 @@ def write_index(path: Path, tiles: Mapping[str, tuple[Grid, str]]) -> None:
         "path": [place for _, place in tiles.values()],
         "crs": [grid.crs for grid, _ in tiles.values()],
     }
-    frames = [shapely.Polygon(footprint(grid)) for grid, _ in tiles.values()]
+    frames = [footprint(grid) for grid, _ in tiles.values()]
     write_layer(path, "maps", geopandas.GeoDataFrame(columns, geometry=frames, crs=WGS84))
-
-
-def footprint(grid: Grid) -> list[tuple[float, float]]:
-    """A grid's outline in WGS 84: (longitude, latitude) in degrees, counterclockwise, the first point again at the end.
-
-    Raises:
-        GridError: if the grid has no CRS, or is where its CRS does not reach.
-    """
-    if grid.crs is None:
-        raise GridError(
-            "the map has no CRS, and so no place on the globe", "a CRS", "name it in the scene file: `crs:`"
-        )
-    right, bottom = float(grid.width), float(grid.height)
-    corners = [(0.0, 0.0), (0.0, bottom), (right, bottom), (right, 0.0), (0.0, 0.0)]
-    places = [
-        grid.at(start[0] + (end[0] - start[0]) * step / _PIECES, start[1] + (end[1] - start[1]) * step / _PIECES)
-        for start, end in itertools.pairwise(corners)
-        for step in range(_PIECES)
-    ]
-    try:
-        to_globe = pyproj.Transformer.from_crs(grid.crs, WGS84, always_xy=True)
-        ring = [(float(x), float(y)) for x, y in (to_globe.transform(*place) for place in places)]
-    except (CRSError, ProjError) as error:
-        raise _unplaced(grid, str(error)) from None
-    if not all(math.isfinite(x) and math.isfinite(y) for x, y in ring):
-        raise _unplaced(grid, "its CRS does not reach there")
-    ring.append(ring[0])
-    near = [(x - ring[0][0], y - ring[0][1]) for x, y in ring]  # else a small map's turn is lost in rounding
-    turning = sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in itertools.pairwise(near))
-    return ring if turning > 0 else ring[::-1]
-
-
-def _unplaced(grid: Grid, why: str) -> GridError:
-    return GridError(
-        f"the map cannot be placed on the globe: {why}; its grid is {grid}",
-        "a CRS that PROJ knows, within the area it is made for",
-        "check the CRS of the rasters",
-    )
 
 
 def without_small_patches(codes: NDArray[np.uint8], smallest: int) -> NDArray[np.uint8]:
