@@ -7,6 +7,7 @@ import hashlib
 import html
 import io
 import json
+import math
 import re
 import shutil
 import signal
@@ -29,9 +30,12 @@ from landfuse.errors import LandfuseError
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.markup import decimals
 from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.rasters.grid import Grid
 from landfuse.reporting import LARGEST, report
 from landfuse.reporting.images import Coded, Photograph, data_uris, unlike
+from landfuse.reporting.mosaic import Mosaic
 from landfuse.reporting.page import _class_rows
+from landfuse.reporting.provenance import bare
 from landfuse.reporting.scores import area_rows, findings, warnings
 from landfuse.scenes.land_cover_map import ClassArea
 from landfuse.scenes.scene_file import open_scenes
@@ -106,7 +110,7 @@ def test_the_scores_are_those_of_the_map(run: Path, page: str) -> None:
     for row, one in zip(rows[1:], bounds.f1, strict=True):
         assert row.count(f"{one.value:.3f}<span") >= 1
         assert f"{one.low:.3f} to {one.high:.3f}" in row
-    counts = [int(n.replace(",", "")) for n in re.findall(r'class="(?:deep)?(?: hit)?">([\d,]+)<small>', page)]
+    counts = [int(n.replace(",", "")) for n in re.findall(r'class="(?:hit)?">([\d,]+)<small>', page)]
     assert counts == [n for n in whole.confusion.matrix.ravel().tolist() if n]
     assert "are not those of the run" not in page  # scores.json says the same
 
@@ -258,12 +262,12 @@ def test_calibration_curves_and_modalities_are_shown_where_the_run_has_them(run:
     text = html.unescape(report(copy).read_text())
     for word in ("ECE 0.032", "divides its logits by 1.500", "s2, and the mean of dem", "-0.125", "mind this"):
         assert word in text
-    losses, scores_, before, after = re.findall(r'<figure class="chart">.*?</figure>', text, re.DOTALL)
+    areas, losses, scores_, before, after = re.findall(r'<figure class="chart">.*?</figure>', text, re.DOTALL)
     assert "loss from 1.500 to 0.750" in losses
     assert "mIoU from 0.200 to 0.400" in scores_
     assert "As trained: expected calibration error 0.032" in before
     assert "In the bundle: ECE 0.032" in after
-    for chart in (losses, scores_, before, after):
+    for chart in (areas, losses, scores_, before, after):
         assert 'role="img"' in chart
         assert chart.count("<title") == chart.count("<desc") == 1
         assert "<style" not in chart, "it would apply to the whole page"
@@ -306,11 +310,98 @@ def test_areas_are_known_where_those_of_all_tiles_are() -> None:
     tile = {
         name: ClassArea(pixels, pixels / 30, pixels / 100) for name, pixels in zip("abcd", (0, 10, 20, 0), strict=True)
     }
-    rows = area_rows(legend_of(4), [tile, tile])
+    rows = area_rows(Tally(legend_of(4), 8), [tile, tile])
     assert [(row["name"], row["pixels"], row["hectares"]) for row in rows[1:3]] == [("b", 20, 0.2), ("c", 40, 0.4)]
     assert [row["fraction"] for row in rows] == [0, pytest.approx(1 / 3), pytest.approx(2 / 3), 0]
-    rows = area_rows(legend_of(4), [tile, {name: ClassArea(1, 0.25, None) for name in "abcd"}])
+    assert all(math.isnan(row["corrected"].value) for row in rows), "no test pixel"
+    rows = area_rows(Tally(legend_of(4), 8), [tile, {name: ClassArea(1, 0.25, None) for name in "abcd"}])
     assert {row["hectares"] for row in rows} == {None}
+
+
+def test_areas_are_corrected_by_the_errors_on_the_test_labels() -> None:
+    truth = np.array([[0, 0, 0, 1, 1, 1, 1, 1]] * 4, np.uint8)
+    mapped = np.array([[0, 0, 1, 1, 1, 1, 1, 0]] * 4, np.uint8)
+    tally = Tally(legend_of(2), 2)
+    tally.add(truth, mapped)
+    tile = {name: ClassArea(pixels, pixels / 100, None) for name, pixels in (("a", 60), ("b", 40))}
+    first, second = (row["corrected"] for row in area_rows(tally, [tile], 500))
+    # Two of three pixels mapped as a are a, and one of five mapped as b.
+    assert first.value == pytest.approx(0.6 * 2 / 3 + 0.4 / 5)
+    assert second.value == pytest.approx(1 - first.value)
+    assert first.low < first.value < first.high
+    assert not area_rows(tally, [tile])[0]["corrected"].known, "no draws"
+    mapped[mapped == 0] = 1  # no test pixel is mapped as a, so that the errors of a are not known
+    tally = Tally(legend_of(2), 2)
+    tally.add(truth, mapped)
+    assert all(math.isnan(row["corrected"].value) for row in area_rows(tally, [tile], 500))
+
+
+def test_an_overview_shows_tiles_where_they_lie_or_side_by_side() -> None:
+    def grid(east: float, side: int, crs: str = "EPSG:32632") -> Grid:
+        return Grid(side, side, (10.0, 0.0, east, 0.0, -10.0, 5e6), crs)
+
+    near = Mosaic([grid(0, 20), grid(300, 10)])
+    assert near.on_ground
+    near.put(0, np.zeros((20, 20), np.uint8))
+    near.put(1, np.ones((10, 10), np.uint8))
+    assert near.values.shape == (500, 1000)
+    assert near.values[0, ::250].tolist() == [0, 0, UNLABELLED, 1]
+    assert near.values[499, 999] == UNLABELLED
+    assert near.places()[1] == {"left": "75.000%", "top": "0.000%", "width": "25.000%", "height": "50.000%"}
+    for others in ([grid(9e5, 10)], [grid(200, 20, "EPSG:32633")], [grid(200.0 * n, 20) for n in range(1, 20)]):
+        apart = Mosaic([grid(0, 20), *others])
+        assert not apart.on_ground
+        for index, box in enumerate(apart.boxes.tolist()):
+            apart.put(index, np.full((20, 20), index, np.uint8))
+            assert (apart.values[box[1] : box[3], box[0] : box[2]] == index).all()
+
+
+def test_tiles_are_listed_the_worst_first(run: Path, page: str) -> None:
+    listed = re.findall(r'<button type="button" class="to-tile named" data-tile="(\d)">(\w+)</button>', page)
+    wanted = {}
+    for scene in open_scenes(run.parent / "scene.yaml"):
+        truth, roles = scene.labels, read_map_raw(run / "split" / f"{scene.name}.tif")
+        mapped = read_map(run / "maps" / f"{scene.name}.tif", scene)
+        scored = (roles == TEST) & (mapped != UNLABELLED)
+        wanted[scene.name] = (mapped == truth)[scored].mean()
+    assert [name for _, name in listed] == sorted(wanted, key=lambda name: wanted[name])
+    assert all(tiles_of(page)[int(number)]["name"] == name for number, name in listed)
+    assert f'<td class="number">{min(wanted.values()):.3f}</td><td class="wide"' in page
+    assert page.count('class="to-tile" data-tile') == 3
+
+
+def test_no_folder_of_this_machine_is_printed(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    facts = {"command": f"landfuse train {copy}/recipe.json", "python": "3"}
+    (copy / "environment.json").write_text(json.dumps(facts))
+    recipe = json.loads((copy / "recipe.json").read_text())
+    (copy / "recipe.json").write_text(json.dumps({**recipe, "scene": str(run.parent / "scene.yaml"), "run": str(copy)}))
+    scene = yaml.safe_load((run.parent / "scene.yaml").read_text())
+    for part in (*scene["modalities"].values(), scene["labels"]):
+        part["path"] = str(run.parent / part["path"])
+    (tmp_path / "scene.yaml").write_text(yaml.safe_dump(scene))
+    text = html.unescape(report(copy, scene=tmp_path / "scene.yaml", maps=copy / "maps").read_text())
+    for folder in (run.parent, tmp_path, tmp_path.parent):
+        assert str(folder) not in text
+        assert folder.name not in text
+    for word in ("landfuse train run/recipe.json run=run-again", "landfuse report run --maps maps", "{tile}.tif"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/me/a/x.tif", "x.tif"),
+        ("../../place/scene.yaml", "scene.yaml"),
+        ("run=/tmp/runs/first and ~/b", "run=first and b"),
+        ("C:\\data\\x.tif, labels/x.tif", "x.tif, labels/x.tif"),
+        ("https://host/a/b.tif s3://bucket/k", "https://host/a/b.tif s3://bucket/k"),
+        ("1 / 2 and m/s", "1 / 2 and m/s"),
+    ],
+)
+def test_folders_are_cut_from_paths_and_nothing_else(text: str, shown: str) -> None:
+    assert bare(text) == shown
 
 
 def test_counting_a_large_map_takes_few_bytes_a_pixel() -> None:

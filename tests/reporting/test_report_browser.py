@@ -115,6 +115,14 @@ class Window:
             )
         )
 
+    def legend(self) -> set[tuple[int, ...]]:
+        """The colours of the classes."""
+        swatches = self.run(
+            "const found = [...document.querySelectorAll('button.class .swatch')];"
+            "return found.map((swatch) => getComputedStyle(swatch).backgroundColor)"
+        )
+        return {tuple(int(n) for n in text[4:-1].split(",")) for text in swatches}
+
     def errors(self) -> list[str]:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
@@ -125,7 +133,7 @@ class Window:
         return [url for url in urls if not url.startswith(("data:", "about:", "chrome:"))]
 
 
-@pytest.fixture(params=[390, 1600])
+@pytest.fixture(params=[390, 800, 1400])
 def window(request: pytest.FixtureRequest, chromium: Any, page: Path) -> Iterator[Window]:
     opened = Window(chromium, page, request.param)
     yield opened
@@ -192,10 +200,7 @@ def test_the_map_s_pixels_have_the_legend_s_colours(window: Window) -> None:
     window.press("End")
     shot = window.seen()
     rows, cols = shot.shape[0] / 48, shot.shape[1] / 48
-    swatches = window.run(
-        "return [...document.querySelectorAll('button.class .swatch')].map((s) => getComputedStyle(s).backgroundColor)"
-    )
-    known = {tuple(int(n) for n in text[4:-1].split(",")) for text in swatches}
+    known = window.legend()
     inner = [shot[int((r + 0.5) * rows), int((c + 0.5) * cols)] for r in range(12, 36) for c in range(8, 40)]
     assert {tuple(int(n) for n in pixel) for pixel in inner} == known
 
@@ -263,6 +268,116 @@ def test_what_has_the_focus_shows_it(window: Window) -> None:
 
 def document_focus(window: Window) -> str:
     return str(window.run("return document.activeElement.id"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_has_enough_contrast_whatever_a_cell_holds(chromium: Any, page: Path, scheme: str) -> None:
+    window = Window(chromium, page, 1400, scheme)
+    heated = window.run(
+        "const cells = [...document.querySelectorAll('.matrix td[style]:has(small)')];"
+        "cells.forEach((c, i) => c.style.setProperty('--s', i / (cells.length - 1))); return cells.length"
+    )
+    assert heated >= 8
+    found = window.run(
+        """
+        const parts = (text) => text.match(/[\\d.]+/g).map(Number);
+        const linear = (v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+        const light = (c) => c.slice(0, 3).map((v) => linear(v / 255)).reduce(
+          (sum, v, i) => sum + v * [.2126, .7152, .0722][i], .05);
+        const ground = (element) => {
+          const own = parts(getComputedStyle(element).backgroundColor), alpha = own[3] ?? 1;
+          if (alpha === 1) return own;
+          const under = element.parentElement ? ground(element.parentElement) : [255, 255, 255];
+          return own.slice(0, 3).map((v, i) => v * alpha + under[i] * (1 - alpha));
+        };
+        const poor = [];
+        for (const element of document.querySelectorAll("main *, header *, footer *")) {
+          const text = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+          if (!text || !element.checkVisibility() || element.closest("#frame, svg, optgroup")) continue;
+          const [a, b] = [light(parts(getComputedStyle(element).color)), light(ground(element))].sort((x, y) => y - x);
+          if (a / b < 4.5) poor.push([element.outerHTML.slice(0, 90), a / b]);
+        }
+        return poor;"""
+    )
+    assert found == []
+
+
+def test_ground_without_a_label_looks_like_no_class(window: Window) -> None:
+    window.choose("left", "labels")
+    window.press("End")
+    shot = window.seen()
+    row = shot.shape[0] / 48
+    strip = shot[int(30.5 * row) : int(33.5 * row), shot.shape[1] // 3 : shot.shape[1] // 2]
+    assert np.ptp(strip.sum(axis=-1)) > 200, "dark and light lines"
+    known = np.array(sorted(window.legend()))
+    same = (strip[:, :, None] == known).all(axis=-1).any(axis=-1)
+    assert same.mean() < 0.05
+
+
+def test_two_fingers_zoom_where_they_are_and_one_moves_the_map(window: Window) -> None:
+    window.run("document.getElementById('frame').scrollIntoView({block: 'center', behavior: 'instant'})")
+    box = window.run("return document.getElementById('pane').getBoundingClientRect().toJSON()")
+    x, y = box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.25
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        window.command("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": a, "y": b} for a, b in points]})
+
+    window.command("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 2})
+    try:
+        touch("touchStart", (x - 20, y), (x + 20, y))
+        touch("touchMove", (x - 40, y), (x + 40, y))
+        touch("touchMove", (x - 60, y), (x + 60, y))
+        touch("touchEnd")
+        assert window.run("return document.getElementById('zoom').textContent") == "3×"
+        spot = "const p = document.getElementById('pane'), s = document.getElementById('sheet');"
+        middle = window.run(f"{spot} return (p.scrollLeft + p.clientWidth / 4) / s.offsetWidth")
+        assert middle == pytest.approx(0.25, abs=0.02), "what is between the fingers stays there"
+        before = window.run("return document.getElementById('pane').scrollLeft")
+        touch("touchStart", (x + 60, y))
+        for step in range(1, 8):
+            touch("touchMove", (x + 60 - 12 * step, y))
+        touch("touchEnd")
+        window.until(lambda: window.run("return document.getElementById('pane').scrollLeft") > before + 30)
+    finally:
+        window.command("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
+def test_a_wide_matrix_scrolls_in_itself_and_its_names_stay(chromium: Any, page: Path, tmp_path: Path) -> None:
+    """25 classes with long names at 390 px."""
+    window = Window(chromium, page, 390)
+    window.run(
+        """
+        const table = document.querySelector(".matrix"), name = "Donaudampfschifffahrtsgesellschaftswiese and others";
+        table.classList.add("many");
+        for (const row of table.rows) {
+          for (const cell of row.querySelectorAll(".name, thead span")) cell.textContent = name;
+          for (let i = 0; i < 20; i++) row.append(row.cells[2].cloneNode(true));
+        }
+        for (let i = 0; i < 21; i++) table.tBodies[0].append(table.tBodies[0].rows[0].cloneNode(true));
+        const box = table.parentElement;
+        box.scrollIntoView({block: "start", behavior: "instant"});
+        box.scrollTo(400, 300);"""
+    )
+    assert window.run("return document.documentElement.scrollWidth <= window.innerWidth")
+    box, corner, first, head = window.run(
+        "const t = document.querySelector('.matrix'), b = t.parentElement.getBoundingClientRect();"
+        "const at = [t.tHead.rows[0].cells[0], t.tBodies[0].rows[9].cells[0], t.tHead.rows[0].cells[12]];"
+        "return [b, ...at.map((c) => c.getBoundingClientRect())].map((r) => r.toJSON())"
+    )
+    assert (corner["left"], first["left"]) == pytest.approx((box["left"], box["left"]), abs=1)
+    assert (corner["top"], head["top"]) == pytest.approx((box["top"], box["top"]), abs=1)
+    assert first["width"] < 160, "the name wraps"
+    assert head["height"] < 200
+    assert window.errors() == []
+
+
+def test_a_press_on_a_tile_shows_it(window: Window) -> None:
+    window.run("document.querySelectorAll('.mosaic .to-tile')[2].click()")
+    assert window.run("return document.getElementById('tile').selectedOptions[0].textContent") == "west"
+    pressed = window.run(
+        "return [...document.querySelectorAll('.to-tile')].filter((b) => b.ariaPressed === 'true').length"
+    )
+    assert pressed == 2  # in the overview and in the list
 
 
 def test_dark_is_dark_and_paper_is_white(chromium: Any, page: Path) -> None:

@@ -15,7 +15,7 @@ Lahiri 2003, doi:10.1007/978-1-4757-3803-2, chapter 12 (spatial data).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -198,6 +198,37 @@ def difference_intervals(
     return _intervals((a - b, a_class - b_class), (c - d, c_class - d_class), len(first))
 
 
+def area_intervals(
+    confusions: NDArray[np.int64], pixels: NDArray[np.int64], replicates: int = 2000, seed: int = 0
+) -> list[Interval]:
+    """The fraction of the ground that each class takes, corrected by the errors on the scored pixels: K intervals.
+
+    Right if the errors in the mapped pixels are like those in the scored ones: sure only of a sample by chance.
+
+    Args:
+        confusions: (B, K, K) of the blocks.
+        pixels: (K,) mapped as each class.
+        replicates: number of draws; 0 gives the values alone.
+        seed: of the draws.
+
+    Returns:
+        NaN for all where no scored pixel is mapped as some class of the map, so that its errors are not known.
+
+    Source: Olofsson et al. 2014, doi:10.1016/j.rse.2014.02.015, equation 9; the spread is that of drawn blocks.
+    """
+    weights = pixels / max(1, int(pixels.sum()))
+    whole = confusions.sum(axis=0)
+    mapped = whole.sum(axis=0)
+    if not pixels.any() or (mapped == 0)[pixels > 0].any():
+        return [Interval(math.nan, math.nan, math.nan)] * len(pixels)
+    truth = whole / np.maximum(mapped, 1)  # of the pixels mapped as each class
+    drawn = [np.zeros((0, len(pixels)))]
+    for (matrices,) in _draws([confusions], replicates, seed):
+        of_class = matrices.sum(axis=1, keepdims=True)
+        drawn.append(np.where(of_class > 0, matrices / np.maximum(of_class, 1), truth) @ weights)
+    return [_interval(value, ends) for value, ends in zip(truth @ weights, np.concatenate(drawn).T, strict=True)]
+
+
 _Scores = tuple[NDArray[np.float64], NDArray[np.float64]]
 """What `scores_of` returns."""
 
@@ -206,6 +237,16 @@ def _resample(
     maps: Sequence[NDArray[np.int64]], replicates: int, seed: int, scored: NDArray[np.bool_] | None
 ) -> list[_Scores]:
     """Scores of every map on the same draws of blocks."""
+    K = maps[0].shape[1]
+    drawn = [[scores_of(np.zeros((0, K, K)), scored)] for _ in maps]
+    for matrices in _draws(maps, replicates, seed):
+        for one, parts in zip(matrices, drawn, strict=True):
+            parts.append(scores_of(one, scored))
+    return [(np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])) for parts in drawn]
+
+
+def _draws(maps: Sequence[NDArray[np.int64]], replicates: int, seed: int) -> Iterator[list[NDArray[np.float64]]]:
+    """Confusions of every map, (R, K, K), on the same draws of blocks; some draws at a time."""
     B, K = maps[0].shape[:2]
     if B < 2 and replicates:
         raise SplitError(
@@ -215,14 +256,11 @@ def _resample(
         )
     rng = np.random.default_rng(seed)
     flat = [one.reshape(B, K * K).astype(np.float64) for one in maps]
-    drawn = [[scores_of(np.zeros((0, K, K)), scored)] for _ in maps]
     step = max(1, _AT_ONCE // (B + K * K))
     for start in range(0, replicates, step):
         # The counts are whole numbers below 2^53, so that the sums are the same in any order.
         times = rng.multinomial(B, np.full(B, 1 / B), size=min(step, replicates - start)).astype(np.float64)
-        for one, parts in zip(flat, drawn, strict=True):
-            parts.append(scores_of((times @ one).reshape(-1, K, K), scored))
-    return [(np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])) for parts in drawn]
+        yield [(times @ one).reshape(-1, K, K) for one in flat]
 
 
 def _intervals(values: _Scores, drawn: _Scores, blocks: int) -> BlockIntervals:

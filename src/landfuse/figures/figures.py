@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -274,6 +276,37 @@ def reliability_figure(counts: Mapping[str, Mapping[str, Any]]) -> Picture:
             for title, found in counts.items()
         )
         + "."
+    )
+    return figure
+
+
+@_styled
+def areas_figure(rows: Sequence[Mapping[str, Any]]) -> Picture:
+    """The area of each class as a bar, and, where it is known, as corrected by the map's errors with its 95% interval.
+
+    Args:
+        rows: each with `name`, `colour`, `fraction` of the mapped pixels, and `corrected`, a fraction with `value`,
+            `low` and `high`.
+    """
+    names = [textwrap.fill(row["name"], 24) for row in rows]
+    lines = sum(name.count("\n") + 1 for name in names)
+    figure = _FIGURE.get()(figsize=(5.2, 0.9 + 0.1 * len(rows) + 0.17 * lines), layout="constrained")
+    axis = figure.subplots()
+    for place, row in enumerate(rows):
+        axis.barh(place, row["fraction"] * 100, color=row["colour"], edgecolor=INK[0], linewidth=0.8)
+        one = row["corrected"]
+        if not math.isnan(one.value):
+            ends = [[max(0, one.value - one.low) * 100], [max(0, one.high - one.value) * 100]] if one.known else None
+            axis.errorbar(one.value * 100, place, xerr=ends, fmt="D", color=LINES[1][0], capsize=3, markersize=4)
+    axis.set_yticks(range(len(rows)), names, fontsize=9)
+    axis.invert_yaxis()
+    axis.set(title="Area by class", xlabel="% of the mapped area", xlim=(0, None), ylim=(len(rows) - 0.4, -0.6))
+    axis.grid(axis="x")
+    figure.words = "; ".join(
+        f"{row['name']} {percent(row['fraction'])}"
+        + ("" if math.isnan(row["corrected"].value) else f", corrected {percent(row['corrected'].value)}")
+        + (f" ({row['corrected'].text(percent)})" if row["corrected"].known else "")
+        for row in rows
     )
     return figure
 

@@ -22,16 +22,18 @@ from landfuse.accuracy.bootstrap import OF_CLASS, BlockIntervals, Interval
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Tally
 from landfuse.errors import OutputError, SettingsError
-from landfuse.figures.figures import curves_figure, dark_variables, reliability_figure, svg
+from landfuse.figures.figures import areas_figure, curves_figure, dark_variables, reliability_figure, svg
 from landfuse.files import check_replaceable, write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.markup import decimals, percent
 from landfuse.palette import TOO_CLOSE, close_pairs
 from landfuse.rasters.grid import Grid, pixel_areas
-from landfuse.reporting.images import data_uris
+from landfuse.reporting.images import Coded, data_uris, unlike
 from landfuse.reporting.layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS, Layer, tile_layers
+from landfuse.reporting.mosaic import Mosaic
 from landfuse.reporting.provenance import (
     as_yaml,
+    bare,
     commands,
     cost,
     data_rows,
@@ -55,11 +57,15 @@ LARGEST = 15_000_000
 MOST_TILES = 100
 """Tiles that a report shows, at most; the scores count all."""
 
+MOST_ROWS = 1000
+"""Tiles whose accuracy a report lists, at most: the worst."""
+
 MOST_CLASSES = 40
 """Classes of which a report shows the whole confusion matrix, at most; above it shows the commonest mistakes."""
 
 _REPLICATES = 2000
 _ROOM = 12_000_000  # characters of pictures; the rest is for text
+_OVERVIEW = 600_000  # characters of the overview's picture
 _FINEST, _COARSEST = 1400, 64  # pixels along the longer side of a picture
 _BYTES_PER_PIXEL = 0.5  # of a picture, about
 
@@ -112,18 +118,22 @@ def report(
     roles = read_roles(read, file, scenes)
     paths = find_maps(read, scenes, maps, progress)
     tally = Tally(file.legend, block)
-    tiles, areas = _tiles(read, scenes, roles, paths, tally, shown_by, progress)
+    tiles, areas, overview = _tiles(read, scenes, roles, paths, tally, shown_by, progress)
     pixels = sum(scene.grid.window.pixels for scene in scenes)
+    rows = area_rows(tally, areas, _REPLICATES)
     context = {
         **_scores(read, tally, left_out),
-        "areas": area_rows(file.legend, areas),
+        "areas": rows,
+        "corrected": not math.isnan(rows[0]["corrected"].value),
+        "area_chart": svg(areas_figure(rows), "chart-areas"),
         "unmapped": pixels - sum(one.pixels for of_tile in areas for one in of_tile.values()),
         **_curves(read),
         **_origin(read, file, scenes, roles),
         "tiles": tiles,
         "kept": [{**tiles[0], "layers": [{**layer, "uri": ""} for layer in tiles[0]["layers"]]}, *tiles[1:]],
         "all_tiles": len(scenes),
-        "commands": commands(read, file.path, maps, block),
+        "overview": overview,
+        "commands": commands(read, file.path.name, block, with_maps=maps is not None),
     }
     write_text(page, _rendered(context))
     return page
@@ -155,20 +165,23 @@ def _tiles(
     tally: Tally,
     bands: Mapping[str, Sequence[int]],
     progress: Progress,
-) -> tuple[list[dict[str, Any]], list[dict[str, ClassArea]]]:
-    """Counts every tile; returns those that are shown with their layers, and the areas of all."""
+) -> tuple[list[dict[str, Any]], list[dict[str, ClassArea]], dict[str, Any]]:
+    """Counts every tile; returns those that are shown with their layers, and the areas and an overview of all."""
     shown = _shown(roles)
     count = len(shown) * (5 + len(scenes[0].modalities))
     side = int(np.clip(math.sqrt(_ROOM * 0.75 / (count * _BYTES_PER_PIXEL)), _COARSEST, _FINEST))
     room = _ROOM
     tiles: list[dict[str, Any]] = []
-    areas = []
+    areas, accuracies = [], []
+    mosaic = Mosaic([scene.grid for scene in scenes])
     for index, (scene, role, path) in enumerate(zip(scenes, roles, paths, strict=True)):
         progress("reading tiles", index, len(scenes))
         opened = open_map(path, scene)
         truth = np.where(role == TEST, scene.labels, UNLABELLED).astype(np.uint8)
         own, on_ground = tally.add(truth, opened.classes), pixel_areas(scene.grid)
         areas.append(opened.areas())
+        accuracies.append((own.overall_accuracy, own.pixels))
+        mosaic.put(index, opened.classes)
         if index not in shown:
             continue
         layers = tile_layers(scene, tally.legend, opened.classes, role, path, run.modalities, side, bands)
@@ -187,7 +200,21 @@ def _tiles(
             }
         )
     progress("reading tiles", len(scenes), len(scenes))
-    return sorted(tiles, key=lambda tile: not tile["tested"]), areas
+    tiles.sort(key=lambda tile: not tile["tested"])
+    at = {tile["name"]: number for number, tile in enumerate(tiles)}
+    rows: list[dict[str, Any]] = [
+        {"name": scene.name, "accuracy": accuracy, "pixels": pixels, "at": at.get(scene.name), "place": place}
+        for scene, (accuracy, pixels), place in zip(scenes, accuracies, mosaic.places(), strict=True)
+    ]
+    picture = Coded(mosaic.values, unlike([c.rgb for c in tally.legend]))
+    overview = {
+        "uri": data_uris([picture], _OVERVIEW)[0],
+        "ratio": mosaic.values.shape[1] / mosaic.values.shape[0],
+        "on_ground": mosaic.on_ground,
+        "rows": rows,
+        "tested": sorted((row for row in rows if row["pixels"]), key=lambda row: row["accuracy"]),
+    }
+    return tiles, areas, overview
 
 
 def _layer(layer: Layer, uri: str) -> dict[str, Any]:
@@ -248,7 +275,9 @@ def _curves(run: Run) -> dict[str, Any]:
         for key, title in (("before", "As trained"), ("after", "In the bundle"))
         if measured.get(key) and measured[key].get("ECE") is not None
     }
+    titles = [title for title, there in (("Training curves", figures), ("Calibration", reliability)) if there]
     return {
+        "curves_title": " and ".join(titles).replace("and C", "and c"),
         "charts": [svg(figure, f"chart-{name}") for name, figure in figures.items()],
         "reliability": [svg(figure, f"chart-{name}") for name, figure in reliability.items()],
         "temperature": calibration.get("temperature") if calibration.get("fitted_on") else None,
@@ -257,6 +286,7 @@ def _curves(run: Run) -> dict[str, Any]:
 
 def _origin(run: Run, file: SceneFile, scenes: Sequence[Scene], roles: Sequence[Roles]) -> dict[str, Any]:
     """Where the map comes from: data, split, recipe, versions and cost."""
+    withheld = modality_rows(run.withheld) if run.withheld else []
     rule = merged_split(file.settings.split, run.recipe.get("split"))
     return {
         "title": file.settings.title or file.settings.name,
@@ -266,14 +296,15 @@ def _origin(run: Run, file: SceneFile, scenes: Sequence[Scene], roles: Sequence[
         "split": split_rows(scenes, roles, file.legend),
         "split_rule": "" if rule is None else as_yaml(rule.model_dump(mode="json")),
         "tiling": run.bundle.get("tiling", {}),
-        "withheld": modality_rows(run.withheld) if run.withheld else [],
-        "withheld_notes": (run.withheld or {}).get("notes", []),
+        "withheld": withheld,
+        "withheld_known": any(one is not None and one.known for row in withheld for _, one in row["scores"].values()),
+        "withheld_notes": [bare(note) for note in (run.withheld or {}).get("notes", [])],
         "data": data_rows(run, file, scenes),
         "settings": file.settings,
-        "scene_path": file.path,
+        "scene_path": file.path.name,
         "recipe": as_yaml(run.recipe),
         "hashes": hashes(run),
-        "versions": run.environment,
+        "versions": {name: value for name, value in run.environment.items() if name != "command"},
         "cost": cost(run),
     }
 
@@ -298,6 +329,8 @@ def _rendered(context: Mapping[str, Any]) -> str:
         right_wrong=RIGHT_WRONG,
         role_colours=ROLE_COLOURS,
         decimals=decimals,
+        percent=percent,
+        most_rows=MOST_ROWS,
         ramp=CONFIDENCE[::5],
         made=datetime.date.today().isoformat(),
         version=version("landfuse"),

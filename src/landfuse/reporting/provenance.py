@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from landfuse.accuracy.bootstrap import SCORES
+from landfuse.accuracy.bootstrap import SCORES, Interval
 from landfuse.errors import SettingsError, few
 from landfuse.legend import Legend
 from landfuse.rasters.geotiff import GdalRaster
@@ -35,7 +36,7 @@ def data_rows(run: Run, file: SceneFile, scenes: Sequence[Scene]) -> list[dict[s
         rows.append(
             {
                 "name": name,
-                "path": settings.modalities[name].path,
+                "path": bare(settings.modalities[name].path),
                 "used": name in run.modalities,
                 **_files(rasters),
                 "bands": str(first.bands),
@@ -51,7 +52,7 @@ def data_rows(run: Run, file: SceneFile, scenes: Sequence[Scene]) -> list[dict[s
             {
                 **dict.fromkeys(("files", "bytes", "bands", "units", "pixel", "crs"), ""),
                 "name": "labels",
-                "path": labels.path or ", ".join(labels.polygons),
+                "path": bare(labels.path or ", ".join(labels.polygons)),
                 "used": True,
                 "dtype": "codes" if labels.path else f"polygons, by {labels.attribute}",
             }
@@ -95,10 +96,17 @@ def as_yaml(values: Mapping[str, Any]) -> str:
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: _given(value) if isinstance(value, Mapping) else value
+        key: _given(value) if isinstance(value, Mapping) else bare(value) if isinstance(value, str) else value
         for key, value in values.items()
         if value is not None
     }
+
+
+def bare(text: str) -> str:
+    """Text without this machine's folders: of a path that begins at a root, `~`, `.` or `..` the last name stays."""
+    return re.sub(
+        r"(?<![^\s=,:'\"`({\[])(?:~|\.{1,2}|[A-Za-z]:)?[\\/](?!/)(?:[^\s\\/,'\"`]+[\\/])*(?=[^\s\\/])", "", text
+    )
 
 
 def hashes(run: Run) -> dict[str, str]:
@@ -110,23 +118,18 @@ def hashes(run: Run) -> dict[str, str]:
     return result
 
 
-def commands(run: Run, scene: Path, maps: str | Path | None, block: int) -> list[tuple[str, str]]:
-    """(what it does, the command line) of all that leads to the report."""
-    folder = run.folder
-    place = Path(maps) if maps is not None else folder / "maps"
-    given: list[str | Path] = ["--maps", place] if maps is not None else []
-    again = folder.with_name(f"{folder.name}-again")
-    lines: list[tuple[str, list[str | Path]]] = [
-        ("look at the data", ["check", scene]),
-        ("train again, into another folder", ["train", folder / "recipe.json", f"run={again}"]),
-        ("map the scene", ["predict", folder, scene, "-o", place, "--confidence"]),
-        (
-            "score the map",
-            ["evaluate", place, scene, "--split", folder / "split", "--intervals", "--block", str(block)],
-        ),
-        ("make this report", ["report", folder, *given]),
+def commands(run: Run, scene: str, block: int, with_maps: bool) -> list[tuple[str, str]]:
+    """(what it does, the command line) of all that leads to the report, from the folder that holds the run."""
+    name = run.folder.resolve().name
+    maps = "maps" if with_maps else f"{name}/maps"
+    lines = [
+        ("Look at the data", ["check", scene]),
+        ("Train again, into another folder", ["train", f"{name}/recipe.json", f"run={name}-again"]),
+        ("Map the scene", ["predict", name, scene, "-o", maps, "--confidence"]),
+        ("Score the map", ["evaluate", maps, scene, "--split", f"{name}/split", "--intervals", "--block", str(block)]),
+        ("Write this report", ["report", name, *(["--maps", maps] if with_maps else [])]),
     ]
-    return [(what, " ".join(["landfuse", *(shlex.quote(str(word)) for word in words)])) for what, words in lines]
+    return [(what, shlex.join(["landfuse", *words])) for what, words in lines]
 
 
 def cost(run: Run) -> list[tuple[str, str]]:
@@ -169,7 +172,7 @@ def modality_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "saw": _saw(row["how"], row["seen"], row["withheld"]),
                 "whole": row["how"] == "all",
                 "scores": {
-                    name: (row["scores"][name], None if row["how"] == "all" else row["differences"][name])
+                    name: (row["scores"][name], None if row["how"] == "all" else _difference(row, name))
                     for name in SCORES
                 },
             }
@@ -181,6 +184,12 @@ def modality_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
             "the file of `landfuse modalities`",
             "make it again",
         ) from None
+
+
+def _difference(row: Mapping[str, Any], score: str) -> Interval:
+    ends = row.get("intervals", {}).get(score) or (None, None)
+    value, low, high = (math.nan if one is None else float(one) for one in (row["differences"][score], *ends))
+    return Interval(value, low, high)
 
 
 def _saw(how: str, seen: Sequence[str], withheld: Sequence[str]) -> str:

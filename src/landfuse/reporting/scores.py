@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from landfuse.accuracy.bootstrap import BlockIntervals
+from landfuse.accuracy.bootstrap import BlockIntervals, area_intervals
 from landfuse.accuracy.confusion import Confusion
+from landfuse.accuracy.evaluate import Tally
 from landfuse.legend import Legend
 from landfuse.markup import decimals, percent
 from landfuse.scenes.land_cover_map import ClassArea
 
 
-def area_rows(legend: Legend, tiles: Sequence[Mapping[str, ClassArea]]) -> list[dict[str, Any]]:
-    """Each class with its pixels, fraction of the mapped pixels, and hectares (None where a tile's are not known)."""
+def area_rows(tally: Tally, tiles: Sequence[Mapping[str, ClassArea]], replicates: int = 0) -> list[dict[str, Any]]:
+    """Each class with its pixels, fraction of the mapped pixels, hectares (None where a tile's are not known), and its
+    fraction as corrected by the errors on the test labels, an interval."""
     rows: list[dict[str, Any]] = []
-    for c in legend:
+    for c in tally.legend:
         found = [areas[c.name] for areas in tiles]
         hectares = [one.hectares for one in found if one.hectares is not None]
         rows.append(
@@ -29,7 +31,11 @@ def area_rows(legend: Legend, tiles: Sequence[Mapping[str, ClassArea]]) -> list[
             }
         )
     total = max(1, sum(row["pixels"] for row in rows))
-    return [{**row, "fraction": row["pixels"] / total} for row in rows]
+    counts = np.array([row["pixels"] for row in rows], np.int64)
+    corrected = area_intervals(tally.blocks, counts, replicates if len(tally.blocks) > 1 else 0)
+    return [
+        {**row, "fraction": row["pixels"] / total, "corrected": one} for row, one in zip(rows, corrected, strict=True)
+    ]
 
 
 def findings(confusion: Confusion, intervals: BlockIntervals, legend: Legend, leak_fraction: float | None) -> list[str]:

@@ -120,20 +120,23 @@
     place();
   }
 
-  function zoomTo(zoom) {
-    const x = (pane.scrollLeft + pane.clientWidth / 2) / sheet.offsetWidth;
-    const y = (pane.scrollTop + pane.clientHeight / 2) / sheet.offsetHeight;
+  // The place of the map that is `from` stays at `to`, both in px from the corner of the pane; by default its middle.
+  function zoomTo(zoom, from = [pane.clientWidth / 2, pane.clientHeight / 2], to = from) {
+    const x = (pane.scrollLeft + from[0]) / sheet.offsetWidth, y = (pane.scrollTop + from[1]) / sheet.offsetHeight;
     state.zoom = Math.min(LARGEST_ZOOM, Math.max(1, zoom));
     sheet.style.setProperty("--zoom", state.zoom);
     pane.classList.toggle("zoomed", state.zoom > 1);
-    pane.scrollLeft = x * sheet.offsetWidth - pane.clientWidth / 2;
-    pane.scrollTop = y * sheet.offsetHeight - pane.clientHeight / 2;
-    at("zoom").textContent = `${state.zoom}×`;
+    pane.scrollLeft = x * sheet.offsetWidth - to[0];
+    pane.scrollTop = y * sheet.offsetHeight - to[1];
+    at("zoom").textContent = `${+state.zoom.toFixed(1)}×`;
     place();
   }
 
   function choose(number) {
     state.tile = (number + tiles.length) % tiles.length;
+    for (const button of document.querySelectorAll(".to-tile")) {
+      button.setAttribute("aria-pressed", String(Number(button.dataset.tile) === state.tile));
+    }
     read = new Map();
     frame.style.setProperty("--ratio", tile().width / tile().height);
     at("tile-words").textContent = tile().words;
@@ -207,6 +210,25 @@
     const [x, y, left, top] = [event.clientX, event.clientY, pane.scrollLeft, pane.scrollTop];
     return (moved) => pane.scrollTo(left + x - moved.clientX, top + y - moved.clientY);
   });
+  // Two fingers zoom and move; one finger moves by the browser's own scrolling.
+  let pinch = null; // distance and middle of the fingers
+  function fingers(event) {
+    const [a, b] = event.touches, box = pane.getBoundingClientRect();
+    const middle = [(a.clientX + b.clientX) / 2 - box.left, (a.clientY + b.clientY) / 2 - box.top];
+    return { apart: Math.max(1, Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY)), middle };
+  }
+  for (const kind of ["touchstart", "touchmove", "touchend", "touchcancel"]) {
+    pane.addEventListener(kind, (event) => {
+      if (event.touches.length !== 2) {
+        pinch = null;
+        return;
+      }
+      event.preventDefault();
+      const now = fingers(event);
+      if (pinch && kind === "touchmove") zoomTo((state.zoom * now.apart) / pinch.apart, pinch.middle, now.middle);
+      pinch = now;
+    }, { passive: false });
+  }
   handle.addEventListener("keydown", (event) => {
     const step = event.shiftKey ? 10 : 1;
     const places = {
@@ -238,13 +260,19 @@
     });
     if (radio.checked) state[radio.name] = radio.value; // browsers keep the choice over a reload
   }
-  for (const button of document.querySelectorAll("button.class")) {
+  for (const button of document.querySelectorAll("button[data-class]")) {
     button.addEventListener("click", () => {
       state.alone = state.alone === button.dataset.class ? null : button.dataset.class;
-      for (const other of document.querySelectorAll("button.class")) {
+      for (const other of document.querySelectorAll("button[data-class]")) {
         other.setAttribute("aria-pressed", String(other.dataset.class === state.alone));
       }
       show();
+    });
+  }
+  for (const button of document.querySelectorAll(".to-tile")) {
+    button.addEventListener("click", () => {
+      choose(Number(button.dataset.tile));
+      at("map").scrollIntoView();
     });
   }
   if (at("tile")) {
