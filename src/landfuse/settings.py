@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
@@ -232,9 +232,45 @@ def parse(kind: type[S], values: Mapping[str, Any], where: str, *, saved: bool =
     raise faults[0] if len(faults) == 1 else SettingsFaultsError(faults)
 
 
+def parse_rest(
+    kind: type[S], values: Mapping[str, Any], where: str, needed: Collection[str]
+) -> tuple[S | None, list[SettingsError]]:
+    """As `parse`, but returns the faults, and the settings without the values that are wrong.
+
+    Args:
+        kind: as in `parse`.
+        values: as in `parse`.
+        where: as in `parse`.
+        needed: top-level keys that nothing is left of if they, or one of their own keys, have to be left out.
+
+    Returns:
+        The settings, None if nothing is left; and the faults.
+    """
+    faults, rest = list[SettingsError](), _copy(dict(values))
+    unknown = True  # all that was left out so far: then what is wrong next is no consequence
+    while True:
+        try:
+            return kind.model_validate(rest), faults
+        except pydantic.ValidationError as error:
+            found = error.errors()
+        if unknown:
+            messages = dict.fromkeys(_message(kind, rest, fault) for fault in found)
+            faults += [SettingsError(f"{where}: {message}") for message in messages]
+        unknown = all(fault["type"] == "extra_forbidden" for fault in found)
+        for way in sorted((_way(rest, fault["loc"]) for fault in found), key=len, reverse=True):
+            while way and isinstance(way[-1], int):  # an item of a list: the whole list is left out
+                way.pop()
+            if not way or (len(way) <= 2 and way[0] in needed):
+                return None, faults
+            place = rest
+            for part in way[:-1]:
+                place = place[part]
+            place.pop(way[-1], None)
+
+
 def _message(kind: type[Settings], values: Mapping[str, Any], fault: Any) -> str:
     """One entry of pydantic's list of errors in words."""
-    key, kinds = _key(values, fault["loc"]), _kinds_at(kind, fault["loc"])
+    key, kinds = ".".join(map(str, _way(values, fault["loc"]))), _kinds_at(kind, fault["loc"])
     if fault["type"] == "extra_forbidden":
         name = str(fault["loc"][-1])
         known = sorted({field for one in _kinds_at(kind, fault["loc"][:-1]) for field in one.model_fields})
@@ -258,15 +294,15 @@ def _message(kind: type[Settings], values: Mapping[str, Any], fault: Any) -> str
     return f"`{key}` is {shown if len(shown) < 80 else shown[:77] + '...'}: {message}" if key else message
 
 
-def _key(values: Any, location: Iterable[str | int]) -> str:
+def _way(values: Any, location: Iterable[str | int]) -> list[str | int]:
     """Where a fault is, as the file has it: pydantic also names members of unions, which are no keys of the file."""
-    keys = []
+    way = []
     for part in location:
         listed = isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)
         if listed or (isinstance(values, Mapping) and part in values):
-            keys.append(str(part))
+            way.append(part)
             values = values[part]
-    return ".".join(keys)
+    return way
 
 
 def _kinds_at(kind: type[Settings], location: Iterable[str | int]) -> list[type[Settings]]:

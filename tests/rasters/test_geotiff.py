@@ -753,3 +753,11 @@ def test_bands_have_the_wavelengths_of_an_envi_header(tmp_path: Path, unit: str,
         header.write(f"wavelength units = {unit}\nwavelength = {{{wavelengths}}}\n")
     assert GdalRaster(path).wavelengths == pytest.approx((450.5, 560))
     assert GdalRaster(path, band_numbers=(2,)).wavelengths == pytest.approx((560,))
+
+
+def test_more_bands_than_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("landfuse.rasters.geotiff._MOST_BANDS", 3)
+    write_raster(tmp_path / "x.tif", Grid(2, 2), np.ones((4, 2, 2), np.int16), nodata=None)
+    with pytest.raises(SceneError, match=r"x\.tif has 4 bands\n  expected: at most 3, .*\n.*choose some by `bands`"):
+        GdalRaster(str(tmp_path / "x.tif")).check()
+    GdalRaster(str(tmp_path / "x.tif"), band_numbers=(4, 1, 2)).check()

@@ -131,7 +131,84 @@ def test_statistics_do_not_depend_on_blocks(tmp_path: Path, monkeypatch: pytest.
     many = check(path, progress=lambda done, total: seen.append((done, total))).modalities["s2"]
     assert (one.low, one.high, one.pixels) == (many.low, many.high, many.pixels)
     assert one.mean == pytest.approx(many.mean)
-    assert seen[-1] == (42, 42)
+    assert seen == [(done, 43) for done in range(1, 44)]  # 42 blocks, and the labels
+
+
+def test_of_very_large_rasters_a_sample_of_windows_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path, write_scene(tmp_path))
+    module = sys.modules["landfuse.scenes.check"]
+    monkeypatch.setattr(module, "_BLOCK", 8)
+    monkeypatch.setattr(module, "_MOST", 5 * 40 * 48)
+    monkeypatch.setattr(module, "_SAMPLE", 5 * 8 * 8 * 10)
+    assert check(path).notes == []
+    monkeypatch.setattr(module, "_MOST", 5 * 40 * 48 - 1)
+    seen: list[tuple[int, int]] = []
+    report = check(path, progress=lambda done, total: seen.append((done, total)))
+    assert report.notes == [
+        "the rasters hold 9,600 values, more than 9,599: what the table says of them, and what is wrong with "
+        "single pixels, comes from 10 windows drawn at random"
+    ]
+    assert report.modalities["s2"].pixels == 10 * 64
+    assert seen[-1] == (11, 11)
+    assert report.counts["train"].any()  # labels are read whole
+    monkeypatch.setattr(module, "_MOST_LABELS", 40 * 48 - 1)
+    report = check(path)
+    assert "the labels have 1,920 pixels, more than 1,919, and are not read" in report.notes[1]
+    assert not report.counts
+
+
+def test_no_data_in_a_sample_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = write_scene(tmp_path)
+    array = np.full((1, 40, 48), -1, np.float32)
+    array[0, 0, 0] = 5
+    write_raster(tmp_path / "dem.tif", GRID, array, nodata=-1)
+    module = sys.modules["landfuse.scenes.check"]
+    for name, number in (("_BLOCK", 4), ("_MOST", 1000), ("_SAMPLE", 200)):
+        monkeypatch.setattr(module, name, number)
+    report = check(save(tmp_path, text))
+    assert not report.faults
+    assert report.modalities["dem"].missing == report.modalities["dem"].pixels > 0
+
+
+@pytest.mark.parametrize(("at_once", "side"), [(5 * 49, 7), (4, 1), (10**9, 48)])
+def test_windows_are_smaller_the_more_bands_there_are(
+    at_once: int, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path, write_scene(tmp_path))
+    module = sys.modules["landfuse.scenes.check"]
+    monkeypatch.setattr(module, "_AT_ONCE", at_once)
+    windows, sampled = module._windows(read_scene_file(path).scenes())
+    assert sampled == 0
+    corners = [(row, col) for row in range(0, 40, side) for col in range(0, 48, side)]
+    assert [(window.row, window.col) for _, window in windows] == corners
+    assert sum(window.pixels for _, window in windows) == 40 * 48
+    assert max(window.height * window.width for _, window in windows) <= side**2
+
+
+def test_windows_of_several_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of different sizes: every window lies in its tile, and all together cover each of them once."""
+    sizes = ((5, 9), (3, 2), (8, 8))
+    text = {"name": "x", "modalities": {"s": {"path": "{tile}.tif"}}}
+    for number, (rows, cols) in enumerate(sizes):
+        own = Grid(rows, cols, GRID.transform, UTM)
+        write_raster(tmp_path / f"t{number}.tif", own, np.ones((1, rows, cols), np.float32), nodata=None)
+    module = sys.modules["landfuse.scenes.check"]
+    monkeypatch.setattr(module, "_BLOCK", 4)
+    covered = {f"t{number}": np.zeros(size, int) for number, size in enumerate(sizes)}
+    for scene, window in module._windows(read_scene_file(save(tmp_path, text)).scenes())[0]:
+        covered[scene.name][window.within(scene.grid.window)] += 1
+    assert all((count == 1).all() for count in covered.values())
+
+
+def test_ctrl_c_ends_it(tmp_path: Path, landfuse: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["landfuse.scenes.check"].ModalityCheck, "add", interrupted)
+    code, out, err = landfuse("check", save(tmp_path, write_scene(tmp_path)))
+    assert code == 130
+    assert "interrupted" in err
+    assert "no fault found" not in out
 
 
 def test_classes_and_leaks(tmp_path: Path) -> None:
@@ -412,6 +489,48 @@ def test_wrong_settings_are_reported_one_by_one(tmp_path: Path, landfuse: Callab
     assert err.count("fault ") == 3
     for part in ("`modalities.s2.zoom` is 0", "unknown key `modalities.s2.unit`", "did you mean `labels`?"):
         assert part in err
+
+
+def test_wrong_keys_do_not_hide_the_faults_of_files(tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    text["modalities"]["s2"]["unit"] = "m"
+    text["split"] = {"kind": "blocks", "size": "large"}
+    text["legend"].append({"name": "ice", "code": 9, "color": "#FFFFFF"})
+    (tmp_path / "dem.tif").unlink()
+    write_raster(tmp_path / "labels.tif", GRID, np.where(codes() == 3, 77, codes()).astype(np.uint8), nodata=None)
+    messages = [fault.found for fault in check(save(tmp_path, text)).faults]
+    expected = ["`modalities.s2.unit`", "`legend.3.color`", "`split.size`", "dem.tif", "codes that the legend lacks"]
+    assert len(messages) == len(expected)
+    for part, message in zip(expected, messages, strict=True):
+        assert part in message
+
+
+def test_an_unknown_key_does_not_hide_other_faults_of_the_scene_file(tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    text["titel"] = "x"
+    text["counts"] = {"labelled": [1]}
+    messages = [fault.found for fault in check(save(tmp_path, text)).faults]
+    assert len(messages) == 2
+    assert "unknown key `titel`; did you mean `title`?" in messages[0]
+    assert "`counts.labelled` has 1 numbers for 3 classes" in messages[1]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text["modalities"]["s2"].pop("path"),
+        lambda text: text.update(tiles=[]),
+        lambda text: text["legend"][0].pop("name"),
+        lambda text: text.pop("name"),
+        lambda text: text.update(modalities=[]),
+    ],
+)
+def test_what_the_rest_depends_on_is_the_only_fault(edit: Callable[[Any], Any], tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    edit(text)
+    report = check(save(tmp_path, text))
+    assert len(report.faults) == 1
+    assert report.file is None
 
 
 def test_tables(tmp_path: Path, landfuse: Callable[..., Any]) -> None:

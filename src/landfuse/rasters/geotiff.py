@@ -39,6 +39,9 @@ ResamplingName = Literal["nearest", "bilinear", "cubic", "average", "mode"]
 GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
 """What rasterio raises; its own errors, and those of GDAL and PROJ that it lets through."""
 
+_MOST_BANDS = 10_000
+"""With so many, rasterio takes 10 s for a window, however small, and the square of that with more."""
+
 _OPEN_FILES = 64
 """Datasets that a thread keeps open; systems allow a process some 1,000 (macOS 256), a region has more tiles."""
 
@@ -282,6 +285,12 @@ class GdalRaster:
         if beyond:
             raise SceneError(
                 f"{self.path} has {count} bands, not the bands {beyond}", f"bands from 1 to {count}", "correct `bands`"
+            )
+        if self.bands > _MOST_BANDS:
+            raise SceneError(
+                f"{self.path} has {self.bands:,} bands",
+                f"at most {_MOST_BANDS:,}, since all are read at once",
+                "choose some by `bands`",
             )
         if not self.warped or self.onto is None:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from landfuse.markup import percent
 from landfuse.palette import ClosePair, close_pairs
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.polygons import Polygons
-from landfuse.rasters.windows import blocks
+from landfuse.rasters.windows import Window
 from landfuse.scenes.leaks import leak_fraction, learnt_ground, polygon_leak_fraction, polygon_leak_words
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
@@ -31,6 +31,14 @@ VIEWS = ((1, 1), (7, 1), (11, 1), (15, 1), (32, 32), (64, 64), (128, 128), (256,
 """(view, core) that models use: single pixels, patches around a pixel, dense windows; px."""
 
 _BLOCK = 512
+_AT_ONCE = 2**25
+"""Values, pixels of all bands, that are read at once; windows are smaller than `_BLOCK` where there are more."""
+_MOST, _SAMPLE = 2**32, 2**30
+"""Values that are all read; and how many are, about, where there are more."""
+_MOST_LABELS = 2**30
+"""Pixels beyond which labels are not read, which are held in memory; about 30 GB with their roles."""
+
+Step = Callable[[], None]
 
 
 @dataclass
@@ -126,7 +134,7 @@ def check(
     Args:
         path: the scene file.
         views: (view, core) for the leak report, px.
-        progress: called with (blocks read, blocks in all).
+        progress: called with (windows and tiles' labels read, of how many).
 
     Example:
         >>> lf.check("scene.yaml").faults
@@ -134,24 +142,66 @@ def check(
     """
     report = Report()
     try:
-        file = report.file = read_scene_file(path)
+        file = report.file = read_scene_file(path, report.faults)
     except LandfuseError as error:
         report.faults += error.faults if isinstance(error, FaultsError) else [error]
         return report
-    scenes, report.faults = file.try_scenes()
+    scenes, faults = file.try_scenes()
+    report.faults += faults
     report.tiles = len(scenes)
-    _check_modalities(report, scenes, progress)
+    windows, sampled = _windows(scenes)
+    total = len(windows) + (len(scenes) if file.settings.labels else 0)
+    steps = iter(range(1, total + 1))
+
+    def step() -> None:
+        progress(next(steps), total)
+
+    if sampled:
+        report.notes.append(
+            f"the rasters hold {sampled:,} values, more than {_MOST:,}: what the table says of them, and what is "
+            f"wrong with single pixels, comes from {len(windows):,} windows drawn at random"
+        )
+    _check_modalities(report, scenes, windows, not sampled, step)
     if file.settings.labels is not None:
         complete = bool(scenes) and len(scenes) == len(file.tiles)
-        _check_labels(report, file, file.settings.labels, scenes, views, complete)
+        _check_labels(report, file, file.settings.labels, scenes, views, complete, step)
     if file.settings.counts is not None and scenes:
         _compare_sizes(report, file.settings.counts, scenes)
         _compare_classes(report, file.settings.counts, file.legend.names)
     return report
 
 
-def _check_modalities(report: Report, scenes: Sequence[Scene], progress: Callable[[int, int], None]) -> None:
-    windows = [(scene, block) for scene in scenes for block in blocks(scene.grid.height, scene.grid.width, _BLOCK)]
+def _windows(scenes: Sequence[Scene]) -> tuple[list[tuple[Scene, Window]], int]:
+    """The windows that are read: all of them, or a sample; and how many values there are where it is a sample."""
+    depths = [max(1, sum(m.raster.bands * m.zoom**2 for m in scene.modalities.values())) for scene in scenes]
+    values = sum(scene.grid.window.pixels * depth for scene, depth in zip(scenes, depths, strict=True))
+    sides = [max(1, min(_BLOCK, math.isqrt(_AT_ONCE // depth))) for depth in depths]
+    ends = np.cumsum([_blocks(scene.grid, side)[0] for scene, side in zip(scenes, sides, strict=True)], dtype=np.int64)
+    every = int(ends[-1]) if len(ends) else 0
+    sampled = values > _MOST
+    taken: Iterable[int] = range(every)
+    if sampled:
+        size = max(1, every * _SAMPLE // values)
+        taken = np.sort(np.random.default_rng(0).choice(every, size, replace=False, shuffle=False)).tolist()
+    windows = []
+    for number in taken:
+        place = int(np.searchsorted(ends, number, side="right"))
+        scene, side = scenes[place], sides[place]
+        before, across = int(ends[place]) - _blocks(scene.grid, side)[0], _blocks(scene.grid, side)[1]
+        row, col = (side * part for part in divmod(number - before, across))
+        windows.append((scene, Window(row, col, side, side).intersection(scene.grid.window)))
+    return windows, values if sampled else 0
+
+
+def _blocks(grid: Grid, side: int) -> tuple[int, int]:
+    """How many blocks a grid has, and how many of them lie side by side."""
+    across = -(-grid.width // side)
+    return -(-grid.height // side) * across, across
+
+
+def _check_modalities(
+    report: Report, scenes: Sequence[Scene], windows: Sequence[tuple[Scene, Window]], whole: bool, step: Step
+) -> None:
     broken: set[tuple[str, str]] = set()
     for scene in scenes:
         for name, part in scene.modalities.items():
@@ -169,7 +219,7 @@ def _check_modalities(report: Report, scenes: Sequence[Scene], progress: Callabl
                     "choose common bands by `bands`",
                 )
                 broken.add((scene.name, name))
-    for done, (scene, block) in enumerate(windows, start=1):
+    for scene, block in windows:
         for name, part in scene.modalities.items():
             if (scene.name, name) in broken:
                 continue
@@ -179,7 +229,7 @@ def _check_modalities(report: Report, scenes: Sequence[Scene], progress: Callabl
             except LandfuseError as error:
                 report.faults.append(error)
                 broken.add((scene.name, name))
-        progress(done, len(windows))
+        step()
     for name, row in report.modalities.items():
         if row.undeclared:
             report.add(
@@ -187,7 +237,7 @@ def _check_modalities(report: Report, scenes: Sequence[Scene], progress: Callabl
                 "finite values, or a declared nodata",
                 f"set `nodata: .nan` for `{name}` if these pixels have no data, else correct the raster",
             )
-        if row.pixels and row.missing == row.pixels:
+        if whole and row.pixels and row.missing == row.pixels:
             report.add(f"`{name}` has no data anywhere", "values", "check its `nodata`, `scale` and `decibel`")
 
 
@@ -198,9 +248,18 @@ def _check_labels(
     scenes: Sequence[Scene],
     views: Sequence[tuple[int, int]],
     complete: bool,
+    step: Step,
 ) -> None:
+    pixels = sum(scene.grid.window.pixels for scene in scenes)
+    if pixels > _MOST_LABELS:
+        report.notes.append(
+            f"the labels have {pixels:,} pixels, more than {_MOST_LABELS:,}, and are not read: classes, split and "
+            "leaks are not checked. Training holds all of them in memory, so cut the scene into fewer or smaller tiles"
+        )
+        return
     read, odd, unlisted = [], [], Counter[str]()
     for scene in scenes:
+        step()
         if scene.read_labels is None:
             continue  # that they cannot be opened is among the faults already
         found = Counter[str]()

@@ -35,7 +35,7 @@ from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.scene_keys import LabelSettings, ModalitySettings, SceneSettings, expand_root
 from landfuse.scenes.split_rules import Roles, SplitSettings, TilesSplit
 from landfuse.scenes.splits import assign, named_tiles
-from landfuse.settings import expand, parse, read_kind
+from landfuse.settings import expand, parse, parse_rest, read_kind
 
 log = logging.getLogger("landfuse")
 
@@ -385,8 +385,16 @@ def _polygon_ids(source: Callable[[], Polygons], labels: LabelSettings, grid: Gr
     return source().ids_onto(grid, all_touched=labels.all_touched, overlap=labels.overlap)
 
 
-def read_scene_file(path: str | Path) -> SceneFile:
+_NEEDED = ("name", "root", "tiles", "reference", "georeferenced", "modalities", "legend")
+"""What no other fault of a scene can be found without."""
+
+
+def read_scene_file(path: str | Path, faults: list[LandfuseError] | None = None) -> SceneFile:
     """Reads and checks a scene.yaml, or that of a folder; opens no raster.
+
+    Args:
+        path: of either.
+        faults: takes what is wrong with single keys, which are then left out, unless nothing is left without them.
 
     Raises:
         MissingFileError: if there is none.
@@ -394,7 +402,15 @@ def read_scene_file(path: str | Path) -> SceneFile:
     """
     path = Path(path)
     path = path / "scene.yaml" if path.is_dir() else path
-    settings = parse(SceneSettings, read_kind("a scene file", path), str(path))
+    values = read_kind("a scene file", path)
+    if faults is None:
+        settings = parse(SceneSettings, values, str(path))
+    else:
+        rest, wrong = parse_rest(SceneSettings, values, str(path), _NEEDED)
+        if rest is None:
+            raise FaultsError(wrong)
+        settings = rest
+        faults += wrong
     result = SceneFile(settings, path.parent / expand_root(settings.root), path)
     if settings.legend:
         _ = result.legend
