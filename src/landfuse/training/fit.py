@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from landfuse.errors import ModelError
+from landfuse.errors import LandfuseError, ModelError
+from landfuse.files import unwritable
 from landfuse.legend import Legend
 from landfuse.models.base import FusionModel
+from landfuse.training.checkpoints import Checkpoints, read_checkpoint
 from landfuse.training.lightning_task import History, Patience, Task
 from landfuse.training.recipe import Recipe
 from landfuse.training.run import read_history
@@ -66,6 +69,10 @@ def _cpu_has_bfloat16() -> bool:
     return "amx_bf16" in words or "avx512_bf16" in words
 
 
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
 def fit(
     recipe: Recipe,
     run: Path,
@@ -91,12 +98,14 @@ def fit(
 
     Raises:
         ModelError: if Lightning refuses the settings, or a loss is not finite.
+        OutputError: if the disk is full.
     """
     settings = recipe.training
     data = _Data(training, validation, recipe.samples, settings.seed)
     per_epoch = len(WindowSampler(training, recipe.samples, train=True))
     steps = settings.steps(per_epoch)
     task = Task(model, settings, steps, legend.scored)
+    shapes = _shapes(task.state_dict())
     folder = run / "checkpoints"
     last = ModelCheckpoint(folder, "last", save_top_k=1, every_n_epochs=1, enable_version_counter=False)
     callbacks: list[Any] = [History(run / "metrics.csv")]
@@ -132,6 +141,7 @@ def fit(
             "precision": precision(settings),
             "gradient_clip_val": settings.clip,
             "callbacks": callbacks,
+            "plugins": [Checkpoints()],
             "logger": TensorBoardLogger(run, name="tensorboard", version=""),
             "use_distributed_sampler": False,  # WindowSampler deals out the ranks' windows
             "enable_progress_bar": progress,
@@ -144,9 +154,16 @@ def fit(
             raise ModelError(
                 f"Lightning's Trainer refuses the settings: {error}", "arguments that it knows", "correct `training:`"
             ) from None
-        resume = folder / "last.ckpt"
+        read_history(run / "metrics.csv")  # a damaged one would end the training after an epoch
+        resume = read_checkpoint(
+            folder / "last.ckpt", lambda saved: "optimizer_states" in saved and _shapes(saved["state_dict"]) == shapes
+        )
         try:
-            trainer.fit(task, data, ckpt_path=str(resume) if resume.exists() else None)
+            trainer.fit(task, data, ckpt_path=resume and str(resume[0]), weights_only=True)
+        except LandfuseError:
+            raise
+        except OSError as error:  # of Lightning's and TensorBoard's own files
+            raise unwritable(run, error) from None
         except SystemExit:
             if trainer.interrupted:
                 raise KeyboardInterrupt from None
@@ -160,7 +177,14 @@ def fit(
     facts: dict[str, Any] = {"epochs": len(read_history(run / "metrics.csv")), "precision": precision(settings)}
     kept = best.best_model_path if best is not None else ""
     if kept:
-        state = torch.load(kept, map_location="cpu", weights_only=True)
+        found = read_checkpoint(Path(kept), lambda saved: _shapes(saved["state_dict"]) == shapes)
+        if found is None:
+            raise ModelError(
+                f"{kept}, which holds the weights of the best epoch, is gone or broken",
+                "a run folder that nothing else writes to",
+                "remove the folder and train again",
+            )
+        state = found[1]
         weights = {k.removeprefix("model."): v for k, v in state["state_dict"].items() if k.startswith("model.")}
         model.load_state_dict(weights)
         facts["epoch"] = int(state["epoch"])

@@ -27,6 +27,7 @@ from landfuse.errors import LandfuseError, ModelError, SettingsError
 from landfuse.figures.figures import balance_figure, save
 from landfuse.files import whole_file
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
+from landfuse.training.checkpoints import read_checkpoint, write_checkpoint
 from landfuse.training.run import read_history
 from landfuse.training.training_data import TrainingData
 from landfuse.views.store import Store
@@ -94,7 +95,8 @@ def pretrain(
     denoiser.save(run / "denoiser")
     if rows:
         save(balance_figure(rows, list(denoiser.maps)), run / "balance.png")
-    (run / "checkpoints" / "denoiser.pt").unlink(missing_ok=True)
+    for done in (run / "checkpoints").glob("*denoiser.pt"):
+        done.unlink()
     return denoiser
 
 
@@ -148,16 +150,14 @@ def _tell(denoiser: TrainedDenoiser, settings: PretrainSettings) -> None:
 def _fit(training: Denoising, key: str, run: Path, progress: bool) -> list[dict[str, float]]:
     """Runs the steps that are left; gives the rows of `pretrain.csv`."""
     checkpoint, table = run / "checkpoints" / "denoiser.pt", run / "pretrain.csv"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=training.device, weights_only=True)
-        if saved["key"] == key:
-            training.load_state(saved["state"])
-    rows = [row for row in read_history(table) if row["step"] <= training.done]
+    saved = read_checkpoint(checkpoint, lambda values: values["key"] == key, training.device)
+    if saved is not None:
+        training.load_state(saved[1]["state"])
+    rows = [row for row in read_history(table, "step") if row["step"] <= training.done]
     last = time.monotonic()
 
     def keep() -> None:
-        with whole_file(checkpoint) as partial:
-            torch.save({"key": key, "state": training.state()}, partial)
+        write_checkpoint({"key": key, "state": training.state()}, checkpoint)
 
     def report(step: int, row: dict[str, float]) -> None:
         nonlocal last

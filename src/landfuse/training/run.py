@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from landfuse.errors import BundleError, MissingFileError, OutputError, SettingsError
 from landfuse.files import write_text
 from landfuse.legend import nfc
@@ -38,13 +40,8 @@ def claim(run: Path, recipe: Recipe) -> bool:
     known = run / "recipe.json"
     text = recipe.to_json()
     if known.exists():
-        try:
-            before, now = (_with_defaults(json.loads(words)) for words in (known.read_text(encoding="utf-8"), text))
-        except (OSError, ValueError, TypeError) as error:
-            raise OutputError(
-                f"{known} cannot be read: {error}", "the recipe of a run", "choose another folder by run=..."
-            ) from None
-        if before.get("run") and Path(before["run"]).resolve() == run.resolve():
+        before, now = _with_defaults(_json(known) or {}), _with_defaults(json.loads(text))
+        if before.get("run") and Path(str(before["run"])).resolve() == run.resolve():
             before["run"] = now["run"]  # one folder, spelt in two ways
         differing = sorted(
             key for key in {*_flat(before), *_flat(now)} if _flat(before).get(key) != _flat(now).get(key)
@@ -207,12 +204,24 @@ _ROLES: dict[str, str] = {}
 """Digest of a file -> digest of the roles in it."""
 
 
-def read_history(path: Path) -> list[dict[str, float]]:
-    """The rows of a run's `metrics.csv` or `pretrain.csv`; none if there is no file."""
-    if not path.exists():
+def read_history(path: Path, key: str = "epoch") -> list[dict[str, float]]:
+    """The rows of a run's `metrics.csv` or `pretrain.csv`, which all have the key; none if there is no file.
+
+    Raises:
+        SettingsError: if it holds something else.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        if not all(key in row for row in rows):
+            raise ValueError(f"a row has no `{key}`")
+    except FileNotFoundError:
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise SettingsError(
+            f"{path} cannot be read: {error}", "a table of numbers, as it was written", "restore it, or remove it"
+        ) from None
+    return rows
 
 
 def find_runs(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
@@ -280,12 +289,62 @@ def read_run(folder: str | Path) -> Run:
     environment, withheld = _json(folder / "environment.json"), _json(folder / "modalities.json")
     run = Run(folder, _with_defaults(recipe), scores, bundle, environment or {}, withheld)
     try:
-        _ = run.legend, run.modalities, run.scores["test"]["OA"], run.recipe["scene"], run.recipe["model"]["name"]
-    except (KeyError, TypeError) as error:
+        _Files.model_validate({name: getattr(run, name) for name in _Files.model_fields})
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
         raise SettingsError(
-            f"the run {folder} is broken: {error} is missing", "the files of `landfuse train`", "train it again"
+            f"the run {folder} is broken: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            "the files of `landfuse train`",
+            "train it again",
         ) from None
     return run
+
+
+class _Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+
+class _Model(_Strict):
+    name: str
+
+
+class _Recipe(_Strict):
+    scene: str
+    model: _Model
+
+
+class _Class(_Strict):
+    name: str
+    code: int
+
+
+class _Bundle(_Strict):
+    legend: list[_Class]
+    modalities: dict[str, dict[str, Any]]
+
+
+class _Test(_Strict):
+    OA: float | None
+    AA: float | None
+    kappa: float | None
+    mF1: float | None  # noqa: N815
+    mIoU: float | None  # noqa: N815
+    pixels: float
+    unmapped: float | None
+
+
+class _Scores(_Strict):
+    test: _Test
+    classes: list[dict[str, str | float | None]]
+
+
+class _Files(_Strict):
+    """What others read of a run's files."""
+
+    recipe: _Recipe
+    bundle: _Bundle
+    scores: _Scores
+    environment: dict[str, str]
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -293,10 +352,12 @@ def _json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}", "JSON, as it was written", "restore it") from None
-    if not isinstance(values, dict):
-        raise SettingsError(f"{path} holds no table", "JSON, as it was written", "restore it")
+        if not isinstance(values, dict):
+            raise ValueError("it holds no table")
+    except (OSError, ValueError, RecursionError) as error:
+        raise SettingsError(
+            f"{path} cannot be read: {error}", "JSON, as it was written", "restore it, or choose another folder"
+        ) from None
     return values
 
 
