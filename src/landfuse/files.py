@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import re
@@ -13,13 +15,17 @@ import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from landfuse.errors import LandfuseError, OutputError
+from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneError
+
+log = logging.getLogger("landfuse")
 
 _HEAD = 2**20
 """Bytes at the beginning of a file by which it is recognised."""
@@ -187,3 +193,76 @@ def from_cell(text: str) -> str:
 
 
 _FORMULA = re.compile(r"[=+\-@\t\r]")
+
+
+def read_cells(path: str | Path) -> tuple[list[tuple[int, list[str]]], str]:
+    """The cells of a table in a text file, row by row, each with the number of its line; blank rows are left out.
+
+    The text is in UTF-16, UTF-8 or the encoding of Windows. Cells are separated by what is most frequent in the first
+    line, semicolons, tabs or commas, or by what a first line such as `sep=;` says.
+
+    Returns:
+        The rows, and the separator.
+
+    Raises:
+        MissingFileError: if it is not there.
+        SceneError: if it cannot be read, or is no text.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        wide = "utf-16" if marked else "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
+        text = encoding = ""
+        for encoding in (wide,) if b"\0" in data else ("utf-8-sig", "cp1252", "latin-1"):
+            with suppress(UnicodeDecodeError):
+                text = data.decode(encoding)
+                break
+        if "\0" in text or bool(text) != bool(data):
+            raise ValueError("it is no text")
+        first = next((line for line in text.splitlines() if line.strip()), "")
+        if first.lower().startswith("sep="):
+            separator, text = first[4:5], text.replace(first, "", 1)
+        else:
+            separator = max(",;\t", key=re.sub(r'"[^"]*"', "", first).count)
+        if separator != "," or encoding != "utf-8-sig":
+            between = {",": "commas", ";": "semicolons", "\t": "tabs"}.get(separator, separator)
+            log.warning("%s is read as text in %s, with %s between cells", path, encoding, between)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)], separator
+    except FileNotFoundError:
+        raise MissingFileError(f"there is no file {path}", "a table in a text file", "check the path") from None
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise SceneError(
+            f"{path} cannot be read: {error}", "a table in a text file, such as CSV", "save it as CSV in UTF-8"
+        ) from None
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table in a text file whose first row names the columns; made by `read_table`.
+
+    Args:
+        columns: their names.
+        rows: column -> cell; None where it is empty.
+        lines: the number of the line that each row ends in.
+        decimal: the sign before decimals beside the dot.
+    """
+
+    columns: list[str]
+    rows: list[dict[str, str | None]]
+    lines: list[int]
+    decimal: str
+
+    def number(self, text: str | None) -> float:
+        """A cell as a number; NaN where it is empty."""
+        return float((text or "nan").replace(self.decimal, "."))
+
+
+def read_table(path: str | Path) -> TextTable:
+    """Reads a table with a row of names; see `read_cells`."""
+    cells, separator = read_cells(path)
+    columns = [name.strip() for name in cells[0][1]] if cells else []
+    rows, decimal = cells[1:], "." if separator == "," else ","
+    named = [{name: cell.strip() or None for name, cell in zip_longest(columns, row, fillvalue="")} for _, row in rows]
+    return TextTable(columns, named, [line for line, _ in rows], decimal)

@@ -448,3 +448,30 @@ def test_the_commands_on_a_scene(place: Path, tmp_path: Path) -> None:
     assert (tmp_path / "scores.json").exists()
     failed = run.invoke(app, ["evaluate", labels, scene, "--design", "simple"])
     assert isinstance(failed.exception, SettingsError)
+
+
+@pytest.mark.parametrize(("encoding", "separator"), [("cp1252", ";"), ("utf-16", "\t"), ("utf-8-sig", ",")])
+def test_a_sample_that_a_spreadsheet_saved(encoding: str, separator: str, city: Path, tmp_path: Path) -> None:
+    sample = draw_points(city, 100)
+    sample.save(tmp_path / "s.csv")
+    rows = list(csv.DictReader((tmp_path / "s.csv").open(encoding="utf-8")))
+    truth = truth_of(codes_of(90, 70))
+    for row in rows:
+        row["reference"] = str(truth[int(row["row"]), int(row["col"])])
+        if separator != ",":
+            numbers = ("x", "y", "probability", "pixel_m2", "stratum_m2")
+            row.update({name: row[name].replace(".", ",") for name in numbers})
+    with (tmp_path / "s.csv").open("w", encoding=encoding, newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)
+        writer.writeheader()
+        writer.writerows(rows)
+    found = evaluate_sample(city, tmp_path / "s.csv")
+    expected = evaluate_sample(city, filled(sample, truth))
+    assert found.to_json() == expected.to_json()
+    rows[3]["stratum_units"] = "1.280" if separator != "," else "inf"
+    with (tmp_path / "s.csv").open("w", encoding=encoding, newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.raises(SceneError, match="no whole number"):
+        read_sample(tmp_path / "s.csv")

@@ -400,3 +400,12 @@ def test_other_files(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(SceneError, match=r"x\.mat"):
             open_mat(path, "data", "HW")
+
+
+def test_a_table_of_samples_is_named_as_one(tmp_path: Path) -> None:
+    write_5(tmp_path / "x.mat", {"data": np.ones((50, 7))})
+    for axes, expected in (("HWC", None), ("HWC", (H, W)), ("HW", (H, W))):
+        with pytest.raises(SceneError, match="a table of 50 samples of 7 values each, name the image"):
+            open_mat(tmp_path / "x.mat", "data", axes, expected=expected)
+    with pytest.raises(SceneError, match=r"write `axes: WH`$"):
+        open_mat(tmp_path / "x.mat", "data", "HW", expected=(7, 50))

@@ -229,7 +229,7 @@ def test_empty_file(tmp_path: Path) -> None:
         with pytest.raises(SceneError, match="holds no shapes"):
             read_polygons(path, "kind")
     (tmp_path / "table.csv").write_text("kind,id\noak,1\n")
-    with pytest.raises(SceneError, match="holds no shapes"):
+    with pytest.raises(SceneError, match="a table of 1 samples without a place"):
         read_polygons(tmp_path / "table.csv", "kind")
 
 
@@ -259,7 +259,7 @@ def test_several_layers(tmp_path: Path) -> None:
         ("", "id", "no column"),
         ("id,kind\n11,oak\n12,elm\n11,pine\n", "id", "id 11 the kind oak, and pine in line 4"),
         ("id,kind\n21,oak\n", "id", "e.g. 11, the table 21"),
-        ("id,kind\n11,\xff\n", "id", "cannot be read"),
+        ("id,kind\n11,\0ak\n", "id", "cannot be read: it is no text"),
         ("id,kind\n11,oak\n", "ID", "no attribute `ID`"),
     ],
 )
@@ -343,3 +343,58 @@ def test_shapes_that_cannot_be_placed_are_named() -> None:
     to_the_horizon = Grid(20, 20, (7e6, 0.0, -7e7, 0.0, -7e6, 7e7), "+proj=gnom +lat_0=90 +ellps=WGS84 +type=crs")
     with pytest.raises(GridError, match="the GeoDataFrame: 2 of its shapes"):
         polygons_of(frame, "kind").onto(to_the_horizon, {"a": 0, "b": 1})
+
+
+@pytest.mark.parametrize(
+    ("header", "crs"),
+    [
+        ("Longitude,Latitude", None),
+        ("LAT;lon", None),
+        ("x;y", CRS),
+        ("crs,X,Y", None),
+        ("easting\tnorthing", CRS),
+        ("latitude,longitude,x,y", None),
+    ],
+)
+def test_points_of_a_table_are_labels(header: str, crs: str | None, tmp_path: Path) -> None:
+    """The pixels (row 1, column 2) and (row 5, column 7), and a row without a place."""
+    separator = next(sign for sign in ";\t," if sign in header)
+    names, lines = header.split(separator), []
+    for col, row, kind in ((2.5, 1.5, "oak"), (7.5, 5.5, "pine"), (None, None, "oak")):
+        cells = dict.fromkeys(("x", "y", "lon", "lat"), "")
+        if col is not None:
+            x, y = GRID.at(col, row)
+            [lon], [lat] = rasterio_transform(CRS, "EPSG:4326", [x], [y])
+            cells = {"x": repr(x), "y": repr(y), "lon": repr(lon), "lat": repr(lat)}
+        of_name = {"easting": "x", "northing": "y", "longitude": "lon", "latitude": "lat"}
+        values = [CRS if name == "crs" else cells[of_name.get(name.lower(), name.lower())] for name in names]
+        decimal = "." if separator == "," else ","
+        lines.append(separator.join([*(value.replace(".", decimal) for value in values), kind]))
+    (tmp_path / "p.csv").write_text("\n".join([separator.join([*names, "kind"]), *lines]), encoding="utf-16")
+    polygons = read_polygons(tmp_path / "p.csv", "kind", crs=crs)
+    np.testing.assert_array_equal(polygons.onto(GRID, CODES), expect((2, 1, 3, 2, 3), (7, 5, 8, 6, 7)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,kind\n1,oak\n2,pine\n", "is a table of 2 samples without a place: it has the columns a, kind"),
+        ("x,y,kind\n1,2,oak\n", "has no CRS"),
+        ("lon,lat,kind\n50,110,oak\n", "beyond 360 or 90 degrees"),
+        ("lon,lat,kind\n50,north,oak\n", "lon and lat of .* cannot be read"),
+        ("lon,lat,species\n50,10,oak\n", "has no column `kind`"),
+        ("lon,lat,kind\n,,oak\n", "holds no shapes"),
+    ],
+)
+def test_tables_that_are_no_points(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(SceneError, match=message):
+        read_polygons(tmp_path / "p.csv", "kind")
+
+
+def test_a_file_without_crs_takes_the_named_one(tmp_path: Path) -> None:
+    write(tmp_path / "x.gpkg", [box(1, 1, 4, 3)], crs=None, kind=["oak"])
+    polygons = read_polygons(tmp_path / "x.gpkg", "kind", crs=CRS)
+    np.testing.assert_array_equal(polygons.onto(GRID, CODES), expect((1, 1, 4, 3, 3)))
+    with pytest.raises(SceneError, match="the CRS 'EPSG:1' is not known"):
+        read_polygons(tmp_path / "x.gpkg", "kind", crs="EPSG:1")

@@ -41,6 +41,15 @@ def test_a_header_row_names_no_tile(header: str, tmp_path: Path) -> None:
         read(tmp_path, f"{header}\n")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"), [("utf-16", "a_1\r\nc\r\n"), ("cp1252", "a_1;Grünland\nc;Öde\n"), ("utf-8-sig", "a_1\nc\n")]
+)
+def test_a_list_in_the_encoding_of_another_program(encoding: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(text.encode(encoding))
+    named = named_tiles(TilesSplit(kind="tiles", lists={"test": "list.txt"}), TILES, lambda path: tmp_path / path)
+    assert named.test_tiles == ("a_1", "c")
+
+
 def test_a_misspelt_first_tile_is_no_header(tmp_path: Path) -> None:
     with pytest.raises(SplitError, match="names 'a_2', which is no tile"):
         read(tmp_path, "a_2\nc\n")

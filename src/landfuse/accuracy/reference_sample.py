@@ -151,6 +151,13 @@ def check_unfilled(path: str | Path, overwrite: bool = False) -> None:
         raise not_ours(path, f"{filled} of its {len(rows)} references are filled in")
 
 
+def _whole(text: str | None) -> int:
+    number = float(text or "")
+    if not number.is_integer():
+        raise ValueError(f"{text} is no whole number")
+    return int(number)
+
+
 def read_sample(path: str | Path) -> ReferenceSample:
     """Reads a sample that `ReferenceSample.save` wrote, with the references that were filled in since.
 
@@ -170,9 +177,9 @@ def read_sample(path: str | Path) -> ReferenceSample:
             "by `landfuse evaluate MAP scene.yaml --intervals`",
         )
     try:
-        columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in ("x", "y")}
+        columns = {name: np.array([float(row[name] or "") for row in rows]) for name in ("x", "y")}
         whole = ("id", "row", "col", "map_code", "seed", *(name for name in _COLUMNS if name not in _OTHERS))
-        counted = {name: np.array([int(float(row[name] or "")) for row in rows], np.int64) for name in whole}
+        counted = {name: np.array([_whole(row[name]) for row in rows], np.int64) for name in whole}
         square_metres = {
             name: np.array([float(row.get(name) or "nan") for row in rows]) for name in ("pixel_m2", "stratum_m2")
         }

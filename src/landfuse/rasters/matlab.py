@@ -240,12 +240,19 @@ def _advice(shape: tuple[int, ...], expected: tuple[int, int] | None = None, giv
     if letters is None:
         return f"name a variable of 2 or 3 dimensions; this one has {len(shape)}"
     orders = ["".join(order) for order in itertools.permutations(letters)]
+    table = ""
+    if len(shape) == 2:
+        table = (
+            f"; if it is a table of {shape[0]} samples of {shape[1]} values each, name the image that they were taken "
+            "from: samples without a place cannot be mapped"
+        )
     if expected is not None:
         orders = [order for order in orders if (shape[order.index("H")], shape[order.index("W")]) == expected]
         if not orders:
-            return f"no order of its axes gives {expected[0]} x {expected[1]} px: check that it is of this scene"
+            return f"no order of its axes gives {expected[0]} x {expected[1]} px: check that it is of this scene{table}"
+        table = ""
     orders = [order for order in orders if order != given]
-    return "write `axes: " + "`, or `axes: ".join(orders) + "`" if expected else "one of " + ", ".join(orders)
+    return "write `axes: " + "`, or `axes: ".join(orders) + "`" if expected else f"one of {', '.join(orders)}{table}"
 
 
 @contextmanager

@@ -5,10 +5,10 @@ The only geopandas / pyogrio import.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,10 +26,18 @@ from numpy.typing import NDArray
 from pyproj.exceptions import CRSError, ProjError
 
 from landfuse.errors import GridError, MissingFileError, SceneError, few
-from landfuse.files import unwritable, whole_file
+from landfuse.files import read_table, unwritable, whole_file
 from landfuse.legend import UNLABELLED, nfc
 from landfuse.rasters.geotiff_writer import burn
 from landfuse.rasters.grid import Grid, horizontal, whole_turn
+
+TEXT = (".csv", ".txt", ".tsv")
+"""Endings of tables in text files."""
+
+_COORDINATES = (
+    ("longitude", "latitude"), ("lon", "lat"), ("x", "y"), ("long", "lat"), ("lng", "lat"), ("easting", "northing"),
+)  # fmt: skip
+"""Columns of points, whatever their case; those of latitudes are in WGS 84."""
 
 
 @dataclass(frozen=True)
@@ -238,8 +246,12 @@ def _undisputed(claims: Sequence[tuple[Any, int]], grid: Grid, all_touched: bool
     return out
 
 
-def read_polygons(paths: Iterable[str | Path] | str | Path, attribute: str, join: Join | None = None) -> Polygons:
-    """Reads vector files; the result is kept, in each process, until a file changes.
+def read_polygons(
+    paths: Iterable[str | Path] | str | Path, attribute: str, join: Join | None = None, crs: str | None = None
+) -> Polygons:
+    """Reads vector files, and points of text tables with columns of coordinates.
+
+    The result is kept, in each process, until a file changes.
 
     Values become text: 3 and 3.0 are "3", surrounding blanks are dropped, and nothing or blank is no value. A file of
     several layers must have the attribute (or the key) in one of them only. In a joined CSV a key may come more than
@@ -249,6 +261,7 @@ def read_polygons(paths: Iterable[str | Path] | str | Path, attribute: str, join
         paths: one file, or several, which are joined one after the other.
         attribute: the column that names the class.
         join: a CSV file that holds the attribute.
+        crs: of files that have none.
 
     Raises:
         MissingFileError: if a file is not there.
@@ -258,7 +271,7 @@ def read_polygons(paths: Iterable[str | Path] | str | Path, attribute: str, join
     places = (paths,) if isinstance(paths, str | Path) else tuple(paths)
     texts = tuple(str(path) for path in places)
     stamps = tuple(_stamp(path) for path in (*texts, *([join.path] if join else [])))
-    return _read(texts, attribute, join, stamps)
+    return _read(texts, attribute, join, crs, stamps)
 
 
 def _stamp(path: str) -> tuple[int, int]:
@@ -279,9 +292,11 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=16)
-def _read(paths: tuple[str, ...], attribute: str, join: Join | None, stamps: tuple[tuple[int, int], ...]) -> Polygons:
+def _read(
+    paths: tuple[str, ...], attribute: str, join: Join | None, crs: str | None, stamps: tuple[tuple[int, int], ...]
+) -> Polygons:
     column = join.key if join else attribute
-    parts = [_read_file(path, column) for path in paths]
+    parts = [_read_file(path, column, crs) for path in paths]
     crs = parts[0].crs
     shapes = geopandas.GeoSeries(np.concatenate([part.geometry.to_crs(crs).to_numpy() for part in parts]), crs=crs)
     values = [_text(value) for part in parts for value in part[column]]
@@ -300,8 +315,12 @@ def _read(paths: tuple[str, ...], attribute: str, join: Join | None, stamps: tup
     return Polygons(shapes, values, source, sum(part.attrs["empty"] for part in parts))
 
 
-def _read_file(path: str, column: str) -> Any:
+def _read_file(path: str, column: str, crs: str | None) -> Any:
     """The shapes of one file with one column, as a GeoDataFrame without empty shapes."""
+    do = "add it, or name it by `labels: crs:`; a Shapefile needs its .prj beside it"
+    points = _points(path, column, crs, do) if Path(path).suffix.lower() in TEXT else None
+    if points is not None:
+        return points
     try:
         fields = {
             str(name): list(pyogrio.read_info(path, layer=name)["fields"])
@@ -330,16 +349,54 @@ def _read_file(path: str, column: str) -> Any:
             "one layer that has it",
             "save the layer that is meant as a file of its own",
         )
-    do = "add it, e.g. by `ogr2ogr -a_srs EPSG:32632`; a Shapefile needs its .prj beside it"
-    return _shapes(frame, path, do)
+    return _shapes(frame, path, do, crs)
 
 
-def _shapes(frame: Any, source: str, do: str) -> Any:
-    """A GeoDataFrame without empty shapes and heights, whose CRS is known."""
+def _points(path: str, column: str, crs: str | None, do: str) -> Any:
+    """The points of a text table with one column, as a GeoDataFrame; None if it has a column of geometry instead."""
+    table = read_table(path)
+    named = {name.lower(): name for name in table.columns}
+    if named.keys() & {"wkt", "geometry", "geom", "the_geom"}:
+        return None
+    pair = next(([named[name] for name in pair] for pair in _COORDINATES if named.keys() >= set(pair)), None)
+    if pair is None:
+        raise SceneError(
+            f"{path} is a table of {len(table.rows):,} samples without a place: it has the columns "
+            f"{few(table.columns, 8) or 'none'}",
+            "points: columns named " + ", or ".join(" and ".join(pair) for pair in _COORDINATES[:3]),
+            "add the coordinates: labels are pixels of a scene",
+        )
+    if column not in table.columns:
+        raise SceneError(
+            f"{path} has no column `{column}`", f"one of: {', '.join(table.columns)}", _nearest(column, table.columns)
+        )
+    try:
+        places = np.array([[table.number(row[name]) for name in pair] for row in table.rows]).reshape(-1, 2)
+        degrees = pair[1].lower().startswith("lat")
+        if degrees and (np.abs(places) > [360, 90]).any():
+            raise ValueError("a longitude or latitude is beyond 360 or 90 degrees")
+    except ValueError as error:
+        raise SceneError(
+            f"the columns {' and '.join(pair)} of {path} cannot be read: {error}", "numbers", "correct them"
+        ) from None
+    stated = {row.get("crs") for row in table.rows}  # as in a sample of `landfuse sample`
+    known = crs or ("EPSG:4326" if degrees else stated.pop() if len(stated) == 1 else None)
+    geometry = np.where(np.isfinite(places).all(axis=1), shapely.points(places), None)
+    frame = geopandas.GeoDataFrame({column: [row[column] for row in table.rows]}, geometry=geometry)
+    return _shapes(frame, path, do, known)
+
+
+def _shapes(frame: Any, source: str, do: str, crs: str | None = None) -> Any:
+    """A GeoDataFrame without empty shapes and heights, whose CRS is known; `crs` where it has none."""
     empty = frame.geometry.isna() | frame.geometry.is_empty
     frame = frame[~empty]
     if not len(frame):
         raise SceneError(f"{source} holds no shapes", "at least one polygon", "check the file")
+    if crs and frame.crs is None:
+        try:
+            frame = frame.set_crs(crs)
+        except CRSError as error:
+            raise SceneError(f"{source}: the CRS {crs!r} is not known: {error}", "EPSG:n, WKT or PROJ", do) from None
     if frame.crs is None:
         raise SceneError(
             f"{source} has no CRS",
@@ -371,22 +428,17 @@ def polygons_of(frame: Any, attribute: str) -> Polygons:
 
 def _table(join: Join, attribute: str) -> dict[str, str | None]:
     """Key -> attribute of a CSV file."""
-    try:
-        with Path(join.path).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            present = list(reader.fieldnames or [])
-            for what, column in (("key", join.key), ("attribute", attribute)):
-                if column not in present:
-                    raise SceneError(
-                        f"{join.path} has no column `{column}`, the {what}",
-                        f"one of: {', '.join(present) or 'none; it is empty'}",
-                        _nearest(column, present),
-                    )
-            rows = [(reader.line_num, _text(row[join.key]), _text(row[attribute])) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SceneError(f"{join.path} cannot be read: {error}", "a CSV file in UTF-8", "check the file") from None
+    found = read_table(join.path)
+    for what, column in (("key", join.key), ("attribute", attribute)):
+        if column not in found.columns:
+            raise SceneError(
+                f"{join.path} has no column `{column}`, the {what}",
+                f"one of: {', '.join(found.columns) or 'none; it is empty'}",
+                _nearest(column, found.columns),
+            )
     table: dict[str, str | None] = {}
-    for line, key, value in rows:
+    for line, row in zip(found.lines, found.rows, strict=True):
+        key, value = _text(row[join.key]), _text(row[attribute])
         if key is None:
             continue
         if table.setdefault(key, value) != value:
@@ -454,15 +506,22 @@ def read_rows(path: str | Path) -> list[dict[str, str | None]]:
         SceneError: if it cannot be read, or has shapes in several layers.
     """
     _stamp(str(path))
+    if Path(path).suffix.lower() in TEXT:
+        table = read_table(path)
+        decimal = re.compile(rf"[-+]?\d+{re.escape(table.decimal)}\d+([eE][-+]?\d+)?")
+        return [
+            {
+                name: cell.replace(table.decimal, ".") if cell and decimal.fullmatch(cell) else _text(cell)
+                for name, cell in row.items()
+            }
+            for row in table.rows
+        ]
     try:
-        if Path(path).suffix.lower() == ".csv":
-            with Path(path).open(encoding="utf-8-sig", newline="") as file:
-                return [{key: _text(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
         layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
         frame = pyogrio.read_dataframe(path, read_geometry=False, layer=layers[0]) if len(layers) == 1 else None
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError, ValueError, csv.Error) as error:
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError, ValueError) as error:
         raise SceneError(
-            f"{path} cannot be read: {error}", "a vector file that GDAL reads, or a CSV file in UTF-8", "check the file"
+            f"{path} cannot be read: {error}", "a vector file that GDAL reads, or a CSV file", "check the file"
         ) from None
     if frame is None:
         raise SceneError(

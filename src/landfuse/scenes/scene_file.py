@@ -278,7 +278,7 @@ class SceneFile:
         """What reads the polygons of a tile's labels."""
         paths = tuple(str(self._resolve(path, tile)) for path in labels.polygons)
         join = Join(str(self._resolve(labels.join.path, tile)), labels.join.key) if labels.join else None
-        return partial(read_polygons, paths, str(labels.attribute), join)
+        return partial(read_polygons, paths, str(labels.attribute), join, labels.crs)
 
 
 def read_mask(scene: Scene, path: str, variable: str | None, axes: str) -> NDArray[np.generic]:

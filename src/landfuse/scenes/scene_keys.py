@@ -119,7 +119,11 @@ class LabelSettings(Settings):
     also: tuple[FurtherLabels, ...] = Field(
         default=(), description="Further rasters of codes, with the same `axes`; no pixel may have two classes."
     )
-    polygons: tuple[str, ...] = Field(default=(), description="Vector files; `{tile}` is allowed.")
+    polygons: tuple[str, ...] = Field(
+        default=(),
+        description="Vector files, or tables (CSV) of points with the columns `longitude` and `latitude`, or `x` and "
+        "`y` (with `crs`); `{tile}` is allowed.",
+    )
     attribute: str | None = Field(default=None, description="The column of the polygons that names the class.")
     join: JoinSettings | None = Field(
         default=None, description="A CSV file that holds the attribute, if the polygons have only a key."
@@ -139,7 +143,7 @@ class LabelSettings(Settings):
     unlisted: Literal["error", "unlabelled"] = Field(
         default="error", description="What codes or attribute values outside the legend are."
     )
-    crs: str | None = Field(default=None, description="CRS of the raster if the file has none.")
+    crs: str | None = Field(default=None, description="CRS of the raster or vector file if it has none.")
     colours: ColourSettings | None = Field(
         default=None, description="The raster is a picture in the colours of the legend; `{}` is enough."
     )

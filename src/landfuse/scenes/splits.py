@@ -5,7 +5,6 @@ Validation is always taken from training, by the same rule as the split itself.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
 
 from landfuse.errors import MissingFileError, SplitError
+from landfuse.files import read_cells
 from landfuse.legend import UNLABELLED
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.split_rules import (
@@ -369,9 +369,8 @@ def named_tiles(split: TilesSplit, tiles: Sequence[str], resolve: Callable[[str]
     for role, path in split.lists.items():
         place = Path(resolve(path))
         try:
-            with place.open(newline="", encoding="utf-8") as file:
-                entries = [row[0].strip() for row in csv.reader(file) if row and row[0].strip()]
-        except OSError:
+            entries = [row[0].strip() for _, row in read_cells(place)[0] if row[0].strip()]
+        except MissingFileError:
             raise MissingFileError(
                 f"there is no file {place}, the list of the tiles for `{role}`", "a text or CSV file", "check `lists`"
             ) from None
