@@ -397,7 +397,7 @@ def test_data_lie_in_the_users_cache_unless_reported_otherwise(monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LANDFUSE_DATA", "here")
     assert data_folder() == tmp_path / "here"
-    assert read_scene_file(place_folder("trento")).root == tmp_path / "here" / "trento"
+    assert read_scene_file(place_folder("trento")).root == str(tmp_path / "here" / "trento")
 
 
 def test_what_was_fetched_is_noted(server: Server, root: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,10 +14,12 @@ import geopandas
 import h5py
 import numpy as np
 import pytest
+import rasterio
 import scipy.io
 import shapely
 import yaml
 from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
 
 from landfuse.errors import FaultsError, LandfuseError, MissingFileError, SceneError, SettingsError, SplitError
 from landfuse.legend import UNLABELLED
@@ -230,6 +233,50 @@ def test_a_variable_holds_a_whole_address_or_a_part_of_a_path(monkeypatch: pytes
     assert expand("${LF_NONE:-http://h/x}/a.tif") == "http://h/x/a.tif"
     assert expand("data/${LF_YEAR}/${LF_NONE:-a}.tif") == "data/2024/a.tif"
     assert expand("/vsizip/${LF_YEAR}.zip/a.tif") == "/vsizip/2024.zip/a.tif"
+
+
+@pytest.mark.parametrize(
+    ("root", "path"),
+    [
+        (".", "/vsizip/r.zip/{}"),
+        (".", "zip://r.zip!/{}"),
+        ("/vsizip/r.zip", "{}"),
+        ("zip://r.zip", "{}"),
+        ("/vsizip/FOLDER/r.zip", "{}"),
+        ("file://FOLDER", "/vsizip/r.zip/{}"),
+    ],
+)
+def test_rasters_in_archives_are_found_from_the_folder_of_the_scene_file(
+    root: str, path: str, folder: Path, text: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = open_scene(save(folder, text))
+    values, labels = expected.read("s2", GRID.window), expected.labels
+    text["root"] = root.replace("FOLDER", str(folder))
+    with zipfile.ZipFile(folder / "r.zip", "w") as archive:
+        for part in (*text["modalities"].values(), text["labels"]):
+            archive.write(folder / part["path"], part["path"])
+            (folder / part["path"]).unlink()
+            part["path"] = path.format(part["path"])
+    monkeypatch.chdir("/")
+    scene = open_scene(save(folder, text))
+    np.testing.assert_array_equal(scene.read("s2", GRID.window), values)
+    np.testing.assert_array_equal(scene.labels, labels)
+
+
+def test_the_reference_needs_a_place(folder: Path, text: dict[str, Any]) -> None:
+    made = {"driver": "GTiff", "height": 24, "width": 30, "count": 1, "dtype": "uint8"}
+    with rasterio.open(folder / "bare.tif", "w", crs=UTM, **made) as file:
+        file.write(np.ones((1, 24, 30), np.uint8))
+    text["modalities"]["s2"]["path"] = "bare.tif"
+    assert "bare.tif, the reference, has no geotransform" in str(faults(save(folder, text))[0])
+    text["georeferenced"] = False
+    assert "geotransform" not in str(faults(save(folder, text))[0])
+    text["modalities"]["s2"]["path"] = "s2.tif"
+    with rasterio.open(folder / "dem.tif", "w", **made) as file:
+        file.write(np.ones((1, 24, 30), np.uint8))
+        file.gcps = ([GroundControlPoint(0, 0, 9, 48)], rasterio.CRS.from_epsg(4326))
+    (fault,) = faults(save(folder, text))
+    assert "is placed by ground control points" in str(fault)  # not taken to be on the reference grid for its size
 
 
 def test_codes_and_colours_by_default(folder: Path, text: dict[str, Any]) -> None:

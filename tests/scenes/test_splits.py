@@ -174,7 +174,7 @@ def test_masks_that_overlap() -> None:
 
 def scene_file(folder: Path) -> SceneFile:
     settings = parse(SceneSettings, {"name": "x", "modalities": {"m": {"path": "{tile}.tif"}}}, "x")
-    return SceneFile(settings, folder, folder / "scene.yaml")
+    return SceneFile(settings, str(folder), folder / "scene.yaml")
 
 
 @pytest.mark.parametrize("kind", KINDS)

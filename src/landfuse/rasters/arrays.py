@@ -108,10 +108,8 @@ class ArrayRaster:
     def numbers(self) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """All of it as it is: (C, H, W), and where it holds nothing."""
         numbers, outside = self._numbers(self.grid.window)
-        if self.decoding.nodata is not None:
-            missing = np.isnan(numbers) if np.isnan(self.decoding.nodata) else numbers == self.decoding.nodata
-            outside = np.asarray(missing.any(axis=0) | (False if outside is None else outside))
-        return numbers, outside
+        missing = np.asarray(self.decoding.missing(numbers).any(axis=0))
+        return numbers, missing if outside is None else np.asarray(missing | outside)
 
     def _numbers(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """(C, height, width) as in the array, and (height, width) where a masked array says that there is nothing."""
@@ -155,8 +153,10 @@ def array_raster(values: Any, name: str) -> ArrayRaster:
                 "bring the axes into this order, e.g. by `numpy.moveaxis(array, -1, 0)` for bands that come last",
             )
         raster = ArrayRaster(array, "CHW"[-len(array.shape) :], Grid(*array.shape[-2:]), name)
-    if np.dtype(raster.dtype).kind not in "iufb":
-        raise SceneError(f"`{name}` holds {raster.dtype}", "real numbers", "convert it, e.g. by `.astype('float32')`")
+    kind = np.dtype(raster.dtype).kind
+    if kind not in "iufb":
+        how = "abs(array) ** 2" if kind == "c" else ".astype('float32')"
+        raise SceneError(f"`{name}` holds {raster.dtype}", "real numbers", f"convert it, e.g. by `{how}`")
     if 0 in raster.values.shape:
         raise SceneError(f"`{name}` is empty: its shape is {tuple(raster.values.shape)}", "pixels", "check the array")
     return raster

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import math
 import os
 import re
 import threading
 import warnings
 import weakref
+import xml.etree.ElementTree as ElementTree
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,20 +22,24 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
+from rasterio._path import _parse_path, _vsi_path
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.transform import from_gcps
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject, transform, transform_bounds
 from rasterio.windows import Window as RasterioWindow
 
-from landfuse.errors import GridError, MissingFileError, SceneError, SettingsError
+from landfuse.errors import GridError, MissingFileError, SceneError, SettingsError, few
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.decoding import Decoding
-from landfuse.rasters.grid import Grid, horizontal
+from landfuse.rasters.grid import SAME_CORNER, Grid, Transform, horizontal
 from landfuse.rasters.windows import Window
 
 # GDAL keeps decoded tiles in 5% of the machine's memory by default; P2 states its own bound.
 os.environ.setdefault("GDAL_CACHEMAX", "256")
+# Else GDAL warps large windows as they are instead of by fixed blocks, and its values depend on the window (P1).
+os.environ["GDAL_VRT_WARP_USE_DATASET_RASTERIO"] = "NO"
 
 ResamplingName = Literal["nearest", "bilinear", "cubic", "average", "mode"]
 
@@ -41,6 +48,15 @@ GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
 
 _MOST_BANDS = 10_000
 """With so many, rasterio takes 10 s for a window, however small, and the square of that with more."""
+
+_NOWHERE = -(2.0**127)
+"""Nodata of all bands while they are warped; no program writes this one."""
+
+_POINTS = {"ground control points": "", "RPCs": "-rpc ", "geolocation arrays": "-geoloc "}
+"""What places pixels without a geotransform, and the option of gdalwarp that uses it."""
+
+_NO_MASK = {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha}
+"""Flags of masks that say nothing beyond the bands themselves."""
 
 _OPEN_FILES = 64
 """Datasets that a thread keeps open; systems allow a process some 1,000 (macOS 256), a region has more tiles."""
@@ -106,6 +122,53 @@ def crs_name(crs: Any, where: str) -> str | None:
     return f"EPSG:{code}" if code else str(known.to_wkt())
 
 
+def vrt_of(grid: Grid) -> ElementTree.Element:
+    """A VRT without bands, on a grid."""
+    root = ElementTree.Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
+    if grid.crs is not None:
+        ElementTree.SubElement(root, "SRS").text = grid.crs
+    if grid.georeferenced:
+        a, b, c, d, e, f = grid.transform
+        ElementTree.SubElement(root, "GeoTransform").text = ", ".join(repr(float(x)) for x in (c, a, b, f, d, e))
+    return root
+
+
+_ADDRESS = re.compile(r"[a-z0-9+]+://|/vsi")
+_ARCHIVE = re.compile(r"(zip|tar|gzip)://")
+_BEFORE_FILE = re.compile(
+    r"/vsi(?:zip|tar|gzip|7z|rar)/|vrt://|(?:BAG|GPKG|HDF5|NETCDF|S1\d\d|SENTINEL[12]_\w+|ZARR|"
+    r"GTIFF_DIR:(?:off:)?\d+|HDF4_\w+:\w+|NITF_IM:\d+):\"?"
+)
+"""What stands before the name of a file where GDAL names something in it."""
+
+
+def is_file_name(path: str) -> bool:
+    """Whether it is the name of a file, not an address or GDAL's name of something in a file."""
+    return not (_ADDRESS.match(path) or _BEFORE_FILE.match(path))
+
+
+def seen_from(folder: str, path: str) -> str:
+    """A path as GDAL opens it, its file looked for in a folder unless it is absolute.
+
+    Args:
+        folder: a folder, an archive (`/vsizip/...`) or an address.
+        path: a file, an address, an archive and a file in it (`zip://a.zip!/b.tif`, `/vsizip/a.zip/b.tif`), or what
+            GDAL calls one raster of several in a file (`GPKG:a.gpkg:b`).
+    """
+    path = re.sub(r"^file://(?=/)", "", path)
+    archive = _ARCHIVE.match(path)
+    if archive:
+        path = f"/vsi{archive[1]}/" + re.sub("!/?", "/", path[archive.end() :], count=1)
+    before = _BEFORE_FILE.match(path)
+    if before:
+        return before[0] + seen_from(folder, path[before.end() :])
+    if _ADDRESS.match(path) or Path(path).is_absolute():
+        return path
+    if is_file_name(folder) and "://" not in path:  # as within an HDF5 file
+        return str(Path(folder) / path)
+    return f"{folder.rstrip('/')}/{path}"
+
+
 def rasterio_window(window: Window) -> RasterioWindow:
     """A window as rasterio takes it."""
     return RasterioWindow(window.col, window.row, window.width, window.height)
@@ -116,12 +179,12 @@ class GdalRaster:
     """One file that GDAL reads, on its own grid or warped lazily onto another; a `Raster`.
 
     Each thread opens its own dataset, and again after the object was sent to another process. A band that the file
-    marks as alpha says where there is data; it is no band of values unless `band_numbers` name it.
+    marks as alpha says where there is data unless `band_numbers` name it.
 
     Args:
         path: file or GDAL address.
         decoding: numbers to values.
-        band_numbers: the bands to use, from 1; None for all but alpha.
+        band_numbers: the bands to use, from 1; empty for all, None for all but those marked as alpha or as bad.
         assumed_crs: the CRS to take if the file has none.
         onto: the grid to warp onto; None reads the file's own.
         resampling: how, if the grids differ.
@@ -135,7 +198,7 @@ class GdalRaster:
     onto: Grid | None = None
     resampling: ResamplingName = "bilinear"
     placed: Grid | None = None
-    _open: _Reader = field(default_factory=_Reader, repr=False, compare=False)
+    _open: _Reader = field(default_factory=_Reader, init=False, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "_open"}
@@ -148,20 +211,39 @@ class GdalRaster:
     @cached_property
     def _header(self) -> dict[str, Any]:
         with self._dataset() as source:
-            own_crs = crs_name(source.crs, self.path) or self.assumed_crs
+            if not source.count:
+                raise SceneError(
+                    f"{self.path} holds no bands" + (", but several rasters" if source.subdatasets else ""),
+                    "one raster",
+                    "name one of them as `path`: " + few(source.subdatasets)
+                    if source.subdatasets
+                    else "check the path",
+                )
+            transform, crs = _place(source, self.path)
+            own_crs = crs_name(crs, self.path) or self.assumed_crs
+            if own_crs and not crs and transform == Grid(1, 1).transform:
+                raise GridError(
+                    f"{self.path} does not say where its corner is and how large its pixels are; `crs` is not enough",
+                    "a geotransform, or a world file beside it",
+                    "georeference it, e.g. by `gdal_translate -a_ullr`; or say `georeferenced: false`, without `crs`",
+                )
+            flags = dict(enumerate(source.mask_flag_enums, start=1))
+            own_masks = [n for n, kinds in flags.items() if not {*kinds} & _NO_MASK]
+            shared = [n for n in own_masks if MaskFlags.per_dataset in flags[n]]
+            good = [float(number) for number in re.findall(r"[\d.]+", source.tags(ns="ENVI").get("bbl", ""))]
             return {
-                "grid": Grid(source.height, source.width, tuple(source.transform)[:6], own_crs),
+                "grid": Grid(source.height, source.width, transform, own_crs),
                 "count": source.count,
                 "dtypes": source.dtypes,
-                "nodata": source.nodata,
-                "masked": any(
-                    MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in source.mask_flag_enums
-                ),
+                "nodata": source.nodatavals,
+                "masks": shared[:1] or own_masks,
                 "alpha": [n for n, kind in enumerate(source.colorinterp, start=1) if kind == ColorInterp.alpha],
+                "bad": [n for n, kept in enumerate(good, start=1) if not kept] if len(good) == source.count else [],
                 "scales": source.scales,
                 "offsets": source.offsets,
                 "names": source.descriptions,
                 "wavelengths": [_nanometres(source, number) for number in source.indexes],
+                "others": source.subdatasets,
             }
 
     def _dataset(self) -> Any:
@@ -169,8 +251,16 @@ class GdalRaster:
             with quietly():
                 return rasterio.open(self.path)
         except GDAL_ERRORS as error:
-            if "://" not in self.path and not self.path.startswith("/vsi") and not Path(self.path).exists():
+            path = Path(self.path)
+            if is_file_name(self.path) and not path.exists():
                 raise MissingFileError(f"there is no file {self.path}", "a raster", "check the path") from None
+            if path.suffix.lower() == ".hdr":
+                beside = [str(p) for p in sorted(path.parent.glob(glob.escape(path.stem) + "*")) if p != path]
+                raise SceneError(
+                    f"{self.path} is the header of a raster",
+                    "its data file",
+                    "name that: " + (few(beside) or "it is not there"),
+                ) from None
             raise SceneError(
                 f"{self.path} cannot be opened: {error}", "a raster that GDAL reads, whole", "check or fetch it again"
             ) from None
@@ -209,10 +299,28 @@ class GdalRaster:
 
     @property
     def dtype(self) -> str:
-        """The data type in the file."""
-        dtypes = self._header["dtypes"]
-        number = self._numbers()[0]
-        return str(dtypes[number - 1 if number <= len(dtypes) else 0])
+        """The data type in the file; those of all bands in use where they differ."""
+        dtypes = self._dtypes
+        return ", ".join(dtypes if len(set(dtypes)) > 1 else dtypes[:1])
+
+    @property
+    def _dtypes(self) -> list[str]:
+        return [str(dtype) for n in self._numbers() for dtype in self._header["dtypes"][n - 1 : n]]
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the file is not read as values though nobody said so, in words."""
+        header, left_out = self._header, self.band_numbers is None
+        found = []
+        if self._alpha:
+            found.append(f"band {self._alpha} is marked as alpha and read as a mask; `bands: all` reads it as values")
+        if left_out and header["bad"]:
+            found.append(
+                f"its header marks bands as bad (bbl), left out unless `bands` names them: {few(list(map(str, header['bad'])))}"
+            )
+        if header["others"]:
+            found.append(f"it holds further rasters, which are not read: {few(header['others'])}")
+        return found
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -230,7 +338,7 @@ class GdalRaster:
     def with_bands(self, places: Sequence[int]) -> GdalRaster:
         """Some of the bands, in this order; places count from 0."""
         numbers = self._numbers()
-        return replace(self, band_numbers=tuple(numbers[place] for place in places), _open=_Reader())
+        return replace(self, band_numbers=tuple(numbers[place] for place in places))
 
     @property
     def warped(self) -> bool:
@@ -238,40 +346,41 @@ class GdalRaster:
         return self.onto is not None and self.onto != self.own_grid
 
     def _numbers(self) -> list[int]:
-        if self.band_numbers:
-            return list(self.band_numbers)
         every = range(1, self._header["count"] + 1)
-        return [number for number in every if number not in self._header["alpha"]] or list(every)
+        if self.band_numbers is None:
+            return [n for n in every if n not in self._header["alpha"] and n not in self._header["bad"]] or list(every)
+        return list(self.band_numbers or every)
 
     @property
     def _alpha(self) -> int | None:
         """The band that says where there is data, if it is not read as values."""
         return next((number for number in self._header["alpha"] if number not in self._numbers()), None)
 
-    @cached_property
+    @property
     def _decoding(self) -> Decoding:
+        """Of what `read_numbers` returns."""
+        return replace(self._file_decoding, nodata=_NOWHERE) if self.warped else self._file_decoding
+
+    @cached_property
+    def _file_decoding(self) -> Decoding:
         """The settings win over the header's nodata, scales and offsets."""
         header, own = self._header, self.decoding
         return replace(
             own,
-            nodata=header["nodata"] if own.nodata is None else own.nodata,
+            nodata=self._of_bands(header["nodata"]) if own.nodata is None else own.nodata,
             scale=self._of_bands(header["scales"]) if own.scale is None else own.scale,
             offset=self._of_bands(header["offsets"]) if own.offset is None else own.offset,
         )
 
-    def _of_bands(self, numbers: Sequence[float]) -> float | tuple[float, ...]:
+    def _of_bands(self, numbers: Sequence[Any]) -> Any:
         chosen = tuple(numbers[number - 1] for number in self._numbers())
         return chosen[0] if len(set(chosen)) == 1 else chosen
 
     @property
     def nodata(self) -> float | None:
-        """The number that means no data, by the settings, else the header."""
-        return self._decoding.nodata
-
-    @property
-    def declares_nan(self) -> bool:
-        """Whether NaN is the declared nodata value."""
-        return self._decoding.nodata is not None and bool(np.isnan(self._decoding.nodata))
+        """The number that means no data in the first band, by the settings, else the header."""
+        nodata = self._decoding.nodata
+        return nodata[0] if isinstance(nodata, tuple) else nodata
 
     def check(self) -> None:
         """Checks the header without reading pixels.
@@ -292,6 +401,12 @@ class GdalRaster:
                 f"at most {_MOST_BANDS:,}, since all are read at once",
                 "choose some by `bands`",
             )
+        if "complex" in self.dtype:
+            raise SceneError(
+                f"{self.path} holds complex numbers ({self.dtype})",
+                "real ones: of a radar image the intensity, which `decibel: true` converts",
+                "write re² + im² to a file of its own, and name that",
+            )
         if not self.warped or self.onto is None:
             return
         if self.own_grid.crs is None:
@@ -305,12 +420,6 @@ class GdalRaster:
                 f"{self.path} ({self.own_grid}) cannot be placed: the reference grid has no CRS ({self.onto})",
                 "a reference with a CRS",
                 "name the reference's CRS by `crs: EPSG:n`, or make this raster the `reference`",
-            )
-        if self._header["alpha"] and self._alpha is None:
-            raise GridError(
-                f"{self.path} is on another grid, and its band {self._header['alpha'][0]} is marked as alpha",
-                "values only, to warp them",
-                "leave that band out of `bands`, or write the raster again without the mark",
             )
         own, own_crs = _bounds(self.own_grid), self.own_grid.crs
         try:
@@ -333,52 +442,86 @@ class GdalRaster:
     def _reader(self) -> Any:
         mine = self._open
         if mine.dataset is None:
-            source = self._dataset()
             if self.warped and self.onto is not None:
-                categorical = self.resampling in ("nearest", "mode")
-                nodata = self._decoding.nodata
+                mine.source = rasterio.open(self._uniform())
                 mine.dataset = WarpedVRT(
-                    source,
+                    mine.source,
                     src_crs=self.own_grid.crs,
                     crs=self.onto.crs,
                     transform=rasterio.Affine(*self.onto.transform),
                     height=self.onto.height,
                     width=self.onto.width,
                     resampling=Resampling[self.resampling],
-                    src_nodata=nodata,
-                    nodata=nodata,
-                    add_alpha=nodata is None and not self._header["alpha"],
-                    dtype=None if categorical else "float32",
+                    src_nodata=_NOWHERE,
+                    nodata=_NOWHERE,
+                    dtype="float32",
                     # Else nodata in one band only is taken for a value and mixed with its neighbours.
                     UNIFIED_SRC_NODATA="NO",
                     **_scales(self.own_grid, self.onto),
                 )
-                mine.source = source
             else:
-                mine.dataset = source
+                mine.dataset = self._dataset()
         _open_readers.touch(mine)
         return mine.dataset
 
+    @property
+    def _masks(self) -> list[str]:
+        """What says where there is data, as VRTs name bands."""
+        return [*([str(self._alpha)] if self._alpha else []), *(f"mask,{number}" for number in self._header["masks"])]
+
+    def _uniform(self) -> str:
+        """A VRT of the bands in use that GDAL can warp together: with one nodata, and masks as an alpha band."""
+        root, path = vrt_of(self.own_grid), _vsi_path(_parse_path(self.path))
+        nodata = self._file_decoding.nodata
+        each = nodata if isinstance(nodata, tuple) else (nodata,) * self.bands
+        bands = [
+            ("Float64" if dtype == "float64" else "Float32", [(str(number), missing)])
+            for number, dtype, missing in zip(self._numbers(), self._dtypes, each, strict=True)
+        ]
+        if self._masks:  # each but the first counts where it is 0
+            bands.append(("Byte", [(mask, 255 if n else None) for n, mask in enumerate(self._masks)]))
+        for number, (dtype, sources) in enumerate(bands, start=1):
+            band = ElementTree.SubElement(root, "VRTRasterBand", dataType=dtype, band=str(number))
+            what = ("ColorInterp", "Alpha") if number > self.bands else ("NoDataValue", repr(_NOWHERE))
+            ElementTree.SubElement(band, what[0]).text = what[1]
+            for name, missing in sources:
+                source = ElementTree.SubElement(band, "ComplexSource")
+                ElementTree.SubElement(source, "SourceFilename").text = path
+                ElementTree.SubElement(source, "SourceBand").text = name
+                if missing is not None:
+                    ElementTree.SubElement(source, "NODATA").text = repr(missing)
+        return ElementTree.tostring(root, encoding="unicode")
+
     def read_numbers(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-        """The numbers as they are in the file, (C, height, width), and where a mask band says there are none."""
+        """The numbers as they are in the file, (C, height, width), and where a mask says there are none.
+
+        Warped ones are float32, with one nodata, also where a mask says that there are none.
+        """
+        where = rasterio_window(window)
         try:
             with np.errstate(over="ignore"):  # a nodata of -1.8e308 in float64 files
                 reader = self._reader()
-                numbers = reader.read(self._numbers(), window=rasterio_window(window))
-                outside: NDArray[np.bool_] | None = None
+                if self.warped:
+                    return reader.read(list(range(1, self.bands + 1)), window=where), None
+                numbers = self._numbers()
+                found = (
+                    reader.read(numbers, window=where)
+                    if len(set(self._dtypes)) == 1
+                    else np.stack([reader.read(number, window=where) for number in numbers])
+                )
+                outside = None
                 if self._alpha is not None:
-                    outside = reader.read(self._alpha, window=rasterio_window(window)) == 0
-                elif self.warped and self._decoding.nodata is None:
-                    outside = reader.read(reader.count, window=rasterio_window(window)) == 0
-                elif self._header["masked"]:
-                    outside = reader.dataset_mask(window=rasterio_window(window)) == 0
+                    outside = reader.read(self._alpha, window=where) == 0
+                if self._header["masks"]:
+                    masked = (reader.read_masks(self._header["masks"], window=where) == 0).any(axis=0)
+                    outside = masked if outside is None else outside | masked
         except GDAL_ERRORS as error:
             raise SceneError(
                 f"{self.path} cannot be read at row {window.row}, column {window.col}: {error}",
                 "a whole file",
                 "fetch it again; it may be truncated",
             ) from None
-        return numbers, outside
+        return found, outside
 
     def read(self, window: Window) -> NDArray[np.float32]:
         """See `Raster`."""
@@ -395,10 +538,9 @@ class GdalRaster:
     def read_codes(self) -> NDArray[np.generic]:
         """The first band whole, as the codes of labels: (H, W); `UNLABELLED` where there is no data."""
         numbers, outside = self.read_numbers(self.grid.window)
-        codes = numbers[0]
-        missing = np.zeros(codes.shape, dtype=bool) if outside is None else outside
-        if self._decoding.nodata is not None:
-            missing |= np.isnan(codes) if self.declares_nan else codes == self._decoding.nodata
+        codes, missing = numbers[0], self._decoding.missing(numbers)[0]
+        if outside is not None:
+            missing |= outside
         if missing.any():
             holds = codes.dtype.kind == "f" or np.iinfo(codes.dtype).max >= UNLABELLED
             wide = codes if holds else codes.astype(np.int64)  # int8 cannot hold 255
@@ -440,6 +582,29 @@ def _nanometres(source: Any, number: int) -> float | None:
         return float(text) * factor or None
     except (TypeError, ValueError):
         return None
+
+
+def _place(source: Any, path: str) -> tuple[Transform, Any]:
+    """Geotransform and CRS of a dataset; by its control points where these lie on a grid.
+
+    Raises:
+        GridError: if they do not, or something else than a geotransform places it.
+    """
+    none, (points, crs) = rasterio.Affine.identity(), source.gcps
+    placed_by = zip(_POINTS.items(), (points, source.rpcs, source.tags(ns="GEOLOCATION")), strict=True)
+    found = [words for words, there in placed_by if there]
+    if source.transform != none or not found:
+        return tuple(source.transform)[:6], source.crs
+    fitted = from_gcps(points) if points else none
+    if points and not fitted.is_degenerate:
+        off = [math.dist(~fitted * (point.x, point.y), (point.col, point.row)) for point in points]
+        if max(off) <= SAME_CORNER:
+            return tuple(fitted)[:6], source.crs or crs
+    raise GridError(
+        f"{path} is placed by {found[0][0]}, and has no geotransform",
+        "pixels on a regular grid of a CRS",
+        f"warp it first, e.g. by `gdalwarp {found[0][1]}-t_srs EPSG:n`, and name the new file",
+    )
 
 
 def _scales(source: Grid, onto: Grid) -> dict[str, str]:

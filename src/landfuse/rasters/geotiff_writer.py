@@ -19,7 +19,7 @@ from rasterio.features import rasterize
 
 from landfuse.files import unwritable, whole_file, write_text
 from landfuse.legend import UNLABELLED, Legend
-from landfuse.rasters.geotiff import GDAL_ERRORS, quietly, rasterio_window
+from landfuse.rasters.geotiff import GDAL_ERRORS, quietly, rasterio_window, vrt_of
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
 
@@ -201,13 +201,7 @@ def write_mosaic(
     Raises:
         OutputError: if it cannot be written.
     """
-    grid = mosaic.grid
-    root = ElementTree.Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
-    if grid.crs is not None:
-        ElementTree.SubElement(root, "SRS").text = grid.crs
-    if grid.georeferenced:
-        a, b, c, d, e, f = grid.transform
-        ElementTree.SubElement(root, "GeoTransform").text = ", ".join(repr(float(x)) for x in (c, a, b, f, d, e))
+    root = vrt_of(mosaic.grid)
     metadata = ElementTree.SubElement(root, "Metadata")
     for key, value in mosaic.tags.items():
         ElementTree.SubElement(metadata, "MDI", key=key).text = value

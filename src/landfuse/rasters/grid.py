@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 Transform = tuple[float, float, float, float, float, float]
 """(a, b, c, d, e, f): x = a * column + b * row + c, y = d * column + e * row + f, at the pixel's upper left corner."""
 
-_SAME_CORNER = 0.01  # pixels; headers written by different programs differ by rounding, never by this much
+SAME_CORNER = 0.01
+"""Pixels within which two corners are one; headers written by different programs differ by rounding, never by more."""
 
 _SAME = 1e-3
 """What areas may differ from the square of the pixel size, as a fraction, to count as equal to it."""
@@ -71,7 +72,7 @@ class Grid:
         if (self.height, self.width) != (other.height, other.width) or not _same_crs(self.crs, other.crs):
             return False
         corners = [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)]
-        tolerance = _SAME_CORNER * min(self.pixel_size)
+        tolerance = SAME_CORNER * min(self.pixel_size)
         other = other.beside(self)
         return all(math.dist(self.at(column, row), other.at(column, row)) <= tolerance for column, row in corners)
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from landfuse.download import Progress, download
-from landfuse.errors import LandfuseError, SceneError
+from landfuse.errors import LandfuseError, SceneError, SettingsError
 from landfuse.files import unwritable, write_text
+from landfuse.rasters.geotiff import is_file_name
 from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.scene_keys import DownloadSettings
 
@@ -53,11 +54,11 @@ def missing_files(file: SceneFile) -> list[str]:
     return [path for path in paths if not _is_there(file.root, path)]
 
 
-def _is_there(root: Path, path: str) -> bool:
-    if "://" in path or path.startswith("/vsi"):
+def _is_there(root: str, path: str) -> bool:
+    if not is_file_name(path) or not is_file_name(root):
         return True
     pattern = re.sub(r"\{tile[^}]*\}", "*", path)
-    return any(root.glob(pattern)) if pattern != path else (root / path).exists()
+    return any(Path(root).glob(pattern)) if pattern != path else Path(root, path).exists()
 
 
 def fetch(file: SceneFile, progress: Callable[[str], Progress] = lambda name: lambda done, total: None) -> Fetched:
@@ -72,11 +73,14 @@ def fetch(file: SceneFile, progress: Callable[[str], Progress] = lambda name: la
         SceneError: if a file has another checksum, or is no archive that can be unpacked.
         OutputError: if the disk is full, or the folder cannot be written.
     """
-    result = Fetched(file.root)
-    note = file.root / NOTE
+    root = Path(file.root)
+    if not is_file_name(file.root):
+        raise SettingsError(f"`root` of {file.path} is {file.root}", "a folder, to save files in", "correct `root`")
+    result = Fetched(root)
+    note = root / NOTE
     known: dict[str, Any] = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
     for wanted in file.settings.fetch.files if file.settings.fetch else ():
-        folder = file.root / wanted.folder
+        folder = root / wanted.folder
         before = known.get(wanted.address, {})
         parts = [folder / name for name in before.get("files", [])]
         if parts and before.get("sha256") == (wanted.sha256 or before.get("sha256")) and all(p.exists() for p in parts):

@@ -26,7 +26,7 @@ from landfuse.errors import (
 )
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.palette import class_colours
-from landfuse.rasters.geotiff import GdalRaster, ResamplingName, crs_name
+from landfuse.rasters.geotiff import GdalRaster, ResamplingName, crs_name, seen_from
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
 from landfuse.rasters.polygons import Join, Polygons, read_polygons
@@ -42,10 +42,10 @@ log = logging.getLogger("landfuse")
 
 @dataclass(frozen=True)
 class SceneFile:
-    """A scene file as read: settings, and the folder that its paths start from."""
+    """A scene file as read: settings, and the folder, archive or address that its paths start from."""
 
     settings: SceneSettings
-    root: Path
+    root: str
     path: Path
 
     @property
@@ -72,7 +72,7 @@ class SceneFile:
         settings = self.settings
         if settings.tiles is not None:
             return list(settings.tiles)
-        pattern = str(self._resolve(settings.paths[0]))
+        pattern = self._resolve(settings.paths[0])
         if "{tile}" not in pattern:
             return [settings.name]
         parts = pattern.split("{tile}")
@@ -153,19 +153,16 @@ class SceneFile:
 
     def _read_mask(self, scene: Scene, path: str, variable: str | None, axes: str) -> NDArray[np.generic]:
         """One mask of a split, (H, W) on the scene's grid."""
-        return read_mask(scene, str(self._resolve(path, scene.name)), variable, axes)
+        return read_mask(scene, self._resolve(path, scene.name), variable, axes)
 
-    def _resolve(self, path: str, tile: str | None = None) -> Path | str:
+    def _resolve(self, path: str, tile: str | None = None) -> str:
         if tile is not None:
             path = path.replace("{tile}", tile).replace("{tile:02}", re.sub(r"\d+", lambda n: n[0].zfill(2), tile))
-        expanded = expand(path)
-        if "://" in expanded or expanded.startswith("/vsi"):
-            return expanded
-        return self.root / expanded
+        return seen_from(self.root, expand(path))
 
     def _raster(self, tile: str, m: ModalitySettings | LabelSettings, where: str, home: Grid | None) -> Any:
         """A raster on its own grid; `home` is the grid that it belongs on, None for the reference."""
-        path = str(self._resolve(m.path or "", tile))
+        path = self._resolve(m.path or "", tile)
         bands = m.bands if isinstance(m, ModalitySettings) else None
         decoding = m.decoding
         if path.lower().endswith(".mat"):
@@ -203,11 +200,12 @@ class SceneFile:
         try:
             own = self._raster(tile, sources[reference], f"{self.path}: `{reference}`", None)
             grid = own.grid
-            if own.grid.crs is None and settings.georeferenced and not isinstance(own, MatRaster):
+            placeless = own.grid.crs is None or own.grid.transform == Grid(1, 1).transform
+            if placeless and settings.georeferenced and not isinstance(own, MatRaster):
                 faults.append(
                     GridError(
-                        f"{own.path}, the reference, has no CRS",
-                        "a CRS, so that the map can be placed",
+                        f"{own.path}, the reference, has no {'geotransform' if own.grid.crs else 'CRS'}",
+                        "a CRS and a geotransform, so that the map can be placed",
                         "name it by `crs: EPSG:n`, or say `georeferenced: false` if the scene has none",
                     )
                 )
@@ -276,8 +274,8 @@ class SceneFile:
 
     def polygons(self, tile: str, labels: LabelSettings) -> Callable[[], Polygons]:
         """What reads the polygons of a tile's labels."""
-        paths = tuple(str(self._resolve(path, tile)) for path in labels.polygons)
-        join = Join(str(self._resolve(labels.join.path, tile)), labels.join.key) if labels.join else None
+        paths = tuple(self._resolve(path, tile) for path in labels.polygons)
+        join = Join(self._resolve(labels.join.path, tile), labels.join.key) if labels.join else None
         return partial(read_polygons, paths, str(labels.attribute), join, labels.crs)
 
 
@@ -335,9 +333,7 @@ def _placed(raster: Any, grid: Grid, name: str) -> Any:
             f"{grid.height} x {grid.width} px, as the reference grid",
             "resample it, or give both a CRS",
         )
-    onto = GdalRaster(
-        raster.path, raster.decoding, raster.band_numbers, raster.assumed_crs, onto=grid, resampling=raster.resampling
-    )
+    onto = replace(raster, onto=grid, placed=None)
     onto.check()
     return onto
 
@@ -411,7 +407,7 @@ def read_scene_file(path: str | Path, faults: list[LandfuseError] | None = None)
             raise FaultsError(wrong)
         settings = rest
         faults += wrong
-    result = SceneFile(settings, path.parent / expand_root(settings.root), path)
+    result = SceneFile(settings, seen_from(str(path.parent), expand_root(settings.root)), path)
     if settings.legend:
         _ = result.legend
     return result
