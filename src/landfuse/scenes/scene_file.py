@@ -173,7 +173,7 @@ class SceneFile:
                     "add e.g. `variable: data` and `axes: HWC`",
                 )
             shape = (home.height, home.width) if home else None
-            return open_mat(path, m.variable, m.axes, decoding=decoding, bands=bands, expected=shape)
+            return open_mat(path, m.variable, m.axes, decoding=decoding, bands=bands or None, expected=shape)
         assumed = crs_name(m.crs, where) if m.crs else None
         how: ResamplingName = m.resampling if isinstance(m, ModalitySettings) else "nearest"
         placed = None if self.settings.georeferenced else home

@@ -31,7 +31,9 @@ class ModalitySettings(Settings):
     variable: str | None = Field(default=None, description="The variable of a .mat file.")
     axes: str | None = Field(default=None, description="Axes of that variable as MATLAB shows it, e.g. `HWC`.")
     bands: tuple[int, ...] | None = Field(
-        default=None, min_length=1, description="Bands to use, from 1: `[1, 2, 5]` or `1-5, 9`; all by default."
+        default=None,
+        description="Bands to use, from 1: `[1, 2, 5]` or `1-5, 9`; `all` for every one. By default all but those that "
+        "the file marks as alpha, which is read as a mask, or as bad (ENVI's `bbl`).",
     )
     names: tuple[str, ...] = Field(
         default=(),
@@ -62,13 +64,17 @@ class ModalitySettings(Settings):
     @pydantic.field_validator("bands", mode="before")
     @classmethod
     def _ranges(cls, value: Any) -> Any:
+        if value == []:
+            raise ValueError("name one band at least, or leave it out for all")
         if not isinstance(value, str):
             return value
         bands: list[int] = []
+        if value.strip() == "all":
+            return bands
         for part in value.split(","):
             match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
             if not match:
-                raise ValueError("write bands like '1-5, 9' or [1, 2, 5]")
+                raise ValueError("write bands like '1-5, 9' or [1, 2, 5], or all")
             first, last = int(match.group(1)), int(match.group(2) or match.group(1))
             if last < first:
                 raise ValueError(f"{part.strip()} runs backwards; list the bands one by one, like [3, 2, 1]")
