@@ -54,6 +54,14 @@ def test_temperatures_without_an_answer() -> None:
     assert fit_temperature(logits, np.array([1, 0])) == HOTTEST, "all wrong: the less sure the better"
     assert fit_temperature(np.full((3, 4), 2.0), np.array([0, 1, 2])) == 1
     assert fit_temperature(np.empty((0, 4)), np.empty(0, np.int64)) == 1
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_left_out(wrong: float) -> None:
+    logits, truth = drawn(300, 4, 1.7)
+    more = np.concatenate([logits, [[0.0, wrong, 1.0, 2.0]]]), np.concatenate([truth, [1]])
+    assert fit_temperature(*more) == fit_temperature(logits, truth)
+    assert fit_temperature(np.full((3, 4), wrong), np.array([0, 1, 2])) == 1
     assert LogitSample(10).temperature() == 1
 
 

@@ -240,7 +240,6 @@ def test_what_a_model_has_to_know_of_them(scene: Scene, denoiser: TrainedDenoise
     for name, part in made.items():
         assert part.raster.grid == scene.grid
         assert scene.name in part.raster.path
-        assert part.raster.undeclared_nan(scene.grid.window) == 0
         assert part.raster.read(Window(3, 4, 5, 6)).shape == (both.channels[name], 5, 6)
 
 

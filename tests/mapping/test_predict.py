@@ -205,6 +205,19 @@ def constant_bundle(scene: Scene, view: int, core: int, stride: int, weights: Co
     return bundle
 
 
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("core", [1, 4])
+def test_where_logits_are_not_finite_there_is_no_class(
+    wrong: float, core: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = whole_scene(8, 8, holes=0)
+    bundle = constant_bundle(scene, core, core, core, "uniform")
+    assert (map_array(bundle, scene) == 0).all()
+    logits = torch.tensor([1.0, wrong, 0.5])[None, :, None, None]
+    monkeypatch.setattr(Constant, "forward", lambda self, images: logits.expand(len(images["a"]), -1, core, core))
+    assert (map_array(bundle, scene) == UNLABELLED).all()
+
+
 @settings(deadline=None, max_examples=25)
 @given(SIZES, SIZES, lattices(), st.integers(1, 30), st.sampled_from(["uniform", "smooth"]))
 def test_the_weights_of_a_pixel_add_up_to_one(

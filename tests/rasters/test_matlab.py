@@ -101,8 +101,8 @@ def test_values_are_decoded(write: Write, tmp_path: Path) -> None:
     raster = open_mat(tmp_path / "x.mat", "z", "HW", decoding=Decoding(nodata=-9999, scale=2, offset=1))
     nan = np.nan
     np.testing.assert_array_equal(raster.read(raster.grid.window), [[[3, nan, nan], [nan, 41, 1]]])
-    assert raster.undeclared_nan(raster.grid.window) == 2
-    assert raster.undeclared_nan(Window(1, 1, 1, 2)) == 0
+    assert len(raster.undeclared(raster.grid.window)) == 2
+    assert len(raster.undeclared(Window(1, 1, 1, 2))) == 0
     assert raster.dtype == "float32"
 
 

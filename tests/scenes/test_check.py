@@ -11,6 +11,8 @@ from typing import Any
 import geopandas
 import numpy as np
 import pytest
+import rasterio
+import rasterio.shutil
 import scipy.io
 import shapely
 import yaml
@@ -82,6 +84,35 @@ def test_scenes_and_their_faults_need_no_torch(units: Any, tmp_path: Path) -> No
     else:
         assert ended.returncode == 2
         assert "`modalities.s2.units` is ['no', 'text']: Input should be a valid string" in ended.stderr
+
+
+def test_what_is_not_read_as_values_is_said(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    text = write_scene(tmp_path)
+    array = np.random.default_rng(0).integers(1, 255, (4, 40, 48)).astype(np.uint8)
+    with rasterio.open(
+        tmp_path / "s2.tif", "w", driver="GTiff", height=40, width=48, count=4, dtype="uint8", crs=UTM,
+        transform=rasterio.Affine(*GRID.transform), photometric="RGB", alpha="YES",
+    ) as file:  # fmt: skip
+        file.write(array)
+    write_raster(tmp_path / "hsi.tif", GRID, values(3), nodata=None)
+    rasterio.shutil.copy(tmp_path / "hsi.tif", tmp_path / "hsi.img", driver="ENVI")
+    with (tmp_path / "hsi.hdr").open("a") as header:
+        header.write("bbl = {1, 0, 1}\n")
+    text["modalities"]["hsi"] = {"path": "hsi.img"}
+    path = save(tmp_path, text)
+    report = check(path)
+    assert {name: row.bands for name, row in report.modalities.items()} == {"s2": 3, "dem": 1, "hsi": 2}
+    code, out, _ = landfuse("check", path, "--views", "1")
+    assert code == 0
+    assert "note: `s2`: band 4 is marked as alpha and read as a mask; `bands: all` reads it as values" in out
+    assert "note: `hsi`: bands marked as bad (bbl) are left out unless `bands` names them: 2" in out
+    text["modalities"]["s2"]["bands"] = text["modalities"]["hsi"]["bands"] = "all"
+    report = check(save(tmp_path, text))
+    assert {name: row.bands for name, row in report.modalities.items()} == {"s2": 4, "dem": 1, "hsi": 3}
+    assert [note for note in report.notes if "band" in note] == []
+    text["modalities"]["s2"]["bands"] = []
+    (fault,) = check(save(tmp_path, text)).faults
+    assert "name one band at least" in str(fault)
 
 
 def test_close_colours_are_reported_and_are_no_fault(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
@@ -376,6 +407,13 @@ def with_nan(folder: Path, text: dict[str, Any]) -> None:
     write_raster(folder / "s2.tif", GRID, array, nodata=None)
 
 
+def dead_band(folder: Path, text: dict[str, Any]) -> None:
+    array = values(5)
+    array[2] = -1
+    write_raster(folder / "s2.tif", GRID, array, nodata=-1)
+    text["modalities"]["s2"]["bands"] = "2-5"
+
+
 def fill(name: str, array: NDArray[Any], grid: Grid = GRID, nodata: float | None = None) -> Edit:
     return lambda folder, text: write_raster(folder / name, grid, array, nodata=nodata)
 
@@ -407,6 +445,18 @@ FAULTS: dict[str, tuple[Edit, list[str]]] = {
     "NaN": (with_nan, ["`s2` holds NaN or infinity in 3 pixels", "`nodata: .nan`"]),
     "no CRS": (no_crs, ["s2.tif, the reference, has no CRS", "`crs: EPSG:n`"]),
     "axis order": (mat, ["by the axes HWC, 48 x 40 px", "write `axes: WHC`"]),
+    "undeclared nodata": (
+        fill("s2.tif", np.where(codes() == 0, np.float32(-3.4028235e38), values(4))),
+        [f"`s2` holds -3.40282347e+38 in {(codes() == 0).sum()} pixels", "`nodata: -3.40282347e+38`"],
+    ),
+    "undeclared netCDF nodata": (
+        fill("dem.tif", np.where(codes() == 0, np.float32(9.96921e36), values(1))),
+        [f"`dem` holds 9.96920997e+36 in {(codes() == 0).sum()} pixels", "`nodata: 9.96920997e+36`"],
+    ),
+    "dead band": (
+        dead_band,
+        ["`s2` has no data in band 3, so that no pixel has data in all bands", "leave that out by `bands`"],
+    ),
     "no data anywhere": (
         lambda f, t: t["modalities"]["dem"].update(scale=-1.0, decibel=True),
         ["`dem` has no data anywhere"],

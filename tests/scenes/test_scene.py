@@ -39,9 +39,6 @@ class Whole:
         assert not window.empty
         return self.array[:, *window.within(self.grid.window)]
 
-    def undeclared_nan(self, window: Window) -> int:
-        return 0
-
 
 def scene_of(height: int, width: int, zooms: dict[str, int], bands: int = 2) -> Scene:
     rng = np.random.default_rng(0)

@@ -162,7 +162,6 @@ def test_gaps(scene: Scene) -> None:
     missing = np.isnan(whole(scene, "height")[0])
     assert missing.mean() == pytest.approx(0.03, abs=0.01)
     assert not any(np.isnan(whole(scene, name)).any() for name in ("hsi", "sar"))
-    assert scene.modalities["height"].raster.undeclared_nan(scene.grid.window) == 0
     assert not np.isnan(whole(simulate(200, 200, nodata_fraction=0), "height")).any()
     assert np.isnan(whole(simulate(64, 64, nodata_fraction=1), "height")).all()
 

@@ -171,6 +171,3 @@ class Absent:
 
     def read(self, window: Window) -> NDArray[np.float32]:
         return np.full((self.bands, window.height, window.width), np.nan, np.float32)
-
-    def undeclared_nan(self, window: Window) -> int:
-        return 0

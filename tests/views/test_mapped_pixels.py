@@ -34,9 +34,6 @@ class Held:
     def read(self, window: Window) -> NDArray[np.float32]:
         return self.values[:, *window.within(self.grid.window)]
 
-    def undeclared_nan(self, window: Window) -> int:
-        return 0
-
 
 @pytest.fixture
 def values() -> dict[str, NDArray[np.float32]]:

@@ -117,6 +117,10 @@ def test_clip_and_none() -> None:
 def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(ModelError, match=r"no training pixel has data in `lidar`"):
         PixelStatistics(2).pixel_map(PixelMapSettings(), "lidar")
+    x = pixels(50, 3)
+    x[:, 1] = np.nan
+    with pytest.raises(ModelError, match=r"no training pixel has data in band 2 of the 3 in use of `m`"):
+        fitted(x)
     with pytest.raises(ModelError, match=r"keep 30 components of 3 bands(.|\n)*pixel_maps\.m\.components"):
         fitted(pixels(50, 3), kind="pca")
 

@@ -40,7 +40,7 @@ def fit_temperature(logits: NDArray[np.floating], truth: NDArray[np.integer]) ->
     The negative log-likelihood is convex in 1 / T, so that its slope has one root.
 
     Args:
-        logits: (N, K).
+        logits: (N, K); pixels with one that is not finite are left out.
         truth: (N,) classes, 0..K-1.
 
     Returns:
@@ -49,6 +49,8 @@ def fit_temperature(logits: NDArray[np.floating], truth: NDArray[np.integer]) ->
     Source: Guo et al. 2017, section 4.2.
     """
     z = np.asarray(logits, np.float64)
+    finite = np.isfinite(z).all(axis=1)
+    z, truth = z[finite], truth[finite]
     z = z - z.max(axis=1, keepdims=True) if len(z) else z
     if not z.any():
         return 1.0

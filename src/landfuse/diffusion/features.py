@@ -171,10 +171,6 @@ class FeatureRaster:
                 ]
         return values
 
-    def undeclared_nan(self, window: Window) -> int:
-        """0: features are numbers wherever there is data."""
-        return 0
-
 
 class FeatureTiles:
     """The tiles of a scene's features: kept where they were computed before, otherwise computed now.

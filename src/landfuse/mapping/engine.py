@@ -50,7 +50,8 @@ class BlockMap:
 
     Args:
         window: of the scene.
-        classes: (height, width) uint8, `UNLABELLED` where a modality has no data or the pixel was not wanted.
+        classes: (height, width) uint8, `UNLABELLED` where a modality has no data, the pixel was not wanted, or the
+            model gives no finite logits.
         logits: (K, height, width) float32; only meaningful where there is a class.
         temperature: logits are divided by it to obtain probabilities.
         layers: name -> (height, width) float32, 0..1, what else was asked of the model.
@@ -237,7 +238,7 @@ class Engine:
             summed /= np.outer(rows, cols)
         logits, layers = np.split(summed, [len(self.description.legend)])
         classes = best_of(logits)
-        classes[~needed[window.within(prepared.window)]] = UNLABELLED
+        classes[~needed[window.within(prepared.window)] | ~np.isfinite(logits).all(axis=0)] = UNLABELLED
         meter.end()
         named = dict(zip(self.options.layers, layers, strict=True))
         return BlockMap(window, classes, logits, self.description.temperature, named, prepared.window, prepared.digest)

@@ -101,10 +101,6 @@ class ArrayRaster:
             values[:, outside] = np.nan
         return values
 
-    def undeclared_nan(self, window: Window) -> int:
-        """See `Raster`."""
-        return self.decoding.undeclared_nan(*self._numbers(window))
-
     def numbers(self) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """All of it as it is: (C, H, W), and where it holds nothing."""
         numbers, outside = self._numbers(self.grid.window)

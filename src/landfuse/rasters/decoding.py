@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+_BEYOND = 1e20
+"""Beyond any physical range; the nodata of some programs is, which they do not always declare (-3.4e38)."""
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -14,7 +17,7 @@ class Decoding:
 
     Args:
         nodata: the number that means "no data", compared before scaling; for all bands, or one (or None) for each. NaN
-            is allowed. NaN and infinity are no data in any case.
+            is allowed. NaN, infinity and numbers beyond any physical range (1e20) are no data in any case.
         scale: value = number * scale + offset; for all bands, or one for each. None for what the file says, else 1.
         offset: see `scale`; None for what the file says, else 0.
         decibel: turn linear power into 10 * log10(value) dB at the end (SAR intensity); power <= 0 is no data.
@@ -36,9 +39,7 @@ class Decoding:
         if self.decibel:
             with np.errstate(divide="ignore", invalid="ignore"):
                 values = np.where(values > 0, 10 * np.log10(values), np.float32(np.nan)).astype(np.float32)
-        values[self.missing(numbers)] = np.nan
-        if numbers.dtype.kind == "f":
-            values[~np.isfinite(values)] = np.nan
+        values[self.missing(numbers) | no_values(numbers)] = np.nan
         return values
 
     def missing(self, numbers: NDArray[np.generic]) -> NDArray[np.bool_]:
@@ -57,17 +58,26 @@ class Decoding:
                 there[:] = band == nodata
         return found
 
-    def undeclared_nan(self, numbers: NDArray[np.generic], outside: NDArray[np.bool_] | None = None) -> int:
-        """How many pixels of (C, H, W) hold a NaN or infinity that `nodata` does not declare.
+    def undeclared(
+        self, numbers: NDArray[np.generic], outside: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.floating]:
+        """A number of each pixel that has one which is no value though `nodata` does not declare it: (P,).
 
         Args:
-            numbers: as they are in the file.
+            numbers: as they are in the file, (C, H, W).
             outside: (H, W), true where a mask says that there are none.
         """
-        if numbers.dtype.kind != "f":
-            return 0
-        found = (~np.isfinite(numbers) & ~self.missing(numbers)).any(axis=0)
-        return int((found if outside is None else found & ~outside).sum())
+        wrong = no_values(numbers) & ~self.missing(numbers)
+        pixels = wrong.any(axis=0) if outside is None else wrong.any(axis=0) & ~outside
+        which = wrong[:, pixels].argmax(axis=0)
+        return np.take_along_axis(numbers[:, pixels], which[None], axis=0)[0].astype(np.float64)
+
+
+def no_values(numbers: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Where numbers are NaN, infinite or beyond any physical range."""
+    if numbers.dtype.kind != "f":
+        return np.zeros(numbers.shape, bool)
+    return ~(np.abs(numbers) < _BEYOND)
 
 
 def _per_band(numbers: float | tuple[float, ...] | None) -> NDArray[np.float32]:

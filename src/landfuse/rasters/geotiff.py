@@ -238,7 +238,9 @@ class GdalRaster:
                 "nodata": source.nodatavals,
                 "masks": shared[:1] or own_masks,
                 "alpha": [n for n, kind in enumerate(source.colorinterp, start=1) if kind == ColorInterp.alpha],
-                "bad": [n for n, kept in enumerate(good, start=1) if not kept] if len(good) == source.count else [],
+                "bad": [str(n) for n, kept in enumerate(good, start=1) if not kept]
+                if len(good) == source.count
+                else [],
                 "scales": source.scales,
                 "offsets": source.offsets,
                 "names": source.descriptions,
@@ -315,11 +317,11 @@ class GdalRaster:
         if self._alpha:
             found.append(f"band {self._alpha} is marked as alpha and read as a mask; `bands: all` reads it as values")
         if left_out and header["bad"]:
-            found.append(
-                f"its header marks bands as bad (bbl), left out unless `bands` names them: {few(list(map(str, header['bad'])))}"
-            )
+            found.append(f"bands marked as bad (bbl) are left out unless `bands` names them: {few(header['bad'])}")
         if header["others"]:
-            found.append(f"it holds further rasters, which are not read: {few(header['others'])}")
+            found.append(
+                f"the file holds {len(header['others'])} rasters, of which one is read (`gdalinfo` lists them)"
+            )
         return found
 
     @property
@@ -348,7 +350,9 @@ class GdalRaster:
     def _numbers(self) -> list[int]:
         every = range(1, self._header["count"] + 1)
         if self.band_numbers is None:
-            return [n for n in every if n not in self._header["alpha"] and n not in self._header["bad"]] or list(every)
+            return [n for n in every if n not in self._header["alpha"] and str(n) not in self._header["bad"]] or list(
+                every
+            )
         return list(self.band_numbers or every)
 
     @property
@@ -531,9 +535,9 @@ class GdalRaster:
             values[:, outside] = np.nan
         return values
 
-    def undeclared_nan(self, window: Window) -> int:
-        """See `Raster`."""
-        return self._decoding.undeclared_nan(*self.read_numbers(window))
+    def undeclared(self, window: Window) -> NDArray[np.floating]:
+        """See `Decoding.undeclared`."""
+        return self._decoding.undeclared(*self.read_numbers(window))
 
     def read_codes(self) -> NDArray[np.generic]:
         """The first band whole, as the codes of labels: (H, W); `UNLABELLED` where there is no data."""

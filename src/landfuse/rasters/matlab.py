@@ -109,9 +109,9 @@ class MatRaster:
         """See `Raster`; raises a SceneError if the file cannot be read there."""
         return self.decoding(self._numbers(window))
 
-    def undeclared_nan(self, window: Window) -> int:
-        """See `Raster`."""
-        return self.decoding.undeclared_nan(self._numbers(window))
+    def undeclared(self, window: Window) -> NDArray[np.floating]:
+        """See `Decoding.undeclared`."""
+        return self.decoding.undeclared(self._numbers(window))
 
     def read_codes(self) -> NDArray[np.generic]:
         """The variable whole, as the codes of labels: (H, W)."""

@@ -37,9 +37,6 @@ class Raster(Protocol):
     def read(self, window: Window) -> NDArray[np.float32]:
         """Reads a window inside the grid: (C, height, width), scaled to its units, NaN where there is no data."""
 
-    def undeclared_nan(self, window: Window) -> int:
-        """How many pixels of a window hold a NaN or infinity though the raster declares no such nodata value."""
-
 
 _SMALL = 2**16
 """Bytes of a file up to which its content is looked at: headers, VRTs, notes beside a raster."""

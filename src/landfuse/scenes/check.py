@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from landfuse.errors import FaultsError, LandfuseError, SceneError, few
 from landfuse.legend import UNLABELLED
 from landfuse.markup import percent
 from landfuse.palette import ClosePair, close_pairs
+from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.polygons import Polygons
 from landfuse.rasters.windows import Window
@@ -37,6 +39,9 @@ _MOST, _SAMPLE = 2**32, 2**30
 """Values that are all read; and how many are, about, where there are more."""
 _MOST_LABELS = 2**30
 """Pixels beyond which labels are not read, which are held in memory; about 30 GB with their roles."""
+_NAN = "NaN or infinity"
+_NAMED = 3
+"""Numbers that are no values, and are named of a block."""
 
 Step = Callable[[], None]
 
@@ -50,9 +55,11 @@ class ModalityCheck:
         crs: the CRSs of the files.
         warped: number of tiles whose raster is brought to the reference grid.
         missing: pixels without data in at least one band.
+        seen: which bands have data anywhere, (C,).
         low: smallest value.
         high: largest value.
-        undeclared: pixels with a NaN or infinity that is not declared as nodata.
+        undeclared: pixels with a number that is no value and not declared as nodata.
+        named: some of these numbers.
     """
 
     bands: int
@@ -68,6 +75,14 @@ class ModalityCheck:
     total: float = 0.0
     values: int = 0
     undeclared: int = 0
+    seen: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
+    named: set[str] = field(default_factory=set)
+
+    def add_undeclared(self, numbers: NDArray[np.floating]) -> None:
+        """Adds numbers that are no values and not declared, one per pixel."""
+        self.undeclared += len(numbers)
+        for number in np.unique(np.where(np.isfinite(numbers), numbers, np.nan))[-_NAMED:]:
+            self.named.add(f"{number:.9g}" if np.isfinite(number) else _NAN)
 
     @property
     def mean(self) -> float:
@@ -78,6 +93,7 @@ class ModalityCheck:
         """Adds the values of one window, (C, height, width); returns its number of pixels without data."""
         known = np.isfinite(values)
         self.pixels += values[0].size
+        self.seen = self.seen | known.any(axis=(1, 2))
         missing = int((~known.all(axis=0)).sum())
         self.missing += missing
         if known.any():
@@ -212,6 +228,8 @@ def _check_modalities(
             crs = own.crs or "none"
             row.crs += [] if crs in row.crs else [crs]
             row.warped += bool(getattr(part.raster, "warped", False))
+            notes = [f"`{name}`: {note}" for note in getattr(part.raster, "notes", ())]
+            report.notes += [note for note in notes if note not in report.notes]
             if part.raster.bands != row.bands:
                 report.add(
                     f"{part.raster.path} has {part.raster.bands} bands",
@@ -223,9 +241,10 @@ def _check_modalities(
         for name, part in scene.modalities.items():
             if (scene.name, name) in broken:
                 continue
+            raster: Any = part.raster
             try:
                 if report.modalities[name].add(scene.read(name, block)):
-                    report.modalities[name].undeclared += part.raster.undeclared_nan(block.scaled(part.zoom))
+                    report.modalities[name].add_undeclared(raster.undeclared(block.scaled(part.zoom)))
             except LandfuseError as error:
                 report.faults.append(error)
                 broken.add((scene.name, name))
@@ -233,12 +252,26 @@ def _check_modalities(
     for name, row in report.modalities.items():
         if row.undeclared:
             report.add(
-                f"`{name}` holds NaN or infinity in {row.undeclared} pixels, which its nodata does not declare",
-                "finite values, or a declared nodata",
-                f"set `nodata: .nan` for `{name}` if these pixels have no data, else correct the raster",
+                f"`{name}` holds {few(sorted(row.named))} in {row.undeclared} pixels, not declared as nodata",
+                "values, or a declared nodata",
+                f"set `nodata: {'.nan' if _NAN in row.named else min(row.named)}` for `{name}` if these pixels have no "
+                "data, else correct the raster",
             )
         if whole and row.pixels and row.missing == row.pixels:
-            report.add(f"`{name}` has no data anywhere", "values", "check its `nodata`, `scale` and `decibel`")
+            raster = scenes[0].modalities[name].raster
+            numbers = raster._numbers() if isinstance(raster, GdalRaster) else range(1, row.bands + 1)
+            dead = [str(number) for number, seen in zip(numbers, row.seen, strict=True) if not seen]
+            if not row.values:
+                found = "has no data anywhere"
+            elif dead:
+                found = f"has no data in band {few(dead)}, so that no pixel has data in all bands"
+            else:
+                found = "has no pixel with data in all bands"
+            report.add(
+                f"`{name}` {found}",
+                "values",
+                "check its `nodata`, `scale` and `decibel`" + (", or leave that out by `bands`" if row.values else ""),
+            )
 
 
 def _check_labels(

@@ -90,10 +90,6 @@ class SimulatedRaster:
         """Computes a window inside the grid: (bands, height, width), NaN where there is no data."""
         return self.source(window)
 
-    def undeclared_nan(self, window: Window) -> int:
-        """0: gaps are declared."""
-        return 0
-
 
 def simulate(
     height: int = 256,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landfuse.errors import ModelError
+from landfuse.errors import ModelError, few
 from landfuse.views.settings import PixelMapSettings
 
 CHUNK = 4096
@@ -133,14 +133,18 @@ class PixelStatistics:
     count: int = 0
     mean: Tensor = field(init=False)
     scatter: Tensor = field(init=False)
+    seen: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.mean = torch.zeros(self.bands, dtype=torch.float64)
         self.scatter = torch.zeros(self.bands, self.bands, dtype=torch.float64)
+        self.seen = torch.zeros(self.bands, dtype=torch.bool)
 
     def update(self, pixels: Tensor) -> None:
         """Adds pixels, (P, C); those with a NaN are left out. Chan et al. 1979, the pairwise update."""
-        known = pixels[torch.isfinite(pixels).all(dim=1)].to(torch.float64)
+        finite = torch.isfinite(pixels)
+        self.seen |= finite.any(dim=0)
+        known = pixels[finite.all(dim=1)].to(torch.float64)
         if not len(known):
             return
         mean = known.mean(dim=0)
@@ -175,10 +179,13 @@ class PixelStatistics:
                 weight, -torch.tensor(settings.mean, dtype=torch.float64) * weight, settings.clip or float("inf")
             )
         if self.count == 0:
+            dead = [str(band + 1) for band in range(self.bands) if not self.seen[band]]
             raise ModelError(
-                f"no training pixel has data in `{modality}`",
-                "at least one pixel with data under the training labels",
-                "check its nodata value, and that it covers the labels",
+                "no training pixel has data in "
+                + (f"band {few(dead)} of the {self.bands} in use of " if 0 < len(dead) < self.bands else "")
+                + f"`{modality}`",
+                "at least one pixel with data in every band under the training labels",
+                "check its nodata value, that it covers the labels, and its `bands`: `landfuse check` shows more",
             )
         covariance = self.scatter / self.count
         clip = settings.clip or float("inf")
