@@ -138,7 +138,7 @@ def _only(raster: Raster, bands: Sequence[int]) -> tuple[Raster, list[int]]:
     unique = sorted(set(bands))
     order = [unique.index(band) for band in bands]
     if isinstance(raster, GdalRaster):
-        return dataclasses.replace(raster, band_numbers=tuple(raster._numbers()[band] for band in unique)), order
+        return raster.with_bands(unique), order
     if isinstance(raster, MatRaster):
         return dataclasses.replace(raster, band_numbers=tuple(raster.band_numbers[band] for band in unique)), order
     return raster, list(bands)
