@@ -27,8 +27,10 @@ from landfuse.accuracy.reference_sample import ReferenceSample, read_sample
 from landfuse.cli.commands import app
 from landfuse.errors import GridError, LandfuseError, MissingFileError, OutputError, SceneError, SettingsError
 from landfuse.legend import UNLABELLED, LandClass, Legend
+from landfuse.mapping.map_extras import write_mosaics
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
+from landfuse.rasters.windows import Window
 from landfuse.scenes.land_cover_map import class_names, open_map
 
 LEGEND = Legend(
@@ -475,3 +477,32 @@ def test_a_sample_that_a_spreadsheet_saved(encoding: str, separator: str, city: 
         writer.writerows(rows)
     with pytest.raises(SceneError, match="no whole number"):
         read_sample(tmp_path / "s.csv")
+
+
+def test_a_sample_of_many_tiles_is_drawn_from_their_mosaic(tmp_path: Path) -> None:
+    codes = codes_of(40, 60)
+    left, right = grid_of(40, 30), grid_of(40, 60).part(Window(0, 30, 40, 30))
+    maps = {"a": (left, tmp_path / "a.tif"), "b": (right, tmp_path / "b.tif")}
+    for (grid, place), part in zip(maps.values(), np.split(codes, 2, axis=1), strict=True):
+        write_raster(place, grid, part, legend=LEGEND)
+    with pytest.raises(SceneError, match="holds no mosaic of maps"):
+        draw_points(tmp_path, 100)
+    write_mosaics(tmp_path, maps, LEGEND)
+    sample = draw_points(tmp_path, 100)
+    assert (codes[sample.row, sample.col] == sample.code).all()
+    assert sample.names == {1: "Water", 2: "Forest", 7: "Town <old>"}
+    assert sample.source == "mosaic.vrt"
+    result = evaluate_sample(tmp_path, filled(sample, codes))
+    assert result.overall.value == 1
+    assert [c.name for c in result.classes] == ["Water", "Forest", "Town <old>"]
+    (tmp_path / "mosaic_EPSG32633.vrt").write_bytes((tmp_path / "mosaic.vrt").read_bytes())
+    with pytest.raises(SceneError, match=r"holds 2 mosaics of maps: mosaic\.vrt, mosaic_EPSG32633\.vrt"):
+        evaluate_sample(tmp_path, filled(sample, codes))
+
+
+def test_rasters_of_several_bands_are_no_map(city: Path, tmp_path: Path) -> None:
+    sample = filled(draw_points(city, 100), codes_of(90, 70))
+    write_raster(tmp_path / "m.tif", grid_of(90, 70), np.stack([codes_of(90, 70)] * 3))
+    for judge in (lambda: draw_points(tmp_path / "m.tif", 100), lambda: evaluate_sample(tmp_path / "m.tif", sample)):
+        with pytest.raises(SceneError, match="has 3 bands"):
+            judge()

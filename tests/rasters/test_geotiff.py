@@ -1013,3 +1013,9 @@ def test_more_bands_than_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(SceneError, match=r"x\.tif has 4 bands\n  expected: at most 3, .*\n.*choose some by `bands`"):
         GdalRaster(str(tmp_path / "x.tif")).check()
     GdalRaster(str(tmp_path / "x.tif"), band_numbers=(4, 1, 2)).check()
+
+
+def test_codes_are_of_one_band(tmp_path: Path) -> None:
+    write_raster(tmp_path / "m.tif", Grid(4, 5), np.ones((3, 4, 5), np.uint8))
+    with pytest.raises(SceneError, match="has 3 bands"):
+        GdalRaster(str(tmp_path / "m.tif")).read_codes()

@@ -81,7 +81,7 @@ def draw_sample(
     """Draws pixels of a map at random, without replacement; reads the map in blocks, twice.
 
     Args:
-        map_path: a raster of codes; 255 and no data are not drawn.
+        map_path: a raster of codes, or a folder of maps with a mosaic; 255 and no data are not drawn.
         n: pixels; for clusters, as many clusters of side x side pixels as reach that number.
         design: "stratified" draws in each of the map's classes, "simple" anywhere, "cluster" squares of neighbouring
             pixels, every pixel of which is observed.
@@ -170,7 +170,7 @@ def draw_sample(
         table[:, 4] = np.arange(len(table))
     row, col, code, stratum, cluster = table.T
     x, y = grid.at(col + 0.5, row + 0.5)
-    names = {c.code: c.name for c in legend} if legend else class_names(map_path)
+    names = {c.code: c.name for c in legend} if legend else class_names(opened.path)
     return ReferenceSample(
         design,
         np.asarray(x, float),
@@ -187,7 +187,7 @@ def draw_sample(
         {s: float(square_metres[s]) for s in strata.tolist()},
         grid.crs,
         names,
-        Path(map_path).name,
+        opened.path.name,
         seed,
     )
 

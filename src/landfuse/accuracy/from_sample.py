@@ -18,7 +18,7 @@ from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff_writer import TILE
 from landfuse.rasters.grid import Grid, pixel_areas
 from landfuse.rasters.windows import Window
-from landfuse.scenes.land_cover_map import class_names, open_map
+from landfuse.scenes.land_cover_map import LandCoverMap, class_names, open_map
 
 
 def evaluate_sample(
@@ -30,7 +30,7 @@ def evaluate_sample(
     as in Stehman 2014. It has to have a class at every sampled place.
 
     Args:
-        map_path: the map.
+        map_path: the map, or a folder of maps with a mosaic.
         sample: from `draw_sample`, or its file.
         design: the expected design; a sample of another one is refused.
         finite: see `landfuse.accuracy.estimate`.
@@ -63,13 +63,14 @@ def evaluate_sample(
             "a code or the name of a class in `reference`, in every row",
             f"fill them in; write {UNLABELLED} where the truth is not known",
         )
-    mapped = _map_at(map_path, sample, where)
-    names = {**sample.names, **class_names(map_path)}
+    opened = open_map(map_path)
+    mapped = _map_at(opened, sample, where)
+    names = {**sample.names, **class_names(opened.path)}
     truth = _references(sample.reference, names, where)
     known = truth != UNLABELLED
     codes = sorted({*names, *mapped.tolist(), *truth[known].tolist()})
     place = {code: index for index, code in enumerate(codes)}
-    stratum_m2 = _stratum_areas(sample, map_path)
+    stratum_m2 = _stratum_areas(sample, opened.grid)
     placed = all(math.isfinite(area) for area in stratum_m2.values())
     result = estimate(
         np.array([place[code] for code in truth[known].tolist()], np.int64),
@@ -97,9 +98,9 @@ def evaluate_sample(
     return replace(result, design=_words(sample) + moved, notes=tuple(notes))
 
 
-def _stratum_areas(sample: ReferenceSample, map_path: str | Path) -> Mapping[int, float]:
+def _stratum_areas(sample: ReferenceSample, grid: Grid) -> Mapping[int, float]:
     """Square metres of each stratum; samples of earlier versions hold those of a pixel, which is right in some CRS."""
-    areas = pixel_areas(open_map(map_path).grid)
+    areas = pixel_areas(grid)
     if areas is None or areas.same is None or all(map(math.isfinite, sample.stratum_m2.values())):
         return sample.stratum_m2
     of_unit = sample.pixels / sum(sample.sizes.values()) * float(sample.pixel_m2[0])
@@ -135,13 +136,14 @@ def _references(texts: Sequence[str | None], names: Mapping[int, str], where: st
     return np.array(codes, np.int64)
 
 
-def _map_at(map_path: str | Path, sample: ReferenceSample, where: str) -> NDArray[np.int64]:
+def _map_at(opened: LandCoverMap, sample: ReferenceSample, where: str) -> NDArray[np.int64]:
     """The classes of a map at the sampled places: (n,) codes, read block by block."""
-    opened = open_map(map_path)
     grid = opened.grid
     if Grid(1, 1, crs=grid.crs) != Grid(1, 1, crs=sample.crs):
         raise GridError(
-            f"the map {map_path} has another CRS than {where}", f"{(sample.crs or 'none')[:60]}", "warp the map to it"
+            f"the map {opened.path} has another CRS than {where}",
+            f"{(sample.crs or 'none')[:60]}",
+            "warp the map to it",
         )
     a, b, c, d, e, f = grid.transform
     col, row = np.linalg.solve(np.array([[a, b], [d, e]]), np.stack([sample.x - c, sample.y - f]))
@@ -152,7 +154,7 @@ def _map_at(map_path: str | Path, sample: ReferenceSample, where: str) -> NDArra
     none = int((codes == UNLABELLED).sum())
     if none:
         raise GridError(
-            f"the map {map_path} has no class at {none} of {len(sample)} sampled places",
+            f"the map {opened.path} has no class at {none} of {len(sample)} sampled places",
             f"a class wherever the map that the sample was drawn from ({sample.source}) has one",
             "name that map, or draw a sample of this one",
         )

@@ -128,7 +128,9 @@ def _figure(one: Estimate, form: str = ".4f") -> str:
 
 
 def sample(
-    map_path: Annotated[Path, typer.Argument(metavar="MAP", help="The map (.tif) to be evaluated.")],
+    map_path: Annotated[
+        Path, typer.Argument(metavar="MAP", help="The map (.tif) to be evaluated, or the folder of the tiles' maps.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The sample: .gpkg (and a .csv beside it), or .csv.")],
     n: Annotated[int, typer.Option("-n", "--points", min=2, help="Points to observe.")] = 500,
     design: Annotated[

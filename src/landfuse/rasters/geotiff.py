@@ -540,7 +540,9 @@ class GdalRaster:
         return self._decoding.undeclared(*self.read_numbers(window))
 
     def read_codes(self) -> NDArray[np.generic]:
-        """The first band whole, as the codes of labels: (H, W); `UNLABELLED` where there is no data."""
+        """Its one band whole, as the codes of labels: (H, W); `UNLABELLED` where there is no data."""
+        if self.bands != 1:
+            raise SceneError(f"{self.path} has {self.bands} bands", "one band of codes", "save it as a file of its own")
         numbers, outside = self.read_numbers(self.grid.window)
         codes, missing = numbers[0], self._decoding.missing(numbers)[0]
         if outside is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.errors import GridError, SceneError
+from landfuse.errors import GridError, SceneError, few
 from landfuse.legend import UNLABELLED, Legend, nfc
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import GdalRaster
@@ -124,18 +124,28 @@ def open_map(path: str | Path, scene: Scene | None = None) -> LandCoverMap:
     """Opens a map that `predict` wrote, or any raster of codes.
 
     Args:
-        path: the file.
+        path: the file, or the folder of the maps of many tiles, whose mosaic is opened.
         scene: of the map, for names and colours; else names come from the file beside the map, and colours are the
             default ones.
 
     Raises:
-        SceneError: if it is missing or broken, or has several bands.
+        SceneError: if it is missing or broken, or has several bands; if a folder has no mosaic, or several.
         GridError: if it is not on the scene's grid.
 
     Example:
         >>> lf.open_map("map.tif").grid.height
         96
     """
+    if Path(path).is_dir():
+        mosaics = sorted(Path(path).glob("mosaic*.vrt"))
+        if len(mosaics) != 1:
+            raise SceneError(
+                f"the folder {path} holds {len(mosaics) or 'no'} mosaic{'s' if mosaics else ''} of maps"
+                + (f": {few([place.name for place in mosaics])}" if mosaics else ""),
+                "one map: a file, or the folder of tiles that `landfuse predict` wrote, with its mosaic.vrt",
+                "name the map itself, or one of the mosaics",
+            )
+        path = mosaics[0]
     raster = GdalRaster(str(path), Decoding(scale=1.0, offset=0.0), resampling="nearest")
     raster.check()
     if raster.bands != 1:
@@ -152,16 +162,25 @@ def open_map(path: str | Path, scene: Scene | None = None) -> LandCoverMap:
 
 
 def class_names(map_path: str | Path) -> dict[int, str]:
-    """The names of a map's codes that GDAL keeps beside it (`.aux.xml`); none if there is no such file."""
-    beside = Path(f"{map_path}.aux.xml")
-    if not beside.is_file():
-        return {}
-    try:
-        found = ElementTree.parse(beside).getroot().find("PAMRasterBand/CategoryNames")
-    except ElementTree.ParseError:
-        return {}
-    listed = enumerate(found if found is not None else ())
-    return {code: nfc(name.text).strip() for code, name in listed if name.text and name.text.strip()}
+    """The names of a map's codes that GDAL keeps beside it (`.aux.xml`), or that a mosaic (`.vrt`) or its maps have."""
+    path = Path(map_path)
+    places = {Path(f"{path}.aux.xml"): "PAMRasterBand/CategoryNames"}
+    if path.suffix.lower() == ".vrt":
+        places[path] = "VRTRasterBand/CategoryNames"
+    for file, place in places.items():
+        try:
+            root = ElementTree.parse(file).getroot()
+        except (ElementTree.ParseError, OSError):
+            continue
+        found = root.find(place)
+        if found is not None:
+            listed = enumerate(found)
+            return {code: nfc(name.text).strip() for code, name in listed if name.text and name.text.strip()}
+        for source in root.iter("SourceFilename"):
+            names = class_names(path.parent / (source.text or ""))
+            if names:
+                return names
+    return {}
 
 
 def beside(path: str | Path, layer: str) -> Path:
