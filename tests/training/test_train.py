@@ -18,6 +18,7 @@ import torch
 import yaml
 
 import landfuse as lf
+from landfuse.accuracy.bootstrap import block_confusions, difference_intervals
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.errors import FaultsError, LandfuseError, ModelError, OutputError, SettingsError, SplitError
@@ -518,7 +519,7 @@ def test_a_model_trained_with_dropout_maps_with_whatever_is_there(write: Write, 
         ("placeholder", ("a",)),
         ("trained without", ("a",)),
     ]
-    assert seen == [(n, 4) for n in range(1, 5)]
+    assert seen == [(n, 5) for n in range(1, 6)]
     whole, only_b, mean, placeholder, alone = (row.scores for row in table.rows)
     assert whole == pytest.approx(scores(run)["test"], abs=0)
     assert alone == pytest.approx(scores(tmp_path / "alone")["test"], abs=0)
@@ -547,6 +548,11 @@ def test_a_model_trained_with_dropout_maps_with_whatever_is_there(write: Write, 
     place_of = table.save()
     read = json.loads(place_of.read_text())
     assert read["rows"][3]["differences"]["OA"] == pytest.approx(placeholder["OA"] - whole["OA"])
+    low, high = read["rows"][3]["intervals"]["OA"]
+    assert low <= read["rows"][3]["differences"]["OA"] <= high
+    blocks = [block_confusions(truth, lf.map_array(classifier, scene, withheld=off), 64, 4) for off in (("b",), ())]
+    assert (low, high) == dataclasses.astuple(difference_intervals(*blocks).scores["OA"])[1:]
+    assert (read["rows"][0]["differences"], read["rows"][0]["intervals"]) == ({}, {})
     lines = (run / "modalities.csv").read_text().splitlines()
     assert len(lines) == 6
     assert lines[4].startswith("placeholder,b,a,,")

@@ -203,7 +203,7 @@ def modalities(
 def _print_modalities(found: ModalityTable) -> None:
     from landfuse.accuracy.bootstrap import SCORES
 
-    title = f"{found.run}: test split; in brackets, less the whole model"
+    title = f"{found.run}: test split; in brackets, less the whole model; * more than chance"
     shown = table(title, ["what it saw", *SCORES], left=["what it saw"])
     for row in found.rows:
         name = " + ".join(row.seen)
@@ -212,7 +212,8 @@ def _print_modalities(found: ModalityTable) -> None:
         elif row.how == "trained without":
             name += ": trained on it alone" if len(row.seen) == 1 else ": trained on these alone"
         cells = [
-            number(row.scores[score]) + (f" ({found.difference(row, score):+.3f})" if row.how != "all" else "")
+            number(row.scores[score])
+            + (f" ({one.value:+.3f}){' *' * one.excludes_zero}" if (one := row.differences.get(score)) else "")
             for score in SCORES
         ]
         shown.add_row(escape(name), *cells)

@@ -11,28 +11,29 @@ All rows are scored on the same pixels: the test pixels that the model maps when
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.accuracy.bootstrap import SCORES
-from landfuse.accuracy.confusion import Confusion
+from landfuse.accuracy.bootstrap import SCORES, Interval, difference_intervals
 from landfuse.accuracy.evaluate import Tally
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.errors import ModelError, SettingsError
 from landfuse.files import to_csv, to_json, write_text
-from landfuse.legend import UNLABELLED
-from landfuse.mapping.engine import map_blocks
+from landfuse.legend import UNLABELLED, Legend
+from landfuse.mapping.engine import map_array
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.split_rules import TEST, RolesSplit
 from landfuse.training.recipe import read_recipe
 from landfuse.training.run import Run, find_runs, read_run
 from landfuse.training.training_data import TrainingData
+
+_NONE = Interval(math.nan, math.nan, math.nan)
 
 How = Literal["all", "mean", "placeholder", "trained without"]
 
@@ -48,6 +49,8 @@ class ModalityRow:
         run: the run that was trained without them.
         scores: OA, AA, kappa, mF1, mIoU, unmapped and pixels; NaN where not defined.
         f1: of each class.
+        differences: its scores less those of the whole model, on the pixels that have a class in both maps, with 95%
+            intervals from blocks of ground; of the whole model itself none.
     """
 
     how: How
@@ -56,6 +59,7 @@ class ModalityRow:
     run: str | None
     scores: dict[str, float]
     f1: dict[str, float]
+    differences: dict[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,6 @@ class ModalityTable:
     run: Path
     rows: tuple[ModalityRow, ...]
     notes: tuple[str, ...]
-
-    def difference(self, row: ModalityRow, score: str) -> float:
-        """A row's score less that of the whole model."""
-        return row.scores[score] - self.rows[0].scores[score]
 
     def save(self) -> Path:
         """Writes `modalities.json` and `modalities.csv` into the run folder; returns the path of the former.
@@ -83,7 +83,8 @@ class ModalityTable:
                 "seen": row.seen,
                 "run": row.run,
                 "scores": row.scores,
-                "differences": {score: self.difference(row, score) for score in SCORES},
+                "differences": {score: one.value for score, one in row.differences.items()},
+                "intervals": {score: (one.low, one.high) for score, one in row.differences.items()},
                 "F1": row.f1,
             }
             for row in self.rows
@@ -95,7 +96,13 @@ class ModalityTable:
                 "seen": " + ".join(row.seen),
                 "run": row.run,
                 **row.scores,
-                **{f"{score}_difference": self.difference(row, score) for score in SCORES},
+                **{
+                    f"{score}_difference{end}": value
+                    for score in SCORES
+                    for end, value in zip(
+                        ("", "_low", "_high"), astuple(row.differences.get(score, _NONE)), strict=True
+                    )
+                },
                 **{f"F1 {name}": value for name, value in row.f1.items()},
             }
             for row in self.rows
@@ -109,6 +116,7 @@ def modality_table(
     run: str | Path,
     alone: Iterable[str | Path] = (),
     *,
+    block: int = 64,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ModalityTable:
     """Withholds each modality from a run's model, one at a time, and scores it on the run's test pixels.
@@ -117,6 +125,7 @@ def modality_table(
         run: a finished run.
         alone: runs, or folders of runs, among which are those of the same model, split and seed that were trained with
             fewer modalities.
+        block: side of the blocks of ground that the intervals come from, px.
         progress: called with (maps done, in all); a map is a tile in one of the rows.
 
     Raises:
@@ -133,32 +142,38 @@ def modality_table(
     trained, notes = _trained_without(record, alone)
     data = _test_data(run)
     truths = data.targets(TEST)
-    ways: list[tuple[How, str | None]] = [("all", None)]
+    ways: list[tuple[How, str | None, Run | None]] = [("all", None, None)]
     for name in names:
-        ways += [("mean", name), *([("placeholder", name)] if name in classifier.droppable else [])]  # type: ignore[list-item]
+        ways.append(("mean", name, None))
+        if name in classifier.droppable:
+            ways.append(("placeholder", name, None))
+    ways += [("trained without", None, other) for other in trained]
     rows: list[ModalityRow] = []
-    for number, (how, withheld) in enumerate(ways):
+    whole: list[NDArray[np.uint8]] = []
+    for number, (how, withheld, other) in enumerate(ways):
 
         def advance(done: int, before: int = number * len(truths)) -> None:
             progress(before + done, len(ways) * len(truths))
 
-        confusion = _score(classifier, data.scenes, truths, withheld, how, advance)
-        seen = tuple(name for name in names if name != withheld)
-        f1 = dict(zip(data.legend.names, confusion.f1.tolist(), strict=True))
-        rows.append(ModalityRow(how, (withheld,) if withheld else (), seen, None, confusion.scores(), f1))
-    for other in trained:
+        bundle = classifier if other is None else load_bundle(other.folder)
+        maps = _maps(bundle, data.scenes, truths, withheld, how, advance)
+        confusion = Tally(data.legend).score(zip(truths, maps, strict=True))
+        if how == "all":
+            whole = maps
+            for truth, mapped in zip(truths, maps, strict=True):
+                truth[mapped == UNLABELLED] = UNLABELLED  # the others are scored where the whole model has a class
+        seen = tuple(name for name in names if name != withheld) if other is None else other.modalities
         rows.append(
             ModalityRow(
-                "trained without",
-                tuple(name for name in names if name not in other.modalities),
-                other.modalities,
-                str(other.folder),
-                {key: math.nan if value is None else value for key, value in other.scores["test"].items()},
-                {row["class"]: math.nan if row["F1"] is None else row["F1"] for row in other.scores["classes"]},
+                how,
+                tuple(name for name in names if name not in seen),
+                seen,
+                None if other is None else str(other.folder),
+                confusion.scores(),
+                dict(zip(data.legend.names, confusion.f1.tolist(), strict=True)),
+                {} if how == "all" else _differences(data.legend, truths, maps, whole, block),
             )
         )
-        if other.scores["test"]["pixels"] != rows[0].scores["pixels"]:
-            notes.append(f"{other.folder} was scored on other test pixels, where its own modalities have data")
     return ModalityTable(run, tuple(rows), tuple(notes))
 
 
@@ -193,27 +208,37 @@ def _trained_without(record: Run, paths: Iterable[str | Path]) -> tuple[list[Run
     return fits, [f"{left} other runs of --alone were skipped: not of this model, split and seed"] if left else []
 
 
-def _score(
+def _maps(
     classifier: Bundle,
     scenes: Sequence[Scene],
     truths: list[NDArray[np.uint8]],
     withheld: str | None,
     how: How,
     advance: Callable[[int], None],
-) -> Confusion:
-    """Scores the model without one modality; with nothing withheld, also takes unmapped pixels out of the truths."""
+) -> list[NDArray[np.uint8]]:
+    """The maps of the tiles, (H, W) classes each, where their truth is labelled, by a model without one modality."""
     missing = () if withheld is None else (withheld,)
-    mean_for = missing if how == "mean" else ()
+    maps = []
+    for number, (scene, truth) in enumerate(zip(scenes, truths, strict=True)):
+        wanted = truth != UNLABELLED
+        options = {"wanted": wanted, "withheld": missing, "mean_for": missing if how == "mean" else ()}
+        maps.append(map_array(classifier, scene, **options) if wanted.any() else truth)
+        advance(number + 1)
+    return maps
 
-    def parts() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-        for number, (scene, truth) in enumerate(zip(scenes, truths, strict=True)):
-            wanted = truth != UNLABELLED
-            if wanted.any():
-                for part in map_blocks(classifier, scene, wanted=wanted, withheld=missing, mean_for=mean_for):
-                    inside = part.window.within(scene.grid.window)
-                    yield truth[inside], part.classes
-                    if withheld is None:
-                        truth[inside][part.classes == UNLABELLED] = UNLABELLED
-            advance(number + 1)
 
-    return Tally(classifier.legend).score(parts())
+def _differences(
+    legend: Legend,
+    truths: Sequence[NDArray[np.uint8]],
+    maps: Sequence[NDArray[np.uint8]],
+    whole: Sequence[NDArray[np.uint8]],
+    block: int,
+) -> dict[str, Interval]:
+    """The scores of maps less those of the whole model, on the pixels that have a class in both."""
+    pair = Tally(legend, block), Tally(legend, block)
+    for truth, mapped, other in zip(truths, maps, whole, strict=True):
+        common = np.where(mapped == UNLABELLED, UNLABELLED, truth).astype(np.uint8)
+        pair[0].add(common, mapped)
+        pair[1].add(common, other)
+    first, second = (one.blocks for one in pair)
+    return difference_intervals(first, second, 2000 if len(first) > 1 else 0, scored=legend.scored).scores
