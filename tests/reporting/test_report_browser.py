@@ -348,7 +348,8 @@ def test_a_wide_matrix_scrolls_in_itself_and_its_names_stay(chromium: Any, page:
     window.run(
         """
         const table = document.querySelector(".matrix"), name = "Donaudampfschifffahrtsgesellschaftswiese and others";
-        table.classList.add("many");
+        table.classList.add("many", "very-many");
+        table.style.setProperty("--fit", 24 / 25);
         for (const row of table.rows) {
           for (const cell of row.querySelectorAll(".name, thead span")) cell.textContent = name;
           for (let i = 0; i < 20; i++) row.append(row.cells[2].cloneNode(true));
@@ -368,6 +369,11 @@ def test_a_wide_matrix_scrolls_in_itself_and_its_names_stay(chromium: Any, page:
     assert (corner["top"], head["top"]) == pytest.approx((box["top"], box["top"]), abs=1)
     assert first["width"] < 160, "the name wraps"
     assert head["height"] < 200
+    window.command("Emulation.setEmulatedMedia", {"media": "print"})
+    window.command(
+        "Emulation.setDeviceMetricsOverride", {"width": 695, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    )
+    assert window.run("return document.querySelector('.matrix').getBoundingClientRect().right") <= 695, "A4"
     assert window.errors() == []
 
 

@@ -19,12 +19,13 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from landfuse.figures.overview import overview, thinned_classes, thinning
 from landfuse.files import whole_file
 from landfuse.legend import UNLABELLED, Legend
-from landfuse.markup import percent
+from landfuse.markup import decimals, percent
 from landfuse.scenes.scene import Scene
 
 INK, GRID = ("#59636d", "#a2acb5"), ("#d8dcdf", "#353b41")
@@ -263,15 +264,16 @@ def reliability_figure(counts: Mapping[str, Mapping[str, Any]]) -> Picture:
             below.text(middle, row["pixels"], f" {row['pixels']:,}", fontsize=7, rotation=90, ha="center", va="bottom")
         axis.plot((0, 1), (0, 1), "--", color=INK[0], lw=1, marker="")
         axis.set(xlim=(0, 1), ylim=(0, 1), ylabel="fraction that is right")
-        axis.set_title(f"{title}: ECE {found['ECE']:.3f}")
+        axis.set_title(f"{title}: ECE {decimals(found['ECE'])}")
         most = max((row["pixels"] for row in found["bins"]), default=1)
         below.set(yscale="log", ylim=(0.5, 60 * most), ylabel="test pixels", xlabel="stated probability")
         below.set_yticks([10**power for power in range(len(str(most)))])
         below.minorticks_off()
+        below.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     figure.words = (
         "Fraction of the pixels that are right against the probability stated for them; on the diagonal the two agree. "
         + "; ".join(
-            f"{title}: expected calibration error {found['ECE']:.3f}; "
+            f"{title}: expected calibration error {decimals(found['ECE'])}; "
             + ", ".join(f"{b['accuracy']:.3f} of {b['pixels']:,} px stated {b['stated']:.3f}" for b in found["bins"])
             for title, found in counts.items()
         )
@@ -340,6 +342,8 @@ def curves_figure(
         axis.xaxis.get_major_locator().set_params(integer=True)
         if kind == "loss" and losses and min(losses) > 0 and max(losses) > 20 * min(losses):
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(LogFormatter())
+            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         _finish(axis)
     kept = "" if chosen is None else f" The dotted line marks epoch {chosen}, which was kept."
     figure.words = f"{'; '.join(said)}.{kept}"
