@@ -398,3 +398,11 @@ def test_a_file_without_crs_takes_the_named_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(polygons.onto(GRID, CODES), expect((1, 1, 4, 3, 3)))
     with pytest.raises(SceneError, match="the CRS 'EPSG:1' is not known"):
         read_polygons(tmp_path / "x.gpkg", "kind", crs="EPSG:1")
+
+
+def test_values_and_keys_are_equal_however_their_accents_were_typed(tmp_path: Path) -> None:
+    mac, pc = "Gru\u0308n", "Gr\u00fcn"
+    path = write(tmp_path / "x.gpkg", [box(0, 0, 5, 4), box(5, 0, 8, 4)], key=[mac, pc])
+    assert read_polygons(path, "key").values == {pc: 2}
+    (tmp_path / "t.csv").write_text(f"key,kind\n{pc},{mac}\n", encoding="utf-8")
+    assert read_polygons(path, "kind", Join(str(tmp_path / "t.csv"), "key")).values == {pc: 2}

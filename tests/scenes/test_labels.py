@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,11 @@ import yaml
 
 from landfuse.errors import FaultsError, SceneError, SettingsError
 from landfuse.legend import UNLABELLED, LandClass, Legend
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.rasters.grid import Grid
 from landfuse.scenes.labels import classes_of_colours
+from landfuse.scenes.land_cover_map import open_map
+from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import open_scene, read_scene_file
 
 LEGEND = Legend((LandClass("road", 1, "#FFFFFF"), LandClass("roof", 7, "#0000FF"), LandClass("car", 9, "#FFFF00")))
@@ -108,3 +113,28 @@ def test_mistakes_are_reported_in_words(tmp_path: Path) -> None:
     (tmp_path / "labels.tif").write_bytes((tmp_path / "top.tif").read_bytes())
     with pytest.raises(SceneError, match="colours that the legend lacks"):
         _ = open_scene(path).labels
+
+
+NAMED = Legend((LandClass("water", 0, "#0000FF"), LandClass("wood", 1, "#00FF00")))
+
+
+def test_a_map_of_several_bands_is_none(tmp_path: Path) -> None:
+    scene = Scene.from_arrays({"a": np.zeros((1, 3, 4))})
+    write_raster(tmp_path / "m.tif", scene.grid, np.ones((3, 3, 4), np.int16), nodata=None)
+    with pytest.raises(SceneError, match=r"m\.tif has 3 bands"):
+        open_map(tmp_path / "m.tif", scene)
+
+
+def test_class_0_in_rasters_that_call_0_nodata(tmp_path: Path) -> None:
+    codes = np.array([[0, 1, 1, 0]] * 3, np.uint8)
+    images = {"a": np.zeros((1, 3, 4))}
+    write_raster(tmp_path / "l.tif", Grid(3, 4), codes, nodata=0)
+    scene = replace(Scene.from_arrays(images), legend=NAMED)
+    with pytest.raises(SceneError, match="say that 0 is nodata, and the legend says that it is `water`"):
+        open_map(tmp_path / "l.tif", scene)
+    with pytest.raises(SceneError, match="say that 0 is nodata, and the legend says that it is `water`"):
+        Scene.from_arrays(images, tmp_path / "l.tif", legend=NAMED)
+    assert Scene.from_arrays(images, tmp_path / "l.tif").legend.names == ["class 1"]
+    write_raster(tmp_path / "l.tif", Grid(3, 4), codes, nodata=None)
+    assert np.array_equal(Scene.from_arrays(images, tmp_path / "l.tif", legend=NAMED).labels, codes)
+    assert np.array_equal(open_map(tmp_path / "l.tif", scene).classes, codes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,32 @@ def test_another_crs_also_across_180_degrees(zones: tuple[int, int], east: float
     assert min(inside.sum(), outside.sum()) > 100
     assert ground[inside].all()
     assert not ground[outside].any()
+
+
+def test_longitudes_from_0_to_360_and_from_180_west() -> None:
+    east = Grid(10, 360, (1.0, 0.0, 0.0, 0.0, -1.0, 5.0), "EPSG:4326")
+    west = Grid(10, 360, (1.0, 0.0, -180.0, 0.0, -1.0, 5.0), "EPSG:4326")
+    roles = [whole(east, UNUSED), whole(west, TEST)]
+    roles[0][3, 350] = TRAIN  # 10 degrees west
+    (_, ground), pairs = learnt_ground([east, west], roles)
+    assert np.argwhere(ground).tolist() == [[3, 170]]
+    assert pairs == [(1, 0)]
+
+
+def test_a_small_tile_on_a_pixel_of_a_coarse_one() -> None:
+    coarse = Grid(180, 360, (1.0, 0.0, -180.0, 0.0, -1.0, 90.0), "EPSG:4326")
+    own = grid(560_000, 5_460_000)  # 9.8 degrees east, 49.3 north: far from the middle of the coarse pixel
+    (_, ground), _ = learnt_ground([own, coarse], [whole(own, TRAIN), whole(coarse, TEST)])
+    assert np.argwhere(ground).tolist() == [[40, 189]]
+    (_, ground), _ = learnt_ground([coarse, own], [whole(coarse, TRAIN), whole(own, TEST)])
+    assert ground.all()
+
+
+def test_a_local_crs_overlaps_nothing() -> None:
+    local = grid(500_000, 5_400_000, crs='LOCAL_CS["pit",UNIT["metre",1]]')
+    ground, pairs = learnt_ground([local, grid(500_000, 5_400_000)], [whole(local, TRAIN), whole(local, TEST)])
+    assert not ground[1].any()
+    assert pairs == []
 
 
 # Polygons that leak -------------------------------------------------------------------------------------------------
@@ -245,6 +272,18 @@ def test_a_split_by_polygons_in_a_scene_file_and_a_recipe(fields: Path) -> None:
     assert not report.faults
     assert report.polygon_leak == report.leaks[1, 1] == 0
     assert report.notes == []
+
+
+def test_a_run_keeps_and_says_what_leaks(fields: Path, landfuse: Callable[..., Any]) -> None:
+    (fields.parent / "r.yaml").write_text("scene: scene.yaml\nmodel: {name: forest, trees: 3}\n")
+    run = fields.parent / "run"
+    code, out, _ = landfuse("train", fields.parent / "r.yaml", f"run={run}", "-q")
+    assert code == 0
+    report = check(fields, [(1, 1)])
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores["leak_fraction"] == report.leaks[1, 1] > 0
+    assert scores["polygon_leak_fraction"] == report.polygon_leak
+    assert "of the test pixels lie in polygons that also train or validate" in out
 
 
 def test_labels_that_are_no_polygons_have_no_such_split() -> None:

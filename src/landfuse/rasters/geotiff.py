@@ -27,7 +27,7 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.transform import from_gcps
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import reproject, transform, transform_bounds
+from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window as RasterioWindow
 
 from landfuse.errors import GridError, MissingFileError, SceneError, SettingsError, few
@@ -552,21 +552,6 @@ class GdalRaster:
             wide = codes if holds else codes.astype(np.int64)  # int8 cannot hold 255
             codes = np.where(missing, UNLABELLED, wide)
         return codes
-
-
-def mask_onto(mask: NDArray[np.bool_], own: Grid, onto: Grid) -> NDArray[np.bool_]:
-    """A mask on another grid, both with a CRS: true where a pixel shares ground with a true one."""
-    result = np.zeros((onto.height, onto.width), np.uint8)
-    reproject(
-        mask.astype(np.uint8),
-        result,
-        src_transform=rasterio.Affine(*own.transform),
-        src_crs=own.crs,
-        dst_transform=rasterio.Affine(*onto.transform),
-        dst_crs=onto.crs,
-        resampling=Resampling.max,
-    )
-    return result > 0
 
 
 def _on_disk(name: str) -> Path:

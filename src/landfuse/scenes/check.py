@@ -137,7 +137,9 @@ class Report:
     @property
     def close_colours(self) -> list[ClosePair]:
         """Pairs of classes whose colours are hard to distinguish, with full colour vision or without."""
-        return close_pairs([c.rgb for c in self.file.legend]) if self.file is not None and self.counts else []
+        if self.file is None or not self.counts or not self.file.settings.split:
+            return []  # a scene that is only mapped has the colours of the bundle
+        return close_pairs([c.rgb for c in self.file.legend])
 
 
 def check(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,8 +88,7 @@ def scene_from(
         scene = Scene(name, grid, modalities, Legend((LandClass("unknown", 0, "#000000"),)))
     if labels is None:
         return scene
-    classes, found, ids = _read_labels(labels, scene.grid, _legend(legend), unlabelled, column)
-    read_polygons = None if ids is None else partial(np.asarray, ids)
+    classes, found, read_polygons = _read_labels(labels, scene.grid, _legend(legend), unlabelled, column)
     return replace(scene, legend=found, read_labels=partial(np.asarray, classes), read_polygons=read_polygons)
 
 
@@ -218,8 +217,8 @@ def _legend(classes: Classes | None) -> Legend | None:
 
 def _read_labels(
     labels: Labels, grid: Grid, legend: Legend | None, unlabelled: int | Collection[int] | None, column: str | None
-) -> tuple[NDArray[np.uint8], Legend, NDArray[np.int64] | None]:
-    """Labels as classes, their legend, and the polygons they come from; see `Scene.from_arrays` for the errors."""
+) -> tuple[NDArray[np.uint8], Legend, Callable[[], NDArray[np.int64]] | None]:
+    """Labels as classes, their legend, and what reads their polygons; see `Scene.from_arrays` for the errors."""
     path = isinstance(labels, str | Path)
     if (path and column is not None) or hasattr(labels, "geometry"):
         return _burnt(labels, grid, legend, column)
@@ -316,7 +315,7 @@ def _legend_of(codes: NDArray[Any], where: str) -> Legend:
 
 def _burnt(
     labels: Labels, grid: Grid, legend: Legend | None, column: str | None
-) -> tuple[NDArray[np.uint8], Legend, NDArray[np.int64]]:
+) -> tuple[NDArray[np.uint8], Legend, Callable[[], NDArray[np.int64]]]:
     """Polygons as classes. Without a legend, values that are all numbers are codes; others are named in their order."""
     from landfuse.rasters.polygons import polygons_of, read_polygons
 
@@ -332,4 +331,4 @@ def _burnt(
     if legend is None or not values:
         raise SceneError(f"{polygons.source} has no value in `{column}`", "the class of each shape", "check the column")
     codes = {c.name: c.code for c in legend} | {str(c.code): c.code for c in legend}
-    return legend.to_classes(polygons.onto(grid, codes)), legend, polygons.ids_onto(grid)
+    return legend.to_classes(polygons.onto(grid, codes)), legend, partial(polygons.ids_onto, grid)

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyproj
+import shapely
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
 
+from landfuse.errors import GridError
 from landfuse.markup import percent
-from landfuse.rasters.geotiff import mask_onto
-from landfuse.rasters.grid import Grid
-from landfuse.rasters.windows import any_within, lattice, summed_area
+from landfuse.rasters.grid import Grid, footprint, horizontal
+from landfuse.rasters.windows import Window, any_within, blocks, lattice, summed_area
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION, Roles
+
+_BLOCK = 1024
+"""Side of the blocks in which pixels are brought from tile to tile, px."""
+
+_EDGE = 21
+"""Places along a side of a tile by which it is found on another one."""
 
 
 def leak_fraction(
@@ -72,7 +81,7 @@ def learnt_ground(
         for test, source in ((one, other), (other, one)):
             tested = roles[test] == TEST
             if tested.any() and own[source].any():
-                there = mask_onto(own[source], grids[source], grids[test])
+                there = _onto(own[source], grids[source], grids[test])
                 ground[test] |= there
                 if (tested & there).any():
                     pairs.append((test, source))
@@ -113,24 +122,58 @@ def _learns(role: Roles) -> NDArray[np.bool_]:
     return (role == TRAIN) | (role == VALIDATION)
 
 
+def _onto(mask: NDArray[np.bool_], own: Grid, onto: Grid) -> NDArray[np.bool_]:
+    """A mask on another grid: true where a pixel's centre lies in a true pixel, or one's centre lies in the pixel."""
+    result = np.zeros((onto.height, onto.width), bool)
+    for block in blocks(own.height, own.width, _BLOCK):
+        rows, cols = np.nonzero(mask[block.within(own.window)])
+        row, col = _places(own, onto, rows + block.row + 0.5, cols + block.col + 0.5)
+        inside = (row >= 0) & (row < onto.height) & (col >= 0) & (col < onto.width)
+        result[row[inside].astype(int), col[inside].astype(int)] = True
+    # The pixels that may show the other grid at all.
+    lattice_rows, lattice_cols = np.meshgrid(np.linspace(0, own.height, _EDGE), np.linspace(0, own.width, _EDGE))
+    row, col = _places(own, onto, lattice_rows, lattice_cols)
+    near = onto.window
+    if np.isfinite([row, col]).all():
+        margin = 2 + int(max(np.ptp(row), np.ptp(col))) // _EDGE
+        size = int(np.ptp(row)) + 2 * margin, int(np.ptp(col)) + 2 * margin
+        near = Window(int(row.min()) - margin, int(col.min()) - margin, *size).intersection(near)
+    for part in blocks(near.height, near.width, _BLOCK):
+        block = Window(part.row + near.row, part.col + near.col, part.height, part.width)
+        rows, cols = np.mgrid[: block.height, : block.width]
+        row, col = _places(onto, own, rows + block.row + 0.5, cols + block.col + 0.5)
+        inside = (row >= 0) & (row < own.height) & (col >= 0) & (col < own.width)
+        found = result[block.within(onto.window)]
+        found[inside] |= mask[row[inside].astype(int), col[inside].astype(int)]
+    return result
+
+
+def _places(own: Grid, onto: Grid, rows: NDArray[Any], cols: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Rows and columns on another grid, with fractions; infinite where its CRS does not reach."""
+    a, b, c, d, e, f = own.transform
+    x, y = a * cols + b * rows + c, d * cols + e * rows + f
+    if own.crs != onto.crs:
+        x, y = _between(str(own.crs), str(onto.crs)).transform(x, y)
+    a, b, c, d, e, f = onto.transform
+    if onto.turn:
+        left = onto.bounds[0]
+        x = left + (x - left) % onto.turn
+    determinant = a * e - b * d
+    with np.errstate(invalid="ignore"):
+        return (a * (y - f) - d * (x - c)) / determinant, (e * (x - c) - b * (y - f)) / determinant
+
+
+@lru_cache(maxsize=64)
+def _between(own: str, onto: str) -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(horizontal(own), horizontal(onto), always_xy=True)
+
+
 def _neighbours(grids: Sequence[Grid]) -> list[tuple[int, int]]:
-    """Pairs of tiles that may overlap: the balls around them meet, on the globe, where no coordinate jumps."""
-    numbers, centres, radii = [], [], []
-    globes = {grid.crs: pyproj.Transformer.from_crs(grid.crs, 4326, always_xy=True) for grid in grids if grid.crs}
+    """Pairs of tiles that may overlap; those that have no place on the globe overlap none."""
+    outlines = {}
     for number, grid in enumerate(grids):
-        if not grid.crs:
-            continue
-        cols, rows = np.meshgrid(np.linspace(0, grid.width, 5), np.linspace(0, grid.height, 5))
-        a, b, c, d, e, f = grid.transform
-        east, north = np.radians(globes[grid.crs].transform(a * cols + b * rows + c, d * cols + e * rows + f))
-        points = np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=-1)
-        points = points[np.isfinite(points).all(axis=-1)]
-        if len(points):
-            numbers.append(number)
-            centres.append(points.mean(axis=0))
-            radii.append(1.01 * np.linalg.norm(points - centres[-1], axis=-1).max())
-    if len(numbers) < 2:
-        return []
-    pairs = KDTree(centres).query_pairs(2 * max(radii))
-    near = [(i, j) for i, j in sorted(pairs) if np.linalg.norm(centres[i] - centres[j]) < radii[i] + radii[j]]
-    return [(numbers[i], numbers[j]) for i, j in near]
+        with suppress(GridError):
+            outlines[number] = footprint(grid)
+    numbers, shapes = list(outlines), list(outlines.values())
+    one, other = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+    return [(numbers[i], numbers[j]) for i, j in sorted(zip(one.tolist(), other.tolist(), strict=True)) if i < j]

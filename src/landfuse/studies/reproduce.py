@@ -168,9 +168,7 @@ def _splits(
     """The splits by name, each as what it changes in a recipe and its folds; and notes."""
     own = chosen[0].split_of(file)
     if isinstance(own, TilesSplit):
-        return {"official": ([], ())}, [
-            "the official split is by whole tiles; nothing leaks between them, so it is the only one"
-        ]
+        return {"official": ([], ())}, ["the official split is by whole tiles, so it is the only one"]
     block = published.block_split
     buffer = max(_reach(recipe) for recipe in chosen)
     if isinstance(own, BlocksSplit) and own.buffer >= buffer:
