@@ -135,9 +135,10 @@ def test_a_small_tile_on_a_pixel_of_a_coarse_one() -> None:
     assert ground.all()
 
 
-def test_a_local_crs_overlaps_nothing() -> None:
-    local = grid(500_000, 5_400_000, crs='LOCAL_CS["pit",UNIT["metre",1]]')
-    ground, pairs = learnt_ground([local, grid(500_000, 5_400_000)], [whole(local, TRAIN), whole(local, TEST)])
+@pytest.mark.parametrize("crs", [None, 'LOCAL_CS["pit",UNIT["metre",1]]'])
+def test_what_has_no_place_on_the_globe_overlaps_nothing(crs: str | None) -> None:
+    grids = [grid(500_000, 5_400_000, crs=crs)] * 2
+    ground, pairs = learnt_ground(grids, [whole(grids[0], TRAIN), whole(grids[1], TEST)])
     assert not ground[1].any()
     assert pairs == []
 

@@ -174,6 +174,6 @@ def _neighbours(grids: Sequence[Grid]) -> list[tuple[int, int]]:
     for number, grid in enumerate(grids):
         with suppress(GridError):
             outlines[number] = footprint(grid)
-    numbers, shapes = list(outlines), list(outlines.values())
+    numbers, shapes = list(outlines), np.array(list(outlines.values()), dtype=object)
     one, other = shapely.STRtree(shapes).query(shapes, predicate="intersects")
     return [(numbers[i], numbers[j]) for i, j in sorted(zip(one.tolist(), other.tolist(), strict=True)) if i < j]
