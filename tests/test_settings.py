@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pydantic
 import pytest
@@ -337,3 +339,35 @@ def test_other_files_are_read_as_they_are(tmp_path: Path, kind: str, given: dict
     path = tmp_path / "file.yaml"
     path.write_text(yaml.safe_dump(given))
     assert read_kind(kind, path) == given
+
+
+def _below(kind: type[Settings]) -> Iterator[type[Settings]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from _below(one)
+
+
+def _numbers(annotation: Any, metadata: Iterable[Any]) -> Iterator[set[str]]:
+    """The ends at which each number of a type is bounded."""
+    if get_origin(annotation) is Annotated:
+        annotation, *further = get_args(annotation)
+        metadata = [*metadata, *further]
+    if annotation in (int, float):
+        limits = [one for each in metadata for one in [each, *getattr(each, "metadata", ())]]
+        yield {name[0] for name in ("ge", "gt", "le", "lt") for one in limits if hasattr(one, name)}
+    for part in get_args(annotation):
+        yield from _numbers(part, metadata)
+
+
+def test_every_number_is_bounded_so_that_nothing_overflows() -> None:
+    for module in ("training.recipe", "studies.ablation", "studies.reproduce"):
+        importlib.import_module(f"landfuse.{module}")
+    kinds = {kind for kind in _below(Settings) if kind.__module__.startswith("landfuse.")}
+    assert len(kinds) > 30
+    unbounded = [
+        f"{kind.__name__}.{name}"
+        for kind in kinds
+        for name, field in kind.model_fields.items()
+        if any(ends != {"g", "l"} for ends in _numbers(field.annotation, field.metadata))
+    ]
+    assert sorted(unbounded) == ["ClassSettings.code", "ModalitySettings.nodata"]  # the legend's; any number of a file

@@ -53,6 +53,14 @@ def _unambiguous(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
+Side = Annotated[int, pydantic.Field(ge=1, le=8192)]
+"""Of a window, px."""
+Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
+Chance = Annotated[float, pydantic.Field(ge=0, lt=1)]
+Rate = Annotated[float, pydantic.Field(gt=0, le=1e3)]
+Weight = Annotated[float, pydantic.Field(ge=0, le=1e6)]
+
 _AMBIGUOUS = re.compile(r"(?i)yes|no|on|off|[-+]?0[0-9_]+|[-+]?[0-9]+(_[0-9]+)+")
 Options = Annotated[dict[str, Any], pydantic.AfterValidator(_unambiguous)]
 """Keywords for another library: here no type says whether `no` is a text or false."""

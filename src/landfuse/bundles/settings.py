@@ -23,7 +23,7 @@ class PredictorOptions(Settings):
         description="also write these layers that the model returns beside classes, MAP_NAME.tif, in steps of 1/250",
     )
     batch: int | None = Field(
-        default=None, ge=1, description="windows per forward pass; by default about 65,000 px of views"
+        default=None, ge=1, le=10**6, description="windows per forward pass; by default about 65,000 px of views"
     )
     precision: Precision = Field(default="float32", description="what the network computes in, float32 or bfloat16")
     device: str | None = Field(

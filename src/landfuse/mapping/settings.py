@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.rasters.windows import CoreWeights
-from landfuse.settings import byte_count, parse
+from landfuse.settings import Side, byte_count, parse
 
 MEMORY = 2 * 2**30
 """Bytes that a mapping process takes at most by default."""
@@ -30,9 +30,13 @@ class MapOptions(PredictorOptions):
         description="also write MAP_entropy.tif, the entropy of the probabilities, 0 (sure) to 1 (all classes equally "
         "probable), in steps of 1/250",
     )
-    block: int | None = Field(default=None, ge=1, description="side of the blocks, px; by default what `memory` allows")
+    block: int | None = Field(
+        default=None, ge=1, le=10**6, description="side of the blocks, px; by default what `memory` allows"
+    )
     memory: int = Field(
         default=MEMORY,
+        ge=0,
+        lt=2**63,
         description="memory that a process may take, in bytes or e.g. 2GiB; chooses the blocks, up to 2,048 px, where "
         "`block` is not set. Large networks take more",
     )
@@ -46,9 +50,8 @@ class MapOptions(PredictorOptions):
 class MappingSettings(MapOptions):
     """How the trained model maps: the options of its maps, and the lattice that its bundle keeps."""
 
-    stride: int | None = Field(
+    stride: Side | None = Field(
         default=None,
-        ge=1,
         description="distance between windows, px; by default the core. A smaller one averages overlapping logits",
     )
     weights: CoreWeights = Field(

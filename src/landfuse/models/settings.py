@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from landfuse.settings import Options, Settings
+from landfuse.settings import Chance, Count, Options, Settings, Side, Weight
 
 Operator = Literal["fusion", "group_attention", "cross_attention"]
 
@@ -27,14 +27,13 @@ class MutualSettings(Settings):
     }
     retired_training: ClassVar[frozenset[str]] = frozenset(retired)
 
-    probability_weight: float = Field(
+    probability_weight: Weight = Field(
         default=0.5,
-        ge=0,
         description="Weight of learning from the others' mean probabilities, in which certain branches count more; 0 "
         "for none.",
     )
-    feature_weight: float = Field(
-        default=0.1, ge=0, description="Weight of aligning the branches' features by their cosine; 0 for none."
+    feature_weight: Weight = Field(
+        default=0.1, description="Weight of aligning the branches' features by their cosine; 0 for none."
     )
 
 
@@ -49,14 +48,15 @@ class OperatorSettings(Settings):
 class BdgfSettings(Settings):
     """Settings of BDGF."""
 
-    view: int = Field(default=11, ge=1, description="Side of the patch, px.")
-    core: int = Field(
+    view: Side = Field(default=11, description="Side of the patch, px.")
+    core: Side = Field(
         default=1,
-        ge=1,
         description="Side of the centred square that is labelled, px; 1 classifies single pixels, 5 maps 25 at once.",
     )
-    width: int = Field(default=64, ge=4, description="D, channels of the branches; a multiple of `heads` and `groups`.")
-    embedding: int = Field(default=128, ge=1, description="Features that each branch reads out.")
+    width: int = Field(
+        default=64, ge=4, le=16_384, description="D, channels of the branches; a multiple of `heads` and `groups`."
+    )
+    embedding: int = Field(default=128, ge=1, le=16_384, description="Features that each branch reads out.")
     branches: tuple[Literal["cnn", "mamba", "transformer"], ...] = Field(
         default=("cnn", "mamba", "transformer"), description="Which branches; a kind may come several times."
     )
@@ -67,17 +67,15 @@ class BdgfSettings(Settings):
         "themselves instead of the features, a control of nearly as many parameters; `none` ignores the features.",
     )
     operators: OperatorSettings = Field(default=OperatorSettings(), description="How each kind of branch is guided.")
-    timesteps: int = Field(default=3, ge=1, description="Number of timesteps of the diffusion features.")
+    timesteps: int = Field(default=3, ge=1, le=1000, description="Number of timesteps of the diffusion features.")
     states: int = Field(default=16, ge=1, le=64, description="N, states per channel of the scans.")
-    heads: int = Field(default=4, ge=1, description="Heads of the attention.")
-    groups: int = Field(default=8, ge=1, description="Groups of the group channel attention.")
+    heads: int = Field(default=4, ge=1, le=16_384, description="Heads of the attention.")
+    groups: int = Field(default=8, ge=1, le=16_384, description="Groups of the group channel attention.")
     ensemble: bool = Field(
         default=True,
         description="Average the probabilities of the final head and the branches' heads; else the final head alone.",
     )
-    label_smoothing: float = Field(
-        default=0.05, ge=0, lt=1, description="Fraction of each label that is spread over all classes."
-    )
+    label_smoothing: Chance = Field(default=0.05, description="Fraction of each label that is spread over all classes.")
     mutual: MutualSettings = Field(default=MutualSettings(), description="How branches learn from each other.")
 
     @model_validator(mode="after")
@@ -97,14 +95,14 @@ class BdgfSettings(Settings):
 class ForestSettings(Settings):
     """Settings of the random forest."""
 
-    trees: int = Field(default=200, ge=1, description="Number of trees.")
-    depth: int | None = Field(default=None, ge=1, description="Limit of their depth; null for none.")
-    leaf: int = Field(default=1, ge=1, description="Fewest training pixels in a leaf.")
-    features: float | str = Field(
+    trees: int = Field(default=200, ge=1, le=100_000, description="Number of trees.")
+    depth: int | None = Field(default=None, ge=1, le=10**6, description="Limit of their depth; null for none.")
+    leaf: Count = Field(default=1, description="Fewest training pixels in a leaf.")
+    features: Annotated[float, Field(gt=0, le=1)] | Literal["sqrt", "log2"] = Field(
         default="sqrt", description="Fraction of the channels tried at a split; `sqrt` for their square root."
     )
     pixels: int = Field(
-        default=100_000, ge=2, description="Training pixels at most, drawn at random where there are more."
+        default=100_000, ge=2, le=10**9, description="Training pixels at most, drawn at random where there are more."
     )
     balanced: bool = Field(default=False, description="Weigh classes by the inverse of their frequency.")
 
@@ -127,13 +125,14 @@ class MFNetSettings(Settings):
     encoder_zoom: int | None = Field(
         default=None,
         ge=1,
+        le=64,
         description="Pixels of the encoder per pixel of the scene's grid; by default the finest modality's.",
     )
     finetune: str = Field(default="adapter", description="adapter, lora, both, none or full.")
     first_block: int = Field(
-        default=0, ge=0, description="Blocks before it are not fine-tuned, and keep no activations; from 0."
+        default=0, ge=0, le=1000, description="Blocks before it are not fine-tuned, and keep no activations; from 0."
     )
-    rank: int = Field(default=4, ge=1, description="Rank of LoRA.")
+    rank: int = Field(default=4, ge=1, le=16_384, description="Rank of LoRA.")
     bottleneck: float = Field(
         default=0.25, gt=0, le=1, description="Width of an adapter's hidden layer, as a fraction of the encoder's."
     )
@@ -141,14 +140,14 @@ class MFNetSettings(Settings):
         default=False,
         description="Recompute each block in the backward pass, for less memory and about a third more time.",
     )
-    view: int = Field(default=256, ge=1, description="Side of the square that is looked at, px of the scene's grid.")
-    core: int | None = Field(
-        default=None, ge=1, description="Side of the centred square that is labelled, px; by default the view."
+    view: Side = Field(default=256, description="Side of the square that is looked at, px of the scene's grid.")
+    core: Side | None = Field(
+        default=None, description="Side of the centred square that is labelled, px; by default the view."
     )
     decoder_features: int = Field(
-        default=64, ge=8, multiple_of=8, description="Channels within the decoder, a multiple of 8."
+        default=64, ge=8, le=16_384, multiple_of=8, description="Channels within the decoder, a multiple of 8."
     )
-    dropout: float = Field(default=0.1, ge=0, lt=1, description="Dropout of channels before the scores.")
+    dropout: Chance = Field(default=0.1, description="Dropout of channels before the scores.")
     merged: bool = Field(
         default=False,
         description="LoRA is folded into the weights, as `landfuse export --merge` leaves it; not for training.",
@@ -171,9 +170,9 @@ class RefNetSettings(Settings):
         "mlp_ratio": (4.0, "perceptrons have four hidden channels per channel; remove it"),
     }
 
-    view: int = Field(default=256, ge=1, description="Side of the square that is looked at, px.")
-    core: int | None = Field(
-        default=None, ge=1, description="Side of the centred square that is labelled, px; by default the view."
+    view: Side = Field(default=256, description="Side of the square that is looked at, px.")
+    core: Side | None = Field(
+        default=None, description="Side of the centred square that is labelled, px; by default the view."
     )
     encoder: str | dict[str, str] = Field(
         default="resnet50",
@@ -184,18 +183,14 @@ class RefNetSettings(Settings):
         description="Start the encoders from timm's published weights, adapted to the number of channels.",
     )
     weights: dict[str, Path] = Field(
-        default={},
-        description="Files to start encoders from instead, by name of modality, adapted likewise.",
+        default={}, description="Files to start encoders from instead, by name of modality, adapted likewise."
     )
-    width: int = Field(default=128, ge=1, description="Channels of the decoders.")
+    width: int = Field(default=128, ge=1, le=16_384, description="Channels of the decoders.")
     states: int = Field(default=1, ge=1, le=64, description="N, states per channel of the scans.")
-    drop_path: float = Field(
-        default=0.1,
-        ge=0,
-        lt=1,
-        description="Fraction of samples for which a branch of a VSS block is left out in training.",
+    drop_path: Chance = Field(
+        default=0.1, description="Fraction of samples for which a branch of a VSS block is left out in training."
     )
-    auxiliary_weight: float = Field(default=0.005, ge=0, description="Weight of the auxiliary losses.")
+    auxiliary_weight: Weight = Field(default=0.005, description="Weight of the auxiliary losses.")
     share: bool = Field(default=True, description="Use the shared features.")
     difference: bool = Field(default=True, description="Use the differing features.")
     enhance: bool = Field(default=True, description="Train the MSIE decoder and its auxiliary heads.")
@@ -211,8 +206,7 @@ class StackedSettings(Settings):
     """Settings of the stacked segmentation network."""
 
     architecture: str = Field(
-        default="Unet",
-        description="Of segmentation-models-pytorch, e.g. `Unet`, `DeepLabV3Plus`, `Segformer`.",
+        default="Unet", description="Of segmentation-models-pytorch, e.g. `Unet`, `DeepLabV3Plus`, `Segformer`."
     )
     encoder: str = Field(
         default="resnet18", description="Its name there, e.g. `resnet18`, or `tu-` and any timm backbone."
@@ -221,15 +215,15 @@ class StackedSettings(Settings):
         default=None,
         description="Pretrained weights by their name there, e.g. `imagenet` (fetched once); null for none.",
     )
-    view: int = Field(default=128, ge=1, description="Side of the window, px.")
-    core: int | None = Field(
-        default=None, ge=1, description="Side of the centred square that is labelled, px; by default the view."
+    view: Side = Field(default=128, description="Side of the window, px.")
+    core: Side | None = Field(
+        default=None, description="Side of the centred square that is labelled, px; by default the view."
     )
 
 
 class TwoBranchSettings(Settings):
     """Settings of the two-branch CNN."""
 
-    view: int = Field(default=11, ge=1, description="Side of the patch, px; odd.")
-    width: int = Field(default=64, ge=4, description="Features of each branch.")
-    dropout: float = Field(default=0.3, ge=0, lt=1, description="Fraction of the joined features dropped in training.")
+    view: Side = Field(default=11, description="Side of the patch, px; odd.")
+    width: int = Field(default=64, ge=4, le=16_384, description="Features of each branch.")
+    dropout: Chance = Field(default=0.3, description="Fraction of the joined features dropped in training.")

@@ -20,6 +20,12 @@ from landfuse.settings import Settings, expand
 
 FileName = Annotated[str, pydantic.AfterValidator(file_name)]
 
+BANDS = 65_536
+"""Bands that GDAL reads at most."""
+
+Pixels = Annotated[int, Field(ge=0, le=10**15)]
+Code = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
 
 class ModalitySettings(Settings):
     """One modality of a scene file: a raster of one sensor."""
@@ -30,7 +36,7 @@ class ModalitySettings(Settings):
     )
     variable: str | None = Field(default=None, description="The variable of a .mat file.")
     axes: str | None = Field(default=None, description="Axes of that variable as MATLAB shows it, e.g. `HWC`.")
-    bands: tuple[int, ...] | None = Field(
+    bands: tuple[Annotated[int, Field(ge=1, le=BANDS)], ...] | None = Field(
         default=None,
         description="Bands to use, from 1: `[1, 2, 5]` or `1-5, 9`; `all` for every one. By default all but those that "
         "the file marks as alpha, which is read as a mask, or as bad (ENVI's `bbl`).",
@@ -47,9 +53,14 @@ class ModalitySettings(Settings):
         description="The number that means no data, as stored; `.nan` for NaN. By default what the file says.",
     )
     scale: float | None = Field(
-        default=None, description="value = number * scale + offset; by default what the file says, else 1."
+        default=None,
+        ge=-1e30,
+        le=1e30,
+        description="value = number * scale + offset; by default what the file says, else 1.",
     )
-    offset: float | None = Field(default=None, description="See `scale`; by default what the file says, else 0.")
+    offset: float | None = Field(
+        default=None, ge=-1e30, le=1e30, description="See `scale`; by default what the file says, else 0."
+    )
     decibel: bool = Field(default=False, description="Convert linear power to dB.")
     zoom: int = Field(
         default=1, ge=1, le=64, description="Keep the modality this many times finer than the reference grid, 1 to 64."
@@ -59,7 +70,9 @@ class ModalitySettings(Settings):
     )
     crs: str | None = Field(default=None, description="CRS of the raster if the file has none, e.g. `EPSG:32632`.")
     sensor: str = Field(default="", description="What measured it, in words.")
-    metres: float | None = Field(default=None, gt=0, description="Pixel size in metres if the file has none.")
+    metres: float | None = Field(
+        default=None, gt=0, le=1e7, description="Pixel size in metres if the file has none."
+    )
 
     @pydantic.field_validator("bands", mode="before")
     @classmethod
@@ -76,6 +89,8 @@ class ModalitySettings(Settings):
             if not match:
                 raise ValueError("write bands like '1-5, 9' or [1, 2, 5], or all")
             first, last = int(match.group(1)), int(match.group(2) or match.group(1))
+            if last > BANDS:
+                raise ValueError(f"a raster has at most {BANDS:,} bands")
             if last < first:
                 raise ValueError(f"{part.strip()} runs backwards; list the bands one by one, like [3, 2, 1]")
             bands += range(first, last + 1)
@@ -141,8 +156,8 @@ class LabelSettings(Settings):
         default="last",
         description="Where polygons of two classes overlap: the `last` in the file wins, the `first`, or `unlabelled`.",
     )
-    ignored: tuple[int, ...] = Field(default=(), description="Codes that mean unlabelled, besides 255.")
-    nodata: int | None = Field(
+    ignored: tuple[Code, ...] = Field(default=(), description="Codes that mean unlabelled, besides 255.")
+    nodata: Code | None = Field(
         default=None,
         description="The code that means no data, in place of the one that the file states; 255 for none.",
     )
@@ -223,18 +238,18 @@ class ClassSettings(Settings):
 class CountSettings(Settings):
     """Published numbers of a data set, which `check` must find. Lists have a number per class, in order."""
 
-    labelled: tuple[int, ...] | None = Field(default=None, description="Labelled pixels.")
-    train: tuple[int, ...] | None = Field(
+    labelled: tuple[Pixels, ...] | None = Field(default=None, description="Labelled pixels.")
+    train: tuple[Pixels, ...] | None = Field(
         default=None,
         description="Training pixels of the official split; validation taken from training counts as training.",
     )
-    validation: tuple[int, ...] | None = Field(
+    validation: tuple[Pixels, ...] | None = Field(
         default=None, description="Validation pixels, if the official split has its own."
     )
-    test: tuple[int, ...] | None = Field(default=None, description="Test pixels of the official split.")
-    tiles: int | None = Field(default=None, description="Number of tiles.")
-    size: tuple[int, int] | None = Field(default=None, description="Rows and columns of the reference grid.")
-    bands: dict[str, int] = Field(default={}, description="Number of bands by modality.")
+    test: tuple[Pixels, ...] | None = Field(default=None, description="Test pixels of the official split.")
+    tiles: int | None = Field(default=None, ge=0, le=10**9, description="Number of tiles.")
+    size: tuple[Pixels, Pixels] | None = Field(default=None, description="Rows and columns of the reference grid.")
+    bands: dict[str, Pixels] = Field(default={}, description="Number of bands by modality.")
 
     @property
     def per_class(self) -> dict[str, tuple[int, ...]]:
@@ -250,7 +265,7 @@ class DownloadSettings(Settings):
     sha256: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{64}$", description="Checksum; if there is none, that of the file is reported."
     )
-    size: int | None = Field(default=None, gt=0, description="Bytes; by default what the server says.")
+    size: int | None = Field(default=None, gt=0, lt=2**63, description="Bytes; by default what the server says.")
     name: FileName | None = Field(
         default=None, description="Name of the file; by default the last part of the address."
     )

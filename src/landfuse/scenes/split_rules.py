@@ -9,7 +9,7 @@ import pydantic
 from numpy.typing import NDArray
 from pydantic import Field
 
-from landfuse.settings import Settings
+from landfuse.settings import Chance, Seed, Settings
 
 UNUSED, TRAIN, VALIDATION, TEST = 0, 1, 2, 3
 ROLES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -21,10 +21,10 @@ Roles = NDArray[np.uint8]
 class _Split(Settings):
     """The settings of all splits."""
 
-    validation: float = Field(
-        default=0.2, ge=0, lt=1, description="Fraction of training that is set aside to choose the epoch, from 0 to 1."
+    validation: Chance = Field(
+        default=0.2, description="Fraction of training that is set aside to choose the epoch, from 0 to 1."
     )
-    seed: int = Field(default=0, description="Seed of all random choices.")
+    seed: Seed = Field(default=0, description="Seed of all random choices.")
 
 
 class MasksSplit(_Split):
@@ -47,16 +47,16 @@ class RolesSplit(_Split):
     """A split that was written before."""
 
     kind: Literal["roles"]
-    path: str = Field(
-        description="Raster of roles (1 train, 2 validation, 3 test, 0 none); `{tile}` is allowed.",
-    )
+    path: str = Field(description="Raster of roles (1 train, 2 validation, 3 test, 0 none); `{tile}` is allowed.")
 
 
 class RandomSplit(_Split):
     """Random pixels of each class train, the rest test. Its views overlap: see the leak report before using it."""
 
     kind: Literal["random"]
-    train: float = Field(gt=0, description="Pixels per class (1 and above), or a fraction of each class (below 1).")
+    train: float = Field(
+        gt=0, le=1e9, description="Pixels per class (1 and above), or a fraction of each class (below 1)."
+    )
 
     @pydantic.field_validator("train")
     @classmethod
@@ -70,8 +70,8 @@ class GroupedSplit(_Split):
     """Whole groups of pixels go to one role, balanced over the classes."""
 
     test: float = Field(default=0.3, gt=0, lt=1, description="Fraction of the groups that test; not with `folds`.")
-    folds: int | None = Field(default=None, ge=2, description="Number of folds, each of which tests once.")
-    fold: int = Field(default=0, ge=0, description="Which fold tests now, from 0.")
+    folds: int | None = Field(default=None, ge=2, le=10_000, description="Number of folds, each of which tests once.")
+    fold: int = Field(default=0, ge=0, le=10_000, description="Which fold tests now, from 0.")
 
     @pydantic.model_validator(mode="after")
     def _fold_exists(self) -> GroupedSplit:
@@ -88,6 +88,7 @@ class BufferedSplit(GroupedSplit):
     buffer: int = Field(
         default=0,
         ge=0,
+        le=10_000,
         description="Pixels without a role around those that test or validate. Nothing leaks from `halo + core - 1` of "
         "the model on: half the view for a core of one pixel, the view less one where the core is the view.",
     )
@@ -97,7 +98,7 @@ class BlocksSplit(BufferedSplit):
     """Square blocks of the ground."""
 
     kind: Literal["blocks"]
-    size: int = Field(ge=2, description="Side of a block, px.")
+    size: int = Field(ge=2, le=10**6, description="Side of a block, px.")
 
 
 class PolygonsSplit(BufferedSplit):

@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import Field
@@ -27,6 +27,8 @@ from landfuse.errors import SettingsError
 from landfuse.settings import Settings, parse, read_kind
 from landfuse.studies.compare import Comparison, compare
 from landfuse.studies.series import Member, members, numbers, train_series
+
+Number = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class AblationSettings(Settings):
@@ -37,8 +39,8 @@ class AblationSettings(Settings):
         description="name -> what it changes in the recipe, as sections or with dotted keys; the first is the reference"
     )
     common: dict[str, Any] = Field(default={}, description="what all variants change")
-    seeds: int | str = Field(default="0", description="of training, e.g. `0..4`")
-    folds: int | str | None = Field(default=None, description="of the split; null for the recipe's own")
+    seeds: Number | str = Field(default="0", description="of training, e.g. `0..4`")
+    folds: Number | str | None = Field(default=None, description="of the split; null for the recipe's own")
     run: str | None = Field(
         default=None,
         description="folder of all runs, from the working directory; by default `runs/` and the names of this file "

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -26,23 +26,24 @@ from landfuse.scenes.benchmarks import place_folder, recipes
 from landfuse.scenes.fetch import missing_files
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.split_rules import BlocksSplit, TilesSplit
-from landfuse.settings import Settings, parse, read_yaml
+from landfuse.settings import Seed, Settings, parse, read_yaml
 from landfuse.studies.ablation import named
 from landfuse.studies.compare import Comparison, Spread, compare
 from landfuse.studies.series import Member, members, train_series
 from landfuse.studies.tables import save
 from landfuse.training.recipe import Recipe, read_recipe
 
-PerCent = tuple[float] | tuple[float, float]
+_PerCent = Annotated[float, Field(ge=0, le=100)]
+PerCent = tuple[_PerCent] | tuple[_PerCent, _PerCent]
 """A mean, and a standard deviation where there is one."""
 
 
 class BlockSplit(Settings):
     """The split that does not leak."""
 
-    size: int = Field(default=32, ge=2, description="side of a block, px of the scene's grid")
+    size: int = Field(default=32, ge=2, le=10**6, description="side of a block, px of the scene's grid")
     test: float = Field(default=0.5, gt=0, lt=1, description="fraction of the blocks that test")
-    seed: int = Field(default=0, description="of the assignment of blocks to roles")
+    seed: Seed = Field(default=0, description="of the assignment of blocks to roles")
 
 
 class PublishedFigure(Settings):

@@ -7,9 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from landfuse.settings import Options, Settings, byte_count
-
-Chance = Annotated[float, Field(ge=0, lt=1)]
+from landfuse.settings import Chance, Count, Options, Rate, Seed, Settings, byte_count
 
 
 class SampleSettings(Settings):
@@ -18,11 +16,11 @@ class SampleSettings(Settings):
     batch: int = Field(
         default=64,
         ge=1,
+        le=10**6,
         description="windows per step at most (over all devices); the steps of an epoch have batches of even size",
     )
-    windows: int | None = Field(
+    windows: Count | None = Field(
         default=None,
-        ge=1,
         description="windows per epoch; by default as many as it takes to see each training pixel about once",
     )
     balanced: bool = Field(default=False, description="draw every class equally often, however rare")
@@ -34,11 +32,16 @@ class SampleSettings(Settings):
     )
     memory: int = Field(
         default=4 * 1024**3,
+        ge=0,
+        lt=2**63,
         description="scenes up to this size (as float32, after the pixel maps) are held in memory, larger ones are "
         "read by blocks; bytes, or e.g. 8GiB",
     )
     workers: int = Field(
-        default=0, ge=0, description="loader processes; 0 reads in the training process, best for scenes in memory"
+        default=0,
+        ge=0,
+        le=1024,
+        description="loader processes; 0 reads in the training process, best for scenes in memory",
     )
 
     @field_validator("memory", mode="before")
@@ -51,11 +54,10 @@ class TrainingSettings(Settings):
     """How the model is trained."""
 
     epochs: int | None = Field(
-        default=None, ge=1, description="at most; 50 where neither `epochs` nor `iterations` is given"
+        default=None, ge=1, le=10**6, description="at most; 50 where neither `epochs` nor `iterations` is given"
     )
-    iterations: int | None = Field(
+    iterations: Count | None = Field(
         default=None,
-        ge=1,
         description="optimiser steps, instead of `epochs`. An epoch, after which validation is scored, has its usual "
         "length (see `samples.windows`); only the last may be shorter",
     )
@@ -63,38 +65,41 @@ class TrainingSettings(Settings):
         default="adamw",
         description="`adamw`: weight decay on all but biases, norms and other vectors; `sgd`: on all weights",
     )
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="of `sgd`")
-    rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(default=1e-2, ge=0, description="of the optimiser")
-    warmup: float = Field(
-        default=0.05, ge=0, lt=1, description="fraction of the steps in which the rate rises; then comes `schedule`"
+    momentum: Chance = Field(default=0.9, description="of `sgd`")
+    rate: Rate = Field(default=1e-3, description="peak learning rate")
+    weight_decay: float = Field(default=1e-2, ge=0, le=1e3, description="of the optimiser")
+    warmup: Chance = Field(
+        default=0.05, description="fraction of the steps in which the rate rises; then comes `schedule`"
     )
     schedule: Literal["cosine", "polynomial", "steps", "constant"] = Field(
         default="cosine",
         description="how the rate falls: as a `cosine` to 0, as (1 - fraction of the steps done) ^ `power` "
         "(`polynomial`), by `factor` at each of `milestones` (`steps`), or not at all (`constant`)",
     )
-    power: float = Field(default=0.9, gt=0, description="of `polynomial`")
-    milestones: tuple[int, ...] = Field(
+    power: float = Field(default=0.9, gt=0, le=100, description="of `polynomial`")
+    milestones: tuple[Annotated[int, Field(ge=1, le=10**9)], ...] = Field(
         default=(), description="of `steps`, counted in `epochs`, or in `iterations` where those are given"
     )
     factor: float = Field(default=0.1, gt=0, lt=1, description="of `steps`")
     patience: int | None = Field(
-        default=15, ge=1, description="epochs without a better validation score before it stops; null for no limit"
+        default=15,
+        ge=1,
+        le=10**6,
+        description="epochs without a better validation score before it stops; null for no limit",
     )
     choose_by: Literal["OA", "AA", "kappa", "mF1", "mIoU"] = Field(
         default="mF1", description="the validation score that chooses the epoch"
     )
-    clip: float | None = Field(default=1.0, gt=0, description="limit of the gradient's norm; null for none")
+    clip: float | None = Field(default=1.0, gt=0, le=1e9, description="limit of the gradient's norm; null for none")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description="`auto`: bfloat16 where the hardware computes in it (GPUs, CPUs with AMX or AVX512-BF16), else "
         "float32",
     )
-    seed: int = Field(default=0, ge=0, description="of weights, draws and augmentation")
+    seed: Seed = Field(default=0, description="of weights, draws and augmentation")
     accelerator: str = Field(default="auto", description="as Lightning names it: auto, cpu, gpu, mps")
-    devices: int | str = Field(default=1, description="number of devices")
-    nodes: int = Field(default=1, ge=1, description="number of machines")
+    devices: Annotated[int, Field(ge=-1, le=4096)] | str = Field(default=1, description="number of devices")
+    nodes: int = Field(default=1, ge=1, le=10_000, description="number of machines")
     strategy: str = Field(default="auto", description="as Lightning names it, e.g. ddp")
     lightning: Options = Field(default={}, description="any further argument of Lightning's Trainer")
 
