@@ -374,14 +374,14 @@ def _copy(values: Any) -> Any:
     return [_copy(value) for value in values] if isinstance(values, list) else values
 
 
-_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}|\{tile(:02)?\}")
 
 
 _NETWORK = re.compile(r"://|/vsi(?!zip/|tar/|gzip/|7z/|rar/)")
 
 
-def expand(text: str, known: Mapping[str, str] | None = None) -> str:
-    """Replaces `${NAME}` and `${NAME:-default}` by environment variables.
+def expand(text: str, known: Mapping[str, str] | None = None, tile: str | None = None) -> str:
+    """Replaces `${NAME}` and `${NAME:-default}` by environment variables, and `{tile}` by a name if there is one.
 
     An address may be the value of one variable at its beginning; no other variable becomes a part of one, since what
     it holds would be sent to a server.
@@ -389,13 +389,16 @@ def expand(text: str, known: Mapping[str, str] | None = None) -> str:
     Args:
         text: with the variables.
         known: values that win over the environment's.
+        tile: its name; without one `{tile}` stays.
 
     Raises:
         SettingsError: if a variable without a default is not set, or would become a part of an address.
     """
 
     def value(match: re.Match[str]) -> str:
-        name, default = match.group(1), match.group(2)
+        name, default, padded = match.groups()
+        if name is None:
+            return match[0] if tile is None else re.sub(r"\d+", lambda n: n[0].zfill(2), tile) if padded else tile
         found = (known or {}).get(name) or os.environ.get(name) or default
         if found is None:
             raise SettingsError(
@@ -403,7 +406,7 @@ def expand(text: str, known: Mapping[str, str] | None = None) -> str:
             )
         return found
 
-    expanded, variables = _VARIABLE.sub(value, text), list(_VARIABLE.finditer(text))
+    expanded, variables = _VARIABLE.sub(value, text), [one for one in _VARIABLE.finditer(text) if one[1]]
     whole = len(variables) == 1 and text.startswith("${") and _NETWORK.search(value(variables[0]))
     if variables and not whole and _NETWORK.search(expanded):
         raise SettingsError(

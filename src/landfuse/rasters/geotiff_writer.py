@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -264,7 +265,7 @@ def write_cloud_geotiff(path: Path, source: Path, overviews: Overviews) -> None:
                     )
                     _verify(partial)
             finally:
-                for left in partial.parent.glob(f"{partial.name}?*"):  # GDAL's overviews until they are copied
+                for left in partial.parent.glob(f"{glob.escape(partial.name)}?*"):  # GDAL's overviews until they are copied
                     left.unlink()
     except GDAL_ERRORS as error:
         raise unwritable(path, error) from None

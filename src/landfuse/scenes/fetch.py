@@ -6,7 +6,6 @@ What was unpacked is noted in `fetched.json`, and the archive is removed.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tarfile
 import uuid
@@ -51,14 +50,8 @@ def missing_files(file: SceneFile) -> list[str]:
     split = settings.split.model_dump() if settings.split else {}
     masks = [split[key] for key in ("train", "test", "val") if isinstance(split.get(key), str)]
     paths = dict.fromkeys([*settings.paths, *masks, *split.get("lists", {}).values()])
-    return [path for path in paths if not _is_there(file.root, path)]
-
-
-def _is_there(root: str, path: str) -> bool:
-    if not is_file_name(path) or not is_file_name(root):
-        return True
-    pattern = re.sub(r"\{tile[^}]*\}", "*", path)
-    return any(Path(root).glob(pattern)) if pattern != path else Path(root, path).exists()
+    local = [path for path in paths if is_file_name(path) and is_file_name(file.root)]
+    return [path for path in local if not any(file.fitting(path))]
 
 
 def fetch(file: SceneFile, progress: Callable[[str], Progress] = lambda name: lambda done, total: None) -> Fetched:

@@ -6,7 +6,7 @@ import glob
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,18 +72,14 @@ class SceneFile:
         settings = self.settings
         if settings.tiles is not None:
             return list(settings.tiles)
-        pattern = self._resolve(settings.paths[0])
-        if "{tile}" not in pattern:
+        if "{tile}" not in settings.paths[0]:
             return [settings.name]
-        parts = pattern.split("{tile}")
-        start = Path(parts[0] + "x")
-        beneath = "*".join(map(glob.escape, [start.name[:-1], *parts[1:]]))
-        first, *others = (re.escape(part) for part in parts)
+        first, *others = map(re.escape, self._around_tile(settings.paths[0]))
         shape = re.compile(first + r"(?P<tile>[^/\\.][^/\\]*)" + "(?P=tile)".join(others))
-        fits = [match for path in start.parent.glob(beneath) if (match := shape.fullmatch(str(path)))]
+        fits = [match for path in self.fitting(settings.paths[0]) if (match := shape.fullmatch(str(path)))]
         if not fits:
             raise MissingFileError(
-                f"{self.path}: no file fits {pattern}",
+                f"{self.path}: no file fits {seen_from(self.root, settings.paths[0])}",
                 "one file per tile, or their names under `tiles`",
                 "check `root` and the paths, or fetch the data: " + (settings.address or "no address is given"),
             )
@@ -155,10 +151,18 @@ class SceneFile:
         """One mask of a split, (H, W) on the scene's grid."""
         return read_mask(scene, self._resolve(path, scene.name), variable, axes)
 
+    def _around_tile(self, path: str) -> list[str]:
+        """What is before, between and after the `{tile}` of a path; one in the name of a folder on disk is none."""
+        return self._resolve(path, "\0").split("\0")
+
+    def fitting(self, path: str) -> Iterator[Path]:
+        """The files that a path of the scene file names, with whatever tile."""
+        first, *others = self._around_tile(path)
+        start = Path(first + "x")
+        return start.parent.glob("*".join(map(glob.escape, [start.name[:-1], *others])))
+
     def _resolve(self, path: str, tile: str | None = None) -> str:
-        if tile is not None:
-            path = path.replace("{tile}", tile).replace("{tile:02}", re.sub(r"\d+", lambda n: n[0].zfill(2), tile))
-        return seen_from(self.root, expand(path))
+        return seen_from(self.root, expand(path, tile=tile))
 
     def _raster(self, tile: str, m: ModalitySettings | LabelSettings, where: str, home: Grid | None) -> Any:
         """A raster on its own grid; `home` is the grid that it belongs on, None for the reference."""
