@@ -23,7 +23,7 @@ from landfuse.legend import UNLABELLED, Legend
 from landfuse.scenes.land_cover_map import open_map
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
-from landfuse.scenes.split_rules import ROLES, Roles, RolesSplit
+from landfuse.scenes.split_rules import ROLES, Roles
 
 
 class Tally:
@@ -257,11 +257,9 @@ def _scored_tiles(
         (H, W) classes of the labels, `UNLABELLED` elsewhere, and an array of classes for each of the maps.
     """
     scenes = file.scenes()
-    written = None
-    if split is not None:
-        place = Path(split).resolve()
-        written = RolesSplit(kind="roles", path=str(place / "{tile}.tif" if place.is_dir() else place))
-    roles: Sequence[Roles | None] = [None] * len(scenes) if role == "all" else file.roles(scenes, written)
+    roles: Sequence[Roles | None] = [None] * len(scenes)
+    if role != "all":
+        roles = file.roles(scenes) if split is None else file.written_roles(scenes, split)
     for scene, scene_roles in zip(scenes, roles, strict=True):
         truth = scene.labels
         if scene_roles is not None:

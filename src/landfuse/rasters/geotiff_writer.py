@@ -265,7 +265,8 @@ def write_cloud_geotiff(path: Path, source: Path, overviews: Overviews) -> None:
                     )
                     _verify(partial)
             finally:
-                for left in partial.parent.glob(f"{glob.escape(partial.name)}?*"):  # GDAL's overviews until they are copied
+                # GDAL's overviews until they are copied
+                for left in partial.parent.glob(f"{glob.escape(partial.name)}?*"):
                     left.unlink()
     except GDAL_ERRORS as error:
         raise unwritable(path, error) from None

@@ -6,15 +6,19 @@ The only geopandas / pyogrio import.
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
 import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import geopandas
@@ -315,6 +319,19 @@ def _read(
     return Polygons(shapes, values, source, sum(part.attrs["empty"] for part in parts))
 
 
+@contextmanager
+def _literal(path: str) -> Iterator[str]:
+    """The file under a name that pyogrio leaves as it is: it splits others at `!`, and drops their line breaks."""
+    if path.startswith("/vsi") or not re.search(r"[!\t\r\n]", path):
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        place = Path(path).absolute()
+        for beside in place.parent.glob(glob.escape(place.stem) + ".*"):  # a Shapefile is several files
+            (Path(folder) / f"file{beside.name.removeprefix(place.stem)}").symlink_to(beside)
+        yield str(Path(folder) / f"file{place.suffix}")
+
+
 def _read_file(path: str, column: str, crs: str | None) -> Any:
     """The shapes of one file with one column, as a GeoDataFrame without empty shapes."""
     do = "add it, or name it by `labels: crs:`; a Shapefile needs its .prj beside it"
@@ -322,14 +339,15 @@ def _read_file(path: str, column: str, crs: str | None) -> Any:
     if points is not None:
         return points
     try:
-        fields = {
-            str(name): list(pyogrio.read_info(path, layer=name)["fields"])
-            for name, kind in pyogrio.list_layers(path)
-            if kind is not None
-        }
-        fitting = [name for name, columns in fields.items() if column in columns]
-        if len(fitting) == 1:
-            frame = pyogrio.read_dataframe(path, layer=fitting[0], columns=[column])
+        with _literal(path) as literal:
+            fields = {
+                str(name): list(pyogrio.read_info(literal, layer=name)["fields"])
+                for name, kind in pyogrio.list_layers(literal)
+                if kind is not None
+            }
+            fitting = [name for name, columns in fields.items() if column in columns]
+            if len(fitting) == 1:
+                frame = pyogrio.read_dataframe(literal, layer=fitting[0], columns=[column])
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, UnicodeDecodeError) as error:
         raise SceneError(
             f"{path} cannot be read: {error}",
@@ -493,7 +511,9 @@ def write_layer(path: Path, layer: str, frame: Any) -> None:
     with whole_file(path) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the partial file's name, and of a map without CRS
         try:
-            pyogrio.write_dataframe(frame, partial, layer=layer, driver="GPKG")
+            written = BytesIO()  # a path is split at `!`, and loses its line breaks
+            pyogrio.write_dataframe(frame, written, layer=layer, driver="GPKG")
+            partial.write_bytes(written.getbuffer())
         except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
             raise unwritable(path, error) from None
 
@@ -517,8 +537,9 @@ def read_rows(path: str | Path) -> list[dict[str, str | None]]:
             for row in table.rows
         ]
     try:
-        layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
-        frame = pyogrio.read_dataframe(path, read_geometry=False, layer=layers[0]) if len(layers) == 1 else None
+        with _literal(str(path)) as literal:
+            layers = [str(name) for name, kind in pyogrio.list_layers(literal) if kind is not None]
+            frame = pyogrio.read_dataframe(literal, read_geometry=False, layer=layers[0]) if len(layers) == 1 else None
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError, ValueError) as error:
         raise SceneError(
             f"{path} cannot be read: {error}", "a vector file that GDAL reads, or a CSV file", "check the file"

@@ -9,7 +9,7 @@ from landfuse.accuracy.evaluate import map_of
 from landfuse.errors import MissingFileError, SceneError
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
-from landfuse.scenes.split_rules import Roles, RolesSplit
+from landfuse.scenes.split_rules import Roles
 from landfuse.training.run import Run
 
 Progress = Callable[[str, int, int], None]
@@ -64,7 +64,7 @@ def read_roles(run: Run, file: SceneFile, scenes: Sequence[Scene]) -> list[Roles
     Raises:
         LandfuseError: if they are missing, or their grid is not the scene's.
     """
-    return file.roles(scenes, RolesSplit(kind="roles", path=str((run.folder / "split").resolve() / "{tile}.tif")))
+    return file.written_roles(scenes, run.folder / "split")
 
 
 def find_maps(run: Run, scenes: Sequence[Scene], maps: str | Path | None, progress: Progress) -> list[Path]:

@@ -33,7 +33,7 @@ from landfuse.rasters.polygons import Join, Polygons, read_polygons
 from landfuse.scenes.labels import read_colours
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.scene_keys import LabelSettings, ModalitySettings, SceneSettings, expand_root
-from landfuse.scenes.split_rules import Roles, SplitSettings, TilesSplit
+from landfuse.scenes.split_rules import Roles, RolesSplit, SplitSettings, TilesSplit
 from landfuse.scenes.splits import assign, named_tiles
 from landfuse.settings import expand, parse, parse_rest, read_kind
 
@@ -146,6 +146,15 @@ class SceneFile:
         if isinstance(chosen, TilesSplit) and chosen.lists:
             chosen = named_tiles(chosen, self.tiles, self._resolve)
         return assign(scenes, chosen, self._read_mask)
+
+    def written_roles(self, scenes: Sequence[Scene], place: str | Path) -> list[Roles]:
+        """The roles in a raster, or in those of a folder, such as the `split` of a run; see `roles`."""
+        place = Path(place).resolve()
+
+        def read(scene: Scene, *_: object) -> NDArray[np.generic]:
+            return read_mask(scene, str(place / f"{scene.name}.tif" if place.is_dir() else place), None, "HW")
+
+        return assign(scenes, RolesSplit(kind="roles", path=str(place)), read)
 
     def _read_mask(self, scene: Scene, path: str, variable: str | None, axes: str) -> NDArray[np.generic]:
         """One mask of a split, (H, W) on the scene's grid."""

@@ -70,9 +70,7 @@ class ModalitySettings(Settings):
     )
     crs: str | None = Field(default=None, description="CRS of the raster if the file has none, e.g. `EPSG:32632`.")
     sensor: str = Field(default="", description="What measured it, in words.")
-    metres: float | None = Field(
-        default=None, gt=0, le=1e7, description="Pixel size in metres if the file has none."
-    )
+    metres: float | None = Field(default=None, gt=0, le=1e7, description="Pixel size in metres if the file has none.")
 
     @pydantic.field_validator("bands", mode="before")
     @classmethod

@@ -28,7 +28,7 @@ from landfuse.files import to_csv, to_json, write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.mapping.engine import map_array
 from landfuse.scenes.scene import Scene
-from landfuse.scenes.split_rules import TEST, RolesSplit
+from landfuse.scenes.split_rules import TEST
 from landfuse.training.recipe import read_recipe
 from landfuse.training.run import Run, find_runs, read_run
 from landfuse.training.training_data import TrainingData
@@ -182,8 +182,7 @@ def _test_data(run: Path) -> TrainingData:
     recipe = read_recipe(run / "recipe.json")
     file = recipe.read_scene()
     scenes = file.scenes(recipe.modalities)
-    written = RolesSplit(kind="roles", path=str((run / "split").resolve() / "{tile}.tif"))
-    return TrainingData(scenes, file.roles(scenes, written), file.legend)
+    return TrainingData(scenes, file.written_roles(scenes, run / "split"), file.legend)
 
 
 def _trained_without(record: Run, paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
