@@ -26,15 +26,17 @@ from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import GridError, ModelError, SceneError, SettingsError, SplitError
 from landfuse.figures.figures import by_pyplot, classes_figure, confusion_figure, curves_figure, scene_figure
 from landfuse.legend import UNLABELLED, Legend
+from landfuse.mapping.destination import Destination, inputs_of
 from landfuse.mapping.engine import BlockMap, Engine
+from landfuse.mapping.map_layers import layers_of
 from landfuse.mapping.memory import block_side
 from landfuse.mapping.predict import predict as _predict
-from landfuse.mapping.settings import MapOptions, MappingSettings
+from landfuse.mapping.settings import MapOptions, MappingSettings, map_options
 from landfuse.models import SETTINGS, name_of
 from landfuse.rasters.arrays import array_raster, is_data_array, like_data_array
 from landfuse.rasters.raster import state_of
 from landfuse.scenes.from_arrays import Classes, Image, Labels, scene_from
-from landfuse.scenes.land_cover_map import LandCoverMap, open_map
+from landfuse.scenes.land_cover_map import LandCoverMap, beside, open_map
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import read_mask
 from landfuse.scenes.split_rules import TEST, Roles, RolesSplit, SplitSettings
@@ -521,7 +523,14 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True)
     return _fitted(bundle, read_run(folder) if (folder / "scores.json").exists() else None)
 
 
-def predict(model: Model | str | Path, scene: Scene | Mapping[str, Image], path: str | Path, **options: Any) -> Path:
+def predict(
+    model: Model | str | Path,
+    scene: Scene | Mapping[str, Image],
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    **options: Any,
+) -> Path:
     """Maps a scene into a GeoTIFF of the legend's codes, with its colours and names; 255 where there is no data.
 
     The files are cloud-optimised and appear when they are whole. Until then finished blocks are in `map.tif.parts/`;
@@ -531,6 +540,7 @@ def predict(model: Model | str | Path, scene: Scene | Mapping[str, Image], path:
         model: a `Classifier` or a `Bundle`; or the path of a bundle or of a run's folder.
         scene: what is mapped; or images, as in `Classifier.predict`.
         path: of the map.
+        overwrite: replace files that are no map of this model.
         options: `restart=True` to delete the blocks of an earlier, unfinished call; `keep=True` to leave the empty part
             folder, by which the same call knows that the map is finished; `progress`, called with the pixels done and
             the pixels in all; and those of mapping, e.g. `confidence=True` or `memory="4GiB"`.
@@ -540,8 +550,8 @@ def predict(model: Model | str | Path, scene: Scene | Mapping[str, Image], path:
 
     Raises:
         FaultsError: if the scene does not fit the model.
-        OutputError: if a file cannot be written, the part folder holds blocks of another map, or another process is
-            writing this map.
+        OutputError: if a file cannot be written, is one that the scene is read from, or is there and no map of this
+            model; if the part folder holds blocks of another map, or another process is writing this map.
         SettingsError: if an option does not fit.
         IncompleteError: if some blocks cannot be read; the map is there without them.
 
@@ -557,6 +567,11 @@ def predict(model: Model | str | Path, scene: Scene | Mapping[str, Image], path:
         known = model
     if not isinstance(scene, Scene):
         scene = scene_from(scene, like=known.description.modalities)
+    chosen = map_options({name: value for name, value in options.items() if name in MapOptions.model_fields})
+    sign = known.predictor(chosen).identity["the model"]
+    layers = layers_of(chosen, known.description.legend)
+    outputs = [(beside(path, layer.name), sign) for layer in layers]
+    Destination(str(path)).check(outputs, inputs_of(scene), overwrite)
     return _predict(known, scene, path, **options)
 
 

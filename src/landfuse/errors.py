@@ -11,6 +11,7 @@
     ├── OutputError (OSError)          results that cannot be written
     ├── IncompleteError                a map that lacks blocks; the command ends with exit code 3
     ├── ChangedInputError              a map whose inputs changed before it was finished; exit code 3
+    ├── UnmappedError                  a tile of several that is not mapped; exit code 3
     ├── ClusterError (ConnectionError) a scheduler or workers that cannot be reached, or fail
     ├── MissingExtraError (ImportError) an optional dependency that is not installed
     └── FaultsError                    several of the above, found in one go
@@ -124,6 +125,19 @@ class ChangedInputError(LandfuseError):
     """A map whose inputs changed before it was finished."""
 
     exit_code = 3
+
+
+class UnmappedError(LandfuseError):
+    """A tile of several that is not mapped, since its files cannot be read or do not fit the model."""
+
+    exit_code = 3
+
+    def __init__(self, tile: str, fault: LandfuseError) -> None:
+        super().__init__(
+            f"the tile `{tile}` is not mapped: {fault.found or fault}",
+            fault.expected,
+            f"{fault.do}{'; ' * bool(fault.do)}the same command then maps what is missing",
+        )
 
 
 class ClusterError(LandfuseError, ConnectionError):

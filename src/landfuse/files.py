@@ -27,7 +27,7 @@ from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneE
 
 log = logging.getLogger("landfuse")
 
-_HEAD = 2**20
+HEAD = 2**20
 """Bytes at the beginning of a file by which it is recognised."""
 
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
@@ -92,7 +92,7 @@ def check_replaceable(path: str | Path, sign: str, overwrite: bool = False) -> N
     """
     try:
         with Path(path).open("rb") as file:
-            ours = re.search(sign.encode(), file.read(_HEAD))
+            ours = re.search(sign.encode(), file.read(HEAD))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return  # writing a file in the place of a folder fails by itself
     except OSError as error:
@@ -101,7 +101,7 @@ def check_replaceable(path: str | Path, sign: str, overwrite: bool = False) -> N
         raise not_ours(path)
 
 
-def not_ours(path: str | Path, why: str = "landfuse did not write it as this kind of file") -> OutputError:
+def not_ours(path: str | Path, why: str = "landfuse did not write it, or as something else") -> OutputError:
     """The error of a file that must not be replaced."""
     return OutputError(
         f"{path} is there already: {why}",

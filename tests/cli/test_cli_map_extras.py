@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import rasterio
 import yaml
 from typer.testing import Result
 
-from landfuse.errors import GridError, LandfuseError, SceneError, SettingsError
+import landfuse as lf
+from landfuse.errors import GridError, LandfuseError, OutputError, SceneError, SettingsError
 from landfuse.mapping.engine import Engine
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
@@ -167,3 +169,103 @@ def test_interrupted_at_the_polygons_the_same_command_does_not_map_again(
     done = invoke(*command)
     assert done.exit_code == 0, done.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.qml", "m.tif", "m.tif.aux.xml", "m_polygons.gpkg"]
+
+
+def test_a_tile_that_cannot_be_mapped_stops_no_other(
+    landfuse: Callable[..., Any], tiles: Path, trained: Path, tmp_path: Path
+) -> None:
+    (tiles.parent / "b_t1.tif").rename(tmp_path / "elsewhere.tif")
+    whole = (tiles.parent / "a_t3.tif").read_bytes()
+    (tiles.parent / "a_t3.tif").write_bytes(whole[: len(whole) // 2])  # its header can be read
+    words = ("predict", trained, tiles, "-o", tmp_path / "maps")
+    stopped = landfuse(*words, "--stop")
+    assert stopped.code == 2
+    assert not (tmp_path / "maps").exists()
+    done = landfuse(*words, "--picture", "--json")
+    assert done.code == 3
+    assert "the tile `t1` is not mapped: there is no file" in done.err
+    assert "the tile `t3` is not mapped" in done.err
+    assert sorted(path.name for path in (tmp_path / "maps").glob("t*.tif")) == ["t2.tif"]
+    found = [json.loads(line) for line in done.out.splitlines()]
+    assert {one["tile"] for one in found if one["event"] == "fault" and "block" not in one} == {"t1", "t3"}
+    assert [Path(one["path"]).name for one in found if "path" in one] == [
+        "t2.tif",
+        "t2.png",
+        "mosaic.vrt",
+        "index.gpkg",
+    ]
+    alone = landfuse(*words, "--tile", "t1")
+    assert (alone.code, "b_t1.tif" in alone.err) == (2, True)
+    none = landfuse(*words, "--tile", "t1", "--tile", "t3")
+    assert none.code == 2, "nothing is mapped"
+    (tmp_path / "elsewhere.tif").rename(tiles.parent / "b_t1.tif")
+    (tiles.parent / "a_t3.tif").write_bytes(whole)
+    assert landfuse(*words).code == 0
+
+
+def test_the_names_of_all_files_are_compared_before_anything_is_mapped(
+    landfuse: Callable[..., Any], tiles: Path, trained: Path, tmp_path: Path
+) -> None:
+    for band in "ab":
+        (tiles.parent / f"{band}_t2.tif").rename(tiles.parent / f"{band}_t1_confidence.tif")
+        (tiles.parent / f"{band}_t3.tif").rename(tiles.parent / f"{band}_mosaic.tif")
+    for words, name in (
+        (("--confidence",), "t1_confidence.tif"),
+        (("--confidence", "--tile", "t1"), "t1_confidence.tif"),
+        ((), "mosaic.qml"),
+    ):
+        done = landfuse("predict", trained, tiles, "-o", tmp_path / "maps", *words)
+        assert (done.code, done.out) == (2, "")
+        assert f"{name} would be written twice" in done.err
+        assert not (tmp_path / "maps").exists()
+
+
+def test_a_map_goes_over_no_other_file(
+    landfuse: Callable[..., Any], place: Path, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(place, tmp_path / "in")
+    before = {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    for output in ("a.tif", "labels.tif", "./../in/b.tif"):
+        done = landfuse("predict", trained, tmp_path / "in", "-o", tmp_path / "in" / output, "--overwrite")
+        assert done.code == 2
+        assert "is a file that the scene is read from" in done.err
+    mine = tmp_path / "mine.tif"
+    mine.write_bytes(before[tmp_path / "in" / "a.tif"])
+    (tmp_path / "new.qml").write_text("<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n<qgis/>")
+    (tmp_path / "new.png").write_bytes(b"a photo")
+    words = ("predict", trained, tmp_path / "in", "-o")
+    for output, name in ((mine, "mine.tif"), (tmp_path / "new.tif", "new.qml")):
+        done = landfuse(*words, output)
+        assert done.code == 2
+        assert f"{name} is there already" in done.err
+    assert {path: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
+    with pytest.raises(OutputError, match=r"mine\.tif is there already"):
+        lf.predict(trained, lf.open_scene(tmp_path / "in"), mine)
+    with pytest.raises(OutputError, match="is a file that the scene is read from"):
+        lf.predict(trained, lf.open_scene(tmp_path / "in"), tmp_path / "in" / "labels.tif", overwrite=True)
+    new = (*words, tmp_path / "new.tif", "--picture", "--polygons", "--stac", "--confidence", "--json", "--quiet")
+    assert landfuse(*new, "--overwrite").code == 0
+    again = landfuse(*new)
+    assert again.code == 0, again.err
+    events = [json.loads(line) for line in again.out.splitlines()]
+    assert [one["event"] for one in events] == ["map", "picture", "polygons", "stac"], "and no progress"
+    assert all(Path(one["path"]).exists() for one in events)
+
+
+def test_json_names_files_where_they_are_in_the_end(
+    landfuse: Callable[..., Any], tiles: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LANDFUSE_DATA", str(tmp_path / "data"))
+    address = f"file://{tmp_path}/there/maps"
+    for name in ("t1", "t2"):
+        done = landfuse("predict", trained, tiles, "-o", address, "--json", "--quiet", "--picture", "--tile", name)
+        assert done.code == 0, done.err
+        named = [one["path"] for one in map(json.loads, done.out.splitlines()) if "path" in one]
+        assert [path.rpartition("/")[2] for path in named] == [f"{name}.tif", f"{name}.png", "mosaic.vrt", "index.gpkg"]
+        assert all(Path(path.removeprefix("file://")).exists() for path in named)
+    assert geopandas.read_file(tmp_path / "there/maps/index.gpkg")["tile"].tolist() == ["t1", "t2"]
+    with (
+        rasterio.open(tmp_path / "there/maps/mosaic.vrt") as whole,
+        rasterio.open(tmp_path / "there/maps/t1.tif") as one,
+    ):
+        np.testing.assert_array_equal(whole.read(1)[:, :96], one.read(1))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 
 from landfuse.errors import IncompleteError, MissingExtraError, OutputError
-from landfuse.mapping.destination import Destination
+from landfuse.mapping.destination import Destination, inputs_of
+from landfuse.rasters.geotiff_writer import Mosaic, write_mosaic, write_raster
+from landfuse.rasters.grid import Grid
+from landfuse.scenes.scene import Scene
+from landfuse.scenes.scene_file import read_scene_file
 
 
 @pytest.fixture
@@ -96,3 +102,100 @@ def test_an_address_that_cannot_be_written_to_is_reported_at_once(memory: Any, m
         monkeypatch.setitem(sys.modules, "s3fs", None)
         with pytest.raises(error, match=message), Destination(address).delivery():
             pytest.fail("begun")
+
+
+# What may be written ------------------------------------------------------------------------------------------------
+
+
+def write_scene(folder: Path) -> Path:
+    """A scene of two tiles whose inputs are of every kind: GeoTIFF, VRT, ENVI, labels, a mask, a list, polygons."""
+    folder.mkdir()
+    grid = Grid(4, 4, (10, 0, 0, 0, -10, 40), "EPSG:32632")
+    values = np.ones((1, 4, 4), np.float32)
+    for tile in ("t1", "t2"):
+        write_raster(folder / f"a_{tile}.tif", grid, values)
+        write_raster(folder / f"source_{tile}.tif", grid, values)
+        write_mosaic(folder / f"inner_{tile}.vrt", Mosaic(grid, ["v"]), [(grid.window, folder / f"source_{tile}.tif")])
+        write_mosaic(folder / f"b_{tile}.vrt", Mosaic(grid, ["v"]), [(grid.window, folder / f"inner_{tile}.vrt")])
+        write_raster(folder / f"labels_{tile}.tif", grid, values[0].astype(np.uint8))
+    (folder / "list.csv").write_text("t1\n")
+    (folder / "b_t2.tif").symlink_to(folder / "b_t2.vrt")
+    text = {
+        "name": "two",
+        "modalities": {"a": {"path": "a_{tile}.tif"}, "b": {"path": "b_{tile}.vrt"}},
+        "labels": {"path": "labels_{tile}.tif"},
+        "legend": [{"name": "one", "code": 1}],
+        "split": {"kind": "tiles", "lists": {"test": "list.csv"}},
+    }
+    (folder / "scene.yaml").write_text(json.dumps(text))
+    return folder / "scene.yaml"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a_t1.tif", "a_t2.tif", "b_t2.tif", "inner_t2.vrt", "source_t2.tif", "labels_t2.tif", "list.csv", "scene.yaml"],
+)
+def test_nothing_goes_over_a_file_of_the_scene(name: str, tmp_path: Path) -> None:
+    scene = read_scene_file(write_scene(tmp_path / "in")).open_tile("t1", ["a"])[0]
+    assert scene is not None
+    linked = tmp_path / "linked"
+    linked.hardlink_to((tmp_path / "in" / name).resolve())
+    for output in (str(tmp_path / "in" / name), f"file://{tmp_path}/in/{name}", str(linked)):
+        destination = Destination(output)
+        for overwrite in (False, True):
+            with pytest.raises(OutputError, match="is a file that the scene is read from"):
+                destination.check([(destination.local, "")], inputs_of(scene), overwrite)
+    free = Destination(str(tmp_path / "free.tif"))
+    free.check([(free.local, "")], inputs_of(scene))
+
+
+def test_nothing_goes_over_a_file_that_arrays_were_read_from(tmp_path: Path) -> None:
+    write_scene(tmp_path / "in")
+    place = tmp_path / "in"
+    scene = Scene.from_arrays({"a": place / "a_t1.tif"}, place / "labels_t1.tif", legend=["one"])
+    for name in ("a_t1.tif", "labels_t1.tif"):
+        with pytest.raises(OutputError, match=f"{name} is a file that the scene is read from"):
+            Destination(str(place / name)).check([(place / name, "")], inputs_of(scene), overwrite=True)
+
+
+@pytest.mark.parametrize("address", [False, True])
+def test_what_is_not_known_by_its_sign_is_replaced_only_if_asked(address: bool, memory: Any, tmp_path: Path) -> None:
+    destination = Destination("memory://b/maps" if address else str(tmp_path / "maps"))
+    path = destination.local / "t1.tif"
+    destination.check([(path, "mine")], [])
+    if address:
+        memory.pipe_file("/b/maps/t1.tif", b"theirs")
+    else:
+        path.parent.mkdir()
+        path.write_bytes(b"theirs")
+    destination.check([(path, "theirs")], [])
+    with pytest.raises(OutputError, match=r"maps/t1\.tif is there already"):
+        destination.check([(path, "mine")], [])
+    destination.check([(path, "mine")], [], overwrite=True)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    destination, one, other = Destination(str(tmp_path)), tmp_path / "x_entropy.tif", tmp_path / "y.tif"
+    with pytest.raises(OutputError, match=r"x_entropy\.tif would be written twice"):
+        destination.check([(one, ""), (other, ""), (one, "")], [])
+    with pytest.raises(OutputError, match=r"x_entropy\.tif would be written twice"):
+        destination.check([(one, "")], [], others=[one])
+    destination.check([(one, "")], [], others=[other])
+
+
+def test_commands_for_other_tiles_of_an_address_take_nothing_from_each_other(memory: Any) -> None:
+    first, second = Destination("memory://b/maps", ["t1"]), Destination("memory://b/maps", ["t2"])
+    whole = Destination("memory://b/maps")
+    assert len({first.local, second.local, whole.local}) == 3
+    with second.delivery():
+        second.local.mkdir(parents=True)
+        (second.local / "t2.tif").write_bytes(b"2")
+        with first.delivery():
+            first.local.mkdir(parents=True)
+            (first.local / "t1.tif").write_bytes(b"1")
+        assert memory.cat("/b/maps/t1.tif") == b"1"
+        assert second.holds(second.local / "t1.tif")
+        assert not second.holds(second.local / "t3.tif")
+        with pytest.raises(OutputError, match="is in use"), Destination("memory://b/maps", ["t2"]).delivery():
+            pytest.fail("begun")
+    assert memory.find("/b") == ["/b/maps/t1.tif", "/b/maps/t2.tif"]

@@ -237,6 +237,17 @@ def test_a_finished_map_of_other_inputs_is_no_finished_map(tmp_path: Path) -> No
         predict(Signs(scene), scene, path, block=16, keep=True)
 
 
+def test_the_folder_of_a_finished_map_is_in_the_way_of_no_other_one(tmp_path: Path) -> None:
+    scene = scene_of(tif(tmp_path, 1))
+    path = predict(Signs(scene), scene, tmp_path / "map.tif", block=16, keep=True)
+    predict(Signs(scene), scene, path, block=24, confidence=True)
+    assert not (tmp_path / "map.tif.parts").exists()
+    with pytest.raises(RuntimeError):
+        predict(Signs(scene), scene, path, block=16, progress=stop)
+    with pytest.raises(OutputError, match="holds blocks of another map"):
+        predict(Signs(scene), scene, path, block=24)
+
+
 def swap(parts: list[Path]) -> None:
     one, two = (path.read_bytes() for path in parts[:2])
     parts[0].write_bytes(two)

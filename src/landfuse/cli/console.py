@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from landfuse.errors import SettingsError
+from landfuse.errors import LandfuseError, SettingsError
 from landfuse.markup import percent
 
 if TYPE_CHECKING:
@@ -129,10 +129,12 @@ class Events:
     Args:
         as_json: JSON.
         quiet: no progress.
+        where: the place of a file that is named; it may be made in another one.
     """
 
     as_json: bool
     quiet: bool
+    where: Callable[[Path], str] = str
 
     def print(self, event: str, words: str, **values: Any) -> None:
         """Prints what happened: in words (nothing where there are none), or as an event with its values."""
@@ -140,6 +142,15 @@ class Events:
             say(json.dumps({"event": event, **values}))
         elif words:
             say(words)
+
+    def wrote(self, what: str, path: Path, **values: Any) -> None:
+        """Prints which file was written."""
+        place = self.where(path)
+        self.print(what, f"{what}: {place}", **values, path=place)
+
+    def fault(self, tile: str, fault: LandfuseError) -> None:
+        """Prints why a tile is not mapped, while others are."""
+        self.print("fault", f"note: the tile `{tile}` is not mapped: {fault.found}", tile=tile, found=fault.found)
 
     @contextmanager
     def mapping(self, pixels: int) -> Iterator[Callable[[str, int], None]]:

@@ -23,6 +23,7 @@ class MapExtras:
     """The files beside maps that were asked for; their style is always written.
 
     Args:
+        picture: of each map.
         polygons: as a GeoPackage.
         minimum_area: of a polygon; None for any.
         stac: an item.
@@ -30,6 +31,7 @@ class MapExtras:
         events: prints what was written.
     """
 
+    picture: bool
     polygons: bool
     minimum_area: float | None
     stac: bool
@@ -91,18 +93,34 @@ class MapExtras:
                     except SceneError as error:
                         faults.append(error)
                     else:
-                        self._print("polygons", made, tile=tile.name)
+                        self.events.wrote("polygons", made, tile=tile.name)
         if self.stac:
             for path, tile in whole.items():
                 made = write_item(path, tile.grid, predictor, bundle, layers, self.taken)
-                self._print("stac", made, tile=tile.name)
+                self.events.wrote("stac", made, tile=tile.name)
         if len(faults) == len(whole):
             return faults
         for fault in faults:
             self.events.print("note", fault.found, found=fault.found)
         return []
 
-    def write_overview(self, tiles: Iterable[Scene], folder: Path, legend: Legend) -> None:
+    def outputs(self, path: Path) -> list[tuple[Path, str]]:
+        """The files beside a map that will be written, with the signs of landfuse's own."""
+        from landfuse.mapping.map_extras import SIGNS, polygons_beside
+
+        wanted = {".qml": True, ".png": self.picture, ".stac.json": self.stac}
+        found = [(path.with_suffix(ending), SIGNS[ending]) for ending, one in wanted.items() if one]
+        return found + ([(polygons_beside(path), SIGNS["_polygons.gpkg"])] if self.polygons else [])
+
+    def overview(self, folder: Path, maps: Mapping[Path, Scene]) -> list[tuple[Path, str]]:
+        """The files that show all maps of a folder, with the signs of landfuse's own."""
+        from landfuse.mapping.map_extras import SIGNS, mosaics
+
+        found = mosaics(folder, {one.name: (one.grid, path) for path, one in maps.items()})
+        files = [*found, *(path.with_suffix(".qml") for path in found)]
+        return [(path, SIGNS[path.suffix]) for path in files] + [(folder / "index.gpkg", SIGNS["index.gpkg"])]
+
+    def write_overview(self, tiles: Mapping[Path, Scene], folder: Path, legend: Legend) -> None:
         """Writes mosaics and the index of all maps of a scene that are in a folder.
 
         Raises:
@@ -111,13 +129,9 @@ class MapExtras:
         """
         from landfuse.mapping.map_extras import index_maps, write_mosaics
 
-        maps = {tile.name: (tile.grid, folder / f"{tile.name}.tif") for tile in tiles}
-        maps = {name: (grid, path) for name, (grid, path) in maps.items() if path.exists()}
+        maps = {tile.name: (tile.grid, path) for path, tile in tiles.items()}
         for made in write_mosaics(folder, maps, legend):
-            self._print("mosaic", made)
+            self.events.wrote("mosaic", made)
         index = index_maps(folder, maps)
         if index is not None:
-            self._print("index", index)
-
-    def _print(self, what: str, made: Path, **values: str) -> None:
-        self.events.print(what, f"{what}: {made}", path=str(made), **values)
+            self.events.wrote("index", index)

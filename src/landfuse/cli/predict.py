@@ -16,12 +16,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landfuse.cli.console import Events, OwnModel, Quiet, ScenePath, own_model
+from landfuse.cli.console import Events, Overwrite, OwnModel, Quiet, ScenePath, own_model
 from landfuse.cli.map_extras import MapExtras
-from landfuse.errors import IncompleteError, OutputError, SceneError, SettingsError, several
+from landfuse.errors import (
+    ClusterError,
+    IncompleteError,
+    LandfuseError,
+    OutputError,
+    SceneError,
+    SettingsError,
+    UnmappedError,
+    several,
+)
 from landfuse.mapping.settings import MapOptions, map_options
 
 if TYPE_CHECKING:
+    from landfuse.bundles.description import Description
     from landfuse.bundles.predictor import Model
     from landfuse.legend import Legend
     from landfuse.mapping.predict import Runner
@@ -94,6 +104,13 @@ def predict(
         bool, typer.Option("--dry-run", help="Print blocks, memory, disk and time, by one timed block; write nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print lines of JSON, for machines.")] = False,
+    overwrite: Overwrite = False,
+    keep_going: Annotated[
+        bool,
+        typer.Option(
+            "--keep-going/--stop", help="Of several tiles, map the others where one cannot be mapped; or stop there."
+        ),
+    ] = True,
     own: OwnModel = None,
     quiet: Quiet = False,
 ) -> None:
@@ -101,8 +118,8 @@ def predict(
 
     Of several tiles, mosaic.vrt shows all maps as one, and index.gpkg shows where they are.
 
-    Interrupted in whatever way, the same command goes on where it stopped. Exit code 3: some blocks cannot be read, and
-    the map lacks them.
+    Interrupted in whatever way, the same command goes on where it stopped. Exit code 3: some blocks or tiles cannot be
+    mapped, and the others are.
     """
     options = map_options(
         {
@@ -116,58 +133,69 @@ def predict(
             "several of --workers, --scheduler and --scheduler-file are given", "one at most", "choose one"
         )
     from landfuse.bundles.bundle_files import bundle_folder, load_bundle
-    from landfuse.mapping.destination import Destination
+    from landfuse.mapping.destination import Destination, inputs_of
     from landfuse.mapping.map_layers import layers_of
     from landfuse.mapping.part_folder import PartFolder
     from landfuse.mapping.predict import predict as run_mapping
+    from landfuse.scenes.land_cover_map import beside
 
     model = load_bundle(bundle, model=own_model(own) if own is not None else None)
     known = model.description
-    tiles, chosen = _tiles(scene, tile or [], list(known.modalities))
-    checked = [known.check(one, options) for one in tiles]
-    for note in dict.fromkeys(note for _, notes in checked for note in notes):
-        log.warning("%s", note)
-    named = {one.name for one in chosen}
-    tiles = [one for one, _ in checked]
-    chosen = [one for one in tiles if one.name in named]
-    events = Events(as_json, quiet)
-    extras = MapExtras(polygons, minimum_area, stac, taken, events)
-    extras.check(chosen)
-    destination = Destination(output)
-    place = destination.local
-    as_file = place.suffix.lower() in (".tif", ".tiff")
-    if as_file and len(chosen) > 1:
+    tiles, chosen, failed = _tiles(scene, tile or [], known, options)
+    as_file = Destination(output).local.suffix.lower() in (".tif", ".tiff")
+    if as_file and len(chosen) + len(failed) > 1:
         raise OutputError(
-            f"{len(chosen)} tiles are to be mapped into the one file {output}",
+            f"{len(chosen) + len(failed)} tiles are to be mapped into the one file {output}",
             "a folder, which gets a map per tile",
             "name a folder by -o, or one tile by --tile",
         )
+    destination = Destination(output, tile or ())
+    place, predictor, layers = destination.local, model.predictor(options), layers_of(options, known.legend)
+    events = Events(as_json, quiet, destination.final)
+    keep_going = keep_going and len(chosen) + len(failed) > 1
+    if failed and not (chosen and keep_going):
+        raise several(list({str(fault): fault for fault in failed.values()}.values()))
+    for name, fault in failed.items():
+        events.fault(name, fault)
+    extras = MapExtras(picture, polygons, minimum_area, stac, taken, events)
+    extras.check(chosen)
     maps = {place if as_file else place / f"{one.name}.tif": one for one in chosen}
     if dry_run:
         for path, one in maps.items():
             _print_plan(model, one, path, options, workers or 1, events)
         return
+    every = maps if as_file else {place / f"{one.name}.tif": one for one in tiles}
+    sign = predictor.identity["the model"]
+    outputs = [(beside(path, layer.name), sign) for path in maps for layer in layers]
+    outputs += [one for path in maps for one in extras.outputs(path)]
+    outputs += [] if as_file or len(tiles) < 2 else extras.overview(place, every)
+    others = [path for path in every if path not in maps]  # of earlier commands
+    destination.check(outputs, inputs_of(chosen[0]), overwrite, others)
     with destination.delivery():
         keep = len(chosen) > 1 or extras.takes_time
         with _runner(bundle, workers, scheduler, scheduler_file) as (run, at_once):
             job = partial(run_mapping, model, restart=restart, run=run, keep=keep, **dict(options))
-            incomplete = _map_tiles(job, maps, at_once, events)
+            incomplete, wrong = _map_tiles(job, maps, at_once, keep_going, events)
+        failed |= wrong
+        maps = {path: one for path, one in maps.items() if one.name not in failed}
+        if not maps:
+            raise several(list({str(fault): fault for fault in failed.values()}.values()))
         for path, one in maps.items():
-            events.print("map", f"map: {path}", tile=one.name, path=str(path), complete=one.name not in incomplete)
+            events.wrote("map", path, tile=one.name, complete=one.name not in incomplete)
             if picture:
-                drawn = _picture(path, one, known.legend)
-                events.print("picture", f"picture: {drawn}", tile=one.name, path=str(drawn))
+                events.wrote("picture", _picture(path, one, known.legend), tile=one.name)
         bundle = bundle_folder(bundle)
         if stac and destination.address is not None:
             # Items name the bundle's place relative to theirs: it has to go where they go.
             home = place.with_name(f"{place.stem}_bundle") if as_file else place / "bundle"
             bundle = shutil.copytree(bundle, home, dirs_exist_ok=True)
-        predictor, layers = model.predictor(options), layers_of(options, known.legend)
         faults = extras.write(maps, predictor, bundle, layers, incomplete)
         if not as_file and len(tiles) > 1:
-            extras.write_overview(tiles, place, known.legend)
-        if incomplete:
-            raise several(list(incomplete.values()))
+            there = {path: one for path, one in every.items() if destination.holds(path)}
+            extras.write_overview(there, place, known.legend)
+        lacking = [*incomplete.values(), *(UnmappedError(name, fault) for name, fault in failed.items())]
+        if lacking:
+            raise several(lacking)
         if keep:
             for path in maps:  # until here they say which tiles are finished
                 PartFolder(path).remove()
@@ -177,24 +205,44 @@ def predict(
         raise several(faults)
 
 
-def _tiles(scene: Path, names: list[str], modalities: list[str]) -> tuple[list[Scene], list[Scene]]:
-    """All tiles of a scene file, and those that are mapped."""
+def _tiles(
+    path: Path, names: list[str], known: Description, options: MapOptions
+) -> tuple[list[Scene], list[Scene], dict[str, LandfuseError]]:
+    """All tiles of a scene file whose place is known; those that are mapped; and why others of these cannot be."""
     from landfuse.scenes.scene_file import read_scene_file
 
-    tiles = read_scene_file(scene).scenes(only=modalities)
-    unknown = sorted(set(names) - {one.name for one in tiles})
+    file = read_scene_file(path)
+    unknown = sorted(set(names) - set(file.tiles))
     if unknown:
-        raise SceneError(
-            f"the scene has no tile {', '.join(unknown)}", f"some of {', '.join(one.name for one in tiles[:9])}", ""
-        )
-    return tiles, [one for one in tiles if not names or one.name in names]
+        raise SceneError(f"the scene has no tile {', '.join(unknown)}", f"some of {', '.join(file.tiles[:9])}", "")
+    tiles: list[Scene] = []
+    chosen: list[Scene] = []
+    failed: dict[str, LandfuseError] = {}
+    notes: dict[str, None] = {}
+    for name in file.tiles:
+        scene, faults = file.open_tile(name, list(known.modalities))
+        if scene is not None:
+            tiles.append(scene)
+        if names and name not in names:
+            continue
+        try:
+            if faults or scene is None:
+                raise several(faults)
+            checked, more = known.check(scene, options)
+            chosen.append(checked)
+            notes |= dict.fromkeys(more)
+        except LandfuseError as error:
+            failed[name] = error
+    for note in notes:
+        log.warning("%s", note)
+    return tiles, chosen, failed
 
 
 def _map_tiles(
-    job: Callable[..., Path], maps: Mapping[Path, Scene], at_once: int, events: Events
-) -> dict[str, IncompleteError]:
-    """Maps tiles, several at once where a cluster does the work; returns those whose maps lack blocks."""
-    incomplete: dict[str, IncompleteError] = {}
+    job: Callable[..., Path], maps: Mapping[Path, Scene], at_once: int, keep_going: bool, events: Events
+) -> tuple[dict[str, IncompleteError], dict[str, LandfuseError]]:
+    """Maps tiles, several at once where a cluster does it; returns those that lack blocks, and those that fail."""
+    incomplete, failed = dict[str, IncompleteError](), dict[str, LandfuseError]()
     stop = threading.Event()
 
     with events.mapping(sum(one.grid.window.pixels for one in maps.values())) as update:
@@ -211,6 +259,13 @@ def _map_tiles(
                 incomplete[one.name] = error
                 for where, fault in error.faults.items():
                     events.print("fault", "", tile=one.name, block=where, found=fault.found)
+            except (OutputError, ClusterError):  # the next tile would fail as well
+                raise
+            except LandfuseError as error:
+                if not keep_going:
+                    raise
+                failed[one.name] = error
+                events.fault(one.name, error)
             update(one.name, one.grid.window.pixels)
 
         if at_once == 1:
@@ -225,7 +280,7 @@ def _map_tiles(
                     stop.set()
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
-    return incomplete
+    return incomplete, failed
 
 
 @contextmanager
@@ -249,8 +304,9 @@ def _print_plan(model: Model, scene: Scene, path: Path, options: MapOptions, wor
     from landfuse.mapping.predict import plan_map
 
     plan = plan_map(model, scene, path, **dict(options))
+    place = events.where(path)
     lines = [
-        f"{scene.name} -> {path}",
+        f"{scene.name} -> {place}",
         f"  size:    {plan.height:,} x {plan.width:,} px",
         f"  blocks:  {plan.blocks:,} of {plan.block:,} px; halos add {plan.halo_fraction:.0%} to what is read; "
         f"{plan.windows:,} windows",
@@ -270,7 +326,7 @@ def _print_plan(model: Model, scene: Scene, path: Path, options: MapOptions, wor
         more = 1 + plan.recomputed_fraction if workers > 1 else 1
         duration = timedelta(seconds=round(plan.seconds * more / workers))
         lines.append(f"  time:    about {duration} by {workers} process{'es' * (workers > 1)}, by one timed block")
-    events.print("plan", "\n".join(lines), tile=scene.name, path=str(path), **asdict(plan))
+    events.print("plan", "\n".join(lines), tile=scene.name, path=place, **asdict(plan))
 
 
 def _picture(path: Path, scene: Scene, legend: Legend) -> Path:

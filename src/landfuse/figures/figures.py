@@ -105,7 +105,7 @@ def save(figure: Figure, path: str | Path) -> Path:
         OutputError: if it cannot be written.
     """
     with whole_file(path) as partial:
-        figure.savefig(partial, format="png", dpi=110, bbox_inches="tight")
+        figure.savefig(partial, format="png", dpi=110, bbox_inches="tight", metadata={"Software": "landfuse"})
     return Path(path)
 
 

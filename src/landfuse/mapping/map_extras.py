@@ -20,6 +20,16 @@ from landfuse.rasters.vector_map import number_patches, without_small_patches, w
 from landfuse.rasters.windows import Window
 from landfuse.scenes.land_cover_map import beside, open_map
 
+SIGNS = {
+    ".qml": r"\A<!DOCTYPE qgis>\n",
+    ".png": "landfuse",
+    "_polygons.gpkg": 'CREATE TABLE "land_cover"',
+    ".stac.json": '"landfuse:bundle"',
+    ".vrt": r"\A<VRTDataset [^>]*><",
+    "index.gpkg": 'CREATE TABLE "maps"',
+}
+"""By what the files beside a map are known to be landfuse's; see `check_replaceable`."""
+
 MOST_PIXELS = 10_000**2
 """Of a map that is turned into polygons: all of it is in memory then, a few times."""
 
@@ -108,19 +118,31 @@ def write_polygons(path: str | Path, legend: Legend, minimum: float = 0.0) -> Pa
 
 
 def write_mosaics(folder: Path, maps: Mapping[str, tuple[Grid, Path]], legend: Legend) -> list[Path]:
-    """Writes mosaics (VRT) that show many maps as one: `mosaic.vrt`, and its style.
-
-    Args:
-        folder: where they go.
-        maps: tile -> its grid and its map. Where tiles overlap, the last one that has a class there counts.
-        legend: of the maps.
+    """Writes mosaics (VRT) that show many maps as one, each with its style.
 
     Returns:
-        Paths of the mosaics: one, or one for all tiles of each CRS and lattice of pixels, `mosaic_EPSG32632.vrt`. Maps
-        without georeference are in none.
+        Their paths; see `mosaics`.
 
     Raises:
         OutputError: if they cannot be written.
+    """
+    found = mosaics(folder, maps)
+    for path, (grid, pieces) in found.items():
+        write_mosaic(path, Mosaic(grid, ["class"], legend), pieces, overlapping=True)
+        write_style(path, legend)
+    return list(found)
+
+
+def mosaics(folder: Path, maps: Mapping[str, tuple[Grid, Path]]) -> dict[Path, tuple[Grid, list[tuple[Window, Path]]]]:
+    """Which mosaics show many maps as one: `mosaic.vrt`, or one of each CRS and lattice, `mosaic_EPSG32632.vrt`.
+
+    Args:
+        folder: where they go.
+        maps: tile -> its grid and its map. Where tiles overlap, the last one that has a class there counts. Maps
+            without georeference are in none.
+
+    Returns:
+        path -> its grid, and the maps as windows of it.
     """
     groups: list[tuple[Grid, list[tuple[Window, Path]]]] = []  # the first grid of a lattice, and maps as windows of it
     for grid, path in maps.values():
@@ -133,19 +155,17 @@ def write_mosaics(folder: Path, maps: Mapping[str, tuple[Grid, Path]], legend: L
                 break
         else:
             groups.append((grid, [(grid.window, path)]))
-    names: list[str] = []
+    found: dict[Path, tuple[Grid, list[tuple[Window, Path]]]] = {}
     for first, pieces in groups:
         top, left = min(w.row for w, _ in pieces), min(w.col for w, _ in pieces)
         height = max(w.row + w.height for w, _ in pieces) - top
         width = max(w.col + w.width for w, _ in pieces) - left
-        whole = first.part(Window(top, left, height, width))
         placed = [(Window(w.row - top, w.col - left, w.height, w.width), path) for w, path in pieces]
         name = "mosaic" if len(groups) == 1 else f"mosaic_{_short(first.crs)}"
-        same = sum(other == name or other.startswith(f"{name}-") for other in names)
-        names.append(f"{name}-{same + 1}" if same else name)
-        write_mosaic(folder / f"{names[-1]}.vrt", Mosaic(whole, ["class"], legend), placed, overlapping=True)
-        write_style(folder / f"{names[-1]}.vrt", legend)
-    return [folder / f"{name}.vrt" for name in names]
+        same = sum(other.stem == name or other.stem.startswith(f"{name}-") for other in found)
+        whole = first.part(Window(top, left, height, width))
+        found[folder / f"{name}{f'-{same + 1}' if same else ''}.vrt"] = whole, placed
+    return found
 
 
 def _window_in(grid: Grid, other: Grid) -> Window | None:

@@ -142,8 +142,7 @@ def assemble(
         codes = layer.values is None
         scale = 1.0 if codes else 1 / PROBABILITY_STEPS
         mosaic = Mosaic(grid, layer.bands, legend if codes else None, scale, tags=tags)
-        name = layer.name or "class"
-        source, whole = scratch / f"{name}.vrt", scratch / f"{name}.tif"
+        source, whole = scratch / f"{first}.vrt", scratch / f"{first}.tif"
         write_mosaic(source, mosaic, parts.items(), first)
         write_cloud_geotiff(whole, source, "mode" if codes else "average")
         made.append((whole, beside(path, layer.name)))

@@ -125,6 +125,9 @@ class PartFolder:
             OutputError: if it cannot be written to, or holds blocks of another map.
         """
         noted = self.noted()
+        if noted not in (None, dict(settings)) and self.finished is not None and not any(self.path.glob("*.tif")):
+            self.clear()  # it is of a map that is whole
+            noted = None
         if noted is not None and noted != dict(settings):
             names = dict.fromkeys([*settings, *noted])
             differing = [name for name in names if settings.get(name) != noted.get(name)]

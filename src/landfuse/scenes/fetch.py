@@ -46,11 +46,7 @@ class Fetched:
 
 def missing_files(file: SceneFile) -> list[str]:
     """The paths of a scene file, as they are written, for which there is no file."""
-    settings = file.settings
-    split = settings.split.model_dump() if settings.split else {}
-    masks = [split[key] for key in ("train", "test", "val") if isinstance(split.get(key), str)]
-    paths = dict.fromkeys([*settings.paths, *masks, *split.get("lists", {}).values()])
-    local = [path for path in paths if is_file_name(path) and is_file_name(file.root)]
+    local = [path for path in file.settings.files if is_file_name(path) and is_file_name(file.root)]
     return [path for path in local if not any(file.fitting(path))]
 
 

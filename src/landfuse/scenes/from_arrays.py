@@ -89,7 +89,9 @@ def scene_from(
     if labels is None:
         return scene
     classes, found, read_polygons = _read_labels(labels, scene.grid, _legend(legend), unlabelled, column)
-    return replace(scene, legend=found, read_labels=partial(np.asarray, classes), read_polygons=read_polygons)
+    named = (*scene.sources, *([str(labels)] if isinstance(labels, str | Path) else []))
+    read_labels = partial(np.asarray, classes)
+    return replace(scene, legend=found, read_labels=read_labels, read_polygons=read_polygons, sources=named)
 
 
 @dataclass(frozen=True)

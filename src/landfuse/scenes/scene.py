@@ -143,6 +143,7 @@ class Scene:
             scene file takes a `Counter` for what the legend lacks, in place of an error.
         read_polygons: gives the polygon that each pixel's label comes from, (H, W) int64, by a number that is the same
             in all tiles, 0 for none; None where labels are no polygons.
+        sources: files that it was opened from besides its modalities: the scene file, or that of the labels.
 
     Example:
         >>> scene = lf.open_scene("scene.yaml")
@@ -156,6 +157,7 @@ class Scene:
     legend: Legend
     read_labels: Callable[..., NDArray[np.uint8]] | None = field(default=None, repr=False)
     read_polygons: Callable[[], NDArray[np.int64]] | None = field(default=None, repr=False)
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         try:

@@ -111,7 +111,7 @@ class SceneFile:
         scenes: list[Scene] = []
         faults: list[LandfuseError] = []
         for tile in tiles:
-            scene, wrong = self._open(tile, only)
+            scene, wrong = self.open_tile(tile, only)
             faults += wrong
             if scene is not None:
                 scenes.append(self._with_bands_of(scenes[0], scene, faults) if scenes else scene)
@@ -129,6 +129,13 @@ class SceneFile:
             except SceneError as error:
                 faults.append(error)
         return replace(scene, modalities=modalities)
+
+    def inputs(self) -> Iterator[str]:
+        """The names of all files that the scene is read from, those of all tiles, and of the scene file itself."""
+        yield str(self.path)
+        for tile in self.tiles:
+            for path in self.settings.files:
+                yield str(self._resolve(path, tile))
 
     def roles(self, scenes: Sequence[Scene], split: SplitSettings | None = None) -> list[Roles]:
         """The roles of the labelled pixels of the tiles, by the file's own split or another one.
@@ -203,7 +210,7 @@ class SceneFile:
             )
         return raster
 
-    def _open(self, tile: str, only: Sequence[str] | None) -> tuple[Scene | None, list[LandfuseError]]:
+    def open_tile(self, tile: str, only: Sequence[str] | None = None) -> tuple[Scene | None, list[LandfuseError]]:
         """A tile, and all its faults; no tile if its reference cannot be opened, but the faults of its other files."""
         settings = self.settings
         faults: list[LandfuseError] = []
@@ -256,7 +263,7 @@ class SceneFile:
         if grid is None:
             return None, faults
         legend = self.legend if settings.legend else Legend((LandClass("unknown", 0, "#000000"),))
-        return Scene(tile, grid, modalities, legend, read_labels, read_polygons), faults
+        return Scene(tile, grid, modalities, legend, read_labels, read_polygons, (str(self.path),)), faults
 
     def _label_reader(
         self, tile: str, labels: LabelSettings, grid: Grid | None

@@ -396,6 +396,14 @@ class SceneSettings(Settings):
         further = [one.path for one in labels.also] if labels else []
         return [first, *found.values(), *further, *(labels.polygons if labels else ())]
 
+    @property
+    def files(self) -> list[str]:
+        """The paths of all files that the scene is read from, as they are written."""
+        split = self.split.model_dump() if self.split else {}
+        masks = [split[key] for key in ("train", "test", "val", "path") if isinstance(split.get(key), str)]
+        join = [self.labels.join.path] if self.labels and self.labels.join else []
+        return list(dict.fromkeys([*self.paths, *join, *masks, *split.get("lists", {}).values()]))
+
 
 VARIABLE = "LANDFUSE_DATA"
 
