@@ -424,7 +424,7 @@ def test_a_place_that_became_read_only_is_reported_before_anything_is_mapped(
     monkeypatch.setattr(io, "open", no_writing)  # that of pathlib
     monkeypatch.setattr(Engine, "read", lambda *_: pytest.fail("mapped"))
     before = sorted(tmp_path.rglob("*"))
-    done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--polygons")
+    done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--polygons", "--overwrite")
     assert done.code == 2
     assert re.search(r"m\.tif cannot be written: .*Read-only file system(.|\n)*choose another place", done.err)
     assert (sorted(tmp_path.rglob("*")), (tmp_path / "m.tif").read_bytes()) == (before, b"the map of yesterday")
