@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -1019,3 +1020,52 @@ def test_codes_are_of_one_band(tmp_path: Path) -> None:
     write_raster(tmp_path / "m.tif", Grid(4, 5), np.ones((3, 4, 5), np.uint8))
     with pytest.raises(SceneError, match="has 3 bands"):
         GdalRaster(str(tmp_path / "m.tif")).read_codes()
+
+
+FIJI = Grid(20, 20, (0.1, 0.0, 179.0, 0.0, -0.1, -16.0), "EPSG:4326")
+SOURCES = {
+    "-180 to 180": Grid(90, 180, (2.0, 0.0, -180.0, 0.0, -2.0, 90.0), "EPSG:4326"),
+    "0 to 360": Grid(90, 180, (2.0, 0.0, 0.0, 0.0, -2.0, 90.0), "EPSG:4326"),
+    "177 to 183": Grid(60, 60, (0.1, 0.0, 177.0, 0.0, -0.1, -14.0), "EPSG:4326"),
+    "-183 to -177": Grid(60, 60, (0.1, 0.0, -183.0, 0.0, -0.1, -14.0), "EPSG:4326"),
+    "Mercator": Grid(90, 120, (5e3, 0.0, 3.1e6, 0.0, -5e3, -1.6e6), "EPSG:3832"),
+}
+
+
+def smooth(grid: Grid) -> np.ndarray:
+    """Values that follow from the place on the globe: (H, W)."""
+    cols, rows = np.meshgrid(np.arange(grid.width) + 0.5, np.arange(grid.height) + 0.5)
+    a, b, c, d, e, f = grid.transform
+    x, y = (a * cols + b * rows + c).ravel(), (d * cols + e * rows + f).ravel()
+    lon, lat = np.radians(rasterio.warp.transform(grid.crs, "EPSG:4326", x, y))
+    return (100 + 50 * np.cos(lat) * np.sin(lon) + 50 * np.sin(lat)).reshape(grid.height, grid.width)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    "onto",
+    [
+        FIJI,
+        FIJI.turned(-1),
+        replace(FIJI, width=9),
+        replace(FIJI.turned(-1), transform=(0.1, 0.0, -179.9, 0.0, -0.1, -16.0)),
+        replace(FIJI, crs="EPSG:4167"),
+        Grid(20, 20, (9e3, 0.0, 8.2e5, 0.0, -9e3, 8.25e6), "EPSG:32760"),
+    ],
+)
+def test_rasters_across_180_degrees_are_read_whole(source: str, onto: Grid, tmp_path: Path) -> None:
+    write_raster(tmp_path / "s.tif", SOURCES[source], smooth(SOURCES[source]).astype(np.float32))
+    raster = GdalRaster(str(tmp_path / "s.tif"), onto=onto)
+    raster.check()
+    found = raster.read(onto.window)[0]
+    np.testing.assert_allclose(found, smooth(onto), atol=0.9 if source in ("-180 to 180", "0 to 360") else 0.2)
+    part = Window(3, 2, 9, 5)
+    np.testing.assert_array_equal(raster.read(part)[0], found[part.within(onto.window)])
+
+
+def test_what_lies_elsewhere_still_does_not_overlap(tmp_path: Path) -> None:
+    write_raster(tmp_path / "s.tif", SOURCES["177 to 183"], smooth(SOURCES["177 to 183"]).astype(np.float32))
+    for west in (184.0, 0.0, -150.0):
+        onto = replace(FIJI, transform=(0.1, 0.0, west, 0.0, -0.1, -16.0))
+        with pytest.raises(GridError, match="does not overlap"):
+            GdalRaster(str(tmp_path / "s.tif"), onto=onto).check()

@@ -189,6 +189,7 @@ class GdalRaster:
         onto: the grid to warp onto; None reads the file's own.
         resampling: how, if the grids differ.
         placed: the grid to take if the file has no georeference and this grid's size.
+        turns: whole turns that are added to the file's longitudes.
     """
 
     path: str
@@ -198,6 +199,7 @@ class GdalRaster:
     onto: Grid | None = None
     resampling: ResamplingName = "bilinear"
     placed: Grid | None = None
+    turns: int = 0
     _open: _Reader = field(default_factory=_Reader, init=False, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -287,7 +289,7 @@ class GdalRaster:
         home = self.placed
         if home and not grid.georeferenced and (grid.height, grid.width) == (home.height, home.width):
             return home
-        return grid
+        return grid.turned(self.turns) if self.turns else grid
 
     @property
     def grid(self) -> Grid:
@@ -425,23 +427,31 @@ class GdalRaster:
                 "a reference with a CRS",
                 "name the reference's CRS by `crs: EPSG:n`, or make this raster the `reference`",
             )
-        own, own_crs = _bounds(self.own_grid), self.own_grid.crs
+        own, other = self.own_grid, self.onto
         try:
-            left, bottom, right, top = transform_bounds(own_crs, self.onto.crs, *own)
+            apart = _apart(own, other) and _apart(other, own)  # one of them may not be whole in the other's CRS
+            left, bottom, right, top = transform_bounds(own.crs, other.crs, *own.bounds)
         except GDAL_ERRORS as error:
             raise GridError(
                 f"{self.path} cannot be brought to the reference grid: {str(error)[:200]}",
-                f"two CRS that PROJ can turn into each other, not {own_crs[:60]} and {self.onto.crs[:60]}",
+                f"two CRS that PROJ can turn into each other, not {own.crs:.60} and {other.crs:.60}",
                 "check both; a local one has to be replaced by that of the country or the world",
             ) from None
-        other = _bounds(self.onto)
-        if left >= other[2] or right <= other[0] or bottom >= other[3] or top <= other[1]:
+        if apart:
+            there = other.bounds
             raise GridError(
                 f"{self.path} does not overlap the reference grid: it covers x {left:.7g} to {right:.7g}, "
                 f"y {bottom:.7g} to {top:.7g}",
-                f"x {other[0]:.7g} to {other[2]:.7g}, y {other[1]:.7g} to {other[3]:.7g} (in {self.onto.crs[:20]})",
+                f"x {there[0]:.7g} to {there[2]:.7g}, y {there[1]:.7g} to {there[3]:.7g} (in {other.crs:.20})",
                 "check that both files show the same place, and their CRS",
             )
+
+    @cached_property
+    def _turned(self) -> tuple[GdalRaster, ...]:
+        """The same file whole turns of longitude away, as far as the grid that it is warped onto may lie there."""
+        if self.onto is None or self.turns or not self.warped:
+            return ()
+        return tuple(replace(self, turns=turns) for turns in self.own_grid.turns_to(self.onto) if turns)
 
     def _reader(self) -> Any:
         mine = self._open
@@ -533,6 +543,10 @@ class GdalRaster:
         values = self._decoding(numbers)
         if outside is not None:
             values[:, outside] = np.nan
+        for turned in self._turned:
+            missing = np.isnan(values)
+            if missing.any():
+                values[missing] = turned.read(window)[missing]
         return values
 
     def undeclared(self, window: Window) -> NDArray[np.floating]:
@@ -610,11 +624,16 @@ def _scales(source: Grid, onto: Grid) -> dict[str, str]:
         return {}
     a, b, _, d, e, _ = source.transform
     steps = np.array([[xs[1] - xs[0], xs[2] - xs[0]], [ys[1] - ys[0], ys[2] - ys[0]]])  # of one target pixel
+    if source.turn:
+        steps[0] -= np.round(steps[0] / source.turn) * source.turn
     across, down = np.hypot(*np.linalg.solve(np.array([[a, b], [d, e]]), steps).T)
     return {"XSCALE": f"{1 / across:.9g}", "YSCALE": f"{1 / down:.9g}"} if across and down else {}
 
 
-def _bounds(grid: Grid) -> tuple[float, float, float, float]:
-    corners = [grid.at(col, row) for col in (0, grid.width) for row in (0, grid.height)]
-    xs, ys = [x for x, _ in corners], [y for _, y in corners]
-    return min(xs), min(ys), max(xs), max(ys)
+def _apart(one: Grid, other: Grid) -> bool:
+    """Whether the box around a grid, in the CRS of another, does not meet the box around that one."""
+    left, bottom, right, top = transform_bounds(one.crs, other.crs, *one.bounds)
+    right += other.turn if right < left else 0  # across 180 degrees
+    west, south, east, north = other.bounds
+    across = any(left + turn < east and right + turn > west for turn in (-other.turn, 0, other.turn))
+    return not across or bottom >= north or top <= south

@@ -126,6 +126,14 @@ class Grid:
         a, b, c, d, e, f = self.transform
         return replace(self, transform=(a, b, c + turns * self.turn, d, e, f))
 
+    def turns_to(self, other: Grid) -> tuple[int, ...]:
+        """The whole turns by which its longitudes may differ from those of another grid, of whatever CRS."""
+        if not self.turn:
+            return (0,)
+        sides = (*self.bounds[::2], *(other.bounds[::2] if other.turn else ()))
+        within = max(map(abs, sides)) <= self.turn / 2 + SAME_CORNER * self.pixel_size[0]
+        return (0,) if within else (0, -1, 1)
+
     def beside(self, other: Grid) -> Grid:
         """The same ground, with longitudes that are within half a turn of those of another grid of its CRS."""
         return self.turned(round((other.transform[2] - self.transform[2]) / self.turn)) if self.turn else self
