@@ -400,6 +400,12 @@ def test_dark_is_dark_and_paper_is_white(chromium: Any, page: Path) -> None:
         "Emulation.setEmulatedMedia",
         {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]},
     )
+    rows = window.run(
+        "const body = document.querySelector('.ranking').tBodies[0];"
+        "while (body.rows.length < 40) body.append(body.rows[0].cloneNode(true));"
+        "return [...body.rows].filter((row) => getComputedStyle(row).display !== 'none').length"
+    )
+    assert rows == 30, "paper lists the worst tiles"
     look = window.run(
         "const seen = (s) => getComputedStyle(document.querySelector(s)).display;"
         "const shown = ['.viewer', '.controls', 'nav', '.gallery'].map(seen);"

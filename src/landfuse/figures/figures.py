@@ -19,7 +19,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from landfuse.figures.overview import overview, thinned_classes, thinning
@@ -342,8 +342,9 @@ def curves_figure(
         axis.xaxis.get_major_locator().set_params(integer=True)
         if kind == "loss" and losses and min(losses) > 0 and max(losses) > 20 * min(losses):
             axis.set_yscale("log")
-            axis.yaxis.set_major_formatter(LogFormatter())
-            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.minorticks_off()
         _finish(axis)
     kept = "" if chosen is None else f" The dotted line marks epoch {chosen}, which was kept."
     figure.words = f"{'; '.join(said)}.{kept}"

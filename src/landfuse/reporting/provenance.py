@@ -94,12 +94,12 @@ def as_yaml(values: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(_given(values), sort_keys=False, allow_unicode=True)).rstrip()
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _given(value) if isinstance(value, Mapping) else bare(value) if isinstance(value, str) else value
-        for key, value in values.items()
-        if value is not None
-    }
+def _given(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _given(value) for key, value in values.items() if value is not None}
+    if isinstance(values, list | tuple):
+        return [_given(value) for value in values]
+    return bare(values) if isinstance(values, str) else values
 
 
 def bare(text: str) -> str:
