@@ -5,8 +5,10 @@ Until then it is `.NAME.part` in the same folder, from which the next call conti
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
+import re
 import shutil
 import time
 import urllib.error
@@ -39,13 +41,13 @@ def download(
     variable: str = "",
     progress: Progress = lambda done, total: None,
 ) -> str:
-    """Downloads a file, unless it is there with this checksum (or without one).
+    """Downloads a file, unless it is there with this checksum, or without one with this size and of its kind.
 
     Args:
         address: where it is.
         path: where it is to be; its folder is made.
         sha256: its checksum, hexadecimal; without one, an interrupted download starts from its beginning.
-        size: its bytes, for servers that do not say; 0 for unknown.
+        size: its bytes, which are compared where there is no checksum; 0 for unknown.
         room: bytes that the disk must have free for it.
         variable: an environment variable that names another folder, for the message on a full disk.
         progress: called as bytes arrive.
@@ -55,46 +57,76 @@ def download(
 
     Raises:
         MissingFileError: if the server cannot be reached or lacks the file. What arrived is kept for the next call.
+            Or if it sends something else, such as a web page; nothing is kept.
         ValueError: if it has another checksum; nothing is kept.
         OutputError: if the disk is full, or the folder cannot be written.
     """
-    import pooch
-
     part = path.with_name(f".{path.name}.part")
-
-    def fetch(url: str, output_file: str, _: object) -> None:
-        """What pooch calls when the file is not there."""
-        if sha256 is None or part.is_symlink():
-            part.unlink(missing_ok=True)  # its beginning may be of an older version, or the link leads to another file
-        _check_room(path, part, room, variable)
-        _complete(url, path, part, size, progress)
-        part.replace(output_file)
-
-    pooch.get_logger().setLevel("ERROR")  # it would log each step
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pooch.retrieve(
-            address,
-            known_hash=f"sha256:{sha256}" if sha256 else None,
-            fname=path.name,
-            path=path.parent,
-            downloader=fetch,
-        )
+        if not path.exists() or _wrong(path, path.suffix, sha256, size):
+            if sha256 is None or part.is_symlink():
+                part.unlink(missing_ok=True)  # its beginning may be of an older version, or the link leads elsewhere
+            _check_room(path, part, room, variable)
+            kind = _complete(address, path, part, size, progress)
+            wrong = _wrong(part, path.suffix, sha256, size, kind)
+            if wrong:
+                part.unlink()
+                if sha256 is not None:
+                    raise ValueError(wrong)
+                do = "try again later, look at the address in a browser, or correct `size` or the name"
+                raise MissingFileError(f"{address} sends another file: {wrong}", f"the file {path.name}", do)
+            part.replace(path)
+        return sha256 or _sha256(path)
     except LandfuseError:
         raise
     except OSError as error:
         raise unwritable(path, error) from None
-    return sha256 or str(pooch.file_hash(str(path)))
 
 
-def _complete(url: str, path: Path, part: Path, size: int, report: Progress) -> None:
-    """Fetches what is not there yet, in several attempts."""
+_BEGINNINGS = {
+    **dict.fromkeys((".zip", ".npz"), (b"PK",)),
+    **dict.fromkeys((".gz", ".tgz"), (b"\x1f\x8b",)),
+    **dict.fromkeys((".tif", ".tiff"), (b"II", b"MM")),
+    ".bz2": (b"BZh",),
+    ".xz": (b"\xfd7zXZ",),
+    ".mat": (b"MATLAB", b"\x89HDF"),
+}
+"""How files of these names begin."""
+
+
+def _wrong(path: Path, suffix: str, sha256: str | None, size: int, kind: str = "") -> str:
+    """Why a file is not what is wanted, by what it holds and what kind the server says; nothing if it is."""
+    if sha256 is not None:
+        found = _sha256(path)
+        return "" if found == sha256 else f"it has another checksum: SHA-256 {found}, not {sha256}"
+    there, suffix = path.stat().st_size, suffix.lower()
+    if size and there != size:
+        return f"it has {there:,} bytes, not {size:,}"
+    with path.open("rb") as file:
+        beginning = file.read(512)
+    page = re.match(rb"\s*<(!doctype html|html)\b", beginning, re.IGNORECASE) or (
+        kind == "text/html" and suffix not in _BEGINNINGS
+    )
+    if page and suffix not in (".html", ".htm"):
+        return "it is a web page"
+    if suffix in _BEGINNINGS and not beginning.startswith(_BEGINNINGS[suffix]):
+        return f"it begins with {beginning[:8]!r}, as no {suffix} file does"
+    return ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _complete(url: str, path: Path, part: Path, size: int, report: Progress) -> str:
+    """Fetches what is not there yet, in several attempts; the kind of file that the server says it is."""
     trouble: Exception | None = None
     for pause in (0.0, *PATIENCE):
         time.sleep(pause)
         try:
-            _attempt(url, part, size, report)
-            return
+            return _attempt(url, part, size, report)
         except urllib.error.HTTPError as error:
             trouble = error
             if error.code == 416:  # more is there than the file has: it is of another version
@@ -133,8 +165,8 @@ def _check_room(path: Path, part: Path, room: int, variable: str) -> None:
         )
 
 
-def _attempt(url: str, part: Path, size: int, report: Progress) -> None:
-    """Asks for what is not there yet and appends it.
+def _attempt(url: str, part: Path, size: int, report: Progress) -> str:
+    """Asks for what is not there yet and appends it; the kind of file that the server says it is.
 
     Raises:
         OSError, HTTPException: from the network, or if the answer ends early.
@@ -161,3 +193,4 @@ def _attempt(url: str, part: Path, size: int, report: Progress) -> None:
                 report(have, total)
     if have < total:
         raise http.client.IncompleteRead(b"", total - have)
+    return str(answer.headers.get_content_type())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import io
 import json
@@ -38,6 +39,7 @@ class Server:
         self.cut: list[int] = []
         self.ranges = True
         self.status: list[int] = []
+        self.kind = "application/octet-stream"
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -69,6 +71,7 @@ class Server:
         request.send_header("Content-Length", str(len(data) - start))
         if start:
             request.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        request.send_header("Content-Type", self.kind)
         request.end_headers()
         request.wfile.write(data[start : start + self.cut.pop(0)] if self.cut else data[start:])
 
@@ -386,6 +389,20 @@ def test_a_place_is_checked_by_name(root: Path, landfuse: Callable[..., Any]) ->
     code, _, err = landfuse("check", "trento")
     assert code == 2
     assert f"{root.parent / 'trento' / 'HSI.mat'}" in err
+    assert "do this:  get the data by `landfuse fetch trento`" in err
+
+
+def test_a_scene_without_its_data_names_the_command_that_gets_them(
+    server: Server, root: Path, tmp_path: Path, landfuse: Callable[..., Any]
+) -> None:
+    path = scene(tmp_path / "far", wanted(server))
+    assert f"landfuse fetch {path.parent}`" in landfuse("check", path).err
+    text = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(text | {"modalities": {"a": {"path": "{tile}.tif"}}}))
+    assert f"landfuse fetch {path.parent}`" in landfuse("check", path).err
+    del text["fetch"]
+    path.write_text(yaml.safe_dump(text))
+    assert "landfuse fetch" not in landfuse("check", path).err
 
 
 def test_data_lie_in_the_users_cache_unless_reported_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -420,3 +437,92 @@ def test_files_of_tiles_are_there_if_one_of_them_is(root: Path, tmp_path: Path) 
     (root / "a").mkdir(parents=True)
     (root / "a" / "1_a.tif").write_bytes(b"")
     assert fetch(read_scene_file(path)).missing == ["b/{tile}.tif"]
+
+
+# Without a checksum -------------------------------------------------------------------------------------------------
+
+PAGE = b"\n<!DOCTYPE html><html><body>Log in, please</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "more", "message"),
+    [
+        ("a.zip", PAGE, {}, "it is a web page"),
+        ("a.bin", PAGE, {}, "it is a web page"),
+        ("a.tif", b"error: no such record", {}, r"begins with b'error: n', as no \.tif file does"),
+        ("a.tgz", archive("zip"), {"unpack": True}, r"as no \.tgz file does"),
+        ("a.bin", DATA, {"size": len(DATA) + 1}, "it has 300,000 bytes, not 300,001"),
+    ],
+)
+def test_another_file_is_refused_and_asked_for_again(
+    name: str, data: bytes, more: dict[str, Any], message: str, server: Server, root: Path, tmp_path: Path
+) -> None:
+    server.files[name] = data
+    file = read_scene_file(scene(tmp_path, {"address": f"{server.address}/{name}", **more}))
+    for _ in range(2):
+        with pytest.raises(MissingFileError, match=message):
+            fetch(file)
+        assert names(root) == set()
+    assert len(server.asked) == 2
+
+
+def test_what_an_earlier_call_left_is_replaced_if_it_is_another_file(
+    server: Server, root: Path, tmp_path: Path
+) -> None:
+    server.files["a.zip"] = archive("zip")
+    root.mkdir(parents=True)
+    (root / "a.zip").write_bytes(PAGE)
+    (root / NOTE).write_text('{"torn')
+    entries = {"address": f"{server.address}/a.zip", "unpack": True}, {**wanted(server), "sha256": None}
+    fetch(read_scene_file(scene(tmp_path, *entries)))
+    assert names(root) == {"a.bin", "b.txt", NOTE}
+    assert len(json.loads((root / NOTE).read_text())) == 2
+
+
+def test_a_web_page_is_known_by_what_the_server_says(server: Server, root: Path, tmp_path: Path) -> None:
+    server.kind, server.files["a.zip"] = "text/html; charset=utf-8", archive("zip")
+    entry: dict[str, Any] = {"address": f"{server.address}/a.bin"}
+    with pytest.raises(MissingFileError, match="it is a web page"):
+        fetch(read_scene_file(scene(tmp_path, entry)))
+    assert names(root) == set()
+    fetch(read_scene_file(scene(tmp_path, wanted(server), {"address": f"{server.address}/a.zip"})))
+    assert names(root) == {"a.bin", "a.zip", NOTE}, "a checksum and a file's own beginning say more"
+
+
+def damaged(kind: str) -> bytes:
+    whole = archive("zip" if kind == "encrypted" else "tar.gz")
+    tar = bytearray(gzip.decompress(archive("tar.gz")))
+    if kind == "encrypted":
+        whole = bytearray(whole)
+        for start in (whole.find(b"PK\3\4") + 6, whole.find(b"PK\1\2") + 8):
+            whole[start] |= 1
+    elif kind == "cut gzip":
+        whole = whole[:-1000]
+    elif kind == "a bad bit":
+        whole = whole[:-200] + bytes([whole[-200] ^ 8]) + whole[-199:]
+    elif kind == "a bad checksum":
+        whole = whole[:-6] + bytes([whole[-6] ^ 8]) + whole[-5:]
+    elif kind == "a bad header":
+        tar[tar.rfind(b"ustar")] ^= 8
+        whole = gzip.compress(tar, 1)
+    elif kind == "cut between files":
+        whole = gzip.compress(tar[: tar.rfind(b"b.txt")], 1)
+    return bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "kind", ["encrypted", "cut gzip", "a bad bit", "a bad checksum", "a bad header", "cut between files"]
+)
+def test_damaged_archives_leave_nothing_and_are_fetched_again(
+    kind: str, server: Server, root: Path, tmp_path: Path
+) -> None:
+    name = "a.zip" if kind == "encrypted" else "a.tgz"
+    server.files[name] = damaged(kind)
+    file = read_scene_file(scene(tmp_path, {"address": f"{server.address}/{name}", "unpack": True}))
+    with pytest.raises(SceneError, match="cannot be unpacked") as caught:
+        fetch(file)
+    assert "repeat the command" in caught.value.do
+    assert names(root) == set()
+    server.files[name] = archive("zip" if kind == "encrypted" else "tar.gz")
+    assert fetch(file).downloaded == [name]
+    assert (root / "inner" / "a.bin").read_bytes() == DATA

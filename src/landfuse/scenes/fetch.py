@@ -5,15 +5,17 @@ What was unpacked is noted in `fetched.json`, and the archive is removed.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tarfile
 import uuid
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pydantic
 
 from landfuse.download import Progress, download
 from landfuse.errors import LandfuseError, SceneError, SettingsError
@@ -23,6 +25,16 @@ from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.scene_keys import DownloadSettings
 
 NOTE = "fetched.json"
+
+
+class _Kept(pydantic.BaseModel):
+    """What is noted of a download."""
+
+    sha256: str = ""
+    files: list[str] = []
+
+
+_Notes = pydantic.TypeAdapter(dict[str, _Kept])
 
 
 @dataclass
@@ -67,19 +79,22 @@ def fetch(file: SceneFile, progress: Callable[[str], Progress] = lambda name: la
         raise SettingsError(f"`root` of {file.path} is {file.root}", "a folder, to save files in", "correct `root`")
     result = Fetched(root)
     note = root / NOTE
-    known: dict[str, Any] = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    known: dict[str, _Kept] = {}
+    if note.exists():
+        with suppress(pydantic.ValidationError):  # what a broken one lists is fetched again
+            known = _Notes.validate_json(note.read_bytes())
     for wanted in file.settings.fetch.files if file.settings.fetch else ():
         folder = root / wanted.folder
-        before = known.get(wanted.address, {})
-        parts = [folder / name for name in before.get("files", [])]
-        if parts and before.get("sha256") == (wanted.sha256 or before.get("sha256")) and all(p.exists() for p in parts):
+        before = known.get(wanted.address, _Kept())
+        parts = [folder / name for name in before.files]
+        if parts and before.sha256 == (wanted.sha256 or before.sha256) and all(p.exists() for p in parts):
             result.there.append(wanted.file)
             continue
         path = folder / wanted.file
         checksum = _retrieve(wanted, path, progress(wanted.file))
-        names = _unpack(path, folder) if wanted.unpack else [path.name]
-        known[wanted.address] = {"sha256": checksum, "files": names}
-        write_text(note, json.dumps(known, indent=2) + "\n")
+        names = _unpack(path, folder, known=wanted.sha256 is not None) if wanted.unpack else [path.name]
+        known[wanted.address] = _Kept(sha256=checksum, files=names)
+        write_text(note, _Notes.dump_json(known, indent=2).decode() + "\n")
         result.downloaded.append(wanted.file)
         if wanted.sha256 is None:
             result.checksums[wanted.file] = checksum
@@ -110,8 +125,11 @@ def _retrieve(wanted: DownloadSettings, path: Path, progress: Progress) -> str:
         ) from None
 
 
-def _unpack(archive: Path, folder: Path) -> list[str]:
-    """Unpacks an archive into its folder and removes it: the names of its files."""
+def _unpack(archive: Path, folder: Path, *, known: bool) -> list[str]:
+    """Unpacks an archive into its folder and removes it: the names of its files.
+
+    All of it or nothing; a damaged one is removed, to be fetched again, unless its checksum is known and right.
+    """
     scratch = folder / f".{archive.name}.{uuid.uuid4().hex[:8]}.unpacking"
     try:
         if zipfile.is_zipfile(archive):
@@ -120,17 +138,32 @@ def _unpack(archive: Path, folder: Path) -> list[str]:
         else:
             with tarfile.open(archive) as tar:
                 tar.extractall(scratch, filter="data")
+                _check_end(tar)
         names = sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file())
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (scratch / name).replace(folder / name)
         archive.unlink()
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
+    except Exception as error:  # each kind of archive has its own for damage, a password or an unknown method
+        if isinstance(error, OSError) and error.errno:
+            raise unwritable(folder, error) from None
+        if not known:
+            archive.unlink(missing_ok=True)
         raise SceneError(
-            f"{archive} cannot be unpacked: {error}", "a .zip or .tar archive", "unpack it by hand into its folder"
+            f"{archive} cannot be unpacked: {error}",
+            "a whole .zip or .tar archive without a password",
+            "unpack it by hand into its folder" if known else "repeat the command, which fetches it again",
         ) from None
-    except OSError as error:
-        raise unwritable(folder, error) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return names
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Refuses what tarfile takes for the end of an archive: a damaged header, or the end of the file."""
+    file: Any = tar.fileobj
+    file.seek(tar.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it is damaged, or ends early")
+    while file.read(1 << 20):  # a compressed one has its checksum at its end
+        pass

@@ -30,6 +30,7 @@ from landfuse.rasters.geotiff import GdalRaster, ResamplingName, crs_name, seen_
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
 from landfuse.rasters.polygons import Join, Polygons, read_polygons
+from landfuse.scenes.benchmarks import places
 from landfuse.scenes.labels import read_colours
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.scene_keys import LabelSettings, ModalitySettings, SceneSettings, expand_root
@@ -107,7 +108,7 @@ class SceneFile:
         try:
             tiles = self.tiles
         except LandfuseError as error:
-            return [], [error]
+            return [], [self._with_advice(error)]
         scenes: list[Scene] = []
         faults: list[LandfuseError] = []
         for tile in tiles:
@@ -115,7 +116,14 @@ class SceneFile:
             faults += wrong
             if scene is not None:
                 scenes.append(self._with_bands_of(scenes[0], scene, faults) if scenes else scene)
-        return scenes, list({str(fault): fault for fault in faults}.values())
+        return scenes, list({str(fault): self._with_advice(fault) for fault in faults}.values())
+
+    def _with_advice(self, fault: LandfuseError) -> LandfuseError:
+        """A missing file, of data that `landfuse fetch` gets, says so."""
+        if isinstance(fault, MissingFileError) and self.settings.fetch is not None:
+            folder = self.path.absolute().parent
+            fault.do = f"get the data by `landfuse fetch {folder.name if folder in places().values() else folder}`"
+        return fault
 
     def _with_bands_of(self, first: Scene, scene: Scene, faults: list[LandfuseError]) -> Scene:
         """A tile with its bands in the order of the first tile, by their names; adds what does not fit."""
