@@ -506,3 +506,15 @@ def test_rasters_of_several_bands_are_no_map(city: Path, tmp_path: Path) -> None
     for judge in (lambda: draw_points(tmp_path / "m.tif", 100), lambda: evaluate_sample(tmp_path / "m.tif", sample)):
         with pytest.raises(SceneError, match="has 3 bands"):
             judge()
+
+
+def test_points_go_by_area_and_are_found_a_whole_turn_away(tmp_path: Path) -> None:
+    codes = np.repeat(np.array([1, 2], np.uint8), 20)[:, None] * np.ones((1, 30), np.uint8)
+    grid = Grid(40, 30, (1.0, 0.0, 170.0, 0.0, -2.0, 80.0), "EPSG:4326")  # the north has a third of the area
+    write_raster(tmp_path / "m.tif", grid, codes, legend=LEGEND)
+    sample = draw_points(tmp_path / "m.tif", 100, minimum=2)
+    areas = {name: area.fraction for name, area in open_map(tmp_path / "m.tif").areas().items()}
+    assert sample.drawn == {1: round(100 * areas["Water"]), 2: round(100 * areas["Forest"])}
+    assert sample.drawn[1] < 45
+    write_raster(tmp_path / "same.tif", grid.turned(-1), codes, legend=LEGEND)
+    assert evaluate_sample(tmp_path / "same.tif", filled(sample, codes)).overall.value == 1

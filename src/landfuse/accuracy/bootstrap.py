@@ -199,7 +199,7 @@ def difference_intervals(
 
 
 def area_intervals(
-    confusions: NDArray[np.int64], pixels: NDArray[np.int64], replicates: int = 2000, seed: int = 0
+    confusions: NDArray[np.int64], sizes: NDArray[np.floating], replicates: int = 2000, seed: int = 0
 ) -> list[Interval]:
     """The fraction of the ground that each class takes, corrected by the errors on the scored pixels: K intervals.
 
@@ -207,7 +207,7 @@ def area_intervals(
 
     Args:
         confusions: (B, K, K) of the blocks.
-        pixels: (K,) mapped as each class.
+        sizes: (K,) pixels or hectares that are mapped as each class.
         replicates: number of draws; 0 gives the values alone.
         seed: of the draws.
 
@@ -216,13 +216,13 @@ def area_intervals(
 
     Source: Olofsson et al. 2014, doi:10.1016/j.rse.2014.02.015, equation 9; the spread is that of drawn blocks.
     """
-    weights = pixels / max(1, int(pixels.sum()))
+    weights = sizes / (sizes.sum() or 1)
     whole = confusions.sum(axis=0)
     mapped = whole.sum(axis=0)
-    if not pixels.any() or (mapped == 0)[pixels > 0].any():
-        return [Interval(math.nan, math.nan, math.nan)] * len(pixels)
+    if not sizes.any() or (mapped == 0)[sizes > 0].any():
+        return [Interval(math.nan, math.nan, math.nan)] * len(sizes)
     truth = whole / np.maximum(mapped, 1)  # of the pixels mapped as each class
-    drawn = [np.zeros((0, len(pixels)))]
+    drawn = [np.zeros((0, len(sizes)))]
     for (matrices,) in _draws([confusions], replicates, seed):
         of_class = matrices.sum(axis=1, keepdims=True)
         drawn.append(np.where(of_class > 0, matrices / np.maximum(of_class, 1), truth) @ weights)

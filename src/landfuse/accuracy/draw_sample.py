@@ -136,7 +136,8 @@ def draw_sample(
     sizes = totals[strata]
     rng = np.random.default_rng(seed)
     if design == "stratified":
-        weights = _weights(strata, sizes, allocation, expected)
+        extent = sizes.astype(float) if areas is None or areas.same is not None else square_metres[strata]
+        weights = _weights(strata, extent, allocation, expected)
         points = allocate(sizes, n, minimum=n if allocation == "equal" else minimum, weights=weights)
     else:
         points = np.minimum(sizes, max(2, math.ceil(n / cell**2)))
@@ -193,12 +194,12 @@ def draw_sample(
 
 
 def _weights(
-    strata: NDArray[np.int64], sizes: NDArray[np.int64], allocation: Allocation, expected: Mapping[int, float] | None
+    strata: NDArray[np.int64], extent: NDArray[np.float64], allocation: Allocation, expected: Mapping[int, float] | None
 ) -> NDArray[np.float64]:
     if allocation == "equal":
-        return np.ones(sizes.size)
+        return np.ones(extent.size)
     if allocation == "proportional":
-        return sizes.astype(float)
+        return extent
     missing = [str(s) for s in strata.tolist() if not 0 <= (expected or {}).get(s, -1.0) <= 1]
     if missing:
         raise SettingsError(
@@ -207,7 +208,7 @@ def _weights(
             "give it, or take the allocation `proportional`",
         )
     u = np.array([(expected or {})[s] for s in strata.tolist()])
-    return sizes * np.sqrt(u * (1 - u))
+    return extent * np.sqrt(u * (1 - u))
 
 
 def _units(codes: NDArray[np.uint8], design: Design, cell: int) -> NDArray[np.uint8]:

@@ -146,7 +146,8 @@ def _map_at(opened: LandCoverMap, sample: ReferenceSample, where: str) -> NDArra
             "warp the map to it",
         )
     a, b, c, d, e, f = grid.transform
-    col, row = np.linalg.solve(np.array([[a, b], [d, e]]), np.stack([sample.x - c, sample.y - f]))
+    x = sample.x if not grid.turn else grid.bounds[0] + (sample.x - grid.bounds[0]) % grid.turn
+    col, row = np.linalg.solve(np.array([[a, b], [d, e]]), np.stack([x - c, sample.y - f]))
     codes = np.full(len(sample), UNLABELLED, np.int64)
     for window, mine in _by_block(np.floor(row).astype(np.int64), np.floor(col).astype(np.int64), grid):
         block = opened.codes(window)

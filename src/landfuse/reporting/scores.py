@@ -16,7 +16,7 @@ from landfuse.scenes.land_cover_map import ClassArea
 
 
 def area_rows(tally: Tally, tiles: Sequence[Mapping[str, ClassArea]], replicates: int = 0) -> list[dict[str, Any]]:
-    """Each class with its pixels, fraction of the mapped pixels, hectares (None where a tile's are not known), and its
+    """Each class with its pixels, fraction of the mapped area, hectares (None where a tile's are not known), and its
     fraction as corrected by the errors on the test labels, an interval."""
     rows: list[dict[str, Any]] = []
     for c in tally.legend:
@@ -30,12 +30,11 @@ def area_rows(tally: Tally, tiles: Sequence[Mapping[str, ClassArea]], replicates
                 "hectares": sum(hectares) if len(hectares) == len(found) else None,
             }
         )
-    total = max(1, sum(row["pixels"] for row in rows))
-    counts = np.array([row["pixels"] for row in rows], np.int64)
-    corrected = area_intervals(tally.blocks, counts, replicates if len(tally.blocks) > 1 else 0)
-    return [
-        {**row, "fraction": row["pixels"] / total, "corrected": one} for row, one in zip(rows, corrected, strict=True)
-    ]
+    known = all(row["hectares"] is not None for row in rows)
+    sizes = np.array([row["hectares" if known else "pixels"] for row in rows], float)
+    corrected = area_intervals(tally.blocks, sizes, replicates if len(tally.blocks) > 1 else 0)
+    fractions = (sizes / (sizes.sum() or 1)).tolist()
+    return [{**row, "fraction": f, "corrected": one} for row, f, one in zip(rows, fractions, corrected, strict=True)]
 
 
 def findings(confusion: Confusion, intervals: BlockIntervals, legend: Legend, leak_fraction: float | None) -> list[str]:

@@ -30,7 +30,7 @@ Classes = Legend | Sequence[str] | Mapping[int, str]
 
 _LARGEST_ZOOM = 64
 _MOST_CLASSES = 254
-_VECTORS = (".gpkg", ".shp", ".geojson", ".json", ".fgb", ".gml", ".kml", ".sqlite")
+_VECTORS = (".gpkg", ".shp", ".geojson", ".json", ".fgb", ".gml", ".kml", ".sqlite", ".csv")
 _NO_RESAMPLING = (
     "bring them to one grid first (rioxarray: `a.rio.reproject_match(b)`); or name the files in a scene file"
 )
@@ -226,7 +226,7 @@ def _read_labels(
         return _burnt(labels, grid, legend, column)
     if path and Path(labels).suffix.lower() in _VECTORS:
         raise SettingsError(
-            f"the labels {labels} are polygons", "`column`, the attribute that names the class", "name it"
+            f"the labels {labels} are shapes", "`column`, the attribute that names the class", "name it"
         )
     ignored = {unlabelled} if isinstance(unlabelled, int | np.integer) else set(unlabelled or ())
     codes, missing, where = _codes(labels, grid, legend)

@@ -29,7 +29,7 @@ class ClassArea:
 
     Args:
         pixels: number of pixels.
-        fraction: of the pixels that have a class, 0..1.
+        fraction: of the area that has a class, 0..1; of the pixels where hectares are not known.
         hectares: on the ellipsoid; None where the map's CRS does not place it on the ground.
     """
 
@@ -110,9 +110,10 @@ class LandCoverMap:
             counts += np.bincount(classes, minlength=256)
             if areas is not None:
                 hectares += np.bincount(classes, areas(window).ravel(), minlength=256) / 10_000
-        total = max(1, int(counts[: len(self.legend)].sum()))
+        sizes = counts if areas is None else hectares
+        total = sizes[: len(self.legend)].sum() or 1
         return {
-            name: ClassArea(int(counts[k]), float(counts[k] / total), None if areas is None else float(hectares[k]))
+            name: ClassArea(int(counts[k]), float(sizes[k] / total), None if areas is None else float(hectares[k]))
             for k, name in enumerate(self.legend.names)
         }
 
