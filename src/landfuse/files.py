@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,11 @@ HEAD = 2**20
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside a path that no other file has, and by which what a killed process left is known."""
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary name to write to; the file is renamed at the end, and removed if anything fails.
@@ -41,7 +47,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     removed.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    partial = temporary_name(path)
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
@@ -74,7 +80,7 @@ def _remove_leftovers(folder: Path) -> None:
             if found:
                 os.kill(int(found[1]), 0)
         except ProcessLookupError:
-            left.unlink(missing_ok=True)
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         except (OSError, OverflowError):  # it lives, and is another user's
             continue
 

@@ -377,7 +377,9 @@ def _copy(values: Any) -> Any:
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}|\{tile(:02)?\}")
 
 
-_NETWORK = re.compile(r"://|/vsi(?!zip/|tar/|gzip/|7z/|rar/)")
+_NETWORK = re.compile(
+    r"(?i)(?<![a-z0-9+])(?!(?:file|zip|tar|gzip|vrt)://)[a-z0-9+]*://|/vsi(?!(?:zip|tar|gzip|7z|rar)/)"
+)
 
 
 def expand(text: str, known: Mapping[str, str] | None = None, tile: str | None = None) -> str:

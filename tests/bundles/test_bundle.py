@@ -50,6 +50,9 @@ def logits(bundle: Bundle) -> torch.Tensor:
 def test_a_bundle_gives_the_same_logits_and_words(bundle: Bundle, tmp_path: Path) -> None:
     bundle.temperature = 1.7
     bundle.save(tmp_path / "bundle")
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "plain", *(tmp_path / "bundle").iterdir())}
+    assert len(modes) == 1, "those of any new file"
     assert sorted(p.name for p in (tmp_path / "bundle").iterdir()) == ["model.json", "model.safetensors"]
     for path in (tmp_path / "bundle", tmp_path):
         loaded = load_bundle(path)

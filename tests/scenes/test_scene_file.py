@@ -203,24 +203,30 @@ def test_root_and_environment(folder: Path, text: dict[str, Any], monkeypatch: p
         read_scene_file(save(other, text))
 
 
+_SECRETS = [
+    "http://127.0.0.1:9/${LF_SECRET}.tif",
+    "/vsicurl/http://127.0.0.1:9/${LF_SECRET}.tif",
+    "/vsizip//vsicurl/http://127.0.0.1:9/${LF_SECRET}.zip/a.tif",
+    "/vsis3/bucket/${LF_SECRET:-x}.tif",
+    "${LF_BASE}/${LF_SECRET}.tif",
+    "${LF_NONE:-http://127.0.0.1:9/}${LF_SECRET}.tif",
+    "${LF_SECRET}://127.0.0.1:9/a.tif",
+]
+
+
 @pytest.mark.parametrize(
-    "address",
+    ("address", "root"),
     [
-        "http://127.0.0.1:9/${LF_SECRET}.tif",
-        "/vsicurl/http://127.0.0.1:9/${LF_SECRET}.tif",
-        "/vsizip//vsicurl/http://127.0.0.1:9/${LF_SECRET}.zip/a.tif",
-        "/vsis3/bucket/${LF_SECRET:-x}.tif",
-        "${LF_BASE}/${LF_SECRET}.tif",
-        "${LF_NONE:-http://127.0.0.1:9/}${LF_SECRET}.tif",
-        "${LF_SECRET}://127.0.0.1:9/a.tif",
+        ("${LF_SECRET}.tif", "http://127.0.0.1:9"),
+        *((address, ".") for address in _SECRETS),
     ],
 )
 def test_no_variable_is_sent_to_a_server(
-    address: str, folder: Path, text: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    address: str, root: str, folder: Path, text: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LF_SECRET", "tok3n")
     monkeypatch.setenv("LF_BASE", "http://127.0.0.1:9")
-    text["modalities"]["s2"]["path"] = address
+    text["modalities"]["s2"]["path"], text["root"] = address, root
     with pytest.raises(FaultsError, match="has an environment variable in it") as caught:
         open_scenes(save(folder, text))
     assert "tok3n" not in str(caught.value)
@@ -233,6 +239,9 @@ def test_a_variable_holds_a_whole_address_or_a_part_of_a_path(monkeypatch: pytes
     assert expand("${LF_NONE:-http://h/x}/a.tif") == "http://h/x/a.tif"
     assert expand("data/${LF_YEAR}/${LF_NONE:-a}.tif") == "data/2024/a.tif"
     assert expand("/vsizip/${LF_YEAR}.zip/a.tif") == "/vsizip/2024.zip/a.tif"
+    assert expand("zip://in/${LF_YEAR}.zip!/a.tif") == "zip://in/2024.zip!/a.tif"
+    with pytest.raises(SettingsError, match="an environment variable in it"):
+        expand("HTTP://host/${LF_YEAR}")
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,14 @@ def test_a_run_whose_files_are_damaged(trained: Path, tmp_path: Path, name: str,
             claim(run, SimpleNamespace(to_json=lambda: "{}"))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "scores.json"])
+def test_a_folder_of_other_files_is_no_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(OutputError, match=f"holds {name}, but no recipe.json"):
+        claim(tmp_path, SimpleNamespace(to_json=lambda: "{}"))  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.parametrize("content", [b"epoch,loss\n0,high\n", b"epoch,loss\n0,1,2\n", b"loss\n1\n", b"\xff\xfe\n1\n"])
 def test_a_history_that_is_none(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_bytes(content)

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import traceback
+import warnings
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -100,6 +101,7 @@ def _all(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
+    warnings.filterwarnings("ignore", module="pyogrio")  # what matters is in the error
     logging.getLogger("landfuse").setLevel(logging.INFO)
     if not logging.getLogger("landfuse").handlers:
         logging.getLogger("landfuse").addHandler(RichHandler(console=err, show_time=False, show_path=False))

@@ -531,7 +531,7 @@ class GdalRaster:
                     outside = masked if outside is None else outside | masked
         except GDAL_ERRORS as error:
             raise SceneError(
-                f"{self.path} cannot be read at row {window.row}, column {window.col}: {error}",
+                f"{self.path} cannot be read at row {window.row}, column {window.col}: {error.__cause__ or error}",
                 "a whole file",
                 "fetch it again; it may be truncated",
             ) from None

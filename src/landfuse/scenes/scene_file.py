@@ -26,7 +26,7 @@ from landfuse.errors import (
 )
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.palette import class_colours
-from landfuse.rasters.geotiff import GdalRaster, ResamplingName, crs_name, seen_from
+from landfuse.rasters.geotiff import GdalRaster, ResamplingName, crs_name, is_file_name, seen_from
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
 from landfuse.rasters.polygons import Join, Polygons, read_polygons
@@ -186,6 +186,8 @@ class SceneFile:
         return start.parent.glob("*".join(map(glob.escape, [start.name[:-1], *others])))
 
     def _resolve(self, path: str, tile: str | None = None) -> str:
+        if not is_file_name(self.root):
+            expand(f"{self.root}/{path}")  # refuses variables there
         return seen_from(self.root, expand(path, tile=tile))
 
     def _raster(self, tile: str, m: ModalitySettings | LabelSettings, where: str, home: Grid | None) -> Any:

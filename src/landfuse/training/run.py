@@ -30,6 +30,9 @@ from landfuse.rasters.geotiff import GdalRaster
 from landfuse.settings import parse
 from landfuse.training.recipe import ARRAYS, Recipe
 
+_LEARNT = ("bundle", "checkpoints", "confusion.csv", "metrics.csv", "scores.json", "tensorboard")
+"""What training writes into the run folder."""
+
 
 def claim(run: Path, recipe: Recipe) -> bool:
     """Makes the run folder (true), or finds that it already holds the same recipe (false).
@@ -53,6 +56,13 @@ def claim(run: Path, recipe: Recipe) -> bool:
                 "choose another folder by run=..., or remove this one",
             )
         return False
+    others = [name for name in _LEARNT if (run / name).exists()]
+    if others:
+        raise OutputError(
+            f"{run} holds {' and '.join(others)}, but no recipe.json: it is no run, and they would be replaced",
+            "an empty folder, or that of a run",
+            "choose another folder by run=...",
+        )
     write_text(known, text)
     return True
 
