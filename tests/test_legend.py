@@ -130,7 +130,7 @@ def test_codes_are_turned_piece_by_piece_as_if_at_once(monkeypatch: pytest.Monke
 def test_a_legend_of_codes_and_names_has_the_colours_of_the_names() -> None:
     legend = Legend.of([(7, "Wasser"), (3, "plot A"), (9, "Forêt")])
     assert [(c.code, c.name, c.colour) for c in legend] == [
-        *((7, "Wasser", "#2F7FD6"), (3, "plot A", "#E69F00"), (9, "Forêt", "#1E7B34")),
+        *((7, "Wasser", "#3075D1"), (3, "plot A", "#E69F00"), (9, "Forêt", "#2D701F")),
     ]
     with pytest.raises(SettingsError, match="the code 1 more than once"):
         Legend.of([(1, "a"), (1, "b")])

@@ -24,25 +24,25 @@ which begin with those of Okabe and Ito (2008), are at least 15 apart with prota
 """
 
 NAMED = {
-    "#2F7FD6": "water, water bodies, permanent water bodies, open water, inland water, river, lake, pond, canal, agua, "
+    "#3075D1": "water, water bodies, permanent water bodies, open water, inland water, river, lake, pond, canal, agua, "
     "rio, lago, acqua, fiume, eau, plan d'eau, fleuve, riviere, wasser, gewaesser, gewässer, fluss, see, rzeka, woda, "
     "вода, 水, 水体, 河流, 湖泊",
     "#123F85": "sea, ocean, sea and ocean, meer, ozean, mer, mar, oceano, zee, morze, море, 海洋",
-    "#4FA8A5": "wetland, flooded vegetation, marsh, marshes, inland marshes, swamp, bog, peat bogs, peatland, "
+    "#51B6A1": "wetland, flooded vegetation, marsh, marshes, inland marshes, swamp, bog, peat bogs, peatland, "
     "feuchtgebiet, moor, sumpf, zone humide, marais, tourbiere, humedal, area umida, palude, moeras, 湿地, 沼泽",
-    "#00846A": "mangrove, manglar, 红树林",
-    "#1E7B34": "forest, tree, tree cover, woodland, mixed forest, high vegetation, wald, mischwald, baum, foret, bois, "
+    "#008D6C": "mangrove, manglar, 红树林",
+    "#2D701F": "forest, tree, tree cover, woodland, mixed forest, high vegetation, wald, mischwald, baum, foret, bois, "
     "arbre, bosque, arbol, bosco, foresta, albero, floresta, arvore, bos, лес, 森林, 林地, 树木",
     "#58B04C": "deciduous, deciduous forest, broadleaf, broadleaved forest, broad leaved forest, laubwald, feuillus, "
     "foret de feuillus, frondosas, latifoglie, loofbos, лиственный лес, 阔叶林",
     "#0B4D3C": "conifer, coniferous, coniferous forest, evergreen forest, needleleaf, pine, spruce, nadelwald, kiefer, "
     "fichte, resineux, coniferas, pinar, naaldbos, хвойный лес, 针叶林",
-    "#8A7E1F": "shrub, shrubland, scrub, bush, bushes, heath, heathland, strauch, gebuesch, gebüsch, heide, lande, "
+    "#857E15": "shrub, shrubland, scrub, bush, bushes, heath, heathland, strauch, gebuesch, gebüsch, heide, lande, "
     "garrigue, matorral, arbusto, кустарник, 灌木, 灌木林",
-    "#A3DB58": "grass, grassland, low vegetation, herbaceous, rangeland, savanna, lawn, gras, gruenland, grünland, "
+    "#A8D658": "grass, grassland, low vegetation, herbaceous, rangeland, savanna, lawn, gras, gruenland, grünland, "
     "rasen, wiese, prairie, pelouse, pastizal, prato, трава, луг, 草地, 草原",
     "#D9F09B": "pasture, meadow, weide, paturage, pasto, dehesa, pascolo, pastagem, weiland, 牧场",
-    "#E3B02F": "crop, cropland, farmland, agriculture, arable land, non-irrigated arable land, cultivated land, acker, "
+    "#E39E22": "crop, cropland, farmland, agriculture, arable land, non-irrigated arable land, cultivated land, acker, "
     "ackerland, culture, cultivo, coltura, seminativo, lavoura, akkerland, пашня, 耕地, 农田",
     "#F2E07B": "wheat, cereal, barley, weizen, getreide, gerste, ble, orge, trigo, cebada, frumento, tarwe, пшеница, "
     "小麦",
@@ -57,7 +57,7 @@ NAMED = {
     "gebouw, bebouwing, budynek, zabudowa, здание, застройка, 建筑, 建筑物, 建设用地",
     "#DB8F92": "residential, residential area, wohngebiet, residentiel, residencial, residenziale, 住宅",
     "#86508F": "industrial, commercial, industrial area, industry, industrie, gewerbe, industria, 工业, 商业",
-    "#4A4C52": "road, highway, street, asphalt, impervious surface, pavement, strasse, versiegelt, route, carretera, "
+    "#494A5A": "road, highway, street, asphalt, impervious surface, pavement, strasse, versiegelt, route, carretera, "
     "calle, strada, estrada, rua, weg, droga, дорога, 道路, 公路",
     "#8B7AA0": "railway, rail, train, gleis, bahn, voie ferree, ferrocarril, ferrovia, spoorweg, 铁路",
     "#9BA3B0": "parking, parking lot, parkplatz, stationnement, aparcamiento, parcheggio, 停车场",
@@ -65,7 +65,7 @@ NAMED = {
     "#BC8F5C": "bare, bare soil, soil, barren, bare land, ground, boden, brache, sol, sol nu, suelo, suolo, solo, "
     "bodem, почва, 裸地, 裸土",
     "#857C70": "rock, bare rock, stone, gravel, fels, kies, roche, rocher, roca, roccia, rocha, rots, skala, 岩石",
-    "#EBCB9C": "sand, beach, beaches, dune, beaches dunes sands, desert, strand, duene, düne, sable, plage, arena, "
+    "#EBCD94": "sand, beach, beaches, dune, beaches dunes sands, desert, strand, duene, düne, sable, plage, arena, "
     "playa, sabbia, spiaggia, areia, praia, zand, piasek, песок, 沙地, 沙漠",
     "#6B4535": "mine, mineral extraction site, quarry, landfill, tagebau, steinbruch, carriere, cantera, cava, 矿山",
     "#A9DDF0": "snow, ice, snow and ice, glacier, schnee, eis, gletscher, neige, nieve, hielo, neve, ghiaccio, sneeuw, "
@@ -73,10 +73,11 @@ NAMED = {
     "#CFC8DC": "cloud, wolke, nuage, nube, nuvola, nuvem, wolk, облако, 云",
     "#1D1D36": "shadow, shade, schatten, ombre, sombra, ombra, schaduw, тень, 阴影",
     "#42160E": "burnt, burned, burnt area, burned area, fire, verbrannt, brule, quemado, bruciato, 火烧迹地",
-    "#B9B58A": "moss, lichen, tundra, sparse vegetation, sparsely vegetated areas, moos, flechte, musgo, тундра, 苔原",
+    "#B1B48B": "moss, lichen, tundra, sparse vegetation, sparsely vegetated areas, moos, flechte, musgo, тундра, 苔原",
 }
 """Colour -> the names of classes that people expect in it, in several languages; case, accents and an s at the end of
-words do not matter. Any two colours are at least 12 apart in CIELAB and none is near white.
+words do not matter. Any two colours are at least 12 apart in CIELAB and none is near white; those of the commonest
+classes are so with protanopia, deuteranopia and tritanopia too.
 """
 
 _DENIED = {"non", "no", "not", "nicht", "kein", "sin", "san", "ohne", "without", "senza", "sem", "bez"}

@@ -28,7 +28,7 @@ from landfuse.accuracy.bootstrap import Interval, block_confusions, scores_of
 from landfuse.accuracy.evaluate import Tally, evaluate, read_map
 from landfuse.errors import LandfuseError
 from landfuse.legend import UNLABELLED, LandClass, Legend
-from landfuse.markup import decimals
+from landfuse.markup import decimals, percent
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.reporting import LARGEST, report
@@ -370,7 +370,7 @@ def test_tiles_are_listed_the_worst_first(run: Path, page: str) -> None:
     assert page.count('class="to-tile" data-tile') == 3
 
 
-def test_no_folder_of_this_machine_is_printed(run: Path, tmp_path: Path) -> None:
+def test_no_folder_of_this_machine_is_printed(run: Path, page: str, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     facts = {"command": f"landfuse train {copy}/recipe.json", "python": "3"}
@@ -455,6 +455,7 @@ def test_an_interval_that_cannot_be_given_says_so_and_why() -> None:
     assert all(one.known for one in first["scores"].values())
     assert not any(one.known for one in second["scores"].values())
     assert Interval(0.5, 0.05801, 0.05804).text(decimals) == "0.058010 to 0.058040"
+    assert Interval(0.5, 0.61501, 0.61504).text(percent) == "61.5010% to 61.5040%"
 
 
 @pytest.mark.parametrize(

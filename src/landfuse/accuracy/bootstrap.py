@@ -48,7 +48,9 @@ class Interval:
         if not self.known:
             return "no interval"
         low, high = form(self.low), form(self.high)
-        return f"{low} to {high}" if low != high else f"{self.low:.6f} to {self.high:.6f}"
+        if low == high:
+            low, high = (f"{end:.4%}" if "%" in low else f"{end:.6f}" for end in (self.low, self.high))
+        return f"{low} to {high}"
 
     @property
     def excludes_zero(self) -> bool:
