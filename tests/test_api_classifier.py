@@ -324,7 +324,7 @@ def test_paths_are_read_by_blocks(place: Path, monkeypatch: pytest.MonkeyPatch) 
     read = GdalRaster.read
     monkeypatch.setattr(GdalRaster, "read", lambda own, window: seen.append(window.pixels) or read(own, window))
     mapped = classifier.predict(images, progress=False)
-    assert len(seen) == 2 * 16
+    assert len(seen) == 2 * 16 + 2 * 36, "blocks, and windows whose values are compared with those of training"
     assert max(seen) <= (24 + 4) ** 2
     monkeypatch.undo()
     np.testing.assert_array_equal(classifier.set_params(mapping={"block": 96}).predict(images, progress=False), mapped)

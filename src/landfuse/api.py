@@ -416,6 +416,8 @@ class Classifier:
     def _mapped(self, scene: Scene, progress: bool, wanted: NDArray[np.bool_] | None = None) -> Iterator[BlockMap]:
         """Maps a scene block by block."""
         engine = Engine(self.bundle, scene, self._options())
+        if wanted is None:
+            engine.check_values()
         windows = engine.cut(engine.options.block or block_side(engine), wanted)
         pixels = sum(window.pixels for window in windows)
         with tqdm(total=pixels, desc="mapping", unit="px", unit_scale=True, disable=not progress, leave=False) as bar:

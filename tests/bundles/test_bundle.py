@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +21,9 @@ from landfuse.errors import BundleError, FaultsError, LandfuseError, OutputError
 from landfuse.legend import LandClass, Legend
 from landfuse.rasters.arrays import ArrayRaster
 from landfuse.rasters.grid import Grid
-from landfuse.scenes.scene import Scene, SceneModality
+from landfuse.scenes.scene import QUANTILES, Scene, SceneModality
 from landfuse.simulate.scene import SimulatedRaster, simulate_flat
-from landfuse.views.pixel_map import PixelMap
+from landfuse.views.pixel_map import PixelMap, PixelStatistics
 
 
 @pytest.fixture
@@ -302,3 +305,143 @@ def test_grids_of_one_size_in_degrees_may_lie_at_other_latitudes() -> None:
     description_of(at(50)).check(at(45), PredictorOptions())
     with pytest.raises(FaultsError, match="pixels measure"):
         description_of(at(50)).check(at(0), PredictorOptions())
+
+
+def legend_of() -> Legend:
+    return Legend((LandClass("a", 1, "#000000"),))
+
+
+def trained_on(values: np.ndarray) -> Description:
+    """A model that knows the values of one band."""
+    statistics = PixelStatistics(1)
+    statistics.update(torch.from_numpy(values.reshape(-1, 1)))
+    grid = Grid(1, 1, PLACE, "EPSG:32632")
+    (info,) = (part.info for part in named_scene(("B4",), grid, bands=1).modalities.values())
+    return Description(ModelSpec("forest"), {"s2": replace(info, values=statistics.values)}, (), legend_of(), 1, 1, 1)
+
+
+def scene_of(values: np.ndarray) -> Scene:
+    grid = Grid(*values.shape, PLACE, "EPSG:32632")
+    return Scene("new", grid, {"s2": SceneModality(ArrayRaster(values, "HW", grid, "s2"), names=("B4",))}, legend_of())
+
+
+def reflectance(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0.1, 0.5, (150, 200)).astype(np.float32)
+
+
+def test_the_quantiles_of_training_are_kept_in_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    values = torch.rand(90_000, 2) * torch.tensor([1.0, 100.0])
+    statistics = PixelStatistics(2)
+    for part in values.split(7000):
+        statistics.update(part)
+    found = np.array(statistics.values)
+    assert found[:, [0, -1]] == pytest.approx(np.quantile(values, (0, 1), axis=0).T), "exact"
+    assert found / [[1], [100]] == pytest.approx(
+        np.quantile(values / torch.tensor([1, 100]), QUANTILES, axis=0).T, abs=0.02
+    )
+    bundle.inputs["b"] = replace(bundle.inputs["b"], values=statistics.values)
+    bundle.save(tmp_path)
+    assert load_bundle(tmp_path).inputs["b"].values == statistics.values
+
+
+def test_values_like_those_of_training_pass_in_silence() -> None:
+    known = trained_on(reflectance())
+    assert known.check_values(scene_of(reflectance(1)), PredictorOptions()) == []
+    holed = reflectance(1)
+    holed[20:] = np.nan
+    assert known.check_values(scene_of(holed), PredictorOptions()) == []
+    holed[:] = np.nan
+    assert known.check_values(scene_of(holed), PredictorOptions()) == []
+    old = replace(known, inputs={"s2": replace(known.inputs["s2"], values=())})
+    assert old.check_values(scene_of(9999 * reflectance()), PredictorOptions()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: np.where(np.arange(200) < 100, x, x + 1), r"band 1 \(B4\) 50% \(trained on 0\.1 to 0\.5\)"),
+        (lambda x: x + 0.2, r"band 1 \(B4\) (49|50|51)%"),
+        (lambda x: 0.3 + x / 1e4, r"band 1 \(B4\) 0\.3 to 0\.3\d* only"),
+        (lambda x: 0.2 * x, r"band 1 \(B4\) 100%"),
+    ],
+)
+def test_values_outside_those_of_training_are_said(change: Callable[[Any], Any], words: str) -> None:
+    values = change(reflectance(1)).astype(np.float32)
+    (note,) = trained_on(reflectance()).check_values(scene_of(values), PredictorOptions())
+    assert re.search(words, note), note
+
+
+@pytest.mark.parametrize("change", [lambda x: 1e4 * x, lambda x: x - 300, lambda x: 10 * np.log10(x)])
+def test_values_of_another_scale_are_refused_unless_allowed(change: Callable[[Any], Any]) -> None:
+    known, scene = trained_on(reflectance()), scene_of(change(reflectance(1)))
+    with pytest.raises(BundleError, match=r"`s2` of the scene `new` is in another scale: band 1 \(B4\) has the median"):
+        known.check_values(scene, PredictorOptions())
+    (note,) = known.check_values(scene, PredictorOptions(allow=("values",)))
+    assert "100%" in note
+    assert not known.check_values(scene, PredictorOptions(withheld=("s2",)))
+
+
+def changed_file(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    words = json.loads((folder / "model.json").read_text())
+    change(words)
+    (folder / "model.json").write_text(json.dumps(words))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda words: words.update(temperature=0),
+        lambda words: words.update(temperature=float("nan")),
+        lambda words: words.update(temperature="1.0"),
+        lambda words: words["legend"][0].update(code=1.5),
+        lambda words: words["legend"][0].update(code=True),
+        lambda words: words["legend"][0].update(name=7),
+        lambda words: words["legend"][0].update(code=words["legend"][1]["code"]),
+        lambda words: words["legend"][0].update(scored="yes"),
+        lambda words: words["modalities"]["a"].update(bands=4),
+        lambda words: words["modalities"]["a"].update(zoom=0),
+        lambda words: words["modalities"].pop("a"),
+        lambda words: words["pixel_maps"].update(a=[]),
+        lambda words: words.update(droppable=["x"]),
+        lambda words: words["tiling"].update(stride="1"),
+        lambda words: words.update(weights="0" * 64),
+    ],
+)
+def test_wrong_words_in_a_bundle_are_reported(
+    bundle: Bundle, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    bundle.save(tmp_path)
+    changed_file(tmp_path, change)
+    with pytest.raises(BundleError, match=r"is broken(.|\n)*copy it again"):
+        load_bundle(tmp_path)
+
+
+def test_a_flipped_bit_of_the_weights_is_reported(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.save(tmp_path)
+    weights = bytearray((tmp_path / "model.safetensors").read_bytes())
+    weights[-3] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(BundleError, match=r"model\.safetensors is not the file"):
+        load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model", "pixel_maps"])
+def test_weights_that_are_no_numbers_are_reported(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    with torch.no_grad():
+        part = next(bundle.model.parameters()) if name == "model" else bundle.maps["a"].weight
+        part[0] = float("nan")
+    bundle.save(tmp_path)
+    with pytest.raises(BundleError, match=rf"weights {name}\.\S+ hold numbers that are not finite"):
+        load_bundle(tmp_path)
+
+
+def test_an_earlier_bundle_names_the_checks_that_are_not_made(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle.save(tmp_path)
+    load_bundle(tmp_path)
+    assert not caplog.text
+    changed_file(tmp_path, lambda words: words.pop("weights"))
+    assert load_bundle(tmp_path).inputs["a"].metres == 0, "it was in units of the CRS"
+    for part in ("weights are damaged", "names of bands", "values", "pixel size"):
+        assert part in caplog.text

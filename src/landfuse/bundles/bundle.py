@@ -201,4 +201,6 @@ class Bundle(nn.Module):
                 safetensors.torch.save_file(tensors, weights, metadata={"landfuse": str(description["format"])})
             except SafetensorError as error:
                 raise unwritable(folder / "model.safetensors", error) from None
+            with weights.open("rb") as file:
+                description["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
             words.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

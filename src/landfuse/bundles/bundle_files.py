@@ -5,12 +5,14 @@ No pickled code runs, and nothing is imported that a file names.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 import safetensors.torch
@@ -36,28 +38,35 @@ from landfuse.views.pixel_map import PixelMap
 log = logging.getLogger(__name__)
 
 
-class _Model(pydantic.BaseModel):
+class _Part(pydantic.BaseModel, strict=True):
+    """A part of `model.json`: what it holds is taken as it is, never converted."""
+
+
+class _Model(_Part):
     name: str
     settings: dict[str, Any]
 
 
-class _Package(pydantic.BaseModel):
+class _Package(_Part):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     version: str = Field(pattern=r"^[A-Za-z0-9.!+_-]+$")
 
 
-class _Tiling(pydantic.BaseModel):
+class _Tiling(_Part):
     stride: int = Field(ge=1)
     weights: CoreWeights = "uniform"
 
 
-class _File(pydantic.BaseModel):
+class _File(_Part):
     """What `model.json` holds."""
+
+    weights: str | None = None
+    """SHA-256 of `model.safetensors`; bundles of earlier versions have none."""
 
     model: _Model
     package: _Package | None = None  # of a model that is not landfuse's own
     modalities: dict[str, ModalityInfo]
-    pixel_maps: dict[str, tuple[int, ...]]
+    pixel_maps: dict[str, Annotated[tuple[int, ...], Field(min_length=1, max_length=2)]]
     legend: list[LandClass]
     frozen: dict[str, str] | None = None
     tiling: _Tiling
@@ -65,6 +74,17 @@ class _File(pydantic.BaseModel):
     droppable: tuple[str, ...] = ()
     denoiser: dict[str, Any] | None = None
     features: dict[str, Any] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> _File:
+        Legend(tuple(self.legend))
+        bands = {name: info.bands for name, info in self.modalities.items()}
+        if bands != {name: shape[-1] for name, shape in self.pixel_maps.items()}:
+            raise ValueError("the pixel maps are not those of the modalities")
+        wrong = [name for name, info in self.modalities.items() if not info.bands > 0 < info.zoom]
+        if wrong or not set(self.droppable) <= bands.keys():
+            raise ValueError(f"bands, zoom or name of {', '.join(wrong or self.droppable)}")
+        return self
 
 
 def bundle_folder(path: str | Path) -> Path:
@@ -90,7 +110,7 @@ def load_bundle(folder: str | Path, *, model: type[FusionModel] | None = None) -
     """
     folder = bundle_folder(folder)
     description = _read_json(folder)
-    tensors = _read_tensors(folder)
+    tensors = _read_tensors(folder, description.weights)
     spec = ModelSpec(description.model.name, description.model.settings, model)
     _check_model(folder, spec, description.package)
     maps = {name: PixelMap(torch.empty(shape), torch.empty(shape[0])) for name, shape in description.pixel_maps.items()}
@@ -126,6 +146,15 @@ def load_bundle(folder: str | Path, *, model: type[FusionModel] | None = None) -
         bundle.model.load_trained_state(_part(tensors, "model."))
     except (RuntimeError, KeyError, ValueError) as error:  # tensors of other names or shapes
         raise _damaged(folder, error) from None
+    broken = [name for name, tensor in bundle.named_parameters() if not torch.isfinite(tensor).all()]
+    broken += [name for name, tensor in bundle.named_buffers() if torch.isnan(tensor).any()]
+    if broken:
+        raise _damaged(folder, f"its weights {', '.join(broken[:5])} hold numbers that are not finite")
+    if description.weights is None:
+        log.warning(
+            "%s is of an earlier landfuse: whether its weights are damaged, and whether names of bands, values and "
+            "pixel size of a scene are the model's, is not checked", folder,
+        )  # fmt: skip
     return bundle.eval()
 
 
@@ -165,14 +194,18 @@ def _check_model(folder: Path, spec: ModelSpec, package: _Package | None) -> Non
 def _read_json(folder: Path) -> _File:
     path = folder / "model.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)
         if values["format"] > FORMAT:
             raise BundleError(
                 f"the bundle {folder} has format {values['format']}, of landfuse {values['landfuse']}",
                 f"format {FORMAT} or older, which landfuse {version('landfuse')} reads",
                 "update landfuse: pip install -U landfuse",
             )
-        return _File.model_validate(values)
+        known = _File.model_validate_json(text)
+        if known.weights is None:  # then the pixel size is in units of the CRS
+            known.modalities = {name: replace(info, metres=0.0) for name, info in known.modalities.items()}
+        return known
     except BundleError:
         raise
     except OSError as error:
@@ -184,9 +217,15 @@ def _read_json(folder: Path) -> _File:
         raise _damaged(folder, error) from None
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def _read_tensors(folder: Path, digest: str | None) -> dict[str, Tensor]:
     try:
+        if digest is not None:
+            with (folder / "model.safetensors").open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise _damaged(folder, "model.safetensors is not the file that model.json was written with")
         return safetensors.torch.load_file(folder / "model.safetensors")
+    except BundleError:
+        raise
     except OSError as error:
         raise _unreadable(folder, error) from None
     except (SafetensorError, ValueError) as error:

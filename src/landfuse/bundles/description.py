@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import BundleError, FaultsError, LandfuseError, SceneError, SettingsError
 from landfuse.legend import Legend
-from landfuse.rasters.windows import CoreWeights
+from landfuse.rasters.windows import CoreWeights, Window
 from landfuse.scenes.scene import ModalityInfo, Scene
 
 if TYPE_CHECKING:
@@ -21,6 +26,13 @@ _COMPARED = {"bands": "bands", "zoom": "as zoom", "units": "as units", "dtype": 
 
 _SAME_SIZE, _SAME_GRID = 0.01, 0.1
 """Fractions by which pixels may differ in size on the ground; the second where CRS and size in it are the same."""
+
+_SIDE, _WINDOWS = 24, 6
+"""Side of the windows whose values are compared with those of training, px, and how many along each side of a scene."""
+
+_FAR, _OUTSIDE, _NARROW, _SHOWN = 10, 0.05, 100, 4
+"""Medians may differ by so many times the range of training; a larger fraction outside that range is said, and a spread
+that is smaller by this factor; of so many bands."""
 
 
 def _alike(found: object, known: object) -> bool:
@@ -151,6 +163,69 @@ class Description:
         if faults:
             raise FaultsError(faults)
         return replace(scene, modalities=modalities), notes
+
+    def check_values(self, scene: Scene, options: PredictorOptions) -> list[str]:
+        """Compares the values of a sample of a scene's pixels with those that the model was trained on.
+
+        Args:
+            scene: as `check` returned it.
+            options: of mapping.
+
+        Returns:
+            What the user should know of it.
+
+        Raises:
+            BundleError: if the values are in another scale.
+        """
+        notes: list[str] = []
+        for name, known in self.modalities.items():
+            if name not in scene.modalities or name in options.withheld or not known.values:
+                continue
+            pixels = _sample(scene, name)
+            if not pixels.size:
+                continue
+            low, first, _, middle, _, last, high = np.array(known.values).T
+            outside = ((pixels < low) | (pixels > high)).mean(axis=0)
+            start, median, end = np.quantile(pixels, (0.01, 0.5, 0.99), axis=0)
+            names = known.names or [""] * known.bands
+            bands = [f"band {place + 1}" + f" ({one})" * bool(one) for place, one in enumerate(names)]
+            far = np.flatnonzero((np.abs(median - middle) > _FAR * (high - low)) & (high > low))
+            if far.size and "values" not in options.allow:
+                band = far[0]
+                raise BundleError(
+                    f"`{name}` of the scene `{scene.name}` is in another scale: {bands[band]} has the median "
+                    f"{median[band]:.4g}, the training pixels {middle[band]:.4g} ({low[band]:.4g} to {high[band]:.4g})",
+                    f"a median that differs by less than {_FAR} times the range of the training pixels",
+                    "correct `scale`, `offset` or `nodata` in the scene file; or map it all the same, at your own "
+                    "risk: --allow values",
+                )
+            narrow = (end - start) * _NARROW < last - first
+            shown = [
+                f"{bands[band]} "
+                + (f"{start[band]:.4g} to {end[band]:.4g} only" if narrow[band] else f"{outside[band]:.0%}")
+                + f" (trained on {low[band]:.4g} to {high[band]:.4g})"
+                for band in np.flatnonzero((outside > _OUTSIDE) | narrow)
+            ]
+            if shown:
+                more = f" and {len(shown) - _SHOWN} more bands" if len(shown) > _SHOWN else ""
+                notes.append(
+                    f"`{name}` of `{scene.name}` has values that the model was not trained on, where the map may be "
+                    f"wrong: {', '.join(shown[:_SHOWN])}{more}, of a sample of {len(pixels):,} pixels"
+                )
+        return notes
+
+
+def _sample(scene: Scene, name: str) -> NDArray[np.float32]:
+    """Pixels of a modality in windows that are spread evenly over a scene, those that have data: (P, C)."""
+    sides = scene.grid.height, scene.grid.width
+    starts = [np.unique(np.linspace(0, max(0, side - _SIDE), _WINDOWS).astype(int)).tolist() for side in sides]
+    found = [np.zeros((0, scene.modalities[name].raster.bands), np.float32)]
+    for row, col in itertools.product(*starts):
+        window = Window(row, col, min(_SIDE, sides[0]), min(_SIDE, sides[1]))
+        with suppress(SceneError):  # a block that cannot be read is named by mapping
+            values = scene.read(name, window).reshape(found[0].shape[1], -1).T
+            found.append(values[np.isfinite(values).all(axis=1)])
+    return np.concatenate(found)
 
 
 def _other_size(found: ModalityInfo, known: ModalityInfo) -> BundleError | None:

@@ -141,6 +141,11 @@ class Engine:
         even = self.description.weights == "uniform"
         self._weight = None if even else np.outer(self._along, self._along)
 
+    def check_values(self) -> None:
+        """Warns of values that the model was not trained on; see `Description.check_values`."""
+        for note in self.description.check_values(self.source, self.options):
+            log.warning("%s", note)
+
     def _starts(self, start: int, stop: int, size: int) -> range:
         return lattice(start, stop, size, self.description.core, self.description.stride)
 
@@ -380,6 +385,8 @@ def map_blocks(
         SettingsError: if an option does not fit.
     """
     engine = Engine(model, scene, map_options(options))
+    if wanted is None:
+        engine.check_values()
     todo = engine.cut(engine.options.block or TILE, wanted, windows)
     yield from engine.blocks(todo, wanted=wanted, on_fault=on_fault, progress=progress)
 

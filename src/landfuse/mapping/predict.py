@@ -106,6 +106,7 @@ def predict(
     path = Path(path)
     folder = PartFolder(path)
     engine = Engine(model, scene, map_options(options))
+    engine.check_values()
     job = Job(engine, folder)
     with folder.held():
         if restart:
@@ -134,6 +135,7 @@ def predict(
 def plan_map(model: Model, scene: Scene, path: str | Path, **options: Any) -> Plan:
     """Estimates what `predict` will take, and writes nothing; options and errors as in `predict`."""
     engine = Engine(model, scene, map_options(options))
+    engine.check_values()
     return plan(engine, _block(engine, PartFolder(Path(path))))
 
 

@@ -19,6 +19,9 @@ from landfuse.rasters.grid import Grid, pixel_areas
 from landfuse.rasters.raster import Raster
 from landfuse.rasters.windows import Window, mirrored
 
+QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
+"""Those of a band's training values that a model keeps."""
+
 _SAME_WAVELENGTH = 0.01
 """Fraction by which the wavelengths of a band may differ between two sensors of a kind."""
 
@@ -36,6 +39,7 @@ class ModalityInfo:
         pixel: the size of a pixel in the CRS and the CRS's name; empty without one.
         names: of the bands; empty where they are not known.
         wavelengths: of the bands, nm; empty where they are not known.
+        values: of a model, for each band the quantiles `QUANTILES` of its training pixels; empty where not known.
     """
 
     bands: int
@@ -46,6 +50,7 @@ class ModalityInfo:
     pixel: str = ""
     names: tuple[str, ...] = ()
     wavelengths: tuple[float, ...] = ()
+    values: tuple[tuple[float, ...], ...] = ()
 
     @property
     def band_words(self) -> str:

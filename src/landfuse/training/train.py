@@ -114,7 +114,7 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, progress: bool) -> Bun
             compute_features(data.scenes, progress=progress)
     lightning.seed_everything(recipe.training.seed, workers=True, verbose=False)
     maps = fit_maps(recipe, data)
-    inputs = {name: data.scenes[0].modalities[name].info for name in maps}
+    inputs = {name: replace(data.scenes[0].modalities[name].info, values=own.values) for name, own in maps.items()}
     spec = ModelSpec(str(recipe.model["name"]), {k: v for k, v in recipe.model.items() if k != "name"})
     stride, weights = recipe.mapping.stride, recipe.mapping.weights
     dropped = dropout_of(recipe.samples.modality_dropout, list(maps))

@@ -193,4 +193,7 @@ def fit_pixel_maps(
             fine = inside.repeat(zoom, axis=0).repeat(zoom, axis=1) if zoom > 1 else inside
             part.update(torch.from_numpy(scene.read(name, block)[:, fine]).T)
         progress(done, len(jobs))
-    return {name: statistics[name].pixel_map(settings[name], name) for name in settings}
+    maps = {name: statistics[name].pixel_map(settings[name], name) for name in settings}
+    for name, made in maps.items():
+        made.values = statistics[name].values
+    return maps

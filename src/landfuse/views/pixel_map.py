@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.errors import ModelError, few
+from landfuse.scenes.scene import QUANTILES
 from landfuse.views.settings import PixelMapSettings
 
 CHUNK = 4096
@@ -19,6 +20,9 @@ CHUNK = 4096
 
 _LANES = 16
 """Outputs are padded to a multiple of this: narrow products take kernels whose bits depend on a pixel's place."""
+
+_SAMPLE = 20_000
+"""Pixels, at least, that quantiles are taken from, where there are so many."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class PixelMap(nn.Module):
     weight: Tensor
     bias: Tensor
     clip: Tensor
+    values: tuple[tuple[float, ...], ...] = ()
+    """For each band, the quantiles `QUANTILES` of the pixels that it was fitted to."""
 
     def __init__(self, weight: Tensor, bias: Tensor, clip: float = float("inf")) -> None:
         super().__init__()
@@ -134,8 +140,14 @@ class PixelStatistics:
     mean: Tensor = field(init=False)
     scatter: Tensor = field(init=False)
     seen: Tensor = field(init=False)
+    _low: Tensor = field(init=False)
+    _high: Tensor = field(init=False)
+    _sample: Tensor = field(init=False)
+    _step: int = 1
 
     def __post_init__(self) -> None:
+        self._low = torch.full((self.bands,), math.inf, dtype=torch.float64)
+        self._high, self._sample = -self._low, torch.zeros(0, self.bands)
         self.mean = torch.zeros(self.bands, dtype=torch.float64)
         self.scatter = torch.zeros(self.bands, self.bands, dtype=torch.float64)
         self.seen = torch.zeros(self.bands, dtype=torch.bool)
@@ -147,6 +159,11 @@ class PixelStatistics:
         known = pixels[finite.all(dim=1)].to(torch.float64)
         if not len(known):
             return
+        self._low = torch.minimum(self._low, known.amin(dim=0))
+        self._high = torch.maximum(self._high, known.amax(dim=0))
+        self._sample = torch.cat([self._sample, known[-self.count % self._step :: self._step].float()])
+        while len(self._sample) > 2 * _SAMPLE:
+            self._sample, self._step = self._sample[::2], 2 * self._step
         mean = known.mean(dim=0)
         centred = known - mean
         total = self.count + len(known)
@@ -154,6 +171,14 @@ class PixelStatistics:
         self.scatter += centred.T @ centred + torch.outer(shift, shift) * (self.count * len(known) / total)
         self.mean += shift * (len(known) / total)
         self.count = total
+
+    @property
+    def values(self) -> tuple[tuple[float, ...], ...]:
+        """For each band the quantiles `QUANTILES`: the ends exact, the others those of a sample; empty without data."""
+        if not self.count:
+            return ()
+        inner = np.quantile(self._sample.numpy(), QUANTILES[1:-1], axis=0)
+        return tuple(map(tuple, np.column_stack([self._low, inner.T, self._high]).tolist()))
 
     def pixel_map(self, settings: PixelMapSettings, modality: str) -> PixelMap:
         """Returns the map of these statistics.
