@@ -149,5 +149,5 @@ def test_a_nodata_value_that_is_no_class(nodata: float | None) -> None:
 
 
 def test_a_nodata_value_that_is_a_class() -> None:
-    with pytest.raises(SceneError, match=r"x\.tif say that 0 is nodata, and the legend says that it is `wood`"):
+    with pytest.raises(SceneError, match=r"0 is the nodata value of x\.tif, and the code of the class `wood`"):
         LEGEND.refuse_nodata(0.0, "x.tif", "remove it")

@@ -151,7 +151,7 @@ class Legend:
         for one in self.classes:
             if one.code == nodata:
                 raise SceneError(
-                    f"{where} say that {one.code} is nodata, and the legend says that it is `{one.name}`",
+                    f"{one.code} is the nodata value of {where}, and the code of the class `{one.name}`",
                     "a nodata value that is no class",
                     f"{do} if these pixels are `{one.name}`, else change the class or its code in the legend",
                 )

@@ -555,6 +555,16 @@ def test_wrong_keys_do_not_hide_the_faults_of_files(tmp_path: Path) -> None:
         assert part in message
 
 
+def test_a_wrong_legend_does_not_hide_the_faults_of_files(tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    text["legend"][1]["code"] = 1
+    (tmp_path / "dem.tif").unlink()
+    messages = [fault.found for fault in check(save(tmp_path, text)).faults]
+    assert len(messages) == 2
+    assert "the code 1 more than once" in messages[0]
+    assert "dem.tif" in messages[1]
+
+
 def test_an_unknown_key_does_not_hide_other_faults_of_the_scene_file(tmp_path: Path) -> None:
     text = write_scene(tmp_path)
     text["titel"] = "x"

@@ -197,6 +197,15 @@ def test_whole_polygons_over_tiles_by_class() -> None:
     assert polygon_leak_fraction(scenes, roles) == 0
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_small_polygons_beside_large_ones_reach_every_role(seed: int) -> None:
+    sizes = np.random.default_rng(seed).permutation([400, 60, 20, 8, 3, 2]).repeat(3)  # six polygons of each class
+    scene = patches("t", np.arange(1, 19).repeat(sizes)[None])
+    (roles,) = assign([scene], PolygonsSplit(kind="polygons", seed=seed), no_mask)
+    counts = counts_per_class([roles], [scene.labels], 3)
+    assert all(counts[role].all() for role in ("train", "validation", "test"))
+
+
 def test_each_polygon_tests_in_one_fold() -> None:
     scenes = [strips(1), strips(7)]
     tested: list[int] = []

@@ -438,8 +438,14 @@ def read_scene_file(path: str | Path, faults: list[LandfuseError] | None = None)
         settings = rest
         faults += wrong
     result = SceneFile(settings, seen_from(str(path.parent), expand_root(settings.root)), path)
-    if settings.legend:
-        _ = result.legend
+    try:
+        _ = settings.legend and result.legend
+    except SettingsError as error:
+        if faults is None or settings.reference == "labels":
+            raise
+        faults.append(error)
+        without = {"labels": None, "legend": (), "split": None, "counts": None}
+        return replace(result, settings=settings.model_copy(update=without))
     return result
 
 

@@ -240,6 +240,8 @@ def _by_groups(
     for group, label in zip(groups, labels, strict=True):
         known = label != UNLABELLED
         np.add.at(counts, (group[known], label[known]), 1)
+    if isinstance(split, PolygonsSplit):  # of very different sizes: their number counts as much as their pixels
+        counts = np.hstack([counts, counts > 0])
     role_of = np.zeros(len(counts), dtype=np.uint8)
     members = np.flatnonzero(counts.sum(axis=1) > 0)
     folds = split.folds or 0
