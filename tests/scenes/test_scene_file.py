@@ -182,7 +182,8 @@ def test_rasters_without_any_georeference(folder: Path, text: dict[str, Any]) ->
         write_raster(folder / f"{name}.tif", bare, values(bands), nodata=None)
     write_raster(folder / "labels.tif", bare, codes(), nodata=None)
     (fault,) = faults(save(folder, text))
-    assert "the reference, has no CRS" in str(fault)
+    assert "the reference, has no CRS and no geotransform" in str(fault)
+    assert "crs: EPSG:n" not in str(fault)  # which would not be enough
     assert "`georeferenced: false`" in str(fault)
     text["georeferenced"] = False
     assert not open_scene(save(folder, text)).grid.georeferenced

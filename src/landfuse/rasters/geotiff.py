@@ -55,6 +55,9 @@ _NOWHERE = -(2.0**127)
 _POINTS = {"ground control points": "", "RPCs": "-rpc ", "geolocation arrays": "-geoloc "}
 """What places pixels without a geotransform, and the option of gdalwarp that uses it."""
 
+BY_GDAL = "e.g. by `gdal_translate -a_srs EPSG:n -a_ullr LEFT TOP RIGHT BOTTOM`"
+"""How a raster is georeferenced."""
+
 _NO_MASK = {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha}
 """Flags of masks that say nothing beyond the bands themselves."""
 
@@ -223,26 +226,25 @@ class GdalRaster:
                 )
             transform, crs = _place(source, self.path)
             own_crs = crs_name(crs, self.path) or self.assumed_crs
-            if own_crs and not crs and transform == Grid(1, 1).transform:
+            grid = Grid(source.height, source.width, transform, own_crs)
+            if own_crs and not crs and not grid.located:
                 raise GridError(
                     f"{self.path} does not say where its corner is and how large its pixels are; `crs` is not enough",
                     "a geotransform, or a world file beside it",
-                    "georeference it, e.g. by `gdal_translate -a_ullr`; or say `georeferenced: false`, without `crs`",
+                    f"georeference it, {BY_GDAL}; or say `georeferenced: false`, without `crs`",
                 )
             flags = dict(enumerate(source.mask_flag_enums, start=1))
             own_masks = [n for n, kinds in flags.items() if not {*kinds} & _NO_MASK]
             shared = [n for n in own_masks if MaskFlags.per_dataset in flags[n]]
             good = [float(number) for number in re.findall(r"[\d.]+", source.tags(ns="ENVI").get("bbl", ""))]
             return {
-                "grid": Grid(source.height, source.width, transform, own_crs),
+                "grid": grid,
                 "count": source.count,
                 "dtypes": source.dtypes,
                 "nodata": source.nodatavals,
                 "masks": shared[:1] or own_masks,
                 "alpha": [n for n, kind in enumerate(source.colorinterp, start=1) if kind == ColorInterp.alpha],
-                "bad": [str(n) for n, kept in enumerate(good, start=1) if not kept]
-                if len(good) == source.count
-                else [],
+                "bad": [str(n) for n, kept in enumerate(good, start=1) if not kept and len(good) == source.count],
                 "scales": source.scales,
                 "offsets": source.offsets,
                 "names": source.descriptions,
@@ -419,7 +421,9 @@ class GdalRaster:
             raise GridError(
                 f"{self.path} has no CRS and is on another grid than the reference ({self.own_grid})",
                 f"the reference grid ({self.onto}), or a CRS to warp from",
-                "name its CRS by `crs: EPSG:n` if you know it",
+                "name its CRS by `crs: EPSG:n` if you know it"
+                if self.own_grid.located
+                else f"georeference it, {BY_GDAL}",
             )
         if self.onto.crs is None:
             raise GridError(

@@ -85,8 +85,13 @@ class Grid:
 
     @property
     def georeferenced(self) -> bool:
-        """Whether it says where its pixels are."""
-        return self.crs is not None or self.transform != Grid(1, 1).transform
+        """Whether it says something of where its pixels are."""
+        return self.crs is not None or self.located
+
+    @property
+    def located(self) -> bool:
+        """Whether it has a transform of its own."""
+        return self.transform != Grid(1, 1).transform
 
     @property
     def pixel_size(self) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from landfuse.errors import (
 )
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.palette import class_colours
-from landfuse.rasters.geotiff import GdalRaster, ResamplingName, crs_name, is_file_name, seen_from
+from landfuse.rasters.geotiff import BY_GDAL, GdalRaster, ResamplingName, crs_name, is_file_name, seen_from
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
 from landfuse.rasters.polygons import Join, Polygons, read_polygons
@@ -230,13 +230,14 @@ class SceneFile:
         try:
             own = self._raster(tile, sources[reference], f"{self.path}: `{reference}`", None)
             grid = own.grid
-            placeless = own.grid.crs is None or own.grid.transform == Grid(1, 1).transform
-            if placeless and settings.georeferenced and not isinstance(own, MatRaster):
+            lacks = [what for what, there in (("CRS", grid.crs), ("geotransform", grid.located)) if not there]
+            if lacks and settings.georeferenced and not isinstance(own, MatRaster):
                 faults.append(
                     GridError(
-                        f"{own.path}, the reference, has no {'geotransform' if own.grid.crs else 'CRS'}",
+                        f"{own.path}, the reference, has no {' and no '.join(lacks)}",
                         "a CRS and a geotransform, so that the map can be placed",
-                        "name it by `crs: EPSG:n`, or say `georeferenced: false` if the scene has none",
+                        ("name it by `crs: EPSG:n`" if grid.located else f"georeference it, {BY_GDAL}")
+                        + "; or say `georeferenced: false` if the scene has no place",
                     )
                 )
         except LandfuseError as error:
