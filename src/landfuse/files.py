@@ -52,7 +52,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent)
+        remove_leftovers(path.parent)
         with partial.open("xb") as made:  # a new file, never one that a link leads to
             mode = os.fstat(made.fileno()).st_mode
         yield partial
@@ -70,7 +70,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 @cache  # once for a folder: it may hold thousands of files
-def _remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Removes what processes of this machine that have ended left half-written in a folder."""
     if os.name == "nt":  # there a process cannot be asked whether it lives
         return

@@ -239,6 +239,24 @@ def test_a_wrong_checksum_is_refused_and_nothing_stays(server: Server, root: Pat
     assert names(root) == set()
 
 
+def test_an_archive_goes_over_no_file_of_a_person(server: Server, root: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as file:
+        file.writestr("a.txt", "same")
+        file.writestr("scene.yaml", "name: theirs")
+    server.files["all.zip"] = (tmp_path / "all.zip").read_bytes()
+    root.mkdir(parents=True)
+    (root / "a.txt").write_text("same")
+    (root / "scene.yaml").write_text("name: mine")
+    one = {"address": f"{server.address}/all.zip", "unpack": True}
+    with pytest.raises(OutputError, match=r"scene\.yaml is there already"):
+        fetch(read_scene_file(scene(tmp_path, one)))
+    assert (root / "scene.yaml").read_text() == "name: mine"
+    (root / "scene.yaml").unlink()
+    fetch(read_scene_file(scene(tmp_path, one)))
+    assert (root / "scene.yaml").read_text() == "name: theirs"
+    assert names(root) == {"a.txt", "scene.yaml", NOTE}
+
+
 def test_more_bytes_than_the_server_has_are_thrown_away(server: Server, root: Path, tmp_path: Path) -> None:
     root.mkdir(parents=True)
     (root / ".a.bin.part").write_bytes(DATA + b"more")

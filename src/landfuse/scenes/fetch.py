@@ -5,11 +5,11 @@ What was unpacked is noted in `fetched.json`, and the archive is removed.
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 import tarfile
-import uuid
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +18,8 @@ from typing import Any
 import pydantic
 
 from landfuse.download import Progress, download
-from landfuse.errors import LandfuseError, SceneError, SettingsError
-from landfuse.files import unwritable, write_text
+from landfuse.errors import LandfuseError, OutputError, SceneError, SettingsError
+from landfuse.files import remove_leftovers, temporary_name, unwritable, write_text
 from landfuse.rasters.geotiff import is_file_name
 from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.scene_keys import DownloadSettings
@@ -92,7 +92,8 @@ def fetch(file: SceneFile, progress: Callable[[str], Progress] = lambda name: la
             continue
         path = folder / wanted.file
         checksum = _retrieve(wanted, path, progress(wanted.file))
-        names = _unpack(path, folder, known=wanted.sha256 is not None) if wanted.unpack else [path.name]
+        known_sum = wanted.sha256 is not None
+        names = _unpack(path, folder, before.files, known=known_sum) if wanted.unpack else [path.name]
         known[wanted.address] = _Kept(sha256=checksum, files=names)
         write_text(note, _Notes.dump_json(known, indent=2).decode() + "\n")
         result.downloaded.append(wanted.file)
@@ -125,12 +126,14 @@ def _retrieve(wanted: DownloadSettings, path: Path, progress: Progress) -> str:
         ) from None
 
 
-def _unpack(archive: Path, folder: Path, *, known: bool) -> list[str]:
+def _unpack(archive: Path, folder: Path, before: Collection[str], *, known: bool) -> list[str]:
     """Unpacks an archive into its folder and removes it: the names of its files.
 
-    All of it or nothing; a damaged one is removed, to be fetched again, unless its checksum is known and right.
+    All of it or nothing; a damaged one is removed, to be fetched again, unless its checksum is known and right. Of
+    the files that are there, only those that it gave before are replaced.
     """
-    scratch = folder / f".{archive.name}.{uuid.uuid4().hex[:8]}.unpacking"
+    remove_leftovers(folder)
+    scratch = temporary_name(archive)
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
@@ -141,9 +144,19 @@ def _unpack(archive: Path, folder: Path, *, known: bool) -> list[str]:
                 _check_end(tar)
         names = sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file())
         for name in names:
+            other = (folder / name).exists() and not filecmp.cmp(scratch / name, folder / name, shallow=False)
+            if other and name not in before:
+                raise OutputError(
+                    f"{folder / name} is there already, and is another file than that of {archive.name}",
+                    "a folder without it",
+                    "move it away; the same command then unpacks the archive",
+                )
+        for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (scratch / name).replace(folder / name)
         archive.unlink()
+    except LandfuseError:
+        raise
     except Exception as error:  # each kind of archive has its own for damage, a password or an unknown method
         if isinstance(error, OSError) and error.errno:
             raise unwritable(folder, error) from None
