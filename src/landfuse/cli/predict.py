@@ -191,7 +191,8 @@ def predict(
             bundle = shutil.copytree(bundle, home, dirs_exist_ok=True)
         faults = extras.write(maps, predictor, bundle, layers, incomplete)
         if not as_file and len(tiles) > 1:
-            there = {path: one for path, one in every.items() if destination.holds(path)}
+            present = destination.present(every.keys())
+            there = {path: one for path, one in every.items() if path in present or path.exists()}
             extras.write_overview(there, place, known.legend)
         lacking = [*incomplete.values(), *(UnmappedError(name, fault) for name, fault in failed.items())]
         if lacking:

@@ -54,13 +54,18 @@ class Destination:
             return str(path)
         return f"{self.address.rpartition('/')[0]}/{path.relative_to(self.local.parent).as_posix()}"
 
-    def holds(self, path: Path) -> bool:
-        """Whether there is such a file already, here or at the address."""
-        if self.address is None or path.exists():
-            return path.exists()
-        with _store_errors(self.address):
-            files, place = _store(self.final(path))
-            return bool(files.exists(place))
+    def present(self, paths: Collection[Path]) -> set[Path]:
+        """Those of the files that are in their place already; at an address, each folder is listed once."""
+        if self.address is None:
+            return {path for path in paths if path.exists()}
+        found: set[Path] = set()
+        for folder in {path.parent for path in paths}:
+            with _store_errors(self.address), suppress(FileNotFoundError, PermissionError):  # some list nothing
+                files, place = _store(self.final(folder / "x").removesuffix("/x"))
+                files.invalidate_cache()
+                names = {name.rstrip("/").rpartition("/")[2] for name in files.ls(place, detail=False)}
+                found |= {path for path in paths if path.parent == folder and path.name in names}
+        return found
 
     def check(
         self,
@@ -88,7 +93,8 @@ class Destination:
                 "a file of its own for each map and layer",
                 "rename a tile, or leave out the option that adds this layer",
             )
-        there = {_identity(self.final(path)): path for path, _ in outputs if self.holds(path)}
+        present = self.present([path for path, _ in outputs])
+        there = {_identity(self.final(path)): path for path in present}
         for name in inputs if there else ():
             if _identity(name) in there:
                 raise OutputError(
@@ -99,7 +105,7 @@ class Destination:
         for path, sign in outputs:
             if self.address is None:
                 check_replaceable(path, sign, overwrite)
-            elif path in there.values() and not overwrite:
+            elif path in present and not overwrite:
                 with _store_errors(self.address):
                     files, place = _store(self.final(path))
                     head = files.cat_file(place, 0, HEAD)
