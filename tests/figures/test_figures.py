@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 import landfuse as lf
+from landfuse.accuracy.bootstrap import Interval
 from landfuse.figures.figures import (
     INK,
     LINES,
+    areas_figure,
     class_image,
     confusion_figure,
     curves_figure,
@@ -81,6 +84,7 @@ def test_a_confusion_shows_its_counts_and_shares() -> None:
     assert not confusion_figure(np.eye(40, dtype=np.int64), ["x"] * 40).axes[0].texts, "no room for numbers"
 
 
+NONE = Interval(math.nan, math.nan, math.nan)
 HISTORY = [{"epoch": 0.0, "train_loss": 1.5, "val_mIoU": 0.2}, {"epoch": 1.0, "train_loss": 0.75, "val_mIoU": 0.4}]
 
 
@@ -96,6 +100,22 @@ def test_curves_of_losses_and_scores_are_apart() -> None:
     alone = curves_figure(HISTORY, None, ("score",))
     assert [axis.get_title() for axis in alone.axes] == ["Validation scores"]
     assert alone.words == "mIoU from 0.200 to 0.400."
+
+
+def test_areas_are_bars_beside_their_corrected_values() -> None:
+    rows = [
+        {"name": "water", "colour": "#3075D1", "fraction": 0.25, "corrected": Interval(0.3, 0.2, 0.35)},
+        {"name": "a very long name that needs two lines", "colour": "#2D701F", "fraction": 0.75, "corrected": NONE},
+    ]
+    figure = areas_figure(rows)
+    (axis,) = figure.axes
+    assert [bar.get_width() for bar in axis.patches] == [25, 75]
+    assert [tick.get_text().count("\n") for tick in axis.get_yticklabels()] == [0, 1]
+    (bars,) = [container for container in axis.containers if hasattr(container, "has_xerr")]
+    assert bars.lines[0].get_xdata().tolist() == [30]
+    (ends,) = bars.lines[2][0].get_segments()
+    np.testing.assert_allclose(ends[:, 0], [20, 35])
+    assert figure.words == "water 25.0%, corrected 30.0% (20.0% to 35.0%); a very long name that needs two lines 75.0%"
 
 
 def test_a_picture_for_a_page_has_a_title_words_and_colours_for_both_pages() -> None:

@@ -295,11 +295,11 @@ def areas_figure(rows: Sequence[Mapping[str, Any]]) -> Picture:
     figure = _FIGURE.get()(figsize=(5.2, 0.9 + 0.1 * len(rows) + 0.17 * lines), layout="constrained")
     axis = figure.subplots()
     for place, row in enumerate(rows):
-        axis.barh(place, row["fraction"] * 100, color=row["colour"], edgecolor=INK[0], linewidth=0.8)
+        axis.barh(place - 0.14, row["fraction"] * 100, 0.5, color=row["colour"], edgecolor=INK[0], linewidth=0.8)
         one = row["corrected"]
         if not math.isnan(one.value):
             ends = [[max(0, one.value - one.low) * 100], [max(0, one.high - one.value) * 100]] if one.known else None
-            axis.errorbar(one.value * 100, place, xerr=ends, fmt="D", color=LINES[1][0], capsize=3, markersize=4)
+            axis.errorbar(one.value * 100, place + 0.28, xerr=ends, fmt="D", color=LINES[1][0], capsize=3, markersize=4)
     axis.set_yticks(range(len(rows)), names, fontsize=9)
     axis.invert_yaxis()
     axis.set(title="Area by class", xlabel="% of the mapped area", xlim=(0, None), ylim=(len(rows) - 0.4, -0.6))
