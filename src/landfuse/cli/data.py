@@ -88,10 +88,11 @@ def _leak(fraction: float) -> str:
 
 
 def _view_and_core(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"\s*(\d+)\s*(?:/\s*(\d+)\s*)?", text)
+    match = re.fullmatch(r"\s*(\d{1,4})\s*(?:/\s*(\d{1,4})\s*)?", text)
     view, core = (int(match.group(1)), int(match.group(2) or 1)) if match else (0, 0)
     if not 1 <= core <= view:
-        raise SettingsError(f"--views holds {text!r}", "views like 7,11,96/64, with cores no larger", "correct it")
+        expected = "views like 7,11,96/64, below 10,000 px, with cores no larger"
+        raise SettingsError(f"--views holds {text[:20]!r}", expected, "correct it")
     return view, core
 
 

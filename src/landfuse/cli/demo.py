@@ -12,7 +12,7 @@ from landfuse.cli.console import Overwrite, Quiet, err, number, out, say, table
 
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where the demo writes.")] = Path("landfuse-demo"),
-    seed: Annotated[int, typer.Option(help="Of the simulated scene and the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the simulated scene and the training.")] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:

@@ -27,7 +27,7 @@ def evaluate(
     design: Annotated[str | None, typer.Option(help="Of a sample: stratified, simple or cluster.")] = None,
     intervals: Annotated[bool, typer.Option("--intervals", help="With 95% intervals, from blocks of ground.")] = False,
     against: Annotated[Path | None, typer.Option(help="Another map of the scene: is the first one better?")] = None,
-    block: Annotated[int, typer.Option(min=1, help="Side of the blocks of ground, px.")] = 64,
+    block: Annotated[int, typer.Option(min=1, max=10**6, help="Side of the blocks of ground, px.")] = 64,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the scores as JSON and CSV.")
     ] = None,
@@ -132,19 +132,19 @@ def sample(
         Path, typer.Argument(metavar="MAP", help="The map (.tif) to be evaluated, or the folder of the tiles' maps.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The sample: .gpkg (and a .csv beside it), or .csv.")],
-    n: Annotated[int, typer.Option("-n", "--points", min=2, help="Points to observe.")] = 500,
+    n: Annotated[int, typer.Option("-n", "--points", min=2, max=10**7, help="Points to observe.")] = 500,
     design: Annotated[
         str, typer.Option(help="stratified (by the map's classes), simple, or cluster (squares of pixels).")
     ] = "stratified",
     allocation: Annotated[
         str, typer.Option(help="proportional (to area, at least --minimum per class), equal, or neyman.")
     ] = "proportional",
-    minimum: Annotated[int, typer.Option(min=2, help="Points of a class at least.")] = 50,
+    minimum: Annotated[int, typer.Option(min=2, max=10**7, help="Points of a class at least.")] = 50,
     expected: Annotated[
         list[str] | None, typer.Option(help="CODE=ACCURACY expected, for neyman; once per class.", callback=once)
     ] = None,
-    side: Annotated[int, typer.Option(min=1, help="Side of a cluster, px.")] = 3,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same points.")] = 0,
+    side: Annotated[int, typer.Option(min=1, max=1000, help="Side of a cluster, px.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed draws the same points.")] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:

@@ -93,7 +93,9 @@ def predict(
     restart: Annotated[
         bool, typer.Option("--restart", help="Delete the blocks of an unfinished run instead of going on from them.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Map by this many processes of this machine.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Map by this many processes of this machine.")
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Map by the workers of this dask scheduler, e.g. tcp://host:8786.")
     ] = None,

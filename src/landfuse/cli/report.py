@@ -30,7 +30,9 @@ def report(
             help="How to show a modality, e.g. s2=4,3,2 (red, green, blue) or hsi=30; once per modality.", callback=once
         ),
     ] = None,
-    block: Annotated[int, typer.Option(min=1, help="Side of the blocks of ground for the intervals, px.")] = 64,
+    block: Annotated[
+        int, typer.Option(min=1, max=10**6, help="Side of the blocks of ground for the intervals, px.")
+    ] = 64,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:

@@ -138,7 +138,9 @@ def reproduce(
     methods: Annotated[
         str, typer.Option(help="Recipes of the place, by name, separated by commas.")
     ] = "forest,two_branch",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs per method and split: 5 takes the seeds 0 to 4.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Runs per method and split: 5 takes the seeds 0 to 4.")
+    ] = 5,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of all runs; by default runs/reproduce-PLACE.")
     ] = None,

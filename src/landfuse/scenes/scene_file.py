@@ -7,6 +7,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -428,7 +429,8 @@ def read_scene_file(path: str | Path, faults: list[LandfuseError] | None = None)
         SettingsError: naming every key that is unknown, missing or wrong.
     """
     path = Path(path)
-    path = path / "scene.yaml" if path.is_dir() else path
+    with suppress(OSError):  # of a name that is too long, which reading reports
+        path = path / "scene.yaml" if path.is_dir() else path
     values = read_kind("a scene file", path)
     if faults is None:
         settings = parse(SceneSettings, values, str(path))

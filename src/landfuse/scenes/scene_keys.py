@@ -215,7 +215,9 @@ class ClassSettings(Settings):
     code: int | None = Field(
         default=None, description="Its code in label rasters and maps, 0 to 254; by default its place, from 1."
     )
-    colour: str | None = Field(default=None, description="`#RRGGBB`; by default from a fixed table of 40 colours.")
+    colour: str | None = Field(
+        default=None, min_length=1, description="`#RRGGBB`; by default from a fixed table of 40 colours."
+    )
     value: str | None = Field(
         default=None,
         coerce_numbers_to_str=True,
