@@ -27,7 +27,7 @@ MOST_PATCHES = 500_000
 def write_patches(
     path: Path, patches: NDArray[np.int32], codes: NDArray[np.uint8], sizes: Mapping[str, NDArray[np.float64]],
     legend: Legend, grid: Grid,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Writes patches as polygons along pixel edges: the layer `land_cover` with `code`, `class` and their size.
 
     Args:
@@ -37,9 +37,6 @@ def write_patches(
         sizes: a column's name -> its values, (n,).
         legend: names the codes.
         grid: of the map.
-
-    Returns:
-        How many there are.
 
     Raises:
         SceneError: if there is none, or there are more than `MOST_PATCHES`.
@@ -66,7 +63,6 @@ def write_patches(
         **{name: values[order] for name, values in sizes.items()},
     }
     write_layer(path, "land_cover", geopandas.GeoDataFrame(columns, geometry=list(geometries), crs=grid.crs))
-    return codes.size
 
 
 def write_index(path: Path, tiles: Mapping[str, tuple[Grid, str]]) -> None:
