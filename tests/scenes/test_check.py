@@ -371,12 +371,11 @@ def test_what_polygons_label_nothing_is_listed(tmp_path: Path) -> None:
     text["labels"] = {"polygons": "p.gpkg", "attribute": "kind", "unlisted": "unlabelled"}
     text["legend"] = [{"name": name} for name in ("Gr\u00fcnland", "Wald", "Acker")]
     text["split"] = {"kind": "polygons"}
-    source = tmp_path / "p.gpkg"
     assert notes_of(save(tmp_path, text)) == [
-        f"2 of 42 shapes of {source} lie outside the raster: See (1), Wald (1)",
-        f"1 of 42 shapes of {source} label no pixel: they are smaller than one, or others lie on them: Acker (1)",
-        f"1 of 42 shapes of {source} have no value in `kind`",
-        f"1 of 42 shapes of {source} have no outline",
+        "2 of 42 shapes of p.gpkg lie outside the raster: See (1), Wald (1)",
+        "1 of 42 shapes of p.gpkg label no pixel: they are smaller than one, or others lie on them: Acker (1)",
+        "1 of 42 shapes of p.gpkg have no value in `kind`",
+        "1 of 42 shapes of p.gpkg have no outline",
         "the labels p.gpkg hold values that the legend lacks; shapes of each: See (1), Wlad (1; did you mean Wald?). "
         "They are unlabelled",
     ]
@@ -384,6 +383,25 @@ def test_what_polygons_label_nothing_is_listed(tmp_path: Path) -> None:
     (fault,) = check(save(tmp_path, text)).faults
     assert "See (1), Wlad (1; did you mean Wald?)" in fault.found
     assert fault.expected == "only Gr\u00fcnland, Wald, Acker"
+
+
+def test_shapes_of_many_files_are_counted_together(tmp_path: Path) -> None:
+    (left, top), (right, bottom) = GRID.at(0, 0), GRID.at(48, 40)
+    for tile in ("a", "b"):
+        write_raster(tmp_path / f"s2_{tile}.tif", GRID, values(1), nodata=None)
+        shapes = [shapely.box(left, bottom, right - 10 * (tile == "b"), top), shapely.box(0, 0, 9, 9), None]
+        frame = geopandas.GeoDataFrame({"kind": ["x", "x", "x"]}, geometry=shapes, crs=UTM)
+        frame.to_file(tmp_path / f"{tile}.gpkg")
+    text = {
+        "name": "two",
+        "modalities": {"s2": {"path": "s2_{tile}.tif"}},
+        "labels": {"polygons": "{tile}.gpkg", "attribute": "kind"},
+        "legend": [{"name": "x"}],
+    }
+    assert notes_of(save(tmp_path, text)) == [
+        "2 of 6 shapes of {tile}.gpkg lie outside every tile: x (2)",
+        "2 of 6 shapes of {tile}.gpkg have no outline",
+    ]
 
 
 # What it says -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -361,33 +361,36 @@ _UNKNOWN = {
 
 def _check_polygons(report: Report, file: SceneFile, labels: LabelSettings, scenes: Sequence[Scene]) -> Counter[str]:
     """Counts the shapes that label nothing; returns how many shapes have each value that the legend lacks."""
-    sources: dict[str, tuple[Polygons, set[int], set[int]]] = {}
+    sources: dict[bytes, tuple[Polygons, set[int], set[int]]] = {}
     for scene in scenes:
         if scene.read_polygons is not None:
             polygons = file.polygons(scene.name, labels)()
-            _, met, burnt = sources.setdefault(polygons.source, (polygons, set(), set()))
+            _, met, burnt = sources.setdefault(polygons.ids.tobytes(), (polygons, set(), set()))
             met.update(polygons.meeting(scene.grid).tolist())
             burnt.update(np.unique(scene.read_polygons()).tolist())
+    numbers, kinds, total = Counter[str](), defaultdict[str, Counter[str]](Counter), 0
     unlisted = Counter[str]()
     for polygons, met, burnt in sources.values():
         every = np.arange(len(polygons))
-        inside = np.isin(every, list(met))
+        inside, burns = np.isin(every, list(met)), np.isin(polygons.ids, list(burnt))
         named = polygons.values_of(every)
         unlisted.update({value: count for value, count in named.items() if value not in file.values})
-        hidden = inside & ~np.isin(polygons.ids, list(burnt))
-        unnamed = every.size - sum(named.values())
-        for count, what, kinds in (
-            (every.size - len(met), f"lie outside {'every tile' if len(scenes) > 1 else 'the raster'}", every[~inside]),
-            (hidden.sum(), "label no pixel: they are smaller than one, or others lie on them", every[hidden]),
-            (unnamed, f"have no value in `{labels.attribute}`", every[:0]),
-            (polygons.empty, "have no outline", every[:0]),
+        for what, places in (
+            (f"lie outside {'every tile' if len(scenes) > 1 else 'the raster'}", every[~inside]),
+            ("label no pixel: they are smaller than one, or others lie on them", every[inside & ~burns]),
         ):
-            if count:
-                listed = few([f"{value} ({number:,})" for value, number in polygons.values_of(kinds).items()])
-                total = every.size + polygons.empty
-                report.notes.append(
-                    f"{count:,} of {total:,} shapes of {polygons.source} {what}" + (f": {listed}" if listed else "")
-                )
+            numbers[what] += len(places)
+            kinds[what].update(polygons.values_of(places))
+        numbers[f"have no value in `{labels.attribute}`"] += every.size - sum(named.values())
+        numbers["have no outline"] += polygons.empty
+        total += every.size + polygons.empty
+    for what, count in numbers.items():
+        if count:
+            listed = few([f"{value} ({number:,})" for value, number in kinds[what].items()])
+            report.notes.append(
+                f"{count:,} of {total:,} shapes of {', '.join(labels.polygons)} {what}"
+                + (f": {listed}" if listed else "")
+            )
     return unlisted
 
 
@@ -398,7 +401,7 @@ def _check_unlisted(
     if not unlisted:
         return
     unit, known = ("shapes", list(file.values)) if labels.polygons else ("pixels", [])
-    near = {value: difflib.get_close_matches(value, known, n=1) for value in unlisted}
+    near = {value: difflib.get_close_matches(value, known, n=1, cutoff=0.7) for value in unlisted}
     words = [
         f"{value} ({count:,}{f'; did you mean {near[value][0]}?' if near[value] else ''})"
         for value, count in unlisted.most_common()
