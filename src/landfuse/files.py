@@ -107,11 +107,14 @@ def check_replaceable(path: str | Path, sign: str, overwrite: bool = False) -> N
         raise not_ours(path)
 
 
-def not_ours(path: str | Path, why: str = "landfuse did not write it, or as something else") -> OutputError:
+_WHY = "landfuse did not write it, or it is a map of another model"
+
+
+def not_ours(path: str | Path, why: str = _WHY) -> OutputError:
     """The error of a file that must not be replaced."""
     return OutputError(
         f"{path} is there already: {why}",
-        "a new name, or a file that landfuse wrote and nobody has changed",
+        "a new name, or a file that the same command wrote and nobody has changed",
         "choose another name; or replace the file by --overwrite (in Python, overwrite=True)",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ import pytest
 import scipy.io
 from numpy.typing import NDArray
 
+from landfuse import files
 from landfuse.bundles.description import Description, ModelSpec
 from landfuse.bundles.predictor import About
 from landfuse.errors import ChangedInputError, OutputError
@@ -235,6 +237,19 @@ def test_a_finished_map_of_other_inputs_is_no_finished_map(tmp_path: Path) -> No
     tif(tmp_path, 2)
     with pytest.raises(ChangedInputError, match=r"a\.tif\n"):
         predict(Signs(scene), scene, path, block=16, keep=True)
+
+
+def test_what_a_killed_command_left_goes_at_the_next_start(tmp_path: Path) -> None:
+    scene = scene_of(tif(tmp_path, 1))
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    (tmp_path / "map.tif.parts").mkdir()
+    for name in (".map.png", "map.tif.parts/.00000000-00000000.tif"):
+        (tmp_path / f"{name}.{files._HOST}-{ended.pid}-01234567.part").touch()
+    with pytest.raises(RuntimeError):
+        predict(Signs(scene), scene, tmp_path / "map.tif", block=16, progress=stop)
+    assert [path.name for path in tmp_path.rglob(".*.part")] == []
+    assert (tmp_path / "map.tif.parts").exists(), "from it mapping goes on"
 
 
 def test_the_folder_of_a_finished_map_is_in_the_way_of_no_other_one(tmp_path: Path) -> None:

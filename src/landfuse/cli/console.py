@@ -30,9 +30,13 @@ if TYPE_CHECKING:
 out = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 140)
 err = Console(stderr=True, highlight=False)
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, neither bars nor lines of JSON.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace files that landfuse did not write, or that somebody has changed.")
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace files that landfuse did not write or somebody has filled in, and maps of another model.",
+    ),
 ]
 OwnModel = Annotated[
     str | None,

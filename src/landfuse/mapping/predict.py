@@ -15,7 +15,7 @@ from typing import Any
 
 from landfuse.bundles.predictor import Model
 from landfuse.errors import IncompleteError, LandfuseError, OutputError, SceneError
-from landfuse.files import unwritable
+from landfuse.files import remove_leftovers, unwritable
 from landfuse.mapping.engine import BlockMap, Engine, PixelProgress
 from landfuse.mapping.map_layers import Layer, assemble, layers_of, write_part
 from landfuse.mapping.memory import Plan, block_side, plan
@@ -109,6 +109,8 @@ def predict(
     engine.check_values()
     job = Job(engine, folder)
     with folder.held():
+        remove_leftovers(path.parent)
+        remove_leftovers(folder.path)
         if restart:
             folder.clear()
         side = _block(engine, folder)
