@@ -41,7 +41,7 @@ ONLY_IN = {
     "pandas": {"studies/tables.py"},
     "PIL": {"reporting/images.py"},
     "jinja2": {"reporting/page.py"},
-    "pooch": {"download.py", "scenes/scene_keys.py"},
+    "platformdirs": {"scenes/scene_keys.py"},
     "torchgeo": {"interop/torchgeo.py"},
     "xarray": {"rasters/arrays.py"},
     "rioxarray": {"rasters/arrays.py"},

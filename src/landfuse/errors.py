@@ -158,7 +158,7 @@ class FaultsError(LandfuseError):
 
 def of_the_system(error: Exception) -> LandfuseError | None:
     """In words: memory, disk or names that do not suffice, wherever they were met; None for any other error."""
-    if isinstance(error, MemoryError) or "allocate" in str(error):  # torch has errors of its own
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in str(error)):  # torch's
         do = "choose a smaller view, batch, block or --memory, or another machine"
         return LandfuseError(f"the memory does not suffice: {error}", "settings that fit this machine", do)
     if isinstance(error, UnicodeEncodeError):

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
+import platformdirs
 import pydantic
 from pydantic import Field
 
@@ -415,9 +416,7 @@ def data_folder() -> Path:
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named).expanduser().absolute()
-    import pooch
-
-    return Path(pooch.os_cache("landfuse"))
+    return platformdirs.user_cache_path("landfuse")
 
 
 def expand_root(text: str) -> str:
