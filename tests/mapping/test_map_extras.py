@@ -117,6 +117,15 @@ def test_the_minimum_area_is_one_on_the_ground(tmp_path: Path) -> None:
         assert (burnt[inside] == code).all(), "what is large enough stays"
 
 
+@pytest.mark.parametrize("grid", [TURNED, DEGREES, NOWHERE])
+@pytest.mark.parametrize("minimum", [1e9, 1e300])
+def test_a_minimum_beyond_the_map_leaves_the_largest_patch(grid: Grid, minimum: float, tmp_path: Path) -> None:
+    codes = np.full((60, 80), 3, np.uint8)
+    codes[5:20, 5:20] = 7
+    frame = written(tmp_path, grid, codes, minimum)
+    assert frame["code"].tolist() == [3]
+
+
 def test_what_cannot_be_polygons_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(error: type[LandfuseError], message: str, codes: np.ndarray, minimum: float = 0.0) -> None:
         write_raster(tmp_path / "map.tif", TURNED, codes, legend=LEGEND)

@@ -105,7 +105,7 @@ def write_polygons(path: str | Path, legend: Legend, minimum: float = 0.0) -> Pa
         return patches, of_patch, found[1:] * (1.0 if areas else abs(a * e - b * d))
 
     smallest, largest = areas.range if areas else (abs(a * e - b * d),) * 2
-    few, many = (min(math.ceil(minimum / area * (1 - 1e-9)), codes.size + 1) for area in (largest, smallest))
+    few, many = (math.ceil(min(minimum / area * (1 - 1e-9), codes.size)) for area in (largest, smallest))
     codes = without_small_patches(codes, few)
     if many > few:  # of patches that have too few pixels in one place, some have the area in another
         patches, _, found = numbered()

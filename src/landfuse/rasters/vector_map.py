@@ -99,6 +99,7 @@ def without_small_patches(codes: NDArray[np.uint8], smallest: int) -> NDArray[np
         (H, W).
     """
     mapped = (codes != UNLABELLED).astype(np.uint8)
+    smallest = min(smallest, codes.size - 1)  # GDAL takes no more
     size = 2
     while size < smallest:
         # GDAL merges only into patches that are large enough: in noise none is, until the smallest have been merged.
