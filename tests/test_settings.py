@@ -12,7 +12,18 @@ import pytest
 import yaml
 
 from landfuse.errors import FaultsError, MissingFileError, SettingsError
-from landfuse.settings import Options, Settings, byte_count, expand, override, parse, read_kind, read_yaml
+from landfuse.settings import (
+    Options,
+    Settings,
+    bounded_processes,
+    byte_count,
+    expand,
+    most_processes,
+    override,
+    parse,
+    read_kind,
+    read_yaml,
+)
 
 
 class Leaf(Settings):
@@ -371,3 +382,11 @@ def test_every_number_is_bounded_so_that_nothing_overflows() -> None:
         if any(ends != {"g", "l"} for ends in _numbers(field.annotation, field.metadata))
     ]
     assert sorted(unbounded) == ["ClassSettings.code", "ModalitySettings.nodata"]  # the legend's; any number of a file
+
+
+def test_processes_are_bounded_by_the_machine(caplog: pytest.LogCaptureFixture) -> None:
+    most = most_processes()
+    assert bounded_processes(most, "--workers") == most
+    assert not caplog.records
+    assert bounded_processes(10**6, "--workers") == most
+    assert f"--workers is 1000000; {most} processes are started" in caplog.text

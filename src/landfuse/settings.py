@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 import os
 import re
@@ -15,6 +16,8 @@ import pydantic
 import yaml
 
 from landfuse.errors import FaultsError, MissingFileError, SettingsError
+
+log = logging.getLogger("landfuse")
 
 
 class Settings(pydantic.BaseModel):
@@ -435,3 +438,16 @@ def byte_count(text: str | int) -> int:
         if count < 2**63:
             return int(count)
     raise ValueError(f"{text!r} is no size; write one like 2GiB or 500MB")
+
+
+def most_processes() -> int:
+    """How many processes make sense on this machine: 4 per core, since they may wait for the disk."""
+    return 4 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def bounded_processes(wanted: int, name: str) -> int:
+    """How many processes are started where an option asks for so many; logs if that is fewer."""
+    most = most_processes()
+    if wanted > most:
+        log.warning("%s is %d; %d processes are started, 4 per core of this machine", name, wanted, most)
+    return min(wanted, most)

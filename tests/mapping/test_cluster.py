@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +23,29 @@ from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.description import ModelSpec
 from landfuse.errors import ClusterError, IncompleteError, MissingExtraError, OutputError
 from landfuse.mapping import cluster as module
-from landfuse.mapping.cluster import cluster_runner, local_cluster
-from landfuse.mapping.predict import predict
+from landfuse.mapping.cluster import cluster_runner
+from landfuse.mapping.predict import Runner, predict
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.simulate.scene import simulate_flat
 from landfuse.views.pixel_map import PixelMap
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[distributed.LocalCluster]:
-    """Two worker processes; one at most dies in these tests, and comes again."""
-    with local_cluster(2) as running:
-        yield running
+def processes() -> Iterator[Runner]:
+    """Two worker processes; they die in these tests, and come again."""
+    with cluster_runner(workers=2) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """The address of a scheduler, with a worker in a thread."""
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**options, protocol="tcp", silence_logs=50) as running:
+        yield running.scheduler_address
 
 
 def scene_on_disk(folder: Path) -> Scene:
@@ -60,34 +73,76 @@ def bundle_of(scene: Scene) -> Bundle:
     return Bundle(spec, maps, {"a": scene.modalities["a"].info}, scene.legend, 16, weights="smooth").eval()
 
 
-def test_the_same_bytes_though_a_worker_is_killed(cluster: distributed.LocalCluster, tmp_path: Path) -> None:
+def of_the_worker() -> int:
+    return multiprocessing.active_children()[0].pid or 0
+
+
+def of_the_fork_server() -> int:
+    return int(forkserver._forkserver._forkserver_pid or 0)  # type: ignore[attr-defined]
+
+
+def test_the_same_bytes_though_processes_are_killed(processes: Runner, tmp_path: Path) -> None:
     scene = scene_on_disk(tmp_path)
     bundle = bundle_of(scene)
     predict(bundle, scene, tmp_path / "one" / "map.tif", entropy=True)
-    victim = cluster.workers[0].pid
     reported: list[int] = []
 
     def kill(done: int, total: int) -> None:
-        if len(reported) == 5:
-            os.kill(victim, signal.SIGKILL)
+        if len(reported) in (5, 40):
+            os.kill(of_the_worker() if len(reported) == 5 else of_the_fork_server(), signal.SIGKILL)
         reported.append(done)
 
-    with cluster_runner(cluster.scheduler_address) as run:
-        predict(
-            bundle, scene, tmp_path / "two" / "map.tif", block=20, entropy=True, run=run, progress=kill
-        )  # fmt: skip
+    predict(bundle, scene, tmp_path / "two" / "map.tif", block=20, entropy=True, run=processes, progress=kill)
     assert reported == sorted(reported)
     assert reported[-1] == 40 * 1100
     assert len(reported) == 2 * 55 + 1, "a block is reported once"
     for name in ("map.tif", "map_entropy.tif", "map.tif.aux.xml"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
     assert not (tmp_path / "two" / "map.tif.parts").exists()
-    with pytest.raises(ProcessLookupError):
-        os.kill(victim, 0)
+
+
+def deadly(order: bytes, window: Window) -> None:
+    os._exit(9)
+
+
+def test_a_block_that_kills_every_worker_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Runner
+) -> None:
+    scene = scene_on_disk(tmp_path)
+    monkeypatch.setattr(module, "_map_block", deadly)
+    with pytest.raises(ClusterError, match="several workers died of one block"):
+        predict(bundle_of(scene), scene, tmp_path / "map.tif", run=processes)
+
+
+CLIENT = """
+import os, time
+from landfuse.mapping.cluster import _processes
+with _processes(1) as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 100)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="looks where Linux lists sockets")
+def test_workers_end_with_their_client_and_open_no_port() -> None:
+    client = subprocess.Popen([sys.executable, "-c", CLIENT], stdout=subprocess.PIPE, text=True)
+    assert client.stdout is not None
+    worker = int(client.stdout.readline())
+    files = {str(place.readlink()) for place in Path(f"/proc/{worker}/fd").iterdir() if place.is_symlink()}
+    listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines() if " 0A " in line]
+    assert not {f"socket:[{line[9]}]" for line in listening} & files
+    client.kill()
+    client.wait()
+    for _ in range(200):
+        if not Path(f"/proc/{worker}").exists() or " Z " in Path(f"/proc/{worker}/stat").read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker goes on alone")
 
 
 def test_workers_that_do_not_see_the_output_send_their_blocks_to_the_client(
-    cluster: distributed.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = scene_on_disk(tmp_path)
     bundle = bundle_of(scene)
@@ -103,7 +158,7 @@ def test_workers_that_do_not_see_the_output_send_their_blocks_to_the_client(
         if done == total:
             assert len(seen) == 28
 
-    with cluster_runner(cluster.scheduler_address, bundle=tmp_path / "bundle") as run:
+    with cluster_runner(scheduler, bundle=tmp_path / "bundle") as run:
         predict(bundle, scene, path, block=40, entropy=True, run=run, progress=look)
     for name in ("map.tif", "map_entropy.tif"):
         assert path.with_name(name).read_bytes() == (tmp_path / "one" / name).read_bytes()
@@ -111,7 +166,7 @@ def test_workers_that_do_not_see_the_output_send_their_blocks_to_the_client(
     assert not path.with_name("map.tif.parts").exists()
 
 
-def test_faults_and_interruptions_are_as_in_one_process(cluster: distributed.LocalCluster, tmp_path: Path) -> None:
+def test_faults_and_interruptions_are_as_in_one_process(processes: Runner, tmp_path: Path) -> None:
     scene = scene_on_disk(tmp_path)
     bundle = bundle_of(scene)
     path = tmp_path / "maps" / "map.tif"
@@ -123,29 +178,26 @@ def test_faults_and_interruptions_are_as_in_one_process(cluster: distributed.Loc
     with rasterio.open(tmp_path / "a.tif") as file:
         first_byte = int(file.get_tag_item("BLOCK_OFFSET_2_0", "TIFF", bidx=1))  # of the pixels from column 1,024 on
     first: list[int] = []
-    with cluster_runner(cluster.scheduler_address) as run:
-        with pytest.raises(KeyboardInterrupt):
-            predict(bundle, scene, path, block=32, run=run, progress=stop)
-        before = exchange(tmp_path / "a.tif", first_byte, bytes(100))
-        with pytest.raises(IncompleteError, match=r"8 of 70 blocks(.|\n)*row 32, column 1088 \(8 x 12 px\): .*a\.tif"):
-            predict(bundle, scene, path, block=32, run=run, progress=lambda done, total: first.append(done))
-        assert first[0] > 0, "it goes on"
-        exchange(tmp_path / "a.tif", first_byte, before)
-        predict(bundle, scene, path, block=32, run=run)
+    with pytest.raises(KeyboardInterrupt):
+        predict(bundle, scene, path, block=32, run=processes, progress=stop)
+    before = exchange(tmp_path / "a.tif", first_byte, bytes(100))
+    with pytest.raises(IncompleteError, match=r"8 of 70 blocks(.|\n)*row 32, column 1088 \(8 x 12 px\): .*a\.tif"):
+        predict(bundle, scene, path, block=32, run=processes, progress=lambda done, total: first.append(done))
+    assert first[0] > 0, "it goes on"
+    exchange(tmp_path / "a.tif", first_byte, before)
+    predict(bundle, scene, path, block=32, run=processes)
     predict(bundle, scene, tmp_path / "one.tif")
     assert path.read_bytes() == (tmp_path / "one.tif").read_bytes()
 
 
-def test_a_worker_that_cannot_write_ends_it(
-    cluster: distributed.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_cannot_write_ends_it(scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = scene_on_disk(tmp_path)
 
     def away(*_: Any, **__: Any) -> None:
         raise OutputError("x.tif cannot be written: No space left on device", "room", "free some")
 
     monkeypatch.setattr(module, "_map_block", away)
-    with cluster_runner(cluster.scheduler_address) as run, pytest.raises(OutputError, match="No space left"):
+    with cluster_runner(scheduler) as run, pytest.raises(OutputError, match="No space left"):
         predict(bundle_of(scene), scene, tmp_path / "map.tif", run=run)
     assert not (tmp_path / "map.tif").exists()
 
@@ -167,5 +219,5 @@ def test_a_scheduler_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'landfuse\[cluster\]'"), cluster_runner(workers=2):
+    with pytest.raises(MissingExtraError, match=r"pip install 'landfuse\[cluster\]'"), cluster_runner("tcp://h:1"):
         pass

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,6 +128,30 @@ def test_the_command_trains_and_compares(recipe: Path, here: list[list[str]]) ->
     mean = sum(one["test"]["OA"] for one in scores) / 2
     assert f"{mean:.3f} ±" in out
     assert scores[0]["test"] != scores[1]["test"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_run_ends_with_the_command_that_started_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = {}
+
+    def start(words: list[str], **options: Any) -> Any:
+        started.update(options)
+        return SimpleNamespace(wait=lambda: 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", start)
+        series_module._run([])
+    os.mkfifo(tmp_path / "scene.yaml")  # reading it takes for ever
+    words = [sys.executable, "-m", "landfuse.cli", "check", str(tmp_path / "scene.yaml")]
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of what a shell starts in the background
+    try:
+        run = subprocess.Popen(words, **started)
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    with (tmp_path / "scene.yaml").open("wb"):  # once it is open at both ends
+        assert run.stdin is not None
+        run.stdin.close()  # as the system does
+        assert run.wait(timeout=60) == 130
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from importlib import import_module
@@ -107,9 +109,16 @@ def _all(
         logging.getLogger("landfuse").addHandler(RichHandler(console=err, show_time=False, show_path=False))
 
 
+def _end_with_stdin() -> None:
+    os.read(0, 1)  # returns when the process at the other end has ended
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def run() -> None:
     """Runs the command; a mistake of the user is one message and exit code 2."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # clean up as after ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C, which what runs in the background ignores
+    if "LANDFUSE_ENDS_WITH_STDIN" in os.environ:  # a run of a series
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name must not end a command after hours of training

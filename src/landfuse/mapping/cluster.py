@@ -1,24 +1,28 @@
-"""Mapping by several processes or machines: blocks are tasks of dask.distributed.
+"""Mapping by several processes of this machine, or by those of a dask scheduler: blocks are tasks.
 
 Workers open bundle and scene themselves, once each, so that every machine has to see the bundle and the rasters under
 the same paths. They write their part files into the part folder; where they do not see it, they send them to the
-client, which does. A worker that dies loses the blocks that it had begun; the scheduler assigns them to others.
+client, which does. The blocks that a worker had begun when it died are begun again.
 """
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
+import os
 import pickle
+import signal
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import islice
-from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -32,9 +36,7 @@ from landfuse.mapping.settings import MapOptions
 from landfuse.models import registered
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
-
-_ROUND_TRIP = 2000
-"""Blocks that the scheduler has at once; more would only wait in its memory."""
+from landfuse.settings import bounded_processes
 
 _KEPT = 16
 """Jobs that a worker keeps open; the client maps half as many tiles at once."""
@@ -115,6 +117,25 @@ def _map_block(order: bytes, window: Window) -> tuple[str, str, str] | bytes | N
         return away.folder.part(window).read_bytes()
 
 
+@dataclass(frozen=True)
+class _Pool:
+    """What maps blocks.
+
+    Args:
+        submit: calls a function with arguments, elsewhere.
+        share: makes the first argument of many calls.
+        most: blocks that it has at once; more would only wait in its memory.
+        died: what a call raises if its worker died, or one of the processes beside it.
+        repeats: how often such a call is repeated.
+    """
+
+    submit: Callable[..., Future[Any]]
+    share: Callable[[bytes], Any]
+    most: int
+    died: type[Exception]
+    repeats: int
+
+
 @contextmanager
 def cluster_runner(
     scheduler: str | None = None,
@@ -132,25 +153,29 @@ def cluster_runner(
         bundle: its folder, for workers too; by default it is written into each part folder.
 
     Raises:
-        MissingExtraError: if `distributed` is not installed.
+        MissingExtraError: if `distributed` is not installed, and a scheduler is named.
         ClusterError: if the scheduler cannot be reached.
     """
-    distributed = _distributed()
-    with _client(distributed, scheduler, scheduler_file, workers) as client:
+    remote = scheduler is not None or scheduler_file is not None
+    with (
+        _scheduler(scheduler, scheduler_file)
+        if remote
+        else _processes(bounded_processes(workers or 1, "--workers")) as pool
+    ):
 
         def run(job: Job, windows: Sequence[Window], progress: PixelProgress) -> dict[Window, SceneError]:
             try:
-                return _run(distributed, client, job, windows, progress, bundle)
+                return _run(pool, job, windows, progress, bundle)
             except LandfuseError:
                 raise
-            except distributed.scheduler.KilledWorker as error:
+            except pool.died as error:
                 raise ClusterError(
                     f"several workers died of one block: {str(error)[:300]}",
                     "blocks that fit into a worker's memory",
                     "give the workers more memory, or start again by --restart with a smaller --memory",
                 ) from None
-            except (OSError, distributed.CancelledError, TimeoutError) as error:
-                raise _lost(f"the cluster was lost: {error}") from None
+            except (OSError, CancelledError, TimeoutError) as error:
+                raise _lost(f"the workers were lost: {error or type(error).__name__}") from None
             except (ImportError, pickle.UnpicklingError, AttributeError) as error:
                 raise ClusterError(
                     f"a worker cannot run landfuse: {error}",
@@ -167,57 +192,81 @@ def _lost(found: str) -> ClusterError:
     )
 
 
-def _distributed() -> Any:
+@contextmanager
+def _processes(workers: int) -> Iterator[_Pool]:
+    """Starts worker processes on this machine; they are reached by pipes, and no port is opened.
+
+    Where the system can, they are forks of one process that has imported the libraries.
+    """
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context, lock = multiprocessing.get_context(method), threading.Lock()
+    context.set_forkserver_preload([__name__, "landfuse.bundles.bundle_files"])
+    reader, writer = context.Pipe(duplex=False)
+
+    def start() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(reader,))
+
+    pool = start()
+
+    def submit(*call: Any) -> Future[Any]:
+        nonlocal pool
+        with lock:
+            for _ in range(100):
+                # The process that they are forked from may have died, and be missed a moment later only.
+                with suppress(BrokenProcessPool, ConnectionError):
+                    return pool.submit(*call)
+                pool.shutdown(wait=False, cancel_futures=True)
+                pool = start()
+                time.sleep(0.1)
+            return pool.submit(*call)
+
     try:
-        import distributed
+        yield _Pool(submit, lambda order: order, 2 * workers, BrokenProcessPool, 3)
+    finally:
+        writer.close()  # ends the processes, whatever they do
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(client: Connection) -> None:
+    """Makes a worker of a process: ctrl-C is the client's, and the worker ends with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "OMP_NUM_THREADS" not in os.environ:
+        import torch  # the worker's own, as in `_model`
+
+        torch.set_num_threads(1)
+
+    def watch() -> None:
+        with suppress(EOFError, OSError):
+            client.recv()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _scheduler(address: str | None, file: str | Path | None) -> Iterator[_Pool]:
+    try:
+        import distributed as untyped
     except ImportError:
         raise MissingExtraError(
             "dask.distributed is not installed", "the extra `cluster`", "pip install 'landfuse[cluster]'"
         ) from None
-    return distributed
-
-
-@contextmanager
-def local_cluster(workers: int) -> Iterator[Any]:
-    """Starts worker processes of one thread each on this machine.
-
-    Where the system can, they are forks of one process that has imported the libraries: that takes seconds and some
-    600 MB for all of them instead of for each.
-    """
-    distributed = _distributed()
-    import dask
-
-    method = "spawn"
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        method = "forkserver"
-        multiprocessing.set_forkserver_preload([__name__, "distributed"])
-        forkserver.ensure_running()  # before dask names what to import
-    with (
-        dask.config.set({"distributed.worker.multiprocessing-method": method}),
-        distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=None, silence_logs=logging.ERROR
-        ) as cluster,
-    ):
-        yield cluster
-
-
-@contextmanager
-def _client(
-    distributed: Any, scheduler: str | None, scheduler_file: str | Path | None, workers: int | None
-) -> Iterator[Any]:
-    with ExitStack() as stack:
-        if scheduler is None and scheduler_file is None:
-            scheduler = stack.enter_context(local_cluster(workers or 1)).scheduler_address
-        try:
-            if scheduler_file is not None and not Path(scheduler_file).is_file():
-                raise FileNotFoundError(f"there is no file {scheduler_file}")
-            client = distributed.Client(
-                scheduler, scheduler_file=scheduler_file and str(scheduler_file), timeout=10, set_as_default=False
-            )
-        except (OSError, ValueError, TimeoutError, AssertionError) as error:  # the last of a file without an address
-            where = scheduler or scheduler_file
-            raise _lost(f"the scheduler {where} cannot be reached: {str(error)[:200]}") from None
-        yield stack.enter_context(client)
+    distributed: Any = untyped
+    try:
+        if file is not None and not Path(file).is_file():
+            raise FileNotFoundError(f"there is no file {file}")
+        client = distributed.Client(address, scheduler_file=file and str(file), timeout=10, set_as_default=False)
+    except (OSError, ValueError, TimeoutError, AssertionError) as error:  # the last of a file without an address
+        raise _lost(f"the scheduler {address or file} cannot be reached: {str(error)[:200]}") from None
+    with client:
+        # A task, not scattered data: if the worker that holds it dies, it is made again.
+        yield _Pool(
+            client.get_executor(pure=False).submit,
+            lambda order: client.submit(bytes, order, pure=False),
+            2000,
+            distributed.scheduler.KilledWorker,
+            0,  # the scheduler does that
+        )
 
 
 def _order(job: Job, bundle: str | Path | None) -> _Order:
@@ -240,36 +289,37 @@ def _order(job: Job, bundle: str | Path | None) -> _Order:
 
 
 def _run(
-    distributed: Any,
-    client: Any,
-    job: Job,
-    windows: Sequence[Window],
-    progress: PixelProgress,
-    bundle: str | Path | None,
+    pool: _Pool, job: Job, windows: Sequence[Window], progress: PixelProgress, bundle: str | Path | None
 ) -> dict[Window, SceneError]:
-    # A task, not scattered data: if the worker that holds it dies, it is made again.
-    shared = client.submit(bytes, pickle.dumps(_order(job, bundle)), pure=False)
-    faults: dict[Window, SceneError] = {}
-    waiting = iter(windows)
-    futures: dict[Any, Window] = {}
-
-    def submit(count: int) -> list[Any]:
-        begun = {client.submit(_map_block, shared, window, pure=False): window for window in islice(waiting, count)}
-        futures.update(begun)
-        return list(begun)
-
-    done = distributed.as_completed(submit(_ROUND_TRIP), loop=client.loop)
+    order = pool.share(pickle.dumps(_order(job, bundle)))
+    waiting, faults = deque(windows), dict[Window, SceneError]()
+    running: dict[Future[Any], Window] = {}
+    done: SimpleQueue[Future[Any]] = SimpleQueue()
+    deaths: Counter[Window] = Counter()
     try:
-        for future in done:
-            result = future.result()
-            window = futures.pop(future)
+        while waiting or running:
+            while waiting and len(running) < pool.most:
+                window = waiting.popleft()
+                future = pool.submit(_map_block, order, window)
+                running[future] = window
+                future.add_done_callback(done.put)
+            future = done.get()
+            window = running.pop(future)
+            try:
+                result = future.result()
+            except (pool.died, CancelledError):
+                deaths[window] += 1
+                if deaths[window] > pool.repeats:
+                    raise
+                waiting.append(window)
+                continue
             if isinstance(result, bytes):
                 with whole_file(job.folder.part(window)) as partial:
                     partial.write_bytes(result)
             elif result is not None:
                 faults[window] = SceneError(*result)
             progress(window.pixels)
-            done.update(submit(1))
     finally:
-        client.cancel([*futures, shared], force=True)
+        for future in running:
+            future.cancel()
     return dict(sorted(faults.items()))

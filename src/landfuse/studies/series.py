@@ -139,8 +139,16 @@ def train_series(
 
 
 def _run(words: list[str]) -> int:
-    """Runs `landfuse train` in a session of its own, so that ctrl-C reaches it once, through this process."""
-    process = subprocess.Popen([sys.executable, "-m", "landfuse.cli", "train", *words], start_new_session=True)
+    """Runs `landfuse train` in a session of its own, so that ctrl-C reaches it once, through this process.
+
+    It ends with this process, in whatever way that ends: its standard input is a pipe that the system closes then.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "landfuse.cli", "train", *words],
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        env={**os.environ, "LANDFUSE_ENDS_WITH_STDIN": "1"},
+    )
     try:
         return process.wait()
     except BaseException:

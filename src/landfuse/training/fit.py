@@ -16,10 +16,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from landfuse.errors import LandfuseError, ModelError
+from landfuse.errors import LandfuseError, ModelError, SettingsError
 from landfuse.files import unwritable
 from landfuse.legend import Legend
 from landfuse.models.base import FusionModel
+from landfuse.settings import most_processes
 from landfuse.training.checkpoints import Checkpoints, read_checkpoint
 from landfuse.training.lightning_task import History, Patience, Task
 from landfuse.training.recipe import Recipe
@@ -101,6 +102,9 @@ def fit(
         OutputError: if the disk is full.
     """
     settings = recipe.training
+    count, most = str(settings.devices), most_processes()
+    if count.isdigit() and int(count) > most and not torch.cuda.is_available():  # of too many GPUs Lightning complains
+        raise SettingsError(f"training.devices is {count}", f"at most {most} on this machine", "set fewer")
     data = _Data(training, validation, recipe.samples, settings.seed)
     per_epoch = len(WindowSampler(training, recipe.samples, train=True))
     steps = settings.steps(per_epoch)

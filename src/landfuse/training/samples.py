@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from landfuse.errors import SettingsError, SplitError
 from landfuse.legend import UNLABELLED
+from landfuse.settings import bounded_processes
 from landfuse.training.settings import SampleSettings
 from landfuse.views.store import Store
 
@@ -212,7 +213,7 @@ class WindowSampler(Sampler[Draws]):
 
 def loader(samples: Samples, sampler: WindowSampler) -> DataLoader[Sample]:
     """A loader of whole batches; what the sampler draws are its indices."""
-    workers = sampler.settings.workers
+    workers = bounded_processes(sampler.settings.workers, "samples.workers")
     return DataLoader(
         samples,
         sampler=sampler,
