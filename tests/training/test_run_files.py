@@ -15,6 +15,7 @@ import torch
 
 from landfuse.errors import OutputError, SettingsError
 from landfuse.training.checkpoints import read_checkpoint, write_checkpoint
+from landfuse.training.pretrain import _known
 from landfuse.training.run import claim, read_history, read_run
 
 
@@ -108,3 +109,11 @@ def test_a_history_that_is_none(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"metrics\.csv cannot be read"):
         read_history(tmp_path / "metrics.csv")
     assert read_history(tmp_path / "none.csv") == []
+
+
+@pytest.mark.parametrize("text", ["[]", "7", '{"facts": 1}', "[" * 100_000, "\xff"])
+def test_a_foreign_denoiser_beside_a_run_is_passed_over(tmp_path: Path, text: str) -> None:
+    for run in ("series/one", "series/two"):
+        (tmp_path / run / "denoiser").mkdir(parents=True)
+        (tmp_path / run / "denoiser" / "denoiser.json").write_text(text, encoding="latin-1")
+    assert _known(tmp_path / "series" / "one", "key") is None

@@ -119,7 +119,7 @@ def _known(run: Path, key: str) -> TrainedDenoiser | None:
             if facts.get("key") != key:
                 continue
             found = load_denoiser(folder)
-        except (OSError, ValueError, KeyError, AttributeError, LandfuseError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, LandfuseError):
             continue  # not there, or not whole: it is trained again
         if folder.parent.resolve() != run.resolve():
             log.info("the denoiser of %s was trained alike on the same scenes, and is used", folder.parent)
