@@ -1,0 +1,91 @@
+"""The commands `init` and `map`: from files to a scene file, and on to a map with its report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from landfuse.cli.console import Quiet, err, say
+from landfuse.errors import SceneError
+
+Places = Annotated[list[Path], typer.Argument(help="Rasters, and vector files with labels; or folders of them.")]
+LabelFile = Annotated[
+    Path | None, typer.Option("--labels", help="The file of labels, raster or vector; by default what looks like it.")
+]
+LabelColumn = Annotated[
+    str | None, typer.Option("--label-column", help="The column of a vector file that names the class.")
+]
+
+
+def init(
+    places: Places,
+    labels: LabelFile = None,
+    label_column: LabelColumn = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for scene.yaml and recipe.yaml.")] = Path(),
+) -> None:
+    """Write a scene file and a recipe for a folder of files, with the reason of each choice, and check the scene.
+
+    Files are grouped into modalities and tiles by their names, and labels are found among them. Nothing is written over
+    files that are there. On a terminal it asks where several columns could name the class.
+    """
+    from landfuse.cli.data import check
+
+    check(_write(places, labels, label_column, output))
+
+
+def map(
+    places: Places,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all results.")],
+    labels: LabelFile = None,
+    label_column: LabelColumn = None,
+    quiet: Quiet = False,
+) -> None:
+    """Map a folder of files in one command: what `init`, `train`, `predict` and `report` do, one after the other.
+
+    The folder gets scene.yaml and recipe.yaml (change them, and give the commands one by one, to do better), the run,
+    the map and the report. The same command goes on after an interruption.
+    """
+    from landfuse.cli.predict import predict
+    from landfuse.cli.report import report
+    from landfuse.cli.train import train
+
+    scene = _write(places, labels, label_column, output)
+    run = output / "run"
+    train(scene.with_name("recipe.yaml"), [f"run={run}"], quiet=quiet)
+    several = len(_tiles(scene)) > 1
+    maps = output / ("maps" if several else "map.tif")
+    predict(run, scene, str(maps), quiet=quiet)
+    report(run, output / "report.html", maps=maps, quiet=quiet)
+
+
+def _tiles(scene: Path) -> list[str]:
+    from landfuse.scenes.scene_file import read_scene_file
+
+    return read_scene_file(scene).tiles
+
+
+def _write(places: Sequence[Path], labels: Path | None, column: str | None, output: Path) -> Path:
+    """Proposes the scene file and the recipe, prints what was chosen, and writes them; returns the scene file."""
+    from landfuse.scenes.from_files import propose
+
+    asks = _ask if sys.stdin.isatty() and err.is_terminal else None
+    found = propose(places, output, labels=labels, column=column, choose=asks)
+    for note in found.notes:
+        say(f"note: {note}")
+    scene, recipe = found.write()
+    say(f"scene file: {scene}")
+    say(f"recipe:     {recipe}")
+    return scene
+
+
+def _ask(question: str, choices: Sequence[str]) -> str:
+    for number, choice in enumerate(choices, start=1):
+        say(f"  {number}  {choice}")
+    chosen = typer.prompt(question + " Number", type=int, err=True)
+    if not 1 <= chosen <= len(choices):
+        raise SceneError(f"there is no number {chosen}", f"1 to {len(choices)}", "name the column by --label-column")
+    return choices[chosen - 1]

@@ -1,0 +1,602 @@
+"""A scene file and a recipe proposed from files that people have, with the reason of each choice beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneError, SplitError
+from landfuse.files import write_text
+from landfuse.legend import UNLABELLED
+from landfuse.rasters.geotiff import GdalRaster
+from landfuse.rasters.polygons import read_rows
+from landfuse.rasters.windows import Window
+from landfuse.scenes.land_cover_map import class_names
+from landfuse.scenes.scene import Scene
+from landfuse.scenes.scene_file import SceneFile
+from landfuse.scenes.scene_keys import SceneSettings
+from landfuse.scenes.split_rules import ROLES
+from landfuse.scenes.splits import counts_per_class
+from landfuse.settings import parse
+
+RASTERS = (".tif", ".tiff", ".vrt", ".img", ".jp2", ".dat", ".bsq", ".bil", ".bip", ".asc")
+VECTORS = (".gpkg", ".shp", ".geojson", ".fgb", ".gml", ".kml")
+_OTHERS = {
+    ".mat": "its variable and axes have to be named by hand: docs/add-a-scene.md",
+    ".nc": "name a subdataset by hand: docs/add-a-scene.md",
+    ".h5": "name a subdataset by hand: docs/add-a-scene.md",
+    ".hdf": "name a subdataset by hand: docs/add-a-scene.md",
+    ".zip": "unpack it first",
+    ".las": "make a height raster of it first",
+    ".laz": "make a height raster of it first",
+}
+"""Files of data that are not looked into, and what to do."""
+
+_SENSORS = {
+    "s2": r"s2[abc]?|sentinel2[abc]?|msi(l[12][ac])?|s2(l[12][ac]|msi)",
+    "s1": r"s1[abc]?|sentinel1[abc]?|s1(grd|rtc)|vv|vh|hh|hv|sar|grd|rtc|palsar2?|terrasar|tsx|csk|gf3|backscatter",
+    "landsat": r"landsat\d?|l[cet]0?[4-9]|oli|etm",
+    "hsi": r"hsi?|hyperspectral|hyper|enmap|prisma|aviris|casi|hymap|hyspex|desis",
+    "height": r"chm|ndsm|hag|heights?|canopy|lidar",
+    "dem": r"dem|dtm|dsm|srtm|elevation|copdem|terrain|dgm|mnt",
+    "rgb": r"rgb|rgbn|ortho(photo)?s?|naip|aerial|uav|drone|cir|dop",
+    "planet": r"planet(scope)?|psscene",
+    "optical": r"optical|opt|ms|multispectral|spot\d?|pleiades|worldview\d?",
+}
+"""Modality -> the words of names of files and folders by which it is known; the first that fits."""
+_LABELS = r"labels?|gt|groundtruth|truth|classes|lulc|landcover|annotations?|targets?|masks?"
+_BAND = r"b\d{1,2}a?|band\d*|red|green|blue|nir\d?|swir\d?|vv|vh|hh|hv"
+_COLUMN = r".*(class|label|land_?cover|land_?use|crop|species|type|category|klasse|nutzung|name).*|lc|lu|code"
+_MOST_VALUES = 60  # of a column that names classes
+_SAMPLE = 256  # px, side of the window that is looked at
+_WIDE = 30  # bands, from which on it is hyperspectral
+_FEW_TILES = 6  # below, tiles are too few to be split whole
+_FEW_LABELS = 2_000  # px, below which a forest is trained
+_MANY_PIXELS = 4_000_000  # px, beyond which a forest maps
+_VIEW = 9  # px
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    name: str  # from the common folder, with slashes
+    raster: GdalRaster
+
+    @property
+    def words(self) -> list[list[str]]:
+        """The words of the file's name, then of its folders upwards."""
+        parts = [self.name.rsplit("/", 1)[-1].rsplit(".", 1)[0], *reversed(self.name.split("/")[:-1])]
+        return [re.split(r"[^a-z0-9]+", re.sub(r"(sentinel|landsat)[-_ ]?(\d)", r"\1\2", p.lower())) for p in parts]
+
+    def says(self, pattern: str) -> bool:
+        """Whether a word of its name or its nearest folder fits."""
+        return any(re.fullmatch(pattern, word) for words in self.words[:2] for word in words)
+
+    @property
+    def whole_numbers(self) -> bool:
+        return self.raster.bands == 1 and np.dtype(self.raster.dtype).kind in "iu"
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Files of one modality: one, or one for each tile."""
+
+    name: str
+    pattern: str
+    tiles: Mapping[str, _File]  # under "" where it is one
+    why: str
+
+    @property
+    def first(self) -> _File:
+        return next(iter(self.tiles.values()))
+
+    @property
+    def pixel(self) -> float:
+        """Size of a pixel in metres, roughly where the CRS is geographic."""
+        grid = self.first.raster.own_grid
+        return grid.pixel_size[0] * (111_320.0 if abs(grid.transform[2]) <= 360 and grid.pixel_size[0] < 0.1 else 1.0)
+
+
+@dataclass
+class Proposal:
+    """A scene file and a recipe, not yet written.
+
+    Args:
+        scene: text of the scene file.
+        recipe: text of the recipe.
+        file: the scene file as it will be read.
+        notes: what was left out, and what could not be chosen well.
+    """
+
+    scene: str
+    recipe: str
+    file: SceneFile
+    notes: list[str] = field(default_factory=list)
+
+    def write(self) -> tuple[Path, Path]:
+        """Writes `scene.yaml` and `recipe.yaml`, and returns their paths.
+
+        Raises:
+            OutputError: if one of them is there already, or cannot be written.
+        """
+        places = self.file.path, self.file.path.with_name("recipe.yaml")
+        for place, text in zip(places, (self.scene, self.recipe), strict=True):
+            if place.exists() and place.read_text(encoding="utf-8", errors="replace") != text:
+                raise OutputError(
+                    f"{place} is there already", "a folder without it", "remove it, or name another folder by -o"
+                )
+        for place, text in zip(places, (self.scene, self.recipe), strict=True):
+            write_text(place, text)
+        return places
+
+
+def propose(
+    places: Sequence[str | Path],
+    folder: str | Path = ".",
+    *,
+    labels: str | Path | None = None,
+    column: str | None = None,
+    choose: Callable[[str, Sequence[str]], str] | None = None,
+) -> Proposal:
+    """Looks at files and proposes a scene file and a recipe.
+
+    Args:
+        places: rasters, vector files with labels, or folders of them.
+        folder: where the scene file is to be; paths in it start from there.
+        labels: the file of labels, raster or vector; by default the one that looks like it.
+        column: of a vector file, the one that names the class; by default the one that looks like it.
+        choose: asked where several columns could be meant: called with a question and the columns, returns one.
+
+    Raises:
+        MissingFileError: if there is no raster.
+        SceneError: if files cannot be grouped into modalities and tiles, or the column is not clear.
+        FaultsError: if the scene that follows has faults.
+    """
+    notes: list[str] = []
+    rasters, vectors = _find(places, labels, notes)
+    truth = _label_files(rasters, labels, notes)
+    images = [one for one in rasters if one not in truth]
+    if not images:
+        raise MissingFileError(
+            f"no raster is in {', '.join(map(str, places))}", "images that GDAL reads", "check the path"
+        )
+    groups = _modalities(images, notes)
+    label_group = _grouped("labels", truth, "") if truth else []
+    if len(label_group) > 1:
+        raise SceneError(
+            f"several rasters could be the labels: {', '.join(g.first.name for g in label_group[:4])}",
+            "one, or one for each tile",
+            "name it by --labels",
+        )
+    scene = _Text(groups, label_group[0] if label_group else None, Path(folder))
+    if not truth:
+        scene.add_polygons(_vectors(vectors, labels), column, choose, notes)
+    return scene.finish(notes)
+
+
+def _find(places: Sequence[str | Path], labels: str | Path | None, notes: list[str]) -> tuple[list[_File], list[Path]]:
+    """The rasters and the vector files in some places; notes what is left out."""
+    found: dict[Path, Path] = {}
+    for place in map(Path, [*places, *([labels] if labels else [])]):
+        if not place.exists():
+            raise MissingFileError(f"there is no file {place}", "rasters, or a folder of them", "check the path")
+        inside = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+        inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(place).parts)]
+        found |= {p.resolve(): p for p in inside}
+    files = list(found.values())
+    top = Path(os.path.commonpath([p.resolve().parent for p in files])) if files else Path()
+    rasters: list[_File] = []
+    vectors: list[Path] = []
+    for path in files:
+        kind, header = path.suffix.lower(), path.with_name(path.name + ".hdr")
+        if kind in VECTORS:
+            vectors.append(path)
+        elif kind in RASTERS or ((header.exists() or path.with_suffix(".hdr").exists()) and kind != ".hdr"):
+            raster = GdalRaster(str(path))
+            try:
+                raster.check()
+            except LandfuseError as error:
+                notes.append(f"{error.found}; it is left out")
+                continue
+            rasters.append(_File(path, path.resolve().relative_to(top).as_posix(), raster))
+        elif kind in _OTHERS:
+            notes.append(f"{path} is left out: {_OTHERS[kind]}")
+    return rasters, vectors
+
+
+def _label_files(rasters: Sequence[_File], labels: str | Path | None, notes: list[str]) -> list[_File]:
+    """The rasters of labels: in the place that is named, else those that look like it."""
+    if labels is None:
+        return [one for one in rasters if one.whole_numbers and one.says(_LABELS)]
+    place = Path(labels).resolve()
+    chosen = [one for one in rasters if place in (one.path.resolve(), *one.path.resolve().parents)]
+    if not chosen and place.suffix.lower() not in VECTORS and not place.is_dir():
+        raise SceneError(
+            f"{labels} is neither a raster nor a vector file", f"one that GDAL reads, e.g. {', '.join(VECTORS)}", ""
+        )
+    return chosen
+
+
+def _vectors(vectors: Sequence[Path], labels: str | Path | None) -> list[tuple[Path, list[dict[str, str | None]]]]:
+    """The vector files of labels with their attributes; several belong together if they have the same columns."""
+    read = [(path, read_rows(path)) for path in ([Path(labels)] if labels is not None else vectors)]
+    if len({tuple(rows[0]) if rows else () for _, rows in read}) > 1:
+        raise SceneError(
+            f"several vector files could be the labels: {', '.join(path.name for path, _ in read[:5])}",
+            "one, or several of the same columns",
+            "name it by --labels",
+        )
+    return read
+
+
+def _modalities(files: Sequence[_File], notes: list[str]) -> list[_Group]:
+    """Files as modalities: by the sensor that their names or folders mention, else by folder or name."""
+    by_sensor: dict[tuple[str, str], list[_File]] = {}
+    for one in files:
+        by_sensor.setdefault(_sensor(one), []).append(one)
+    order = list(_SENSORS)
+    by_sensor = dict(sorted(by_sensor.items(), key=lambda item: order.index(item[0][0]) if item[0][0] else len(order)))
+    groups = [group for (name, why), same in by_sensor.items() for group in _grouped(name, same, why)]
+    used: dict[str, int] = {}
+    unique = []
+    for group in groups:
+        used[group.name] = number = used.get(group.name, 0) + 1
+        unique.append(group if number == 1 else _Group(f"{group.name}_{number}", group.pattern, group.tiles, group.why))
+    return unique
+
+
+def _sensor(one: _File) -> tuple[str, str]:
+    """The modality that a file is of, and why."""
+    for words in one.words:
+        for name, pattern in _SENSORS.items():
+            word = next((word for word in words if re.fullmatch(pattern, word)), None)
+            if word is not None:
+                return name, f"by `{word}` in its name"
+    if one.raster.bands > _WIDE:
+        return "hsi", f"by its {one.raster.bands} bands"
+    return "", ""
+
+
+def _grouped(name: str, files: Sequence[_File], why: str) -> list[_Group]:
+    """Files of one sensor as groups: tiles of a modality have as many bands, and lie beside each other."""
+    groups: list[_Group] = []
+    by_kind: dict[tuple[Any, ...], list[_File]] = {}
+    for one in files:
+        bands = [word for word in one.words[0] if re.fullmatch(_BAND, word)] if one.raster.bands == 1 else []
+        folder = one.name.rpartition("/")[0] if not name else ""
+        by_kind.setdefault((one.raster.bands, folder, tuple(bands)), []).append(one)
+    for (_, folder, bands), same in by_kind.items():
+        called = _identifier("_".join([name or folder.rpartition("/")[2], *(bands if name not in bands else ())]))
+        pattern = _pattern([one.name for one in same]) if len(same) > 1 else None
+        beside = len(same) < 2 or same[0].raster.own_grid != same[1].raster.own_grid
+        if len(same) == 1:
+            one = same[0]
+            stem = _identifier(one.name.rsplit("/", 1)[-1].rsplit(".", 1)[0])
+            groups.append(_Group(called or stem, one.name, {"": one}, why))
+        elif pattern is None or not beside:  # several images of one place
+            parts = pattern[1] if pattern else [one.name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for one in same]
+            for part, one in zip(parts, same, strict=True):
+                label = _identifier(f"{called}_{part}" if called else part)
+                groups.append(_Group(label, one.name, {"": one}, why))
+        else:
+            tiles = dict(zip(pattern[1], same, strict=True))
+            stem = _identifier(re.sub(r"\{tile\}", "", pattern[0].rsplit("/", 1)[-1].rsplit(".", 1)[0]))
+            groups.append(_Group(called or stem or "image", pattern[0], tiles, why))
+    return groups
+
+
+def _pattern(names: Sequence[str]) -> tuple[str, list[str]] | None:
+    """One pattern with `{tile}` that fits all names, and what stands for it; None if they differ in several places."""
+    split = [re.split(r"([_\-. /]+)", name) for name in names]
+    shortest = min(map(len, split))
+    head = next((i for i in range(shortest) if len({t[i] for t in split}) > 1), shortest)
+    tail = next((i for i in range(shortest - head) if len({t[-1 - i] for t in split}) > 1), shortest - head)
+    middles = ["".join(t[head : len(t) - tail]) for t in split]
+    choices = [(middles, [[*t[:head], m, *t[len(t) - tail :]] for t, m in zip(split, middles, strict=True)])]
+    if len(set(map(len, split))) == 1:
+        choices += [([t[i] for t in split], split) for i in range(head, shortest) if len({t[i] for t in split}) > 1]
+    for values, tokens in choices:
+        if len(set(values)) < len(names) or any(not v or "/" in v or v.startswith(".") for v in values):
+            continue
+        fitting = {"".join("{tile}" if x == v else x for x in t) for t, v in zip(tokens, values, strict=True)}
+        if len(fitting) == 1:
+            return fitting.pop(), values
+    return None
+
+
+def _identifier(text: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_").lower()
+    name = f"m_{name}" if name[:1].isdigit() else name
+    return f"{name}_image" if name in ("labels", "default") else name
+
+
+class _Text:
+    """The scene file as it grows: keys, and the reasons that become comments."""
+
+    def __init__(self, groups: Sequence[_Group], labels: _Group | None, folder: Path) -> None:
+        self.groups, self.labels, self.folder = list(groups), labels, folder
+        first = self.groups[0].first
+        self.top = Path(str(first.path.resolve()).removesuffix(first.name.replace("/", os.sep)))
+        self.root = Path(os.path.relpath(self.top, folder.resolve())).as_posix()
+        self.legend: list[dict[str, Any]] = []
+        self.label_lines: list[str] = []
+        self.reference, self.reference_why = self._reference()
+
+    def _reference(self) -> tuple[str, str]:
+        if self.labels is not None:
+            grid = self.labels.first.raster.own_grid
+            fitting = [
+                g for g in self.groups if g.first.raster.own_grid == grid and set(g.tiles) == set(self.labels.tiles)
+            ]
+            if fitting:
+                return fitting[0].name, "it is on the grid of the labels, which are never resampled"
+            return "labels", "labels are never resampled: the images are brought to their grid"
+        tiled = [g for g in self.groups if len(g.tiles) > 1] or self.groups
+        finest = min(tiled, key=lambda g: g.pixel)
+        return finest.name, "it has the smallest pixels" if len(self.groups) > 1 else "it is the only image"
+
+    def add_polygons(
+        self,
+        files: Sequence[tuple[Path, list[dict[str, str | None]]]],
+        column: str | None,
+        choose: Callable[[str, Sequence[str]], str] | None,
+        notes: list[str],
+    ) -> None:
+        """Labels from vector files; nothing where there is none."""
+        if not files:
+            notes.append("no labels were found: name them by --labels; without them a scene can be mapped, not trained")
+            return
+        rows = [row for _, some in files for row in some]
+        name, why = _column(files[0][0], rows, column, choose)
+        counts = Counter(value for row in rows if (value := row[name]) is not None)
+        self.legend = [{"name": v, "comment": f"{counts[v]} shapes"} for v in sorted(counts, key=_natural)]
+        paths = [_quoted(Path(os.path.relpath(path.resolve(), self.top)).as_posix()) for path, _ in files]
+        self.label_lines = [f"  polygons: [{', '.join(paths)}]  # {len(rows)} shapes"]
+        self.label_lines.append(f"  attribute: {_quoted(name)}  # {why}")
+
+    def finish(self, notes: list[str]) -> Proposal:
+        """The whole text, after the scene that it describes was opened and its labels were read."""
+        groups = self._tiles(notes)
+        reference = next((g for g in groups if g.name == self.reference), self.labels)
+        if self.labels is not None:
+            self._raster_labels(self.labels)
+        body = [
+            "# Proposed by `landfuse init`; the reason of each choice is beside it.",
+            f"name: {_quoted(self.folder.resolve().name or 'scene')}",
+            f"root: {_quoted(self.root)}  # paths start from here",
+            *self.tile_lines,
+            f"reference: {self.reference}  # whose grid is the map's: {self.reference_why}",
+        ]
+        if not any(g.first.raster.own_grid.crs for g in groups):
+            body.append("georeferenced: false  # no raster has a CRS")
+        body += ["", "modalities:"]
+        for group in groups:
+            body += _modality_lines(group, reference if group.name != self.reference else None)
+        if self.label_lines:
+            body += ["", "labels:", *self.label_lines, "", "legend:", *map(_class_line, self.legend)]
+        scenes = self._opened(body).scenes()
+        recipe, view = self._recipe(scenes)
+        if self.label_lines:
+            body += ["", self._split(body, scenes, view // 2, notes)]
+        return Proposal("\n".join(body) + "\n", recipe, self._opened(body), notes)
+
+    def _opened(self, lines: Sequence[str]) -> SceneFile:
+        settings = parse(SceneSettings, yaml.safe_load("\n".join(lines)), "the proposed scene file")
+        root = Path(os.path.normpath(self.folder.resolve() / settings.root))  # the folder may not be there yet
+        return SceneFile(settings, root, self.folder / "scene.yaml")
+
+    def _tiles(self, notes: list[str]) -> list[_Group]:
+        """The modalities that cover the tiles of the reference; sets the lines that name the tiles."""
+        reference = next((g for g in [*self.groups, self.labels] if g and g.name == self.reference), self.groups[0])
+        tiles = set(reference.tiles)
+        self.tile_lines: list[str] = []
+        kept = []
+        for group in [*self.groups, *([self.labels] if self.labels else [])]:
+            if len(group.tiles) == 1 and "" in group.tiles:
+                kept.append(group)
+                continue
+            common = tiles & set(group.tiles)
+            if not common:
+                raise SceneError(
+                    f"`{group.name}` comes as {len(group.tiles)} files ({', '.join(list(group.tiles)[:3])}, ...) and "
+                    f"`{reference.name}` as {', '.join(sorted(tiles)[:3]) if '' not in tiles else 'one'}",
+                    "the same names of tiles, or one file",
+                    "join the files by `gdalbuildvrt`, rename them, or leave some out",
+                )
+            tiles = common
+            kept.append(group)
+        if "" not in tiles and any(set(g.tiles) != tiles for g in kept if "" not in g.tiles):
+            names = sorted(tiles, key=_natural)
+            self.tile_lines = [f"tiles: [{', '.join(map(_quoted, names))}]  # those that every modality has"]
+            lost = set().union(*(set(g.tiles) for g in kept if "" not in g.tiles)) - tiles
+            notes.append(f"tiles that lack a modality are left out: {', '.join(sorted(lost)[:5])} ({len(lost)} in all)")
+        return [g for g in kept if g is not self.labels]
+
+    def _raster_labels(self, group: _Group) -> None:
+        """Labels from a raster: its codes, and what means unlabelled."""
+        counts: dict[int, int] = {}
+        names: dict[int, str] = {}
+        for one in group.tiles.values():
+            codes, found = np.unique(one.raster.read_codes(), return_counts=True)
+            for code, n in zip(codes.tolist(), found.tolist(), strict=True):
+                counts[int(code)] = counts.get(int(code), 0) + n
+            names |= class_names(one.path)
+        counts.pop(UNLABELLED, None)
+        if len(counts) > _MOST_VALUES:
+            raise SceneError(
+                f"the labels {group.first.path} hold {len(counts)} different numbers",
+                f"codes of at most {_MOST_VALUES} classes",
+                "name the raster of labels by --labels",
+            )
+        self.label_lines = [f"  path: {_quoted(group.pattern)}"]
+        if 0 in counts and 0 not in names and len(counts) > 1:
+            pixels = counts.pop(0)
+            self.label_lines.append(
+                f"  ignored: [0]  # taken as unlabelled ({pixels:,} px); if 0 is a class, remove this and list it below"
+            )
+        self.legend = [
+            {"name": names.get(code, f"class {code}"), "code": code, "comment": f"{n:,} px"}
+            for code, n in sorted(counts.items())
+        ]
+
+    def _recipe(self, scenes: Sequence[Scene]) -> tuple[str, int]:
+        """The recipe, and the view of its model."""
+        pixels = sum(scene.grid.window.pixels for scene in scenes)
+        labelled = sum(int((scene.labels != UNLABELLED).sum()) for scene in scenes) if self.label_lines else 0
+        if self.label_lines and not labelled:
+            raise SceneError(
+                "no pixel is labelled", "labels that lie on the images", "check the CRS of labels and images"
+            )
+        lines = ["# Proposed by `landfuse init`; the reason of each choice is beside it.", "scene: scene.yaml"]
+        if labelled < _FEW_LABELS or pixels > _MANY_PIXELS:
+            few = labelled < _FEW_LABELS
+            why = (
+                f"{labelled:,} labelled pixels are few for a network" if few else f"fast on a CPU: {pixels:,} px to map"
+            )
+            lines.append(f"model: forest  # {why}")
+            return "\n".join(lines) + "\n", 1
+        lines += [
+            f"model: {{name: two_branch, view: {_VIEW}}}  # a small network; {labelled:,} labelled pixels suffice",
+            "samples: {balanced: true, windows: 20000}  # rare classes are drawn as often as others",
+            "training: {epochs: 20}",
+        ]
+        wide = [g.name for g in self.groups if g.first.raster.bands > _WIDE]
+        lines += ["pixel_maps:  # many bands hold much the same"] if wide else []
+        lines += [f"  {name}: {{kind: pca, components: 30}}" for name in wide]
+        return "\n".join(lines) + "\n", _VIEW
+
+    def _split(self, body: Sequence[str], scenes: Sequence[Scene], buffer: int, notes: list[str]) -> str:
+        """The split that loses no class: whole polygons, whole tiles, or blocks as large as possible."""
+        trials = []
+        if self.labels is None:
+            trials.append(("kind: polygons", "whole polygons go to one role"))
+        if sum(bool((scene.labels != UNLABELLED).any()) for scene in scenes) >= _FEW_TILES:
+            trials.append(("kind: tiles", "whole tiles go to one role"))
+        size = 1 << max(1, (max(max(s.grid.height, s.grid.width) for s in scenes) // 2).bit_length() - 1)
+        while size >= 8:
+            trials.append((f"kind: blocks, size: {size}, buffer: {buffer}", "the largest blocks that lose no class"))
+            size //= 2
+        best: tuple[int, str] | None = None
+        for settings, why in trials:
+            line = f"split: {{{settings}, test: 0.3}}  # {why}"
+            file = self._opened([*body, line])
+            try:
+                roles = file.roles(scenes)
+            except SplitError:  # a role without any pixel
+                continue
+            counts = counts_per_class(roles, [scene.labels for scene in scenes], len(file.legend))
+            lost = int(sum((counts[name] == 0).sum() for name in ROLES))
+            if best is None or lost < best[0]:
+                best = lost, line
+            if not lost:
+                return line
+        if best is None:
+            raise SplitError(
+                "no split leaves labelled pixels for training, validation and the test",
+                "labels in several places",
+                "label more places",
+            )
+        notes.append("no split keeps every class in each role; the table of `landfuse check` shows which are missing")
+        return f"{best[1].split('  # ')[0]}  # no split keeps every class in each role; this one loses fewest"
+
+
+def _column(
+    path: Path,
+    rows: Sequence[Mapping[str, str | None]],
+    column: str | None,
+    choose: Callable[[str, Sequence[str]], str] | None,
+) -> tuple[str, str]:
+    """The column that names the class, and why it is that one."""
+    present = list(rows[0]) if rows else []
+    if column is not None:
+        if column not in present:
+            raise SceneError(
+                f"{path} has no column `{column}`", f"one of: {', '.join(present) or 'none'}", "correct it"
+            )
+        return column, "as named"
+    kinds = {name: {row[name] for row in rows} - {None} for name in present}
+    fitting = [n for n, values in kinds.items() if 2 <= len(values) <= min(_MOST_VALUES, max(2, len(rows) - 1))]
+    named = [name for name in fitting if re.fullmatch(_COLUMN, name.lower())]
+    for some, why in (
+        (named, "its name and its few values look like classes"),
+        (fitting, "the only one of few values"),
+    ):
+        if len(some) == 1:
+            return some[0], why
+    if not fitting:
+        raise SceneError(
+            f"no column of {path} looks like classes",
+            f"a column of 2 to {_MOST_VALUES} values that come more than once",
+            f"name it by --label-column; there are: {', '.join(present) or 'none'}",
+        )
+    shown = [f"{name} ({', '.join(sorted(map(str, kinds[name]))[:3])}, ...)" for name in fitting]
+    if choose is None:
+        raise SceneError(
+            f"several columns of {path} could name the class: {'; '.join(shown)}", "one", "name it by --label-column"
+        )
+    return choose(f"Which column of {path.name} names the class?", fitting), "as chosen"
+
+
+def _modality_lines(group: _Group, onto: _Group | None) -> list[str]:
+    """A modality of the scene file; `onto` is the reference where it is another one."""
+    raster = group.first.raster
+    size = f"{raster.bands} x {raster.dtype}, pixels of {raster.own_grid.pixel_size[0]:.4g}"
+    tiles = "" if "" in group.tiles else f", {len(group.tiles)} tiles"
+    lines = [
+        f"  {group.name}:  # {size}{tiles}{f'; {group.why}' if group.why else ''}",
+        f"    path: {_quoted(group.pattern)}",
+    ]
+    grid = raster.own_grid
+    height, width = min(_SAMPLE, grid.height), min(_SAMPLE, grid.width)
+    side = Window((grid.height - height) // 2, (grid.width - width) // 2, height, width)
+    values = raster.read(side)
+    known = values[np.isfinite(values)]
+    if group.name.startswith("s1") and known.size and known.min() >= 0 and np.median(known) < 5:
+        lines += ["    decibel: true  # its values are linear power", "    units: dB"]
+    elif group.name.startswith("s1") and known.size and np.median(known) < 0:
+        lines.append("    units: dB  # by its values")
+    elif group.name.startswith(("dem", "height")):
+        lines.append("    units: m")
+    empty = float((values == 0).all(axis=0).mean())
+    if raster.bands > 2 and 0 < empty < 1 and np.isfinite(values).all():
+        lines.append(
+            f"    nodata: 0  # no value is declared, and 0 is in every band of {empty:.1%} of the pixels looked at"
+        )
+    if onto is not None and raster.own_grid != onto.first.raster.own_grid:
+        finer = group.pixel < onto.pixel * 0.75
+        lines.append(
+            "    resampling: average  # its pixels are smaller than those of the reference"
+            if finer
+            else "    resampling: bilinear  # its pixels are not those of the reference"
+        )
+    return lines
+
+
+def _class_line(kind: Mapping[str, Any]) -> str:
+    code = f", code: {kind['code']}" if "code" in kind else ""
+    return f"  - {{name: {_quoted(kind['name'])}{code}}}  # {kind['comment']}"
+
+
+def _quoted(text: str) -> str:
+    """A text as a YAML scalar."""
+    return (
+        text
+        if re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", text) and text.lower() not in _WORDS
+        else json.dumps(text, ensure_ascii=False)
+    )
+
+
+_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]

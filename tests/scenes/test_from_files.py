@@ -1,0 +1,317 @@
+"""`init`: what is proposed for folders as people have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import shapely
+import yaml
+
+from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneError
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.rasters.grid import Grid
+from landfuse.scenes.check import check
+from landfuse.scenes.from_files import Proposal, propose
+
+SIDE = 64
+
+
+def tif(
+    path: Path,
+    bands: int = 1,
+    *,
+    pixel: float = 10.0,
+    values: Any = None,
+    crs: str | None = "EPSG:32632",
+    east: float = 0.0,
+    dtype: Any = np.float32,
+) -> Path:
+    """An image of the same 640 m squared, or `east` of it."""
+    side = round(SIDE * 10 / pixel)
+    transform = (pixel, 0.0, 500_000.0 + east, 0.0, -pixel, 5_400_000.0)
+    grid = Grid(side, side, transform, crs) if crs else Grid(side, side)
+    if values is None:
+        values = np.random.default_rng(bands).uniform(100, 200, (bands, side, side)).astype(dtype)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_raster(path, grid, values)
+    return path
+
+
+def codes(path: Path, *, present: tuple[int, ...] = (1, 2, 3), east: float = 0.0, pixel: float = 10.0) -> Path:
+    """Labels in patches of 4 px, drawn at random."""
+    side = round(SIDE * 10 / pixel)
+    patches = np.random.default_rng(0).choice(present, (1, side // 4, side // 4)).astype(np.uint8)
+    return tif(path, values=patches.repeat(4, 1).repeat(4, 2), east=east, pixel=pixel)
+
+
+def fields(path: Path, crs: str = "EPSG:32632", **columns: Any) -> Path:
+    """64 square fields of 60 m; by default `crop` names three kinds of them."""
+    x, y = (axis.ravel() for axis in np.meshgrid(np.arange(8) * 80.0 + 500_010, 5_399_930 - np.arange(8) * 80.0))
+    kinds = columns or {"fid_1": range(64), "crop": np.array(["wheat", "maize", "beet"])[np.arange(64) % 3]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame = geopandas.GeoDataFrame(kinds, geometry=shapely.box(x, y, x + 60, y + 60), crs="EPSG:32632")
+    frame.to_crs(crs).to_file(path)
+    return path
+
+
+def _one_of_each(home: Path) -> None:
+    tif(home / "s2.tif", 4), tif(home / "s1.tif", 2), tif(home / "dem.tif", pixel=20)
+    fields(home / "fields.gpkg")
+
+
+def _tile_folders(home: Path) -> None:
+    for n, tile in enumerate("abc"):
+        tif(home / "S2L2A" / f"{tile}.tif", 3, east=1000.0 * n)
+        tif(home / "S1RTC" / f"{tile}.tif", 2, values=np.full((2, SIDE, SIDE), -12, np.float32), east=1000.0 * n)
+        codes(home / "LULC" / f"{tile}.tif", east=1000.0 * n)
+
+
+def _folder_per_tile(home: Path) -> None:
+    for n in (1, 2):
+        tif(home / f"area_{n}" / f"s2_area_{n}.tif", 3, east=1000.0 * n)
+        codes(home / f"area_{n}" / "labels.tif", east=1000.0 * n)
+
+
+def _tile_first(home: Path) -> None:
+    for n in range(3):
+        tif(home / f"north_{n}_S2.tif", 3, east=1000.0 * n)
+        tif(home / f"north_{n}_CHM.tif", east=1000.0 * n)
+        codes(home / f"north_{n}_labels.tif", east=1000.0 * n)
+
+
+def _a_tile_without_radar(home: Path) -> None:
+    _tile_folders(home)
+    (home / "S1RTC" / "c.tif").unlink()
+
+
+def _linear_radar(home: Path) -> None:
+    tif(home / "GRD_VV_VH.tif", 2, values=np.full((2, SIDE, SIDE), 0.1, np.float32))
+    codes(home / "gt.tif")
+
+
+def _two_dates(home: Path) -> None:
+    tif(home / "s2_20230115.tif", 3), tif(home / "s2_20230715.tif", 3), codes(home / "labels.tif")
+
+
+def _unnamed_cube(home: Path) -> None:
+    tif(home / "flight 7.tif", 40), codes(home / "ground truth.tif")
+
+
+def _finer_height(home: Path) -> None:
+    tif(home / "sentinel-2.tif", 3), tif(home / "lidar_height.tif", pixel=5), codes(home / "labels.tif")
+
+
+def _labels_on_their_own_grid(home: Path) -> None:
+    tif(home / "naip.tif", 3, pixel=5), codes(home / "landcover.tif")
+
+
+def _other_language(home: Path) -> None:
+    tif(home / "Höhe über Grund.tif"), tif(home / "2023 Luftbild.tif", 3), codes(home / "labels.tif")
+
+
+def _unplaced(home: Path) -> None:
+    tif(home / "rgb.tif", 3, crs=None), tif(home / "labels.tif", values=_patches(), crs=None)
+
+
+def _patches() -> Any:
+    return np.random.default_rng(0).choice([1, 2], (1, 16, 16)).astype(np.uint8).repeat(4, 1).repeat(4, 2)
+
+
+def _unlabelled_zero(home: Path) -> None:
+    tif(home / "s2.tif", 3), codes(home / "labels.tif", present=(0, 1, 2))
+
+
+def _litter(home: Path) -> None:
+    _one_of_each(home)
+    (home / "s2.tif.ovr").write_bytes(b"x"), (home / ".hidden.tif").write_bytes(b"x")
+    (home / "s2.tif.aux.xml").write_text("<PAMDataset/>"), (home / "readme.txt").write_text("hello")
+    (home / "broken.tif").write_bytes(b"II*\0 not a raster"), (home / "cube.mat").write_bytes(b"x")
+
+
+def _no_labels(home: Path) -> None:
+    tif(home / "s2.tif", 3)
+
+
+def _empty_border(home: Path) -> None:
+    values = np.full((3, SIDE, SIDE), 900, np.uint16)
+    values[:, :, :20] = 0
+    tif(home / "s2.tif", values=values), codes(home / "labels.tif")
+
+
+def _polygons_elsewhere_in_degrees(home: Path) -> None:
+    tif(home / "images" / "s2.tif", 3)
+    fields(home / "field work" / "crops.geojson", "EPSG:4326")
+
+
+def _parts(home: Path) -> None:
+    """Vector files of one kind, e.g. a file per site."""
+    tif(home / "s2.tif", 3)
+    fields(home / "train_1.gpkg"), fields(home / "train_2.gpkg")
+
+
+FOLDERS: dict[Callable[[Path], None], dict[str, Any]] = {
+    _one_of_each: {
+        "modalities": {"dem": "dem.tif", "s1": "s1.tif", "s2": "s2.tif"},
+        "reference": "s2",
+        "polygons": ("fields.gpkg",),
+        "attribute": "crop",
+        "kind": "polygons",
+        "legend": ["beet", "maize", "wheat"],
+    },
+    _tile_folders: {
+        "modalities": {"s1": "S1RTC/{tile}.tif", "s2": "S2L2A/{tile}.tif"},
+        "labels": "LULC/{tile}.tif",
+        "tiles": ["a", "b", "c"],
+        "text": ["units: dB  # by its values"],
+    },
+    _folder_per_tile: {
+        "modalities": {"s2": "area_{tile}/s2_area_{tile}.tif"},
+        "labels": "area_{tile}/labels.tif",
+        "tiles": ["1", "2"],
+    },
+    _tile_first: {
+        "modalities": {"height": "north_{tile}_CHM.tif", "s2": "north_{tile}_S2.tif"},
+        "labels": "north_{tile}_labels.tif",
+        "tiles": ["0", "1", "2"],
+    },
+    _a_tile_without_radar: {
+        "modalities": {"s1": "S1RTC/{tile}.tif", "s2": "S2L2A/{tile}.tif"},
+        "tiles": ["a", "b"],
+        "notes": ["tiles that lack a modality are left out: c (1 in all)"],
+    },
+    _linear_radar: {"modalities": {"s1": "GRD_VV_VH.tif"}, "labels": "gt.tif", "text": ["decibel: true"]},
+    _two_dates: {"modalities": {"s2_20230115": "s2_20230115.tif", "s2_20230715": "s2_20230715.tif"}},
+    _unnamed_cube: {
+        "modalities": {"hsi": "flight 7.tif"},
+        "labels": "ground truth.tif",
+        "recipe": ["hsi: {kind: pca, components: 30}", "name: two_branch"],
+    },
+    _finer_height: {
+        "modalities": {"height": "lidar_height.tif", "s2": "sentinel-2.tif"},
+        "reference": "s2",
+        "text": ["resampling: average  # its pixels are smaller"],
+    },
+    _labels_on_their_own_grid: {"modalities": {"rgb": "naip.tif"}, "reference": "labels"},
+    _other_language: {"modalities": {"h_he_ber_grund": "Höhe über Grund.tif", "m_2023_luftbild": "2023 Luftbild.tif"}},
+    _unplaced: {"modalities": {"rgb": "rgb.tif"}, "text": ["georeferenced: false"]},
+    _unlabelled_zero: {"legend": ["class 1", "class 2"], "text": ["ignored: [0]  # taken as unlabelled"]},
+    _litter: {
+        "modalities": {"dem": "dem.tif", "s1": "s1.tif", "s2": "s2.tif"},
+        "notes": ["broken.tif cannot be opened", "cube.mat is left out: its variable and axes"],
+    },
+    _no_labels: {"modalities": {"s2": "s2.tif"}, "notes": ["no labels were found"], "kind": None},
+    _empty_border: {"text": ["nodata: 0  # no value is declared, and 0 is in every band of 31.2%"]},
+    _polygons_elsewhere_in_degrees: {
+        "modalities": {"s2": "images/s2.tif"},
+        "polygons": ("field work/crops.geojson",),
+        "legend": ["beet", "maize", "wheat"],
+    },
+    _parts: {"polygons": ("train_1.gpkg", "train_2.gpkg"), "legend": ["beet", "maize", "wheat"]},
+}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.__name__.strip("_"))
+def test_a_folder_becomes_a_scene_that_check_passes(folder: Callable[[Path], None], tmp_path: Path) -> None:
+    folder(tmp_path / "data")
+    found = propose([tmp_path / "data"], tmp_path / "out")
+    expected = FOLDERS[folder]
+    settings = found.file.settings
+    if "modalities" in expected:
+        assert {name: m.path for name, m in settings.modalities.items()} == expected["modalities"]
+    assert settings.reference_name == expected.get("reference", settings.reference_name)
+    assert found.file.tiles == expected.get("tiles", found.file.tiles)
+    if settings.labels is not None:
+        assert settings.labels.path == expected.get("labels", settings.labels.path)
+        assert settings.labels.polygons == expected.get("polygons", settings.labels.polygons)
+        assert settings.labels.attribute == expected.get("attribute", settings.labels.attribute)
+    assert (settings.split and settings.split.kind) == expected.get("kind", settings.split and settings.split.kind)
+    assert [c.name for c in settings.legend] == expected.get("legend", [c.name for c in settings.legend])
+    assert all(text in found.scene for text in expected.get("text", []))
+    assert all(text in found.recipe for text in expected.get("recipe", []))
+    assert len(found.notes) == len(expected.get("notes", []))
+    assert all(any(text in note for note in found.notes) for text in expected.get("notes", []))
+    scene, recipe = found.write()
+    assert yaml.safe_load(recipe.read_text())["scene"] == "scene.yaml"
+    assert check(scene).faults == []
+
+
+def _nothing(home: Path) -> None:
+    home.mkdir()
+    (home / "notes.txt").write_text("x")
+
+
+def _measurements_as_labels(home: Path) -> None:
+    tif(home / "s2.tif", 3)
+    tif(home / "mask.tif", values=np.arange(SIDE * SIDE, dtype=np.int32).reshape(1, SIDE, SIDE))
+
+
+def _tiles_of_other_names(home: Path) -> None:
+    for n in range(2):
+        tif(home / "s2" / f"a{n}.tif", 3, east=1000.0 * n), tif(home / "s1" / f"b{n}.tif", 2, east=1000.0 * n)
+
+
+def _unlike_vectors(home: Path) -> None:
+    tif(home / "s2.tif", 3)
+    fields(home / "fields.gpkg"), fields(home / "roads.gpkg", kind=["a", "b"] * 32)
+
+
+def _two_columns(home: Path) -> None:
+    tif(home / "s2.tif", 3)
+    fields(home / "fields.gpkg", crop=["a", "b"] * 32, land_cover=["c", "d"] * 32)
+
+
+def _only_numbers_of_fields(home: Path) -> None:
+    tif(home / "s2.tif", 3)
+    fields(home / "fields.gpkg", number=range(64))
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind", "words"),
+    [
+        (_nothing, MissingFileError, "no raster is in"),
+        (_measurements_as_labels, SceneError, "4095 different numbers"),
+        (_tiles_of_other_names, SceneError, "the same names of tiles"),
+        (_unlike_vectors, SceneError, "--labels"),
+        (_two_columns, SceneError, "crop (a, b, ...); land_cover (c, d, ...)"),
+        (_only_numbers_of_fields, SceneError, "no column of"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_is_not_clear_is_said(
+    folder: Callable[[Path], None], kind: type[LandfuseError], words: str, tmp_path: Path
+) -> None:
+    folder(tmp_path / "data")
+    with pytest.raises(kind) as error:
+        propose([tmp_path / "data"], tmp_path)
+    assert words in str(error.value)
+
+
+def test_the_column_is_named_or_asked_for(tmp_path: Path) -> None:
+    _two_columns(tmp_path / "data")
+    named = propose([tmp_path / "data"], tmp_path, column="land_cover")
+    asked = propose([tmp_path / "data"], tmp_path, choose=lambda question, columns: columns[1])
+    assert [c.name for c in named.file.settings.legend] == [c.name for c in asked.file.settings.legend] == ["c", "d"]
+    with pytest.raises(SceneError, match="no column `cropp`"):
+        propose([tmp_path / "data"], tmp_path, column="cropp")
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    _one_of_each(tmp_path)
+
+    def proposed() -> Proposal:
+        return propose(
+            [tmp_path / f"{name}.tif" for name in ("s2", "s1", "dem")], tmp_path, labels=tmp_path / "fields.gpkg"
+        )
+
+    (tmp_path / "recipe.yaml").write_text("mine")
+    with pytest.raises(OutputError, match=r"recipe\.yaml is there already"):
+        proposed().write()
+    assert not (tmp_path / "scene.yaml").exists()
+    (tmp_path / "recipe.yaml").unlink()
+    proposed().write()
+    proposed().write()  # the same once more is no harm: a command that goes on
