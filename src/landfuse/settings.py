@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import pydantic
 import yaml
@@ -24,6 +24,11 @@ class Settings(pydantic.BaseModel):
     """The base of all settings: typed, frozen, and closed to unknown keys."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    about: ClassVar[str] = ""
+    """What it configures, in a line."""
+    cost: ClassVar[str] = ""
+    """How long that takes, in words."""
 
     retired: ClassVar[Mapping[str, tuple[object, str]]] = {}
     """Settings that no longer exist: name -> (the old default, at which files may still set it; what to do)."""
@@ -451,3 +456,62 @@ def bounded_processes(wanted: int, name: str) -> int:
     if wanted > most:
         log.warning("%s is %d; %d processes are started, 4 per core of this machine", name, wanted, most)
     return min(wanted, most)
+
+
+class Described(NamedTuple):
+    """A setting in words."""
+
+    key: str
+    values: str
+    default: str
+    meaning: str
+
+
+def describe(kind: type[Settings], prefix: str = "") -> list[Described]:
+    """All settings of a class in the order of their fields, those of sections within it after their section's."""
+    rows = []
+    for name, field in kind.model_fields.items():
+        default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
+        limits = [
+            words.format(getattr(bound, limit))
+            for bound in field.metadata
+            for limit, words in _LIMITS
+            if hasattr(bound, limit)
+        ]
+        values = " ".join([_values(field.annotation), *limits])
+        rows.append(Described(prefix + name, values, default, field.description or ""))
+        many = get_origin(field.annotation) in (dict, tuple)
+        for inner in _kinds_in(field.annotation):
+            tag = next((f"({choice})" for f in inner.model_fields for choice in _choices(inner, f) if f == "kind"), "")
+            rows += describe(inner, f"{prefix}{name}{'[]' if many else ''}{tag}.")
+    return rows
+
+
+_LIMITS = (("ge", "from {}"), ("gt", "above {}"), ("le", "to {}"), ("lt", "below {}"), ("multiple_of", "by {}"))
+_WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", type(None): "null"}
+
+
+def _values(annotation: Any) -> str:
+    """What a type accepts, in words."""
+    origin, parts = get_origin(annotation), [part for part in get_args(annotation) if part is not Ellipsis]
+    if origin is Literal:
+        return ", ".join(map(str, parts))
+    if origin is tuple:
+        return f"list of {_values(parts[0])}" if len(set(parts)) == 1 else "list"
+    if origin in (dict, Mapping):
+        return "mapping"
+    if origin is Annotated:
+        return _values(parts[0])
+    if parts:
+        return " or ".join(dict.fromkeys(map(_values, parts)))
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return "section"
+    return _WORDS.get(annotation, "any")
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, Settings):
+        return ""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)

@@ -48,6 +48,8 @@ class OperatorSettings(Settings):
 class BdgfSettings(Settings):
     """Settings of BDGF."""
 
+    about: ClassVar[str] = "BDGF: branches guided by a diffusion model that learns without labels"
+    cost: ClassVar[str] = "hours on a CPU, minutes on a GPU"
     view: Side = Field(default=11, description="Side of the patch, px.")
     core: Side = Field(
         default=1,
@@ -95,6 +97,8 @@ class BdgfSettings(Settings):
 class ForestSettings(Settings):
     """Settings of the random forest."""
 
+    about: ClassVar[str] = "random forest on single pixels, the simplest baseline"
+    cost: ClassVar[str] = "seconds on a CPU"
     trees: int = Field(default=200, ge=1, le=100_000, description="Number of trees.")
     depth: int | None = Field(default=None, ge=1, le=10**6, description="Limit of their depth; null for none.")
     leaf: Count = Field(default=1, description="Fewest training pixels in a leaf.")
@@ -110,6 +114,8 @@ class ForestSettings(Settings):
 class MFNetSettings(Settings):
     """Settings of MFNet."""
 
+    about: ClassVar[str] = "MFNet: a frozen Segment Anything encoder, fine-tuned for several modalities"
+    cost: ClassVar[str] = "needs a GPU to train"
     encoder: str = Field(
         default="samvit_base_patch16",
         description="timm's name of a ViT, e.g. samvit_base_patch16, sam2_hiera_tiny, "
@@ -165,6 +171,8 @@ class MFNetSettings(Settings):
 class RefNetSettings(Settings):
     """Settings of REF-Net; the defaults are those of the paper's recipe for DFC2020, without pretrained weights."""
 
+    about: ClassVar[str] = "REF-Net: features split into what two sensors share and what differs"
+    cost: ClassVar[str] = "hours on a CPU, minutes on a GPU"
     retired: ClassVar[Mapping[str, tuple[object, str]]] = {
         "expansion": (2.0, "SS2D has two inner channels per channel; remove it"),
         "mlp_ratio": (4.0, "perceptrons have four hidden channels per channel; remove it"),
@@ -205,6 +213,8 @@ class RefNetSettings(Settings):
 class StackedSettings(Settings):
     """Settings of the stacked segmentation network."""
 
+    about: ClassVar[str] = "all bands stacked into one segmentation network"
+    cost: ClassVar[str] = "an hour on a CPU, minutes on a GPU"
     architecture: str = Field(
         default="Unet", description="Of segmentation-models-pytorch, e.g. `Unet`, `DeepLabV3Plus`, `Segformer`."
     )
@@ -224,6 +234,8 @@ class StackedSettings(Settings):
 class TwoBranchSettings(Settings):
     """Settings of the two-branch CNN."""
 
+    about: ClassVar[str] = "a small CNN per modality, joined late"
+    cost: ClassVar[str] = "minutes on a CPU"
     view: Side = Field(default=11, description="Side of the patch, px; odd.")
     width: int = Field(default=64, ge=4, le=16_384, description="Features of each branch.")
     dropout: Chance = Field(default=0.3, description="Fraction of the joined features dropped in training.")
