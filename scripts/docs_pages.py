@@ -54,7 +54,7 @@ def _settings(kind: type[Settings]) -> str:
 
 
 def _keys(kind: type[Settings], title: str, words: str) -> str:
-    note = "`a.b` is the key `b` in the section `a`; `[]` stands for each of several, `(kind)` for a section of that kind."
+    note = "`a.b` is the key `b` in the section `a`; `[]` stands for each of several, `(kind)` for one of that kind."
     return f"# {title}\n\n{words}\n\n{note}\n\n{_settings(kind)}\n"
 
 
