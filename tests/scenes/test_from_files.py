@@ -98,6 +98,19 @@ def _two_dates(home: Path) -> None:
     tif(home / "s2_20230115.tif", 3), tif(home / "s2_20230715.tif", 3), codes(home / "labels.tif")
 
 
+def _a_file_per_band(home: Path) -> None:
+    for band, pixel in (("B01", 20.0), ("B02", 10.0), ("B8A", 20.0), ("B11", 20.0)):
+        tif(home / "T32UQD" / f"T32UQD_20230701_{band}.tif", pixel=pixel, values=None)
+    tif(home / "VV.tif"), tif(home / "VH.tif"), codes(home / "labels.tif")
+
+
+def _bands_of_tiles(home: Path) -> None:
+    for n, tile in enumerate(("a", "b")):
+        for band in ("B04", "B08"):
+            tif(home / "s2" / f"{tile}_{band}.tif", east=1000.0 * n)
+        codes(home / "labels" / f"{tile}.tif", east=1000.0 * n)
+
+
 def _unnamed_cube(home: Path) -> None:
     tif(home / "flight 7.tif", 40), codes(home / "ground truth.tif")
 
@@ -186,6 +199,14 @@ FOLDERS: dict[Callable[[Path], None], dict[str, Any]] = {
     },
     _linear_radar: {"modalities": {"s1": "GRD_VV_VH.tif"}, "labels": "gt.tif", "text": ["decibel: true"]},
     _two_dates: {"modalities": {"s2_20230115": "s2_20230115.tif", "s2_20230715": "s2_20230715.tif"}},
+    _a_file_per_band: {
+        "modalities": {
+            "s1": ("VH.tif", "VV.tif"),
+            "t32uqd": tuple(f"T32UQD/T32UQD_20230701_{band}.tif" for band in ("B01", "B02", "B8A", "B11")),
+        },
+        "reference": "s1",
+    },
+    _bands_of_tiles: {"modalities": {"s2": ("s2/{tile}_B04.tif", "s2/{tile}_B08.tif")}, "tiles": ["a", "b"]},
     _unnamed_cube: {
         "modalities": {"hsi": "flight 7.tif"},
         "labels": "ground truth.tif",

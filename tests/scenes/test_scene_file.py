@@ -758,3 +758,34 @@ def test_wavelengths_go_before_names() -> None:
     assert known.places_in(replace(known, wavelengths=(450.0, 680.0, 2200.0))) is None, "3% off"
     assert known.places_in(replace(known, wavelengths=(450.0, 2199.0, 2200.0))) is None
     assert known.places_in(replace(known, wavelengths=(), names=("c", "a", "b"))) == (1, 2, 0)
+
+
+def test_bands_in_files_of_their_own_are_stacked(tmp_path: Path) -> None:
+    """Two bands of 10 m and one of 20 m, of two tiles; each with its own nodata; the values of a file of three bands."""
+    names = ("B02", "B04", "B11")
+    for number, tile in enumerate(("t_1", "t_2")):
+        for band, name in enumerate(names):
+            pixel = 20 if name == "B11" else 10
+            grid = Grid(640 // pixel, 640 // pixel, (pixel, 0, 5e5 + 1e4 * number, 0, -pixel, 5.4e6), "EPSG:32632")
+            values = np.full((1, grid.height, grid.width), 100 * band + number, np.int16)
+            values[0, 0, :4] = -band
+            write_raster(tmp_path / f"{tile}_{name}.tif", grid, values, nodata=-band)
+    written = {"name": "x", "modalities": {"s2": {"path": "{tile}_B*.tif", "resampling": "nearest"}}}
+    (tmp_path / "scene.yaml").write_text(yaml.safe_dump(written))
+    one, two = open_scenes(tmp_path / "scene.yaml")
+    assert [one.name, two.name] == ["t_1", "t_2"]
+    assert (one.grid.height, one.modalities["s2"].raster.bands) == (64, 3)
+    assert one.modalities["s2"].info.names == names
+    values = two.read("s2", Window(0, 0, 4, 12))
+    assert values[:, 3, 11].tolist() == [1, 101, 201]
+    assert np.isnan(values[:, 0]).sum(axis=1).tolist() == [4, 4, 8]
+
+    listed = {"path": ["{tile}_B11.tif", "{tile}_B02.tif"], "bands": [2]}
+    (tmp_path / "scene.yaml").write_text(yaml.safe_dump({"name": "x", "modalities": {"s2": listed}}))
+    chosen = open_scenes(tmp_path / "scene.yaml")[1]
+    assert chosen.read("s2", Window(3, 11, 1, 1)).ravel().tolist() == [1]
+    assert chosen.grid.height == 64
+    for path, words in (("{tile}_C*.tif", "no file fits"), (["{tile}_B11.tif", "{tile}_B12.tif"], "B12.tif")):
+        (tmp_path / "scene.yaml").write_text(yaml.safe_dump({"name": "x", "modalities": {"s2": {"path": path}}}))
+        with pytest.raises(LandfuseError, match=words):
+            open_scenes(tmp_path / "scene.yaml")

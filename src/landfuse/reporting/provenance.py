@@ -15,7 +15,6 @@ import yaml
 from landfuse.accuracy.bootstrap import SCORES, Interval
 from landfuse.errors import SettingsError, few
 from landfuse.legend import Legend
-from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.raster import Raster
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
@@ -31,12 +30,12 @@ def data_rows(run: Run, file: SceneFile, scenes: Sequence[Scene]) -> list[dict[s
     for name, part in scenes[0].modalities.items():
         rasters = [scene.modalities[name].raster for scene in scenes]
         first = rasters[0]
-        own = [r.own_grid if isinstance(r, GdalRaster) else r.grid for r in rasters]
+        own = [getattr(r, "own_grid", r.grid) for r in rasters]
         width, height = own[0].pixel_size
         rows.append(
             {
                 "name": name,
-                "path": bare(settings.modalities[name].path),
+                "path": bare(", ".join(settings.modalities[name].paths)),
                 "used": name in run.modalities,
                 **_files(rasters),
                 "bands": str(first.bands),

@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class _Group:
     """Files of one modality: one, or one for each tile."""
 
     name: str
-    pattern: str
+    patterns: tuple[str, ...]  # several where each band has a file of its own
     tiles: Mapping[str, _File]  # under "" where it is one
     why: str
 
@@ -240,17 +240,16 @@ def _vectors(vectors: Sequence[Path], labels: str | Path | None) -> list[tuple[P
 
 def _modalities(files: Sequence[_File], notes: list[str]) -> list[_Group]:
     """Files as modalities: by the sensor that their names or folders mention, else by folder or name."""
-    by_sensor: dict[tuple[str, str], list[_File]] = {}
+    by_sensor: dict[str, list[_File]] = {name: [] for name in [*_SENSORS, ""]}
     for one in files:
-        by_sensor.setdefault(_sensor(one), []).append(one)
-    order = list(_SENSORS)
-    by_sensor = dict(sorted(by_sensor.items(), key=lambda item: order.index(item[0][0]) if item[0][0] else len(order)))
-    groups = [group for (name, why), same in by_sensor.items() for group in _grouped(name, same, why)]
-    used: dict[str, int] = {}
+        by_sensor[_sensor(one)[0]].append(one)
+    used: Counter[str] = Counter()
     unique = []
-    for group in groups:
-        used[group.name] = number = used.get(group.name, 0) + 1
-        unique.append(group if number == 1 else _Group(f"{group.name}_{number}", group.pattern, group.tiles, group.why))
+    for name, same in by_sensor.items():
+        for group in _grouped(name, same, _sensor(same[0])[1] if same else ""):
+            used[group.name] += 1
+            number = used[group.name]
+            unique.append(group if number == 1 else replace(group, name=f"{group.name}_{number}"))
     return unique
 
 
@@ -268,30 +267,39 @@ def _sensor(one: _File) -> tuple[str, str]:
 
 def _grouped(name: str, files: Sequence[_File], why: str) -> list[_Group]:
     """Files of one sensor as groups: tiles of a modality have as many bands, and lie beside each other."""
-    groups: list[_Group] = []
     by_kind: dict[tuple[Any, ...], list[_File]] = {}
     for one in files:
         bands = [word for word in one.words[0] if re.fullmatch(_BAND, word)] if one.raster.bands == 1 else []
         folder = one.name.rpartition("/")[0] if not name else ""
         by_kind.setdefault((one.raster.bands, folder, tuple(bands)), []).append(one)
+    found: dict[tuple[str, frozenset[str], bool], list[_Group]] = {}
     for (_, folder, bands), same in by_kind.items():
-        called = _identifier("_".join([name or folder.rpartition("/")[2], *(bands if name not in bands else ())]))
-        pattern = _pattern([one.name for one in same]) if len(same) > 1 else None
-        beside = len(same) < 2 or same[0].raster.own_grid != same[1].raster.own_grid
-        if len(same) == 1:
-            one = same[0]
-            stem = _identifier(one.name.rsplit("/", 1)[-1].rsplit(".", 1)[0])
-            groups.append(_Group(called or stem, one.name, {"": one}, why))
-        elif pattern is None or not beside:  # several images of one place
-            parts = pattern[1] if pattern else [one.name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for one in same]
-            for part, one in zip(parts, same, strict=True):
-                label = _identifier(f"{called}_{part}" if called else part)
-                groups.append(_Group(label, one.name, {"": one}, why))
+        called = name or folder.rpartition("/")[2]
+        for label, pattern, tiles in _laid_out(same):
+            group = _Group(_identifier(f"{called}_{label}") or "image", (pattern,), tiles, why)
+            found.setdefault((group.name, frozenset(tiles), bool(bands)), []).append(group)
+    groups = []
+    for (called, _, single), several in found.items():
+        if single and len(several) > 1:  # a file per band
+            several.sort(key=lambda group: _natural(group.patterns[0]))
+            patterns = tuple(pattern for group in several for pattern in group.patterns)
+            groups.append(_Group(called, patterns, min(several, key=lambda group: group.pixel).tiles, why))
         else:
-            tiles = dict(zip(pattern[1], same, strict=True))
-            stem = _identifier(re.sub(r"\{tile\}", "", pattern[0].rsplit("/", 1)[-1].rsplit(".", 1)[0]))
-            groups.append(_Group(called or stem or "image", pattern[0], tiles, why))
+            groups += several
     return groups
+
+
+def _laid_out(same: Sequence[_File]) -> list[tuple[str, str, dict[str, _File]]]:
+    """Files of one kind as tiles of one modality, or as modalities of their own: a label, the path, the tiles."""
+    stems = [one.name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for one in same]
+    pattern = _pattern([one.name for one in same]) if len(same) > 1 else None
+    if len(same) == 1:
+        label = "" if _sensor(same[0])[0] or "/" in same[0].name else stems[0]
+        return [(label, same[0].name, {"": same[0]})]
+    if pattern is None or same[0].raster.own_grid == same[1].raster.own_grid:  # several images of one place
+        labels = pattern[1] if pattern else stems
+        return [(label, one.name, {"": one}) for label, one in zip(labels, same, strict=True)]
+    return [("", pattern[0], dict(zip(pattern[1], same, strict=True)))]
 
 
 def _pattern(names: Sequence[str]) -> tuple[str, list[str]] | None:
@@ -392,7 +400,7 @@ class _Text:
     def _opened(self, lines: Sequence[str]) -> SceneFile:
         settings = parse(SceneSettings, yaml.safe_load("\n".join(lines)), "the proposed scene file")
         root = Path(os.path.normpath(self.folder.resolve() / settings.root))  # the folder may not be there yet
-        return SceneFile(settings, root, self.folder / "scene.yaml")
+        return SceneFile(settings, str(root), self.folder / "scene.yaml")
 
     def _tiles(self, notes: list[str]) -> list[_Group]:
         """The modalities that cover the tiles of the reference; sets the lines that name the tiles."""
@@ -437,7 +445,7 @@ class _Text:
                 f"codes of at most {_MOST_VALUES} classes",
                 "name the raster of labels by --labels",
             )
-        self.label_lines = [f"  path: {_quoted(group.pattern)}"]
+        self.label_lines = [f"  path: {_quoted(group.patterns[0])}"]
         if 0 in counts and 0 not in names and len(counts) > 1:
             pixels = counts.pop(0)
             self.label_lines.append(
@@ -549,11 +557,12 @@ def _column(
 def _modality_lines(group: _Group, onto: _Group | None) -> list[str]:
     """A modality of the scene file; `onto` is the reference where it is another one."""
     raster = group.first.raster
-    size = f"{raster.bands} x {raster.dtype}, pixels of {raster.own_grid.pixel_size[0]:.4g}"
+    size = f"{max(raster.bands, len(group.patterns))} x {raster.dtype}, pixels of {raster.own_grid.pixel_size[0]:.4g}"
     tiles = "" if "" in group.tiles else f", {len(group.tiles)} tiles"
+    paths = ", ".join(map(_quoted, group.patterns))
     lines = [
         f"  {group.name}:  # {size}{tiles}{f'; {group.why}' if group.why else ''}",
-        f"    path: {_quoted(group.pattern)}",
+        f"    path: {paths}" if len(group.patterns) == 1 else f"    path: [{paths}]",
     ]
     grid = raster.own_grid
     height, width = min(_SAMPLE, grid.height), min(_SAMPLE, grid.width)

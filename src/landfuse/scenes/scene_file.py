@@ -31,6 +31,7 @@ from landfuse.rasters.geotiff import BY_GDAL, GdalRaster, ResamplingName, crs_na
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
 from landfuse.rasters.polygons import Join, Polygons, read_polygons
+from landfuse.rasters.stacked import StackedRaster
 from landfuse.scenes.benchmarks import places
 from landfuse.scenes.labels import read_colours
 from landfuse.scenes.scene import Scene, SceneModality
@@ -76,8 +77,10 @@ class SceneFile:
             return list(settings.tiles)
         if "{tile}" not in settings.paths[0]:
             return [settings.name]
-        first, *others = map(re.escape, self._around_tile(settings.paths[0]))
-        shape = re.compile(first + r"(?P<tile>[^/\\.][^/\\]*)" + "(?P=tile)".join(others))
+        first, *others = (
+            _wild(re.escape(part), r"[^/\\]*", r"[^/\\]") for part in self._around_tile(settings.paths[0])
+        )
+        shape = re.compile(first + r"(?P<tile>[^/\\.][^/\\]*?)" + "(?P=tile)".join(others))
         fits = [match for path in self.fitting(settings.paths[0]) if (match := shape.fullmatch(str(path)))]
         if not fits:
             raise MissingFileError(
@@ -85,7 +88,7 @@ class SceneFile:
                 "one file per tile, or their names under `tiles`",
                 "check `root` and the paths, or fetch the data: " + (settings.address or "no address is given"),
             )
-        return sorted((match["tile"] for match in fits), key=_natural)
+        return sorted({match["tile"] for match in fits}, key=_natural)
 
     def scenes(self, only: Sequence[str] | None = None) -> list[Scene]:
         """Opens every tile.
@@ -144,7 +147,7 @@ class SceneFile:
         yield str(self.path)
         for tile in self.tiles:
             for path in self.settings.files:
-                yield str(self._resolve(path, tile))
+                yield from (self._resolve(one, tile) for one in self._matching(path, tile))
 
     def roles(self, scenes: Sequence[Scene], split: SplitSettings | None = None) -> list[Roles]:
         """The roles of the labelled pixels of the tiles, by the file's own split or another one.
@@ -178,22 +181,55 @@ class SceneFile:
 
     def _around_tile(self, path: str) -> list[str]:
         """What is before, between and after the `{tile}` of a path; one in the name of a folder on disk is none."""
-        return self._resolve(path, "\0").split("\0")
+        return self._resolve(path.translate(_WILD), "\0").split("\0")
 
     def fitting(self, path: str) -> Iterator[Path]:
         """The files that a path of the scene file names, with whatever tile."""
         first, *others = self._around_tile(path)
         start = Path(first + "x")
-        return start.parent.glob("*".join(map(glob.escape, [start.name[:-1], *others])))
+        return start.parent.glob("*".join(_wild(glob.escape(part), "*", "?") for part in [start.name[:-1], *others]))
 
     def _resolve(self, path: str, tile: str | None = None) -> str:
         if not is_file_name(self.root):
             expand(f"{self.root}/{path}")  # refuses variables there
         return seen_from(self.root, expand(path, tile=tile))
 
+    def _matching(self, path: str, tile: str) -> list[str]:
+        """A path as it is written, or the files that its pattern names."""
+        if not set("*?") & set(path):
+            return [path]
+        written = Path(path)
+        folder = Path(self._resolve(written.parent.as_posix(), tile))
+        found = [p.name for p in folder.glob(expand(written.name, tile=glob.escape(tile)))]
+        return [written.with_name(name).as_posix() for name in sorted(found, key=_natural)]
+
     def _raster(self, tile: str, m: ModalitySettings | LabelSettings, where: str, home: Grid | None) -> Any:
-        """A raster on its own grid; `home` is the grid that it belongs on, None for the reference."""
-        path = self._resolve(m.path or "", tile)
+        """A raster, or several stacked, on its own grid; `home` is that which it belongs on, None for the reference."""
+        if isinstance(m, LabelSettings):
+            return self._one_raster(m.path or "", tile, m, where, home)
+        paths = [found for path in m.paths for found in self._matching(path, tile)]
+        if not paths:
+            raise MissingFileError(f"{where}: no file fits {', '.join(m.paths)}", "a file per band", "check the path")
+        if len(paths) == 1:
+            return self._one_raster(paths[0], tile, m, where, home)
+        parts = [self._one_raster(path, tile, m.model_copy(update={"bands": None}), where, home) for path in paths]
+        if any(isinstance(part, MatRaster) for part in parts):
+            raise SettingsError(f"{where}: several .mat files", "rasters that GDAL reads, or one .mat file", "")
+        stack = StackedRaster(tuple(parts))
+        beyond = [band for band in m.bands or () if band > stack.bands]
+        if beyond:
+            raise SceneError(
+                f"{where}: its {len(paths)} files have {stack.bands} bands, not the bands {beyond}",
+                f"bands from 1 to {stack.bands}",
+                "correct `bands`",
+            )
+        stack = stack.with_bands([band - 1 for band in m.bands]) if m.bands else stack
+        return _placed(stack, stack.own_grid, where)
+
+    def _one_raster(
+        self, path: str, tile: str, m: ModalitySettings | LabelSettings, where: str, home: Grid | None
+    ) -> Any:
+        path = self._resolve(path, tile)
         bands = m.bands if isinstance(m, ModalitySettings) else None
         decoding = m.decoding
         if path.lower().endswith(".mat"):
@@ -347,6 +383,14 @@ def read_mask(scene: Scene, path: str, variable: str | None, axes: str) -> NDArr
     return raster.read_codes()
 
 
+_WILD = {ord("*"): "\1", ord("?"): "\2"}
+"""What stands for the pattern in a path while its folder, whose name may hold such letters too, is put before it."""
+
+
+def _wild(escaped: str, several: str, one: str) -> str:
+    return escaped.replace("\1", several).replace("\2", one)
+
+
 def _natural(name: str) -> list[int | str]:
     """For sorting: `plot_9` before `plot_10`."""
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
@@ -356,6 +400,8 @@ def _placed(raster: Any, grid: Grid, name: str) -> Any:
     """Brings a raster to a grid: as it is, by shape if it is a .mat file, else warped lazily."""
     if isinstance(raster, MatRaster):
         return raster.placed(grid)
+    if isinstance(raster, StackedRaster):
+        return raster.placed(lambda part: _placed(replace(part, onto=None), grid, name))
     if raster.own_grid == grid:
         return raster
     own = raster.own_grid

@@ -31,9 +31,10 @@ Code = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 class ModalitySettings(Settings):
     """One modality of a scene file: a raster of one sensor."""
 
-    path: str = Field(
+    path: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         description="The raster; `{tile}` is replaced by the tile's name, `{tile:02}` by the name with its numbers "
-        "padded to two digits."
+        "padded to two digits. Or several files whose bands are stacked: a list, or a pattern such as `{tile}_B*.tif`, "
+        "in natural order. Their pixels may differ in size: all are brought to the smallest, or to the reference."
     )
     variable: str | None = Field(default=None, description="The variable of a .mat file.")
     axes: str | None = Field(default=None, description="Axes of that variable as MATLAB shows it, e.g. `HWC`.")
@@ -99,6 +100,11 @@ class ModalitySettings(Settings):
     def decoding(self) -> Decoding:
         """The part that turns numbers into values."""
         return Decoding(self.nodata, self.scale, self.offset, self.decibel)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths as they are written."""
+        return (self.path,) if isinstance(self.path, str) else self.path
 
 
 class JoinSettings(Settings):
@@ -391,13 +397,18 @@ class SceneSettings(Settings):
     @property
     def paths(self) -> list[str]:
         """The paths of all rasters and vector files as they are written, that of the reference first."""
-        found = {name: m.path for name, m in self.modalities.items()}
+        found = {name: m.paths for name, m in self.modalities.items()}
         labels = self.labels
         if labels and labels.path:
-            found["labels"] = labels.path
-        first = found.pop(self.reference_name, "")
+            found["labels"] = (labels.path,)
+        first = found.pop(self.reference_name, ("",))
         further = [one.path for one in labels.also] if labels else []
-        return [first, *found.values(), *further, *(labels.polygons if labels else ())]
+        return [
+            *first,
+            *(path for paths in found.values() for path in paths),
+            *further,
+            *(labels.polygons if labels else ()),
+        ]
 
     @property
     def files(self) -> list[str]:
