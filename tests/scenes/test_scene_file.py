@@ -789,3 +789,25 @@ def test_bands_in_files_of_their_own_are_stacked(tmp_path: Path) -> None:
         (tmp_path / "scene.yaml").write_text(yaml.safe_dump({"name": "x", "modalities": {"s2": {"path": path}}}))
         with pytest.raises(LandfuseError, match=words):
             open_scenes(tmp_path / "scene.yaml")
+
+
+def test_a_table_lists_the_tiles_and_their_files(tmp_path: Path) -> None:
+    for number, name in enumerate(("S1A_x", "S1B_y")):
+        grid = Grid(8, 8, (10, 0, 5e5 + 1000 * number, 0, -10, 5.4e6), "EPSG:32632")
+        write_raster(tmp_path / f"{name}.tif", grid, np.full((1, 8, 8), number, np.float32))
+    (tmp_path / "tiles.csv").write_text("tile;radar\nnorth;S1A_x.tif\nsouth;S1B_y.tif\n")
+    written = {"name": "x", "tiles": "tiles.csv", "modalities": {"s1": {"path": "{radar}"}}}
+    (tmp_path / "scene.yaml").write_text(yaml.safe_dump(written))
+    scenes = open_scenes(tmp_path / "scene.yaml")
+    assert [(scene.name, float(scene.read("s1", Window(0, 0, 1, 1))[0, 0, 0])) for scene in scenes] == [
+        ("north", 0.0),
+        ("south", 1.0),
+    ]
+    for table, words in (
+        ("tile,radar\na,\n", "nothing in the column"),
+        ("tile,radar\na,x\na,y\n", "twice"),
+        ("s1\nx\n", "lacks names"),
+    ):
+        (tmp_path / "tiles.csv").write_text(table)
+        with pytest.raises(LandfuseError, match=words):
+            open_scenes(tmp_path / "scene.yaml")

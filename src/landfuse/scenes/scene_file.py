@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from landfuse.errors import (
     SettingsError,
     SplitError,
 )
+from landfuse.files import file_name
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.palette import class_colours
 from landfuse.rasters.geotiff import BY_GDAL, GdalRaster, ResamplingName, crs_name, is_file_name, seen_from
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
-from landfuse.rasters.polygons import Join, Polygons, read_polygons
+from landfuse.rasters.polygons import Join, Polygons, read_polygons, read_rows
 from landfuse.rasters.stacked import StackedRaster
 from landfuse.scenes.benchmarks import places
 from landfuse.scenes.labels import read_colours
@@ -74,7 +75,7 @@ class SceneFile:
         """The tiles' names, in natural order; the scene's own name where it is one."""
         settings = self.settings
         if settings.tiles is not None:
-            return list(settings.tiles)
+            return list(self._table or settings.tiles)
         if "{tile}" not in settings.paths[0]:
             return [settings.name]
         first, *others = (
@@ -89,6 +90,23 @@ class SceneFile:
                 "check `root` and the paths, or fetch the data: " + (settings.address or "no address is given"),
             )
         return sorted({match["tile"] for match in fits}, key=_natural)
+
+    @cached_property
+    def _table(self) -> dict[str, dict[str, str]]:
+        """Of tiles that a table lists: name -> what stands for each column in paths."""
+        if not isinstance(self.settings.tiles, str):
+            return {}
+        path = seen_from(self.root, expand(self.settings.tiles))
+        rows = [{key: value or "" for key, value in row.items()} for row in read_rows(path)]
+        names = [row.get("tile", "") for row in rows]
+        wrong = [name for name in names if not name or names.count(name) > 1]
+        if wrong or not names:
+            raise SceneError(
+                f"{path}: the column `tile` {'holds ' + repr(wrong[0]) + ' twice' if any(wrong) else 'lacks names'}",
+                "a row per tile, each with its name in the column `tile`",
+                "correct the table",
+            )
+        return {file_name(row["tile"]): row for row in rows}
 
     def scenes(self, only: Sequence[str] | None = None) -> list[Scene]:
         """Opens every tile.
@@ -192,6 +210,10 @@ class SceneFile:
     def _resolve(self, path: str, tile: str | None = None) -> str:
         if not is_file_name(self.root):
             expand(f"{self.root}/{path}")  # refuses variables there
+        for column, value in self._table.get(tile or "", {}).items():
+            if not value and f"{{{column}}}" in path:
+                raise SceneError(f"the tile `{tile}` has nothing in the column `{column}`", "a file name", "fill it in")
+            path = path.replace(f"{{{column}}}", value) if column != "tile" else path
         return seen_from(self.root, expand(path, tile=tile))
 
     def _matching(self, path: str, tile: str) -> list[str]:

@@ -325,10 +325,11 @@ class SceneSettings(Settings):
         description="The folder that paths start from, relative to the scene file; `${NAME:-default}` is an "
         "environment variable; `${LANDFUSE_DATA}` without a default is where `landfuse fetch` saves data.",
     )
-    tiles: tuple[FileName, ...] | None = Field(
+    tiles: Annotated[tuple[FileName, ...], Field(min_length=1)] | str | None = Field(
         default=None,
-        min_length=1,
-        description="Names that replace `{tile}`; by default all for which the reference raster exists.",
+        description="Names that replace `{tile}`; by default all for which the reference raster exists. Or a table "
+        "(CSV, GeoPackage) of a row per tile with its name in the column `tile`; paths then name further columns, as "
+        "`{s2}`.",
     )
     reference: str | None = Field(
         default=None,
@@ -373,12 +374,14 @@ class SceneSettings(Settings):
                 for word, code in given
                 if code in codes
             ]
-        tiles = list(self.tiles or ())
+        tiles = [] if self.tiles is None or isinstance(self.tiles, str) else list(self.tiles)
         if len(set(tiles)) < len(tiles):
             wrong.append(f"`tiles` names {', '.join(sorted({t for t in tiles if tiles.count(t) > 1}))} more than once")
         if tiles and "{tile}" not in self.paths[0]:
             wrong.append("`tiles` are named, but the path of the reference raster has no `{tile}`")
-        elif "{tile}" not in self.paths[0] and any("{tile}" in path for path in self.paths):
+        elif (
+            not isinstance(self.tiles, str) and "{tile}" not in self.paths[0] and any("{tile}" in p for p in self.paths)
+        ):
             wrong.append("a path has `{tile}`, but that of the reference raster has none")
         for name, numbers in (self.counts.per_class if self.counts else {}).items():
             if len(numbers) != len(self.legend):
@@ -416,7 +419,8 @@ class SceneSettings(Settings):
         split = self.split.model_dump() if self.split else {}
         masks = [split[key] for key in ("train", "test", "val", "path") if isinstance(split.get(key), str)]
         join = [self.labels.join.path] if self.labels and self.labels.join else []
-        return list(dict.fromkeys([*self.paths, *join, *masks, *split.get("lists", {}).values()]))
+        table = [self.tiles] if isinstance(self.tiles, str) else []
+        return list(dict.fromkeys([*self.paths, *join, *masks, *table, *split.get("lists", {}).values()]))
 
 
 VARIABLE = "LANDFUSE_DATA"
