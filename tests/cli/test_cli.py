@@ -23,6 +23,7 @@ import yaml
 
 from landfuse.mapping.part_folder import PartFolder
 from landfuse.mapping.window_owners import BlockWindows
+from landfuse.models import SETTINGS
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 
@@ -477,3 +478,36 @@ def test_help_names_units_and_defaults(
     every = landfuse("--help")
     assert command in every.out
     assert landfuse("--version").out.strip() == version("landfuse")
+
+
+def test_models_and_their_settings_are_listed(landfuse: Callable[..., Ended]) -> None:
+    listed = landfuse("models")
+    assert listed.code == 0
+    assert all(name in listed.out for name in SETTINGS)
+    shown = landfuse("models", "forest").out
+    assert all(f" {name} " in shown for name in SETTINGS["forest"].model_fields)
+    assert "whole number from 1 to" in shown
+    wrong = landfuse("models", "florest")
+    assert (wrong.code, "did you mean forest" in wrong.err or "forest" in wrong.err) == (2, True)
+
+
+def test_init_writes_and_checks(place: Path, tmp_path: Path, landfuse: Callable[..., Ended]) -> None:
+    ended = landfuse("init", place, "-o", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert "no fault found" in ended.out
+    assert "ignored" not in (tmp_path / "out" / "scene.yaml").read_text()
+    again = landfuse("init", place, "-o", place)
+    assert again.code == 2
+    assert "is there already" in again.err
+
+
+def test_map_goes_from_files_to_the_report(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landfuse: Callable[..., Ended]
+) -> None:
+    monkeypatch.setattr("landfuse.scenes.from_files._FEW_LABELS", 10**6)  # the forest is the faster one
+    for words in ((), ("again",)):
+        ended = landfuse(
+            "map", place / "a.tif", place / "b.tif", "--labels", place / "labels.tif", "-o", tmp_path / "out"
+        )
+        assert ended.code == 0, (words, ended.err)
+    assert all((tmp_path / "out" / name).exists() for name in ("map.tif", "map.qml", "report.html", "run/scores.json"))

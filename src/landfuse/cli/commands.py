@@ -25,7 +25,7 @@ from landfuse.errors import LandfuseError, SettingsError, of_the_system
 COMMANDS = {
     "map": ("init", "Map a folder of files in one command: scene file, training, map and report."),
     "init": ("init", "Write a scene file and a recipe for a folder of files, with the reason of each choice."),
-    "models": ("models", "List the models; or, of one, its settings, and a recipe to begin with."),
+    "models": ("train", "List the models; or, of one, its settings, and a recipe to begin with."),
     "check": ("data", "Look at a scene: its modalities, its classes per role, what leaks, and every fault at once."),
     "train": ("train", "Train a recipe and score it on the test split; the same command resumes an interrupted run."),
     "predict": ("predict", "Map a scene into cloud-optimised GeoTIFFs with colours, class names and a QGIS style."),
