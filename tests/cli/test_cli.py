@@ -480,7 +480,7 @@ def test_help_names_units_and_defaults(
     assert landfuse("--version").out.strip() == version("landfuse")
 
 
-def test_models_and_their_settings_are_listed(landfuse: Callable[..., Ended]) -> None:
+def test_models_and_their_settings_are_listed(landfuse: Callable[..., Any]) -> None:
     listed = landfuse("models")
     assert listed.code == 0
     assert all(name in listed.out for name in SETTINGS)
@@ -491,7 +491,7 @@ def test_models_and_their_settings_are_listed(landfuse: Callable[..., Ended]) ->
     assert (wrong.code, "did you mean forest" in wrong.err or "forest" in wrong.err) == (2, True)
 
 
-def test_init_writes_and_checks(place: Path, tmp_path: Path, landfuse: Callable[..., Ended]) -> None:
+def test_init_writes_and_checks(place: Path, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     ended = landfuse("init", place, "-o", tmp_path / "out")
     assert ended.code == 0, ended.err
     assert "no fault found" in ended.out
@@ -502,7 +502,7 @@ def test_init_writes_and_checks(place: Path, tmp_path: Path, landfuse: Callable[
 
 
 def test_map_goes_from_files_to_the_report(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landfuse: Callable[..., Ended]
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landfuse: Callable[..., Any]
 ) -> None:
     monkeypatch.setattr("landfuse.scenes.from_files._FEW_LABELS", 10**6)  # the forest is the faster one
     for words in ((), ("again",)):

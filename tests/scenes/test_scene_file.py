@@ -761,7 +761,7 @@ def test_wavelengths_go_before_names() -> None:
 
 
 def test_bands_in_files_of_their_own_are_stacked(tmp_path: Path) -> None:
-    """Two bands of 10 m and one of 20 m, of two tiles; each with its own nodata; the values of a file of three bands."""
+    """Two bands of 10 m and one of 20 m, of two tiles; each with its own nodata."""
     names = ("B02", "B04", "B11")
     for number, tile in enumerate(("t_1", "t_2")):
         for band, name in enumerate(names):

@@ -474,8 +474,8 @@ class _Text:
             return "\n".join(lines) + "\n", 1
         lines += [
             f"model: {{name: two_branch, view: {_VIEW}}}  # a small network; {labelled:,} labelled pixels suffice",
-            "samples: {balanced: true, windows: 20000}  # rare classes are drawn as often as others",
-            "training: {epochs: 20}",
+            "samples: {balanced: true, windows: 6000}  # rare classes are drawn as often as others",
+            "training: {epochs: 15, patience: null}",
         ]
         wide = [g.name for g in self.groups if g.first.raster.bands > _WIDE]
         lines += ["pixel_maps:  # many bands hold much the same"] if wide else []
