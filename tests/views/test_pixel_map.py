@@ -202,7 +202,7 @@ def test_published_statistics_are_taken_as_they_are() -> None:
         ({"kind": "given", "mean": [1.0]}, "needs `mean` and `std`"),
         ({"mean": [1.0], "std": [1.0]}, "no other kind has them"),
         ({"kind": "given", "mean": [1.0], "std": [1.0, 2.0]}, "the same length"),
-        ({"kind": "given", "mean": [1.0], "std": [0.0]}, "above 0"),
+        ({"kind": "given", "mean": [1.0], "std": [0.0]}, "greater than 0"),
     ],
 )
 def test_published_statistics_must_fit(values: dict, message: str) -> None:
