@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,18 @@ from landfuse.accuracy.bootstrap import (
     difference_intervals,
 )
 from landfuse.accuracy.confusion import Confusion
-from landfuse.errors import MissingFileError, SceneError, SettingsError, SplitError
+from landfuse.errors import LandfuseError, MissingFileError, SceneError, SettingsError, SplitError
 from landfuse.files import to_json, write_results
 from landfuse.legend import UNLABELLED, Legend
+from landfuse.rasters.geotiff import GdalRaster
 from landfuse.scenes.land_cover_map import open_map
 from landfuse.scenes.scene import Scene
-from landfuse.scenes.scene_file import SceneFile, read_scene_file
+from landfuse.scenes.scene_file import SceneFile, read_mask, read_scene_file
 from landfuse.scenes.split_rules import ROLES, Roles
+from landfuse.scenes.splits import roles_digest
+
+_DIGEST = 64
+"""Characters of what a map says of the roles of a tile that its model was trained on."""
 
 
 class Tally:
@@ -78,12 +84,14 @@ class Evaluation:
         role: the labels that were scored.
         pair: of the map and of the other one, both on the pixels that have a class in both.
         left_out: labelled pixels that have a class in one of the two maps only.
+        notes: whose pixels these are: of training, or never seen by the model.
     """
 
     tally: Tally
     role: str
     pair: tuple[Tally, Tally] | None = None
     left_out: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def confusion(self) -> Confusion:
@@ -133,8 +141,9 @@ class Evaluation:
         Raises:
             OutputError: if a file of another kind is in the way and `overwrite` is not set, or one cannot be written.
         """
+        scores = self.confusion.to_json(self.legend)
         texts = {
-            "scores.json": self.confusion.to_json(self.legend),
+            "scores.json": to_json({"role": self.role, "notes": self.notes, **json.loads(scores)}),
             "confusion.csv": self.confusion.to_csv(self.legend),
         }
         names, block = self.legend.names, self.tally.block or 0
@@ -166,8 +175,7 @@ def map_of(maps: str | Path, scene: Scene, tiles: int) -> Path:
     Raises:
         MissingFileError: if it is not there.
     """
-    maps = Path(maps)
-    path = maps / f"{scene.name}.tif" if tiles > 1 or maps.is_dir() else maps
+    path = _place(maps, scene, tiles)
     if not path.exists():
         raise MissingFileError(
             f"there is no map {path}",
@@ -175,6 +183,11 @@ def map_of(maps: str | Path, scene: Scene, tiles: int) -> Path:
             "map it",
         )
     return path
+
+
+def _place(maps: str | Path, scene: Scene, tiles: int) -> Path:
+    maps = Path(maps)
+    return maps / f"{scene.name}.tif" if tiles > 1 or maps.is_dir() else maps
 
 
 def evaluate(
@@ -212,11 +225,19 @@ def evaluate(
     if block < 1:
         raise SettingsError(f"blocks of {block} px", "a side of at least 1 px", "change --block")
     file = read_scene_file(scene_file)
-    chosen = _role_of(file, role, split)
+    scenes = file.scenes()
+    tags = _tags(maps, scenes)
+    run = None if split is not None or role == "all" else _run_split(tags, scenes, (maps, file.path.parent, "."))
+    chosen = _role_of(file, role, split or run)
+    roles, notes = _roles_of(file, scenes, chosen, split, run, tags)
+    if against is not None and _tags(against, scenes) != tags:
+        notes.append("the other map is of a model with other training pixels, which may be among those compared")
     tally = Tally(file.legend, block)
     pair = None if against is None else (Tally(file.legend, block), Tally(file.legend, block))
     left_out = 0
-    for truth, (mapped, *others) in _scored_tiles([maps] if against is None else [maps, against], file, chosen, split):
+    for truth, (mapped, *others) in _scored_tiles(
+        [maps] if against is None else [maps, against], scenes, chosen, roles
+    ):
         tally.add(truth, mapped)
         if pair is not None:
             in_one = (mapped != UNLABELLED) ^ (others[0] != UNLABELLED)
@@ -228,7 +249,80 @@ def evaluate(
         raise SplitError(
             f"no labelled pixel has the role `{chosen}`", "labelled pixels", "choose another role or split"
         )
-    return Evaluation(tally, chosen, pair, left_out)
+    return Evaluation(tally, chosen, pair, left_out, tuple(notes))
+
+
+def _tags(maps: str | Path, scenes: Sequence[Scene]) -> dict[str, str | None]:
+    """Tile -> what its map says of the roles that its model was trained with; None where it says nothing."""
+    places = {scene.name: _place(maps, scene, len(scenes)) for scene in scenes}
+    return {name: GdalRaster(str(path)).tags.get("landfuse_roles") for name, path in places.items() if path.exists()}
+
+
+def _known(tags: Mapping[str, str | None], scenes: Sequence[Scene]) -> list[Scene]:
+    """The tiles that the model of their maps was trained on."""
+    return [scene for scene in scenes if len(tags.get(scene.name) or "") == _DIGEST]
+
+
+def _run_split(tags: Mapping[str, str | None], scenes: Sequence[Scene], near: Sequence[str | Path]) -> Path | None:
+    """The folder `split` of the run whose model made the maps: of one that holds them, or is in a `runs/` near by."""
+    known, places = _known(tags, scenes), [Path(place).resolve() for place in near]
+    for base in dict.fromkeys(above for place in places for above in (place, *list(place.parents)[:2])):
+        for pattern in ("split", "*/split", "runs/*/split", "runs/*/*/split"):
+            for folder in sorted(base.glob(pattern)) if known else ():
+                if all(_written_digest(folder, scene) == tags[scene.name] for scene in known):
+                    return folder
+    return None
+
+
+def _written_digest(folder: Path, scene: Scene) -> str | None:
+    try:
+        return roles_digest(read_mask(scene, str(folder / f"{scene.name}.tif"), None, "HW"), scene.grid)
+    except LandfuseError:
+        return None
+
+
+def _roles_of(
+    file: SceneFile,
+    scenes: Sequence[Scene],
+    role: str,
+    split: str | Path | None,
+    run: Path | None,
+    tags: Mapping[str, str | None],
+) -> tuple[Sequence[Roles | None], list[str]]:
+    """The roles by which pixels are scored, and what is to be said of them.
+
+    Raises:
+        SplitError: if they are not those that the model was trained with, unless they were asked for.
+    """
+    known, notes = _known(tags, scenes), []
+    if any(tag is None for tag in tags.values()):
+        notes.append("the map does not say which pixels its model was trained on; they may be among those scored")
+    if role == "all":
+        notes += ["all labelled pixels are scored, those that the model was trained on too"] if known else []
+        return [None] * len(scenes), notes
+    of_run = dict(zip([one.name for one in known], file.written_roles(known, run), strict=True)) if run else {}
+    roles = [of_run.get(scene.name) for scene in scenes]
+    if len(of_run) < len(scenes):
+        own = file.roles(scenes) if split is None else file.written_roles(scenes, split)
+        roles = [mine if other is None else other for mine, other in zip(own, roles, strict=True)]
+    names = {scene.name for scene in known} - of_run.keys()
+    pairs = [(scene, found) for scene, found in zip(scenes, roles, strict=True) if scene.name in names]
+    other = [s.name for s, found in pairs if found is not None and roles_digest(found, s.grid) != tags[s.name]]
+    if other and split is None:
+        raise SplitError(
+            f"the model of the map was trained with another split of `{other[0]}` than that of {file.path}, and its "
+            "run is not found: training pixels may be among those scored",
+            "the roles that the model was trained with, as the run folder has them",
+            "name them by --split RUN/split; or score all labelled pixels, those of training too, by --role all",
+        )
+    if other:
+        notes.append(
+            f"the model was trained with another split than {split}; training pixels may be among those scored"
+        )
+    elif known:
+        where = f" (run {run.parent})" if run else ""
+        notes.append(f"scored are the {role} pixels of the split that the model was trained with{where}")
+    return roles, notes
 
 
 def _refuse_nothing(pixels: int, role: str) -> None:
@@ -249,17 +343,13 @@ def _role_of(file: SceneFile, role: str | None, split: str | Path | None) -> str
 
 
 def _scored_tiles(
-    maps: Sequence[str | Path], file: SceneFile, role: str, split: str | Path | None
+    maps: Sequence[str | Path], scenes: Sequence[Scene], role: str, roles: Sequence[Roles | None]
 ) -> Iterator[tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]]:
     """The labels of a role and the classes of the maps, tile by tile; tiles without such labels are skipped.
 
     Returns:
         (H, W) classes of the labels, `UNLABELLED` elsewhere, and an array of classes for each of the maps.
     """
-    scenes = file.scenes()
-    roles: Sequence[Roles | None] = [None] * len(scenes)
-    if role != "all":
-        roles = file.roles(scenes) if split is None else file.written_roles(scenes, split)
     for scene, scene_roles in zip(scenes, roles, strict=True):
         truth = scene.labels
         if scene_roles is not None:

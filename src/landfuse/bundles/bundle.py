@@ -90,6 +90,7 @@ class Bundle(nn.Module):
         super().__init__()
         self.spec, self.inputs, self.legend, self.features = spec, dict(inputs), legend, features
         self.temperature = 1.0
+        self.roles: dict[str, str] | None = None
         self.pixel_maps = nn.ModuleDict(pixel_maps)
         modalities = {name: Modality(m.channels, inputs[name].zoom) for name, m in pixel_maps.items()}
         built = model or build_model(spec, modalities, len(legend))
@@ -118,7 +119,7 @@ class Bundle(nn.Module):
         computed = self.features.settings.names if self.features is not None else ()
         return Description(
             self.spec, self.inputs, computed, self.legend, self.model.view, self.model.core, self.stride, self.weights,
-            self.temperature, self.droppable, self.model.layers,
+            self.temperature, self.droppable, self.model.layers, self.roles,
         )  # fmt: skip
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
@@ -171,6 +172,7 @@ class Bundle(nn.Module):
             },
             "temperature": self.temperature,
             "droppable": list(self.droppable),
+            "roles": self.roles,
         }
         network = self.model.network if isinstance(self.model, WithPlaceholders) else self.model
         package = package_of(type(network))

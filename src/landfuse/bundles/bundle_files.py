@@ -70,6 +70,7 @@ class _File(_Part):
     legend: list[LandClass]
     frozen: dict[str, str] | None = None
     tiling: _Tiling
+    roles: dict[str, str] | None = None
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     droppable: tuple[str, ...] = ()
     denoiser: dict[str, Any] | None = None
@@ -133,7 +134,7 @@ def load_bundle(folder: str | Path, *, model: type[FusionModel] | None = None) -
         spec, maps, description.modalities, legend, description.tiling.stride, network, description.tiling.weights,
         features, description.droppable,
     )  # fmt: skip
-    bundle.temperature = description.temperature
+    bundle.temperature, bundle.roles = description.temperature, description.roles
     known, here = description.frozen or {}, bundle.model.frozen_reference() or {}
     if known != here:
         raise BundleError(

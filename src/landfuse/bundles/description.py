@@ -64,6 +64,7 @@ class Description:
         temperature: logits are divided by it to obtain probabilities.
         droppable: modalities that the model was trained to do without; placeholders stand in for them.
         layers: names of what the model returns beside logits.
+        roles: training tile -> digest of the roles of its pixels (`roles_digest`); None where it is not known.
     """
 
     spec: ModelSpec
@@ -77,6 +78,7 @@ class Description:
     temperature: float = 1.0
     droppable: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
+    roles: Mapping[str, str] | None = None
 
     @property
     def halo(self) -> int:

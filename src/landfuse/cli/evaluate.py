@@ -53,6 +53,8 @@ def evaluate(
     print_scores(
         result.confusion.scores(), result.confusion.per_class(result.legend.names), f"{maps}: {result.role} pixels"
     )
+    for note in result.notes:
+        say(f"note: {note}")
     found = result.intervals() if intervals else None
     differences = result.differences() if against is not None else None
     if found is not None:

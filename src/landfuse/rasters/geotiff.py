@@ -248,6 +248,7 @@ class GdalRaster:
                 "scales": source.scales,
                 "offsets": source.offsets,
                 "names": source.descriptions,
+                "tags": source.tags(),
                 "wavelengths": [_nanometres(source, number) for number in source.indexes],
                 "others": source.subdatasets,
             }
@@ -327,6 +328,12 @@ class GdalRaster:
                 f"the file holds {len(header['others'])} rasters, of which one is read (`gdalinfo` lists them)"
             )
         return found
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the file says of itself."""
+        tags: dict[str, str] = self._header["tags"]
+        return tags
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Validation is always taken from training, by the same rule as the split itself.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from scipy.ndimage import maximum_filter
 from landfuse.errors import MissingFileError, SplitError
 from landfuse.files import read_cells
 from landfuse.legend import UNLABELLED
+from landfuse.rasters.grid import Grid
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.split_rules import (
     ROLES,
@@ -337,6 +339,13 @@ def _by_tiles(
         drawn = _distribute(counts, np.array([split.validation, 1 - split.validation]), rng)
         role_of[training[drawn == 0]] = VALIDATION
     return [np.full(label.shape, role, dtype=np.uint8) for label, role in zip(labels, role_of, strict=True)]
+
+
+def roles_digest(roles: NDArray[np.generic], grid: Grid) -> str:
+    """SHA-256 of the roles of a tile's pixels and of where they are."""
+    return hashlib.sha256(
+        f"{grid}".encode() + np.where(roles == UNLABELLED, UNUSED, roles).astype(np.uint8).tobytes()
+    ).hexdigest()
 
 
 def counts_per_class(

@@ -44,6 +44,7 @@ from landfuse.models.base import DirectFit
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.scenes.leaks import leak_fraction, learnt_ground, polygon_leak_fraction
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
+from landfuse.scenes.splits import roles_digest
 from landfuse.training.fit import fit
 from landfuse.training.pretrain import facts_of, pretrain
 from landfuse.training.recipe import Recipe, read_recipe
@@ -119,6 +120,9 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, progress: bool) -> Bun
     stride, weights = recipe.mapping.stride, recipe.mapping.weights
     dropped = dropout_of(recipe.samples.modality_dropout, list(maps))
     classifier = Bundle(spec, maps, inputs, data.legend, stride, weights=weights, features=features, droppable=dropped)
+    classifier.roles = {
+        scene.name: roles_digest(roles, scene.grid) for scene, roles in zip(data.scenes, data.roles, strict=True)
+    }
     model = classifier.model
     stand_ins = dict.fromkeys(dropped, math.nan)
     store = Store(data.scenes, maps, model.view, recipe.samples.memory, stand_ins)
