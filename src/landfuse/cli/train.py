@@ -26,6 +26,9 @@ def train(
     folds: Annotated[
         str | None, typer.Option(help="A run per fold, e.g. 0..4; with --seeds, of each seed. By default the split's.")
     ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Delete the run that the folder holds, and train again.")
+    ] = False,
     model: OwnModel = None,
     quiet: Quiet = False,
 ) -> None:
@@ -38,6 +41,8 @@ def train(
         from landfuse.models import name_of
 
         assignments = [*(assignments or ()), f"model.name={name_of(own_model(model))}"]
+    if restart and (seeds is not None or folds is not None):
+        raise SettingsError("--restart with --seeds or --folds", "one run", "restart that run by run=... alone")
     if seeds is not None or folds is not None:
         _train_series(recipe, assignments or [], seeds, folds, model, quiet)
         return
@@ -49,7 +54,7 @@ def train(
     from landfuse.training.train import train as run_training  # a recipe that is refused needs no torch
 
     run = Path(read.run or "")
-    run_training(read, progress=not quiet and err.is_terminal)
+    run_training(read, progress=not quiet and err.is_terminal, restart=restart)
     if not (run / "scores.json").exists():
         return  # a further rank of several; the first one reports
     scores = read_run(run).scores

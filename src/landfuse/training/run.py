@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -22,7 +23,7 @@ from typing import Any
 import pydantic
 
 from landfuse.errors import BundleError, MissingFileError, OutputError, SettingsError
-from landfuse.files import write_text
+from landfuse.files import to_json, write_text
 from landfuse.legend import nfc
 from landfuse.markup import percent, table
 from landfuse.models import SETTINGS
@@ -32,6 +33,8 @@ from landfuse.training.recipe import ARRAYS, Recipe
 
 _LEARNT = ("bundle", "checkpoints", "confusion.csv", "metrics.csv", "scores.json", "tensorboard")
 """What training writes into the run folder."""
+
+log = logging.getLogger("landfuse")
 
 
 def claim(run: Path, recipe: Recipe) -> bool:
@@ -69,10 +72,42 @@ def claim(run: Path, recipe: Recipe) -> bool:
 
 def release(run: Path) -> None:
     """Undoes `claim` and what a start leaves, where nothing was learnt: a corrected recipe may use the folder."""
-    for name in ("recipe.json", "metrics.csv"):
+    for name in ("inputs.json", "metrics.csv", "recipe.json"):
         (run / name).unlink(missing_ok=True)
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(run / name, ignore_errors=True)
+
+
+def remember(run: Path, learnt: Mapping[str, str]) -> None:
+    """Notes what a run learns from, or compares it with what was noted.
+
+    Raises:
+        OutputError: naming what has changed since.
+    """
+    place = run / "inputs.json"
+    noted = _json(place)
+    if noted is None and ((run / "scores.json").exists() or (run / "checkpoints").exists()):
+        log.warning("%s is of an earlier landfuse: whether its data have changed since is not checked", run)
+    elif noted is None:
+        write_text(place, to_json(learnt))
+    elif noted != learnt:
+        changed = [name for name in dict.fromkeys([*learnt, *noted]) if learnt.get(name) != noted.get(name)]
+        shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
+        raise OutputError(
+            f"{run} holds a run that was trained on other data: since then {shown} changed",
+            "the data that it was trained on",
+            "train again there by --restart, which deletes that run; or choose another folder by run=...",
+        )
+
+
+def clear(run: Path) -> None:
+    """Deletes what a run has written into its folder, that it may start again; nothing where it holds no run."""
+    if (run / "recipe.json").exists():
+        for name in ("scores.json", "inputs.json", "confusion.csv", "environment.json", "pretrain.csv"):
+            (run / name).unlink(missing_ok=True)
+        for name in ("bundle", "split", "denoiser"):
+            shutil.rmtree(run / name, ignore_errors=True)
+        release(run)
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Training: a recipe becomes a run folder with a bundle, its scores and how they came about.
 
-The run folder holds `bundle/`, `recipe.json` (resolved), `scores.json`, `confusion.csv`, `environment.json`, `split/`
-(roles per tile), `metrics.csv`, `curves.png`, `reliability.png`, `tensorboard/`, and, until the run ends,
-`checkpoints/` to go on from.
+The run folder holds `bundle/`, `recipe.json` (resolved), `scores.json`, `confusion.csv`, `environment.json`,
+`inputs.json` (digests of what it learnt from), `split/` (roles per tile), `metrics.csv`, `curves.png`,
+`reliability.png`, `tensorboard/`, and, until the run ends, `checkpoints/` to go on from.
 The test split is read once, at the end.
 """
 
@@ -48,7 +48,7 @@ from landfuse.scenes.splits import roles_digest
 from landfuse.training.fit import fit
 from landfuse.training.pretrain import facts_of, pretrain
 from landfuse.training.recipe import Recipe, read_recipe
-from landfuse.training.run import claim, environment, peak_memory, read_history, release
+from landfuse.training.run import claim, clear, environment, peak_memory, read_history, release, remember
 from landfuse.training.samples import Samples, WindowSampler, dropout_of, loader
 from landfuse.training.training_data import TrainingData, fit_maps, read_training_data
 from landfuse.views.store import Store
@@ -56,13 +56,14 @@ from landfuse.views.store import Store
 log = logging.getLogger("landfuse")
 
 
-def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True) -> Bundle:
+def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True, restart: bool = False) -> Bundle:
     """Trains what a recipe says, or goes on where it was interrupted.
 
     Args:
         recipe: a recipe, or the path of one.
         assignments: `key.sub=value`, for a path.
         progress: show progress bars.
+        restart: delete the run that the folder holds, and train again.
 
     Returns:
         The classifier of the best epoch; a run that ended before is loaded, not repeated.
@@ -74,30 +75,41 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True)
         recipe = read_recipe(recipe, assignments)
     elif assignments:
         raise SettingsError("assignments go with the path of a recipe", "a path", "use read_recipe(path, assignments)")
-    return train_on(recipe, lambda: read_training_data(recipe, recipe.read_scene()), progress=progress)
+    return train_on(recipe, lambda: read_training_data(recipe, recipe.read_scene()), progress=progress, restart=restart)
 
 
-def train_on(recipe: Recipe, read: Callable[[], TrainingData], *, progress: bool = True) -> Bundle:
+def train_on(
+    recipe: Recipe, read: Callable[[], TrainingData], *, progress: bool = True, restart: bool = False
+) -> Bundle:
     """Trains on data that need no scene file; the rest as in `train`.
 
     Args:
         recipe: with a `run`, which no other process may be training.
-        read: opens the data; not called where the run has ended before.
+        read: opens the data.
         progress: show progress bars.
+        restart: delete the run that the folder holds, and train again.
     """
     run = Path(recipe.run or "runs/unnamed")
     further = (
         getattr(rank_zero_only, "rank", 0) or os.environ.get("NODE_RANK", "0") != "0"
     )  # of several; the first one holds the run
     with ExitStack() as stack:
-        if not further and not (run / "scores.json").exists():
+        if not further and (restart or not (run / "scores.json").exists()):
             stack.enter_context(held(run, "training"))
+        if restart and not further:
+            clear(run)
         claimed = claim(run, recipe)
         if (run / "scores.json").exists():
+            if (run / "inputs.json").exists():
+                remember(run, read().digests(recipe.pretrain is not None))
+            else:
+                remember(run, {})
             log.warning("%s has ended before; its bundle is loaded. Choose another run=... to train again", run)
             return load_bundle(run / "bundle")
         try:
-            return _train(recipe, read(), run, progress)
+            data = read()
+            remember(run, data.digests(recipe.pretrain is not None))
+            return _train(recipe, data, run, progress)
         except BaseException:
             learnt = [run / "checkpoints" / name for name in ("last.ckpt", "denoiser.pt")]
             if claimed and not any(path.exists() for path in learnt):

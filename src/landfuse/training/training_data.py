@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,14 +11,18 @@ from numpy.typing import NDArray
 
 from landfuse.errors import FaultsError, SceneError, SplitError
 from landfuse.legend import UNLABELLED, Legend
+from landfuse.rasters.windows import blocks
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.split_rules import TRAIN, Roles
-from landfuse.scenes.splits import counts_per_class
+from landfuse.scenes.splits import counts_per_class, roles_digest
 from landfuse.training.recipe import Recipe
 from landfuse.views.mapped_pixels import fit_pixel_maps
 from landfuse.views.pixel_map import PixelMap
 from landfuse.views.settings import PixelMapSettings
+
+_BLOCK = 512
+"""Side of the blocks that are read one by one, px."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,27 @@ class TrainingData:
             np.where(roles == role, scene.labels, UNLABELLED).astype(np.uint8)
             for scene, roles in zip(self.scenes, self.roles, strict=True)
         ]
+
+    def digests(self, whole: bool = False) -> dict[str, str]:
+        """SHA-256 of all that a run learns from, each by its name: labels, roles, legend, and values of the rasters.
+
+        Args:
+            whole: of the rasters all pixels; else those of the blocks that hold a pixel with a role.
+        """
+        found = {"the legend": hashlib.sha256(repr(self.legend).encode()).hexdigest()}
+        for scene, roles in zip(self.scenes, self.roles, strict=True):
+            found[f"the labels of `{scene.name}`"] = hashlib.sha256(scene.labels.tobytes()).hexdigest()
+            found[f"the split of `{scene.name}`"] = roles_digest(roles, scene.grid)
+            grid = scene.grid
+            windows = [
+                w for w in blocks(grid.height, grid.width, _BLOCK) if whole or roles[w.within(grid.window)].any()
+            ]
+            for name, part in scene.modalities.items():
+                known = hashlib.sha256(f"{part.zoom} {part.units} {part.raster.bands}".encode())
+                for window in windows:
+                    known.update(scene.read(name, window).tobytes())
+                found[f"`{name}` of `{scene.name}`"] = known.hexdigest()
+        return found
 
     def has(self, role: int) -> bool:
         """Whether any pixel has the role."""
