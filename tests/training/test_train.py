@@ -86,7 +86,16 @@ def scores(run: Path) -> dict[str, Any]:
 def test_a_whole_run(model: dict[str, Any], overlap: dict[str, Any], write: Write, place: Path, tmp_path: Path) -> None:
     classifier = train(write(model=model, **overlap), progress=False)
     run = tmp_path / "run"
-    expected = {"bundle", "confusion.csv", "environment.json", "recipe.json", "reliability.png", "scores.json", "split"}
+    expected = {
+        "bundle",
+        "confusion.csv",
+        "environment.json",
+        "inputs.json",
+        "recipe.json",
+        "reliability.png",
+        "scores.json",
+        "split",
+    }
     if model["name"] != "forest":
         expected |= {"metrics.csv", "curves.png", "tensorboard"}
     assert {p.name for p in run.iterdir()} == expected
