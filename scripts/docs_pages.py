@@ -7,7 +7,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 import landfuse
-from landfuse.cli import COMMANDS, command
+from landfuse.cli.commands import COMMANDS, command
 from landfuse.models import SETTINGS
 from landfuse.scenes.scene_keys import SceneSettings
 from landfuse.settings import Settings, describe
