@@ -88,7 +88,7 @@ class Classifier:
     Raises:
         SettingsError: if there is no such keyword; it names the nearest one.
 
-    Example:
+    Examples:
         >>> lf.Classifier("refnet", view=64, epochs=20, rate=1e-3)
         Classifier('refnet', view=64, epochs=20)
         >>> import numpy as np
@@ -453,7 +453,7 @@ def load(folder: str | Path, *, model: type[FusionModel] | None = None) -> Class
     Raises:
         BundleError: if it holds no bundle, one that is damaged or newer, or one of a model that is not known here.
 
-    Example:
+    Examples:
         >>> lf.load("runs/first").legend.names == lf.open_scene("scene.yaml").legend.names
         True
     """
@@ -511,7 +511,7 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True)
     Raises:
         LandfuseError: whatever is wrong with recipe, scene, split or output.
 
-    Example:
+    Examples:
         >>> classifier = lf.train("recipe.yaml", progress=False)
         >>> classifier.run.scores["test"]["pixels"] > 0
         True
@@ -557,7 +557,7 @@ def predict(
         SettingsError: if an option does not fit.
         IncompleteError: if some blocks cannot be read; the map is there without them.
 
-    Example:
+    Examples:
         >>> lf.predict("runs/first", lf.open_scene("scene.yaml"), "again.tif", confidence=True).name
         'again.tif'
     """
@@ -747,7 +747,7 @@ def plot(
         SettingsError: if `shown` is something else.
         SceneError: if the scene or map cannot be read, or lacks a band.
 
-    Example:
+    Examples:
         >>> len(lf.plot(lf.open_scene("scene.yaml")))  # two modalities, and the labels
         3
         >>> lf.plot("map.tif").get_title()

@@ -42,7 +42,7 @@ class LandfuseError(Exception):
         expected: what would have been right.
         do: what to do about it.
 
-    Example:
+    Examples:
         >>> try:
         ...     lf.open_scene("gone.yaml")
         ... except lf.LandfuseError as error:

@@ -39,7 +39,7 @@ class LandClass:
         colour: `#RRGGBB`.
         scored: whether its own scores enter the means over classes (AA, mF1, mIoU).
 
-    Example:
+    Examples:
         >>> lf.LandClass("water", 3, "#0072B2").rgb
         (0, 114, 178)
     """
@@ -80,7 +80,7 @@ class LandClass:
 class Legend:
     """The classes of a scene, in order; iterating yields `LandClass`es, the length is K.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> legend = lf.Legend((lf.LandClass("water", 3, "#0072B2"), lf.LandClass("forest", 7, "#009E73")))
         >>> legend.to_codes(np.array([[1, 0]], np.uint8)).tolist(), legend.names

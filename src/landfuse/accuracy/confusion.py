@@ -47,7 +47,7 @@ class Confusion:
         Congalton 1991, doi:10.1016/0034-4257(91)90048-B (overall, producer's and user's accuracy);
         Cohen 1960, doi:10.1177/001316446002000104 (kappa).
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> confusion = lf.Confusion(2)
         >>> confusion.update(np.array([[0, 0, 1]], np.uint8), np.array([[0, 1, 1]], np.uint8))

@@ -98,7 +98,7 @@ def draw_sample(
         SceneError: if the file is no map, or holds no class.
         SettingsError: if there are too few points for the classes, or no accuracy is expected of one.
 
-    Example:
+    Examples:
         >>> sample = lf.draw_sample("map.tif", 200)
         >>> len(sample), sample.design
         (200, 'stratified')

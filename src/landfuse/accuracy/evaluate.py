@@ -217,7 +217,7 @@ def evaluate(
         SplitError: if no pixel has the role.
         SettingsError: if a block has no pixel.
 
-    Example:
+    Examples:
         >>> result = lf.evaluate("map.tif", "scene.yaml")
         >>> sorted(result.confusion.scores())[:3]
         ['AA', 'OA', 'kappa']

@@ -40,7 +40,7 @@ def evaluate_sample(
         SettingsError: if it was drawn by another design.
         GridError: if the map has another CRS, or no class at a sampled place.
 
-    Example:
+    Examples:
         >>> from dataclasses import replace
         >>> sample = lf.draw_sample("map.tif", 200)
         >>> filled = replace(sample, reference=[str(code) for code in sample.code])  # as if the map were right

@@ -69,7 +69,7 @@ class Bundle(nn.Module):
     Attributes:
         temperature: logits are divided by it to obtain probabilities; fitted on validation (`calibration`).
 
-    Example:
+    Examples:
         >>> bundle = lf.load_bundle("runs/first")
         >>> list(bundle.description.modalities), bundle.description.view
         (['a', 'b'], 1)

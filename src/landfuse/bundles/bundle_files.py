@@ -105,7 +105,7 @@ def load_bundle(folder: str | Path, *, model: type[FusionModel] | None = None) -
         BundleError: if it is missing, damaged, written by a newer version, or of a model that is not known here.
         MissingFileError: if the frozen weights that it refers to are not there.
 
-    Example:
+    Examples:
         >>> lf.load_bundle("runs/first").description.spec.name
         'forest'
     """

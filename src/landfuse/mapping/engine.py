@@ -394,7 +394,7 @@ def map_blocks(
 def map_array(model: Model, scene: Scene, **options: Any) -> NDArray[np.uint8]:
     """Maps a scene into an array, (H, W) uint8 classes; arguments as in `map_blocks`.
 
-    Example:
+    Examples:
         >>> lf.map_array(lf.load_bundle("runs/first"), lf.open_scene("scene.yaml")).shape
         (96, 96)
     """

@@ -148,7 +148,7 @@ def checked(name: str, kind: object) -> type[FusionModel]:
 class _Models(Mapping[str, "type[FusionModel]"]):
     """Name -> class; torch and the model's file are imported when the class is asked for.
 
-    Example:
+    Examples:
         >>> import landfuse as lf
         >>> sorted(lf.MODELS)[:3]
         ['bdgf', 'forest', 'mfnet']

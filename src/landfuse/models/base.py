@@ -22,7 +22,7 @@ S = TypeVar("S", bound=settings.Settings)
 class Modality(NamedTuple):
     """What a model knows of one modality.
 
-    Example:
+    Examples:
         >>> lf.Modality(channels=30)
         Modality(channels=30, zoom=1)
     """
@@ -47,7 +47,7 @@ class FusionModel(nn.Module):
     Raises:
         ModelError: if there is no modality, a number is below 1, or the core is not centred in the view.
 
-    Example:
+    Examples:
         >>> network = lf.models.TwoBranch({"hsi": 30, "height": 1}, classes=5, view=7)
         >>> isinstance(network, lf.FusionModel), network.view, network.core, network.halo
         (True, 7, 1, 3)

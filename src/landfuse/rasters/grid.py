@@ -55,7 +55,7 @@ class Grid:
         transform: pixel to CRS coordinates.
         crs: `EPSG:n` or WKT; None where the file does not say.
 
-    Example:
+    Examples:
         >>> grid = lf.Grid(100, 200, (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_400_000.0), "EPSG:32632")
         >>> grid.pixel_size, grid.at(1, 1)
         ((10.0, 10.0), (500010.0, 5399990.0))

@@ -17,7 +17,7 @@ CoreWeights = Literal["uniform", "smooth"]
 class Window:
     """A rectangle of pixels; it may reach beyond the grid.
 
-    Example:
+    Examples:
         >>> lf.Window(0, 0, 4, 5).padded(1)
         Window(row=-1, col=-1, height=6, width=7)
     """

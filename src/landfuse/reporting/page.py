@@ -101,7 +101,7 @@ def report(
         MissingFileError: if the folder is no run, the run has not ended, or its scene is not there any more.
         LandfuseError: whatever is wrong with the scene, the maps or the output.
 
-    Example:
+    Examples:
         >>> lf.report("runs/first").name
         'report.html'
     """

@@ -154,7 +154,7 @@ def check(
         views: (view, core) for the leak report, px.
         progress: called with (windows and tiles' labels read, of how many).
 
-    Example:
+    Examples:
         >>> lf.check("scene.yaml").faults
         []
     """

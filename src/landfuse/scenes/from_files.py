@@ -486,7 +486,11 @@ class _Text:
         """The split that loses no class: whole polygons, whole tiles, or blocks as large as possible."""
         trials = []
         if self.labels is None:
-            trials.append(("kind: polygons", "whole polygons go to one role"))
+            why = "whole polygons go to one role"
+            trials += [(f"kind: polygons, buffer: {buffer}", f"{why}, no view reaches from one to another")] * bool(
+                buffer
+            )
+            trials.append(("kind: polygons", why))
         if sum(bool((scene.labels != UNLABELLED).any()) for scene in scenes) >= _FEW_TILES:
             trials.append(("kind: tiles", "whole tiles go to one role"))
         size = 1 << max(1, (max(max(s.grid.height, s.grid.width) for s in scenes) // 2).bit_length() - 1)

@@ -42,7 +42,7 @@ class ClassArea:
 class LandCoverMap:
     """A map and what its codes mean; made by `open_map`.
 
-    Example:
+    Examples:
         >>> opened = lf.open_map("map.tif")
         >>> opened.classes.shape, opened.legend.names == lf.open_scene("scene.yaml").legend.names
         ((96, 96), True)
@@ -133,7 +133,7 @@ def open_map(path: str | Path, scene: Scene | None = None) -> LandCoverMap:
         SceneError: if it is missing or broken, or has several bands; if a folder has no mosaic, or several.
         GridError: if it is not on the scene's grid.
 
-    Example:
+    Examples:
         >>> lf.open_map("map.tif").grid.height
         96
     """

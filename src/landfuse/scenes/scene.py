@@ -150,7 +150,7 @@ class Scene:
             in all tiles, 0 for none; None where labels are no polygons.
         sources: files that it was opened from besides its modalities: the scene file, or that of the labels.
 
-    Example:
+    Examples:
         >>> scene = lf.open_scene("scene.yaml")
         >>> scene.read("a", lf.Window(0, 0, 4, 5)).shape, scene.labels.shape
         ((3, 4, 5), (96, 96))
@@ -205,7 +205,7 @@ class Scene:
             GridError: if two of them are not on one grid.
             SettingsError: if the legend or `column` does not fit.
 
-        Example:
+        Examples:
             >>> import numpy as np
             >>> scene = lf.Scene.from_arrays({"s2": np.zeros((4, 32, 32)), "dem": np.zeros((64, 64))})
             >>> scene.grid.height, scene.modalities["dem"].zoom

@@ -523,7 +523,7 @@ def read_scene_file(path: str | Path, faults: list[LandfuseError] | None = None)
 def open_scenes(path: str | Path) -> list[Scene]:
     """Opens all tiles of a scene file; see `read_scene_file` and `SceneFile.scenes` for the errors.
 
-    Example:
+    Examples:
         >>> [scene.name for scene in lf.open_scenes("scene.yaml")]
         ['chequers']
     """
@@ -536,7 +536,7 @@ def open_scene(path: str | Path, tile: str | None = None) -> Scene:
     Raises:
         SceneError: if there are several tiles and none is named, or none has that name.
 
-    Example:
+    Examples:
         >>> list(lf.open_scene("scene.yaml").modalities)
         ['a', 'b']
     """

@@ -44,7 +44,7 @@ def merged_split(own: SplitSettings | None, changes: Mapping[str, Any] | None) -
 class Recipe(Settings):
     """All that a recipe may say.
 
-    Example:
+    Examples:
         >>> recipe = lf.read_recipe("recipe.yaml")
         >>> recipe.model["name"], recipe.training.seed
         ('forest', 0)
@@ -171,7 +171,7 @@ def read_recipe(path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
     Raises:
         SettingsError: naming every key that is unknown, missing or wrong.
 
-    Example:
+    Examples:
         >>> lf.read_recipe("recipe.yaml", ["training.seed=3"]).training.seed
         3
     """
