@@ -29,7 +29,7 @@ from landfuse.scenes.split_rules import ROLES, Roles
 from landfuse.scenes.splits import roles_digest
 
 _DIGEST = 64
-"""Characters of what a map says of the roles of a tile that its model was trained on."""
+"""Characters, at least, of what a map says of the roles of a tile that its model was trained on."""
 
 
 class Tally:
@@ -260,7 +260,7 @@ def _tags(maps: str | Path, scenes: Sequence[Scene]) -> dict[str, str | None]:
 
 def _known(tags: Mapping[str, str | None], scenes: Sequence[Scene]) -> list[Scene]:
     """The tiles that the model of their maps was trained on."""
-    return [scene for scene in scenes if len(tags.get(scene.name) or "") == _DIGEST]
+    return [scene for scene in scenes if len(tags.get(scene.name) or "") >= _DIGEST]
 
 
 def _run_split(tags: Mapping[str, str | None], scenes: Sequence[Scene], near: Sequence[str | Path]) -> Path | None:
@@ -269,16 +269,16 @@ def _run_split(tags: Mapping[str, str | None], scenes: Sequence[Scene], near: Se
     for base in dict.fromkeys(above for place in places for above in (place, *list(place.parents)[:2])):
         for pattern in ("split", "*/split", "runs/*/split", "runs/*/*/split"):
             for folder in sorted(base.glob(pattern)) if known else ():
-                if all(_written_digest(folder, scene) == tags[scene.name] for scene in known):
+                if all(_written_digest(folder, scene) in str(tags[scene.name]) for scene in known):
                     return folder
     return None
 
 
-def _written_digest(folder: Path, scene: Scene) -> str | None:
+def _written_digest(folder: Path, scene: Scene) -> str:
     try:
         return roles_digest(read_mask(scene, str(folder / f"{scene.name}.tif"), None, "HW"), scene.grid)
     except LandfuseError:
-        return None
+        return "none"
 
 
 def _roles_of(
@@ -307,7 +307,7 @@ def _roles_of(
         roles = [mine if other is None else other for mine, other in zip(own, roles, strict=True)]
     names = {scene.name for scene in known} - of_run.keys()
     pairs = [(scene, found) for scene, found in zip(scenes, roles, strict=True) if scene.name in names]
-    other = [s.name for s, found in pairs if found is not None and roles_digest(found, s.grid) != tags[s.name]]
+    other = [s.name for s, found in pairs if found is not None and roles_digest(found, s.grid) not in str(tags[s.name])]
     if other and split is None:
         raise SplitError(
             f"the model of the map was trained with another split of `{other[0]}` than that of {file.path}, and its "

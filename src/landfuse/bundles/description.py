@@ -64,7 +64,8 @@ class Description:
         temperature: logits are divided by it to obtain probabilities.
         droppable: modalities that the model was trained to do without; placeholders stand in for them.
         layers: names of what the model returns beside logits.
-        roles: training tile -> digest of the roles of its pixels (`roles_digest`); None where it is not known.
+        roles: grid of a training tile -> digest of the roles of its pixels (`roles_digest`), or several, apart by
+            spaces; None where they are not known.
     """
 
     spec: ModelSpec

@@ -184,7 +184,7 @@ def _map(
     description = job.engine.description
     tags = {"landfuse_model": description.spec.name, "landfuse_bundle": job.engine.predictor.identity["the model"]}
     if description.roles is not None:
-        tags["landfuse_roles"] = description.roles.get(job.engine.scene.name, "of other tiles")
+        tags["landfuse_roles"] = description.roles.get(str(grid), "of other tiles")
     if faults:
         tags["landfuse_incomplete"] = "; ".join(f"{w.row} {w.col} {w.height} {w.width}" for w in faults)
     parts = {window: folder.part(window) for window in wanted}

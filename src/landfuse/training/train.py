@@ -47,7 +47,7 @@ from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
 from landfuse.scenes.splits import roles_digest
 from landfuse.training.fit import fit
 from landfuse.training.pretrain import facts_of, pretrain
-from landfuse.training.recipe import Recipe, read_recipe
+from landfuse.training.recipe import ARRAYS, Recipe, read_recipe
 from landfuse.training.run import claim, clear, environment, peak_memory, read_history, release, remember
 from landfuse.training.samples import Samples, WindowSampler, dropout_of, loader
 from landfuse.training.training_data import TrainingData, fit_maps, read_training_data
@@ -100,10 +100,9 @@ def train_on(
             clear(run)
         claimed = claim(run, recipe)
         if (run / "scores.json").exists():
-            if (run / "inputs.json").exists():
-                remember(run, read().digests(recipe.pretrain is not None))
-            else:
-                remember(run, {})
+            if not recipe.scene.startswith(ARRAYS):  # of arrays, the recipe holds the digest
+                noted = (run / "inputs.json").exists()
+                remember(run, read().digests(recipe.pretrain is not None) if noted else {})
             log.warning("%s has ended before; its bundle is loaded. Choose another run=... to train again", run)
             return load_bundle(run / "bundle")
         try:
@@ -132,9 +131,10 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, progress: bool) -> Bun
     stride, weights = recipe.mapping.stride, recipe.mapping.weights
     dropped = dropout_of(recipe.samples.modality_dropout, list(maps))
     classifier = Bundle(spec, maps, inputs, data.legend, stride, weights=weights, features=features, droppable=dropped)
-    classifier.roles = {
-        scene.name: roles_digest(roles, scene.grid) for scene, roles in zip(data.scenes, data.roles, strict=True)
-    }
+    classifier.roles = {}
+    for scene, roles in zip(data.scenes, data.roles, strict=True):  # without a CRS, several tiles have one grid
+        digests = classifier.roles.setdefault(str(scene.grid), "")
+        classifier.roles[str(scene.grid)] = f"{digests} {roles_digest(roles, scene.grid)}".lstrip()
     model = classifier.model
     stand_ins = dict.fromkeys(dropped, math.nan)
     store = Store(data.scenes, maps, model.view, recipe.samples.memory, stand_ins)
