@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Evaluation, Tally
@@ -33,6 +32,7 @@ from landfuse.mapping.memory import block_side
 from landfuse.mapping.predict import predict as _predict
 from landfuse.mapping.settings import MapOptions, MappingSettings, map_options
 from landfuse.models import SETTINGS, name_of
+from landfuse.progress import bars
 from landfuse.rasters.arrays import array_raster, is_data_array, like_data_array
 from landfuse.rasters.raster import state_of
 from landfuse.scenes.from_arrays import Classes, Image, Labels, scene_from
@@ -420,8 +420,15 @@ class Classifier:
             engine.check_values()
         windows = engine.cut(engine.options.block or block_side(engine), wanted)
         pixels = sum(window.pixels for window in windows)
-        with tqdm(total=pixels, desc="mapping", unit="px", unit_scale=True, disable=not progress, leave=False) as bar:
-            yield from engine.blocks(windows, wanted=wanted, progress=bar.update)
+        done = 0
+        with bars(not progress) as meter:
+
+            def advance(more: int) -> None:
+                nonlocal done
+                done += more
+                meter("mapping", done, pixels)
+
+            yield from engine.blocks(windows, wanted=wanted, progress=advance)
 
     # ---- a `Model`, for all that maps --------------------------------------------------------------------------------
 

@@ -329,7 +329,7 @@ def test_computing_beforehand_computes_what_is_missing(
         assert len(calls) == 2
         compute_features([made, scene, other])
         assert len(calls) == 2 * (TILES + 4), "of both scenes, and what is there is left"
-        compute_features([made, scene, other], progress=True)
+        compute_features([made, scene, other])
         assert same(read_all(made), expected)
         read_all(other)
         assert len(calls) == 2 * (TILES + 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def recipe(place: Path, tmp_path: Path) -> Path:
 
 
 def test_the_model_knows_how_far_the_training_is_also_after_an_interruption(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reported: list[float] = []
     loss, start = TwoBranch.loss, Task.on_train_batch_start
@@ -56,7 +57,11 @@ def test_the_model_knows_how_far_the_training_is_also_after_an_interruption(
     monkeypatch.setattr(Task, "on_train_batch_start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(recipe(place, tmp_path), progress=False)
-    train(recipe(place, tmp_path), progress=False)
+    assert not capsys.readouterr().err
+    train(recipe(place, tmp_path))
+    line, *more = [line for line in capsys.readouterr().err.splitlines() if "epoch" in line]
+    assert not more, "a line per epoch"
+    assert re.fullmatch(r"training: 100%, epoch 2 of 2, train_loss \d\.\d{4}, val_mF1 0\.\d{4}", line)
     assert reported == [0, 1 / 8, 2 / 8, 3 / 8, -1, 4 / 8, 5 / 8, 6 / 8, 7 / 8]
 
 

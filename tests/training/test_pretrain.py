@@ -61,7 +61,7 @@ def base_of(recipe: Recipe) -> TrainingData:
 
 def pretrained(recipe: Recipe, base: TrainingData | None = None) -> Any:
     assert recipe.pretrain is not None
-    return pretrain(recipe.pretrain, base or base_of(recipe), Path(recipe.run or ""), progress=False)
+    return pretrain(recipe.pretrain, base or base_of(recipe), Path(recipe.run or ""))
 
 
 def test_a_run_with_features_trains_maps_and_reloads(read: Read, tmp_path: Path, place: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,8 +22,15 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from landfuse.cli.console import err, out
+from landfuse.cli.console import out
 from landfuse.errors import LandfuseError, SettingsError, of_the_system
+from landfuse.progress import Meter, err
+
+ISSUES = "https://github.com/landfuse/landfuse/issues"
+"""Where faults of landfuse are reported; as in pyproject.toml."""
+
+FIRST_WORDS = 2.0
+"""Seconds after which a command that shows no progress yet says that it is starting: large libraries take as long."""
 
 COMMANDS = {
     "map": ("init", "Map a folder of files in one command: scene file, training, map and report."),
@@ -43,25 +53,83 @@ COMMANDS = {
 """The commands in the order of the help text: name -> the module that defines it, and what it does in one line."""
 
 
-class _Command(TyperCommand):
-    """Refuses options that are given again, of which Click takes the last."""
+class _PlainFlags:
+    """Shows no `<bool>` beside flags."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class _Command(_PlainFlags, TyperCommand):
+    """Refuses options that are given again, of which Click takes the last, and settings that are given as options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:  # as completing words does
+            self._check(ctx, args)
+        return super().parse_args(ctx, args)
+
+    def _check(self, ctx: Any, args: list[str]) -> None:
+        params = self.get_params(ctx)
+        known = {name for param in params for name in (*param.opts, *param.secondary_opts)}
+        if any(param.name == "assignments" for param in params):
+            for word in args[: args.index("--")] if "--" in args else args:
+                name, _, value = word.partition("=")
+                if name.startswith("--") and name not in known:
+                    _refuse_setting(name, value or next(iter(args[args.index(word) + 1 :]), ""))
         _, _, given = self.make_parser(ctx).parse_args([*args])
         for option in given:
             if given.count(option) > 1 and not getattr(option, "multiple", False):
                 raise SettingsError(f"{option.opts[0]} is given {given.count(option)} times", "once", "choose one")
-        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        words = [f"{ctx.command_path}: starting"] * (not ctx.params.get("quiet") and not ctx.params.get("as_json"))
+        timer = threading.Timer(FIRST_WORDS, lambda: [err.print(line) for line in words if not Meter.active])
+        timer.daemon = True
+        timer.start()
+        try:
+            return super().invoke(ctx)
+        finally:
+            timer.cancel()
+
+
+def _refuse_setting(option: str, value: str) -> None:
+    """Names the assignment that an unknown option stands for.
+
+    Raises:
+        SettingsError: if it is the name of a setting.
+    """
+    from landfuse.models import SETTINGS
+    from landfuse.settings import describe
+    from landfuse.training.recipe import Recipe
+
+    keys = [row.key for row in describe(Recipe)]
+    keys += sorted({f"model.{name}" for kind in SETTINGS.values() for name in kind.model_fields})
+    name = option.strip("-").replace("-", "_")
+    near = difflib.get_close_matches(name, [key.rpartition(".")[2] for key in keys], n=1, cutoff=0.75)
+    found = [key for key in keys if name == key or key.rpartition(".")[2] in near]
+    if found:
+        shown = "..." if not value or value.startswith("-") else value
+        raise SettingsError(
+            f"there is no option {option}",
+            "settings of the recipe as KEY=VALUE, without dashes",
+            " or ".join(f"{key}={shown}" for key in found[:4]),
+        )
 
 
 def command(name: str) -> Any:
     """Imports a command's function and makes a command of it; its help is its docstring."""
     alone = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
-    alone.command(name, cls=_Command)(getattr(import_module(f"landfuse.cli.{COMMANDS[name][0]}"), name))
+    function = getattr(import_module(f"landfuse.cli.{COMMANDS[name][0]}"), name)
+    words = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(function) or "")  # Typer would keep the source's lines
+    alone.command(name, cls=_Command, help=words)(function)
     return typer.main.get_command(alone)
 
 
-class _Commands(TyperGroup):
+class _Commands(_PlainFlags, TyperGroup):
     """Knows the commands by name; imports the one that is called."""
 
     def __init__(self, **options: Any) -> None:
@@ -88,7 +156,6 @@ app = typer.Typer(
     cls=_Commands,
     help="Co-registered rasters of several sensors and some labels in, a defended land-cover map out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -137,5 +204,8 @@ def run() -> None:
             err.print(f"[bold red]error[/] {escape(str(fault))}", soft_wrap=True)
             sys.exit(fault.exit_code)
         err.print(escape(traceback.format_exc()), soft_wrap=True)
-        err.print("[bold red]this is a fault of landfuse[/]; please report it with the lines above")
+        err.print(
+            f"[bold red]this is a fault of landfuse[/]; please report it with the lines above at {ISSUES}",
+            soft_wrap=True,
+        )
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""What commands print: lines, tables, errors, progress bars; and arguments that several commands take."""
+"""What commands print: lines, tables, errors, the progress of mapping; and arguments that several commands take."""
 
 from __future__ import annotations
 
@@ -10,25 +10,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from landfuse.errors import LandfuseError, SettingsError
 from landfuse.markup import percent
+from landfuse.progress import bars
 
 if TYPE_CHECKING:
     from landfuse.models.base import FusionModel
 
 out = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 140)
-err = Console(stderr=True, highlight=False)
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, neither bars nor lines of JSON.")]
 Overwrite = Annotated[
@@ -84,36 +81,6 @@ def table(title: str, columns: Iterable[str], left: Sequence[str] = ()) -> Table
     return result
 
 
-@contextmanager
-def bar(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Shows a progress bar; yields a function of what is done and what there is to do."""
-    with bars(quiet) as update:
-        yield partial(update, what)
-
-
-@contextmanager
-def bars(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """Shows a progress bar for one thing after another; yields a function of its name, what is done and what to do."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as progress:
-        task, current = progress.add_task("", total=None), ""
-
-        def update(what: str, done: int, total: int) -> None:
-            nonlocal current
-            if what != current:
-                progress.reset(task, description=what)
-                current = what
-            progress.update(task, completed=done, total=total)
-
-        yield update
-
-
 def print_scores(scores: dict[str, float], classes: Sequence[Mapping[str, object]], title: str) -> None:
     """Prints a table of the scores per class, and the scores of all classes below it."""
     names = ("precision", "recall", "F1", "IoU")
@@ -158,22 +125,18 @@ class Events:
 
     @contextmanager
     def mapping(self, pixels: int) -> Iterator[Callable[[str, int], None]]:
-        """Shows the progress of mapping: a bar, or a line of JSON a second; yields a function of tile and pixels done.
+        """Shows the progress, or prints a line of JSON a second; yields a function of tile and pixels done.
 
         Args:
             pixels: of all tiles.
         """
-        speed = _Speed(pixels)
-        columns = (TextColumn("mapping"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[words]}"))
-        hidden = self.quiet or self.as_json or not err.is_terminal
-        with Progress(*columns, console=err, transient=True, disable=hidden) as progress:
-            task = progress.add_task("mapping", total=pixels, words="")
-            printed = -math.inf
+        speed, printed = _Speed(pixels), -math.inf
+        with bars(self.quiet or self.as_json) as meter:
 
             def update(tile: str, done: int) -> None:
                 nonlocal printed
                 speed.update(tile, done)
-                progress.update(task, completed=speed.done, words=speed.words())
+                meter("mapping", speed.done, pixels, f"{speed.rate:.3g} Mpx/s", before=speed.before)
                 if self.as_json and not self.quiet and (time.monotonic() - printed >= 1 or speed.done == pixels):
                     printed = time.monotonic()
                     left = None if speed.left is None else round(speed.left, 1)
@@ -204,15 +167,15 @@ class _Speed:
         return sum(self._done.values())
 
     @property
+    def before(self) -> int:
+        return sum(self._before.values())
+
+    @property
     def rate(self) -> float:
         """Megapixels per second."""
-        return (self.done - sum(self._before.values())) / 1e6 / max(1e-9, time.monotonic() - self._start)
+        return (self.done - self.before) / 1e6 / max(1e-9, time.monotonic() - self._start)
 
     @property
     def left(self) -> float | None:
         """Seconds; None where nothing has been done yet."""
         return (self.total - self.done) / 1e6 / self.rate if self.rate > 0 else None
-
-    def words(self) -> str:
-        left = "" if self.left is None else f", {timedelta(seconds=round(self.left))} left"
-        return f"{self.rate:.3g} Mpx/s{left}"

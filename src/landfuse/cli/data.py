@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Quiet, ScenePath, bar, bars, err, out, say, table
+from landfuse.cli.console import Quiet, ScenePath, out, say, table
 from landfuse.errors import SettingsError
 from landfuse.markup import percent
+from landfuse.progress import bar, bars, err
 
 _MOST_PAIRS = 5  # of close colours; a legend of many classes has dozens
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import Overwrite, Quiet, err, number, out, say, table
+from landfuse.cli.console import Overwrite, Quiet, number, out, say, table
 
 
 def demo(
@@ -19,7 +19,7 @@ def demo(
     """Simulate a scene of three sensors, train, map and score it: all of landfuse in two minutes."""
     from landfuse.simulate.demo import run_demo
 
-    result = run_demo(folder, seed=seed, overwrite=overwrite, progress=not quiet and err.is_terminal, report=say)
+    result = run_demo(folder, seed=seed, overwrite=overwrite, progress=not quiet, report=say)
     shown = table("what each modality gives (test split)", ["modalities", "OA", "mF1", "mIoU"], left=["modalities"])
     for name, scores in result.scores.items():
         shown.add_row(name, *(number(scores[key]) for key in ("OA", "mF1", "mIoU")))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Overwrite, Quiet, bar, number, once, out, print_scores, say, table
+from landfuse.cli.console import Overwrite, Quiet, number, once, out, print_scores, say, table
 from landfuse.errors import SettingsError
+from landfuse.progress import bar
 
 if TYPE_CHECKING:
     from landfuse.accuracy.bootstrap import BlockIntervals, Interval

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import Quiet, err, say
+from landfuse.cli.console import Quiet, say
 from landfuse.errors import SceneError
+from landfuse.progress import err
 
 Places = Annotated[list[Path], typer.Argument(help="Rasters, and vector files with labels; or folders of them.")]
 LabelFile = Annotated[

@@ -8,8 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from landfuse.cli.console import Events, bar
+from landfuse.cli.console import Events
 from landfuse.errors import SceneError, SettingsError
+from landfuse.progress import bar
 
 if TYPE_CHECKING:
     from landfuse.bundles.predictor import Predictor

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import Overwrite, Quiet, bars, once, say
+from landfuse.cli.console import Overwrite, Quiet, once, say
 from landfuse.errors import SettingsError
+from landfuse.progress import bars
 
 
 def report(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Overwrite, Quiet, bar, err, number, once, out, say, table
+from landfuse.cli.console import Overwrite, Quiet, number, once, out, say, table
 from landfuse.markup import percent
+from landfuse.progress import bar
 
 if TYPE_CHECKING:
     from landfuse.studies.compare import Comparison, Spread
@@ -158,7 +159,7 @@ def reproduce(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     result = run(
         place, names, seeds, assignments or (), output,
-        overwrite=overwrite, quiet=quiet or not err.is_terminal, report=say,
+        overwrite=overwrite, quiet=quiet, report=say,
     )  # fmt: skip
     words = ["method", "modalities", "split"]
     title = f"{result.place}: scores in per cent, mean ± standard deviation"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Overwrite, OwnModel, Quiet, err, once, out, own_model, print_scores, say, table
+from landfuse.cli.console import Overwrite, OwnModel, Quiet, once, out, own_model, print_scores, say, table
 from landfuse.cli.studies import print_comparison
 from landfuse.errors import SettingsError
 from landfuse.markup import percent
@@ -54,7 +54,7 @@ def train(
     from landfuse.training.train import train as run_training  # a recipe that is refused needs no torch
 
     run = Path(read.run or "")
-    run_training(read, progress=not quiet and err.is_terminal, restart=restart)
+    run_training(read, progress=not quiet, restart=restart)
     if not (run / "scores.json").exists():
         return  # a further rank of several; the first one reports
     scores = read_run(run).scores

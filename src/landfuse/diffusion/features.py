@@ -13,7 +13,7 @@ import logging
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from landfuse.diffusion.noise import add_noise
 from landfuse.diffusion.settings import FACTORS, FeatureSettings
@@ -84,18 +83,21 @@ class DiffusionFeatures:
         }
 
 
-def compute_features(scenes: Sequence[Scene], *, progress: bool = False) -> None:
+def compute_features(
+    scenes: Sequence[Scene], *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> None:
     """Computes all features of scenes that are to be read many times, where they can be kept.
 
     Args:
         scenes: with features among their modalities.
-        progress: show a progress bar.
+        progress: called with (tiles done, in all).
     """
     rasters = [part.raster for scene in scenes for part in scene.modalities.values()]
     found = [raster.tiles for raster in rasters if isinstance(raster, FeatureRaster)]
     jobs = [(tiles, place) for tiles in dict.fromkeys(found) if tiles.folder is not None for place in tiles.places()]
     missing = [(tiles, place) for tiles, place in jobs if not tiles.has(place)]
-    for tiles, place in tqdm(missing, desc="features", disable=not progress or not missing, leave=False):
+    for number, (tiles, place) in enumerate(missing):
+        progress(number, len(missing))
         tiles.level(place, 0)
 
 

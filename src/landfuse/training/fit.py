@@ -12,7 +12,7 @@ from typing import Any
 import lightning
 import torch
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
@@ -20,9 +20,10 @@ from landfuse.errors import LandfuseError, ModelError, SettingsError
 from landfuse.files import unwritable
 from landfuse.legend import Legend
 from landfuse.models.base import FusionModel
+from landfuse.progress import Meter
 from landfuse.settings import most_processes
 from landfuse.training.checkpoints import Checkpoints, read_checkpoint
-from landfuse.training.lightning_task import History, Patience, Task
+from landfuse.training.lightning_task import Epochs, History, Patience, Task
 from landfuse.training.recipe import Recipe
 from landfuse.training.run import read_history
 from landfuse.training.samples import Sample, Samples, WindowSampler, loader
@@ -81,7 +82,7 @@ def fit(
     legend: Legend,
     training: Samples,
     validation: Samples | None,
-    progress: bool,
+    meter: Meter,
 ) -> tuple[Trainer, dict[str, Any]]:
     """Trains a model by gradient and leaves the best epoch's weights in it, or goes on where it was interrupted.
 
@@ -92,7 +93,7 @@ def fit(
         legend: its classes; those that are not scored have no say in which epoch is best.
         training: what it learns from.
         validation: what chooses the epoch; None for the last one.
-        progress: show progress bars.
+        meter: shows how far it is.
 
     Returns:
         The trainer, and facts of the fit for `scores.json`.
@@ -112,7 +113,7 @@ def fit(
     shapes = _shapes(task.state_dict())
     folder = run / "checkpoints"
     last = ModelCheckpoint(folder, "last", save_top_k=1, every_n_epochs=1, enable_version_counter=False)
-    callbacks: list[Any] = [History(run / "metrics.csv")]
+    callbacks: list[Any] = [History(run / "metrics.csv"), Epochs(meter, steps, settings.choose_by)]
     best = None
     if validation is not None:
         watched = f"val_{settings.choose_by}"
@@ -123,8 +124,6 @@ def fit(
         if settings.patience is not None:
             callbacks.append(Patience(watched, patience=settings.patience, mode="max"))
     callbacks.append(last)  # after `best`, whose state it holds
-    if progress:
-        callbacks.append(RichProgressBar(leave=False))
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -148,7 +147,7 @@ def fit(
             "plugins": [Checkpoints()],
             "logger": TensorBoardLogger(run, name="tensorboard", version=""),
             "use_distributed_sampler": False,  # WindowSampler deals out the ranks' windows
-            "enable_progress_bar": progress,
+            "enable_progress_bar": False,
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
         }

@@ -21,6 +21,7 @@ from landfuse.accuracy.confusion import Confusion
 from landfuse.files import whole_file
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import FusionModel
+from landfuse.progress import Meter
 from landfuse.training.run import read_history
 from landfuse.training.samples import Sample
 from landfuse.training.settings import TrainingSettings
@@ -62,7 +63,7 @@ class Task(LightningModule):
                 f"the loss of batch {index} in epoch {self.current_epoch} is not finite ({values})"
             )
         size = len(batch.target)
-        self.log("train_loss", loss.detach(), on_epoch=True, on_step=False, prog_bar=True, batch_size=size)
+        self.log("train_loss", loss.detach(), on_epoch=True, on_step=False, batch_size=size)
         for name, part in parts.items():
             if name != "loss":
                 self.log(f"train_{name}", part.detach(), on_epoch=True, on_step=False, batch_size=size)
@@ -93,7 +94,7 @@ class Task(LightningModule):
         scores = Confusion(self.model.classes, matrix, scored=self.scored).scores()
         for name in ("OA", "AA", "kappa", "mF1", "mIoU"):
             value = scores[name]
-            self.log(f"val_{name}", 0.0 if math.isnan(value) else value, prog_bar=name == self.settings.choose_by)
+            self.log(f"val_{name}", 0.0 if math.isnan(value) else value)
 
     def configure_optimizers(self) -> Any:
         """The optimiser over what can be trained, and its rate at each step."""
@@ -166,3 +167,38 @@ class History(Callback):
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(rows)
+
+
+class Epochs(Callback):
+    """Shows how far the whole training is, and what each epoch gave.
+
+    Args:
+        meter: shows it.
+        steps: of the whole training.
+        choose_by: the validation score that is shown.
+    """
+
+    def __init__(self, meter: Meter, steps: int, choose_by: str) -> None:
+        self.meter, self.steps, self.choose_by, self.words = meter, steps, choose_by, ""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins where an interrupted run stopped."""
+        self._show(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Notes the step."""
+        self._show(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes the scores."""
+        names = ("train_loss", f"val_{self.choose_by}")
+        measured = [
+            f"{name} {trainer.callback_metrics[name]:.4f}" for name in names if name in trainer.callback_metrics
+        ]
+        self.words = ", ".join([f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}", *measured])
+        self._show(trainer, now=True)
+
+    def _show(self, trainer: Trainer, now: bool = False) -> None:
+        self.meter("training", trainer.global_step, self.steps, self.words, now=now)

@@ -11,12 +11,11 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from landfuse.diffusion.crops import Crops
 from landfuse.diffusion.denoising import Denoising, run_steps
@@ -34,12 +33,19 @@ from landfuse.views.store import Store
 
 log = logging.getLogger("landfuse")
 
+Progress = Callable[[int, int, str], None]
+
 _BETWEEN_CHECKPOINTS = 30.0
 """Seconds."""
 
 
 def pretrain(
-    settings: PretrainSettings, base: TrainingData, run: Path, *, memory: int = 4 * 1024**3, progress: bool = True
+    settings: PretrainSettings,
+    base: TrainingData,
+    run: Path,
+    *,
+    memory: int = 4 * 1024**3,
+    progress: Progress = lambda done, total, words: None,
 ) -> TrainedDenoiser:
     """Trains a denoiser, goes on where it was interrupted, or takes one that was trained alike on the same scenes.
 
@@ -49,7 +55,7 @@ def pretrain(
         run: the run folder; the folders beside it, and those in the folders beside its parent (an ablation's variants),
             are searched for a denoiser of the same settings and scenes.
         memory: scenes up to this many bytes are held in memory.
-        progress: show a progress bar.
+        progress: called with (steps done, in all, the loss in words).
 
     Raises:
         SettingsError: if it names modalities that the scenes lack.
@@ -147,7 +153,7 @@ def _tell(denoiser: TrainedDenoiser, settings: PretrainSettings) -> None:
         log.info("the denoiser learns from all pixels of the scene, test pixels too, without labels (transductive)")
 
 
-def _fit(training: Denoising, key: str, run: Path, progress: bool) -> list[dict[str, float]]:
+def _fit(training: Denoising, key: str, run: Path, progress: Progress) -> list[dict[str, float]]:
     """Runs the steps that are left; gives the rows of `pretrain.csv`."""
     checkpoint, table = run / "checkpoints" / "denoiser.pt", run / "pretrain.csv"
     saved = read_checkpoint(checkpoint, lambda values: values["key"] == key, training.device)
@@ -163,19 +169,18 @@ def _fit(training: Denoising, key: str, run: Path, progress: bool) -> list[dict[
         nonlocal last
         rows.append({"step": float(step), **row})
         _write(table, rows)
-        bar.update(step - bar.n)
-        bar.set_postfix(loss=f"{row['loss']:.3f}")
+        progress(step, total, f"loss {row['loss']:.3f}")
         if time.monotonic() - last > _BETWEEN_CHECKPOINTS:
             keep()
             last = time.monotonic()
 
     total = training.settings.total
-    with tqdm(total=total, initial=training.done, desc="pre-training", disable=not progress, leave=False) as bar:
-        try:
-            run_steps(training, total, report)
-        except ModelError:
-            keep()  # the step that failed has changed nothing
-            raise
+    progress(training.done, total, "")
+    try:
+        run_steps(training, total, report)
+    except ModelError:
+        keep()  # the step that failed has changed nothing
+        raise
     return rows
 
 

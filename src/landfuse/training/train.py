@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from landfuse.mapping.engine import map_blocks
 from landfuse.mapping.locks import held
 from landfuse.mapping.settings import MapOptions
 from landfuse.models.base import DirectFit
+from landfuse.progress import Meter, bars
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.scenes.leaks import leak_fraction, learnt_ground, polygon_leak_fraction
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
@@ -99,6 +101,7 @@ def train_on(
         if restart and not further:
             clear(run)
         claimed = claim(run, recipe)
+        meter = stack.enter_context(bars(not progress or bool(further), _PARTS))
         if (run / "scores.json").exists():
             if not recipe.scene.startswith(ARRAYS):  # of arrays, the recipe holds the digest
                 noted = (run / "inputs.json").exists()
@@ -108,7 +111,7 @@ def train_on(
         try:
             data = read()
             remember(run, data.digests(recipe.pretrain is not None))
-            return _train(recipe, data, run, progress)
+            return _train(recipe, data, run, meter)
         except BaseException:
             learnt = [run / "checkpoints" / name for name in ("last.ckpt", "denoiser.pt")]
             if claimed and not any(path.exists() for path in learnt):
@@ -116,14 +119,19 @@ def train_on(
             raise
 
 
-def _train(recipe: Recipe, data: TrainingData, run: Path, progress: bool) -> Bundle:
+_PARTS = {"pre-training": 9, "features": 2, "training": 9, "scoring validation": 0.5, "scoring test": 0.5}
+"""What the progress of training is made of; what does not occur is passed over quickly."""
+
+
+def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter) -> Bundle:
     features = None
     if recipe.pretrain is not None:
-        denoiser = pretrain(recipe.pretrain, data, run, memory=recipe.samples.memory, progress=progress)
+        show = partial(meter, "pre-training")
+        denoiser = pretrain(recipe.pretrain, data, run, memory=recipe.samples.memory, progress=show)
         if recipe.features is not None:
             features = DiffusionFeatures(denoiser, recipe.features)
             data = replace(data, scenes=[scene.with_modalities(features.of(scene)) for scene in data.scenes])
-            compute_features(data.scenes, progress=progress)
+            compute_features(data.scenes, progress=partial(meter, "features"))
     lightning.seed_everything(recipe.training.seed, workers=True, verbose=False)
     maps = fit_maps(recipe, data)
     inputs = {name: replace(data.scenes[0].modalities[name].info, values=own.values) for name, own in maps.items()}
@@ -145,10 +153,11 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, progress: bool) -> Bun
     facts: dict[str, Any] = {}
     if isinstance(model, DirectFit):
         whole = recipe.samples.model_copy(update={"augment": False, "windows": None})
+        meter("training", 0, 0)
         batches = loader(training, WindowSampler(training, whole, train=True, seed=recipe.training.seed))
         model.fit(((batch.images, batch.target) for batch in batches), recipe.training.seed)
     else:
-        trainer, facts = fit(recipe, run, model, data.legend, training, validation, progress)
+        trainer, facts = fit(recipe, run, model, data.legend, training, validation, meter)
         if trainer.global_rank:
             return classifier.eval()
     facts["training_seconds"] = round(time.perf_counter() - start, 3)
@@ -156,7 +165,8 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, progress: bool) -> Bun
     classifier.eval()
     if validation is not None:
         logits = LogitSample(sum(int((roles == VALIDATION).sum()) for roles in data.roles))
-        facts["validation"] = score_role(classifier, data, VALIDATION, recipe.mapping, logits.update).scores()
+        show = partial(meter, "scoring validation")
+        facts["validation"] = score_role(classifier, data, VALIDATION, recipe.mapping, logits.update, show).scores()
         classifier.temperature = logits.temperature()
 
     start = time.perf_counter()
@@ -166,7 +176,7 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, progress: bool) -> Bun
         before.update(probabilities_of(values.T).T, truth)
         after.update(probabilities_of(values.T, classifier.temperature).T, truth)
 
-    confusion = score_role(classifier, data, TEST, recipe.mapping, count)
+    confusion = score_role(classifier, data, TEST, recipe.mapping, count, partial(meter, "scoring test"))
     facts["calibration"] = {
         "temperature": classifier.temperature,
         "fitted_on": "validation" if validation is not None else None,
@@ -202,6 +212,7 @@ def score_role(
     role: int,
     options: MapOptions = MapOptions(),  # noqa: B008  (frozen)
     watch: Callable[[NDArray[np.float32], NDArray[np.uint8]], None] = lambda logits, truth: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Confusion:
     """Maps the pixels of a role with the mapping engine and scores them, as a map of the scene would score.
 
@@ -211,15 +222,21 @@ def score_role(
         role: whose pixels are mapped.
         options: how they are mapped.
         watch: called with the logits, (N, K), and the truth, (N,), of the pixels that are scored, part by part.
+        progress: called with the pixels done, and those of all scenes.
     """
+    total = sum(scene.grid.window.pixels for scene in data.scenes)
     same = options.model_dump(include=set(PredictorOptions.model_fields) - {"layers"} | {"block"})
 
     def parts() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+        done = 0
         for scene, roles, target in zip(data.scenes, data.roles, data.targets(role), strict=True):
             for part in map_blocks(classifier, scene, wanted=roles == role, **same):
-                truth = target[part.window.within(scene.grid.window)]
+                inside = part.window.within(scene.grid.window)
+                truth = target[inside]
                 scored = (truth != UNLABELLED) & (part.classes != UNLABELLED)
                 watch(part.logits[:, scored].T, truth[scored])
                 yield truth, part.classes
+                progress(done + inside[0].stop * scene.grid.window.width, total)
+            done += scene.grid.window.pixels
 
     return Tally(data.legend).score(parts())
