@@ -6,6 +6,8 @@ import errno
 import io
 import signal
 import sys
+import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,3 +100,60 @@ def test_options_that_are_given_twice(words: list[str], option: str, landfuse: R
     done = landfuse(*words)
     assert done.code == 2
     assert done.err.startswith(f"error {option} is given 2 times")
+
+
+@pytest.mark.parametrize(
+    ("words", "do"),
+    [
+        (["train", "r.yaml", "--epochs", "3"], "training.epochs=3"),
+        (["train", "r.yaml", "--epoch=3"], "training.epochs=3"),
+        (["ablation", "a.yaml", "--run", "runs/a"], "run=runs/a"),
+        (["reproduce", "houston2013", "--trees"], "model.trees=..."),
+    ],
+)
+def test_a_setting_that_is_given_as_an_option(words: list[str], do: str, landfuse: Run) -> None:
+    done = landfuse(*words)
+    assert done.code == 2
+    assert done.err.startswith("error there is no option --")
+    assert done.err.endswith(f"do this:  {do}\n")
+
+
+def test_other_unknown_options_and_words_after_two_dashes(landfuse: Run) -> None:
+    for words in (["predict", "a", "b", "-o", "m.tif", "--epochs", "3"], ["train", "r.yaml", "--qqqqq"]):
+        done = landfuse(*words)
+        assert done.code == 2
+        assert "No such option" in done.err
+    assert "no file r.yaml" in landfuse("train", "r.yaml", "--", "training.epochs=3").err
+
+
+def test_a_command_that_shows_nothing_says_that_it_starts(
+    landfuse: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "FIRST_WORDS", 0.05)
+    monkeypatch.setattr("landfuse.accuracy.evaluate.evaluate", lambda *_, **__: time.sleep(0.3) or 1 / 0)
+    done = landfuse("evaluate", place / "labels.tif", place)
+    assert done.err.startswith("landfuse evaluate: starting\n")
+    assert done.code == 1
+    assert "report it with the lines above at https://github.com/landfuse/landfuse/issues" in done.err
+
+
+def test_the_address_for_faults_is_the_projects() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["urls"]["Issues"] == commands.ISSUES
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_the_help_has_no_hard_breaks_and_no_types_of_flags(name: str, landfuse: Run) -> None:
+    done = landfuse(name, "--help")
+    assert done.code == 0
+    assert "<bool>" not in done.out
+    paragraphs = (commands.command(name).help or "").split("\n\n")
+    assert not any("\n" in paragraph for paragraph in paragraphs)
+
+
+def test_words_are_completed(landfuse: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_LANDFUSE_COMPLETE", "complete_bash")
+    for words, found in (("landfuse tra", ["train"]), ("landfuse predict --po", ["--polygons"])):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        assert landfuse().out.split() == found

@@ -86,10 +86,14 @@ class _Command(_PlainFlags, TyperCommand):
                 raise SettingsError(f"{option.opts[0]} is given {given.count(option)} times", "once", "choose one")
 
     def invoke(self, ctx: Any) -> Any:
-        words = [f"{ctx.command_path}: starting"] * (not ctx.params.get("quiet") and not ctx.params.get("as_json"))
-        timer = threading.Timer(FIRST_WORDS, lambda: [err.print(line) for line in words if not Meter.active])
+        def starting() -> None:
+            if not Meter.active:
+                err.print(f"{ctx.command_path}: starting")
+
+        timer = threading.Timer(FIRST_WORDS, starting)
         timer.daemon = True
-        timer.start()
+        if not ctx.params.get("quiet") and not ctx.params.get("as_json"):
+            timer.start()
         try:
             return super().invoke(ctx)
         finally:
@@ -195,7 +199,7 @@ def run() -> None:
     try:
         for word in sys.argv:
             word.encode()
-        app()
+        app(prog_name="landfuse")
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
