@@ -330,7 +330,10 @@ def test_paths_are_read_by_blocks(place: Path, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_array_equal(classifier.set_params(mapping={"block": 96}).predict(images, progress=False), mapped)
 
 
-def test_progress_can_be_silenced(forest: lf.Classifier, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_can_be_silenced(
+    forest: lf.Classifier, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("landfuse.progress.FIRST", 0.0)
     images, _ = field()
     forest.predict(images, progress=False)
     assert capfd.readouterr() == ("", "")
