@@ -21,9 +21,7 @@ from landfuse import models
 from landfuse.bundles.bundle import build_model
 from landfuse.bundles.description import ModelSpec
 from landfuse.cli.commands import COMMANDS, command
-from landfuse.diffusion.settings import FeatureSettings, PretrainSettings
 from landfuse.legend import UNLABELLED
-from landfuse.mapping.settings import MapOptions
 from landfuse.models import SETTINGS
 from landfuse.models.base import FusionModel, Modality, cross_entropy
 from landfuse.rasters.geotiff_writer import write_raster
@@ -194,37 +192,9 @@ def test_documented_settings_are_accepted(path: Path, number: int) -> None:
         parse(SceneSettings, {"name": "x", "modalities": {"s2": {"path": "s2.tif"}}, **values}, where)
 
 
-def test_defaults_of_the_documented_recipe_are_the_defaults() -> None:
-    (text,) = blocks(ROOT / "docs" / "concepts.md", "yaml")
-    written = yaml.safe_load(text)
-    documented = parse(Recipe, written, "docs/concepts.md")
-    default = Recipe(scene="scene.yaml", model={"name": "two_branch"}, pretrain=PretrainSettings())
-    default = default.model_copy(update={"features": FeatureSettings()})
-    for section in ("pretrain", "features", "samples", "training", "mapping"):
-        for key in written[section]:
-            one, other = (getattr(getattr(recipe, section), key) for recipe in (documented, default))
-            assert one == other, f"{section}.{key}"
-
-
-def test_concepts_has_a_line_for_each_option_of_mapping() -> None:
-    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
-    (table,) = re.findall(r"^\| Python \|.*?\n\n", text, re.MULTILINE | re.DOTALL)
-    named = {name for row in table.strip().splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert named == set(MapOptions.model_fields)
-    options = {option for param in command("predict").params for option in param.opts}
-    assert set(re.findall(r"`(--[a-z-]+)", table)) <= options
-
-
-def test_concepts_has_a_line_for_each_command() -> None:
-    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
-    (table,) = re.findall(r"^\| command \|.*?\n\n", text, re.MULTILINE | re.DOTALL)
-    named = {name for row in table.strip().splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert named | {"demo"} == set(COMMANDS)
-
-
 def test_concepts_describes_the_tree_in_the_order_of_imports() -> None:
     """One line per package, in the order of `tests/test_house.py`; and those of the picture are among them."""
-    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "development" / "code.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"^\| package \|.*?\n\n", text, re.MULTILINE | re.DOTALL)
     rows = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in table.strip().splitlines()[2:]]
     source = ROOT / "src" / "landfuse"
@@ -246,8 +216,8 @@ def test_concepts_describes_the_tree_in_the_order_of_imports() -> None:
 
 def test_the_window_of_concepts_has_the_class_of_the_map(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lf.train("landfuse-demo/recipe.yaml", "run=landfuse-demo/runs/hsi-height-sar", progress=False)
-    (code,) = blocks(ROOT / "docs" / "concepts.md", "python")
-    exec(compile(code, "docs/concepts.md", "exec"), {})
+    (code,) = blocks(ROOT / "docs" / "development" / "code.md", "python")
+    exec(compile(code, "docs/development/code.md", "exec"), {})
     first, second = (line.split(":")[1] for line in capsys.readouterr().out.splitlines()[-2:])
     assert first == second
     assert int(first) in (0, 1)
@@ -260,8 +230,8 @@ def test_documented_files_exist(path: Path) -> None:
 
 
 def test_the_functions_of_concepts_are_in_the_files_beside_them() -> None:
-    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
-    (table,) = re.findall(r"^\| station \|.*?\n\n", text, re.MULTILINE | re.DOTALL)
+    text = (ROOT / "docs" / "development" / "code.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| station \|.*?(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
     for row in table.strip().splitlines()[2:]:
         _, station, functions, files, _ = row.split("|")
         paths = [ROOT / "src" / "landfuse" / name for name in re.findall(r"`([^`]+)`", files)]
