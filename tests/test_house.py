@@ -39,7 +39,7 @@ ONLY_IN = {
     "fsspec": {"mapping/destination.py"},
     "pystac": {"mapping/stac.py"},
     "pandas": {"studies/tables.py"},
-    "PIL": {"reporting/images.py"},
+    "PIL": {"figures/images.py"},
     "jinja2": {"reporting/page.py"},
     "platformdirs": {"scenes/scene_keys.py"},
     "torchgeo": {"interop/torchgeo.py"},

@@ -416,6 +416,16 @@ def test_the_commands(city: Path, tmp_path: Path, place: Path) -> None:
     assert done.exit_code == 0, done.output
     assert out.exists()
     assert out.with_suffix(".csv").exists()
+    more = ["sample", str(city), "-o", str(tmp_path / "p" / "s.csv"), "--picture"]
+    failed = run.invoke(app, [*more, "--scene", str(place)])
+    assert isinstance(failed.exception, GridError), "the scene is elsewhere"
+    assert not (tmp_path / "p").exists()
+    done = run.invoke(app, more)
+    assert f"picture: {tmp_path / 'p' / 's.png'}" in done.output
+    assert (tmp_path / "p" / "s.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "p" / "s.png").write_bytes(b"a photo")
+    failed = run.invoke(app, more)
+    assert isinstance(failed.exception, OutputError), "it is somebody's"
     filled(read_sample(out), truth_of(codes_of(90, 70))).save(out)
     words = ["evaluate", str(city), str(out), "--design", "stratified", "-o", str(tmp_path / "reported")]
     done = run.invoke(app, words)
@@ -423,6 +433,7 @@ def test_the_commands(city: Path, tmp_path: Path, place: Path) -> None:
     reported = json.loads((tmp_path / "reported" / "accuracy.json").read_text(encoding="utf-8"))
     assert f"overall accuracy {reported['overall accuracy']['value']:.4f}" in done.output
     assert (tmp_path / "reported" / "accuracy.csv").exists()
+    assert (tmp_path / "reported" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     for more in (["--design", "cluster"], ["--design", "eye"], ["--intervals"], ["--role", "test"]):
         failed = run.invoke(app, [*words[:3], *more])
         assert isinstance(failed.exception, SettingsError), more
@@ -444,10 +455,14 @@ def test_the_commands_on_a_scene(place: Path, tmp_path: Path) -> None:
     assert "95% intervals" in done.output
     assert "less" in done.output
     assert json.loads((tmp_path / "intervals.json").read_text())["scores"]["OA"] == {"value": 1, "low": 1, "high": 1}
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
     comparison = json.loads((tmp_path / "comparison.json").read_text())
     assert comparison["first less second"]["scores"]["OA"] == {"value": 0, "low": 0, "high": 0}
     assert comparison["left out"] == 0
     assert (tmp_path / "scores.json").exists()
+    done = run.invoke(app, ["sample", labels, "-n", "40", "-o", str(tmp_path / "s.csv"), "--scene", str(place)])
+    assert f"to interpret: {tmp_path / 's.html'}" in done.output, done.output
+    assert (tmp_path / "s.html").read_text().count("<section") == 40
     failed = run.invoke(app, ["evaluate", labels, scene, "--design", "simple"])
     assert isinstance(failed.exception, SettingsError)
 

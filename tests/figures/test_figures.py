@@ -24,8 +24,10 @@ from landfuse.figures.figures import (
     confusion_figure,
     curves_figure,
     dark_variables,
+    forest_figure,
     modality_image,
     reliability_figure,
+    sample_figure,
     svg,
 )
 from landfuse.legend import UNLABELLED
@@ -116,6 +118,39 @@ def test_areas_are_bars_beside_their_corrected_values() -> None:
     (ends,) = bars.lines[2][0].get_segments()
     np.testing.assert_allclose(ends[:, 0], [20, 35])
     assert figure.words == "water 25.0%, corrected 30.0% (20.0% to 35.0%); a very long name that needs two lines 75.0%"
+
+
+def test_differences_stand_against_zero() -> None:
+    long = "two_branch hsi + lidar model.view=15 training.epochs=40 samples.balanced=false"
+    beyond, within = Interval(0.02, 0.01, 0.03), Interval(-0.01, -0.03, 0.02)
+    figure = forest_figure({"forest": {"OA": beyond, "mIoU": within}, long: {"OA": NONE}}, "Difference to a")
+    first, second = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["OA", "mIoU"]
+    (bar,) = first.containers
+    np.testing.assert_allclose(bar.lines[2][0].get_segments()[0][:, 0], [0.01, 0.03])
+    filled = [axis.containers[0].lines[0].get_markerfacecolor() for axis in figure.axes]
+    assert filled == [LINES[0][0], "white"], "filled where the interval is on one side of zero"
+    assert [line.get_xdata()[0] for line in second.lines if line.get_linestyle() == "--"] == [0]
+    labels = [tick.get_text() for tick in first.get_yticklabels()]
+    assert labels[0] == "forest"
+    assert labels[1].count("\n") == 2
+    low, high = sorted(first.get_ylim())
+    assert low < min(first.get_yticks()) < max(first.get_yticks()) < high
+    assert "forest, mIoU: -0.0100 (-0.0300 to +0.0200)" in figure.words
+
+
+def test_points_are_drawn_on_the_map(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("landfuse.figures.figures._LARGEST", 40)
+    scene = lf.open_scene(place)
+    write_raster(tmp_path / "map.tif", scene.grid, scene.legend.to_codes(scene.labels), legend=scene.legend)
+    sample = lf.draw_sample(tmp_path / "map.tif", 60)
+    opened = lf.open_map(tmp_path / "map.tif")
+    (axis,) = panels(sample_figure(opened, sample)).values()
+    np.testing.assert_array_equal(
+        axis.get_images()[0].get_array(), class_image(opened.classes[1::3, 1::3], opened.legend)
+    )
+    offsets = np.asarray(axis.collections[0].get_offsets())
+    np.testing.assert_array_equal(np.floor(offsets * 3 + 1.5), np.stack([sample.col, sample.row], axis=1))
 
 
 def test_a_picture_for_a_page_has_a_title_words_and_colours_for_both_pages() -> None:

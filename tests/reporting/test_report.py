@@ -27,12 +27,12 @@ from landfuse import report as report_function
 from landfuse.accuracy.bootstrap import Interval, block_confusions, scores_of
 from landfuse.accuracy.evaluate import Tally, evaluate, read_map
 from landfuse.errors import LandfuseError
+from landfuse.figures.images import Coded, Photograph, data_uris, unlike
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.markup import decimals, percent
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.reporting import LARGEST, report
-from landfuse.reporting.images import Coded, Photograph, data_uris, unlike
 from landfuse.reporting.mosaic import Mosaic
 from landfuse.reporting.page import _class_rows
 from landfuse.reporting.provenance import bare

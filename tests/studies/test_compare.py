@@ -122,6 +122,7 @@ def test_spread() -> None:
     assert spread(values).std == pytest.approx(statistics.stdev(values))
     assert math.isnan(spread([1.0]).std)
     assert spread([None]).n == 0
+    assert not spread([0.1]).interval.known
 
 
 def three_recipes(made: Made) -> Comparison:
@@ -250,11 +251,15 @@ def test_files_hold_it_and_are_never_overwritten(made: Made, tmp_path: Path) -> 
     result = three_recipes(made)
     out = tmp_path / "out"
     paths = save(result, out)
-    assert [path.name for path in paths] == ["comparison.json", "comparison.csv", "comparison.tex"]
+    assert [path.name for path in paths] == [f"comparison.{e}" for e in ("json", "csv", "tex", "png")]
     reported = json.loads(paths[0].read_text())
     assert reported["recipes"][0]["scores"]["OA"]["mean"] == result.recipes[0].scores["OA"].mean
     assert reported["recipes"][1]["classes"][0]["class"] == "oak & ash"
     assert reported["differences"][0]["scores"]["OA"]["p"] == result.differences[0].p["OA"]
+    assert paths[3].read_bytes().startswith(b"\x89PNG")
+    half = 4.302653 * result.differences[0].scores["OA"].std / 3**0.5  # Student's t of 3 folds
+    ends = [reported["differences"][0]["scores"]["OA"][end] for end in ("low", "mean", "high")]
+    assert ends == pytest.approx([ends[1] - half, ends[1], ends[1] + half])
     rows = list(csv.DictReader(paths[1].read_text().splitlines()))
     assert [row["recipe"] for row in rows] == [recipe.name for recipe in result.recipes]
     assert float(rows[1]["mF1_std"]) == result.recipes[1].scores["mF1"].std

@@ -48,7 +48,10 @@ COMMANDS = {
     "export": ("train", "Write a bundle that opens anywhere, with its frozen encoder."),
     "fetch": ("data", "Download the data of a benchmark, or say what to download and where to put it."),
     "reproduce": ("studies", "Train a benchmark's methods on splits with and without leaks, beside published scores."),
-    "demo": ("demo", "Simulate a scene of three sensors, train, map and score it: all of landfuse in two minutes."),
+    "demo": (
+        "demo",
+        "Simulate a scene of three sensors, train, map, score and report it: all of landfuse in a minute or two.",
+    ),
 }
 """The commands in the order of the help text: name -> the module that defines it, and what it does in one line."""
 

@@ -16,7 +16,7 @@ def demo(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Simulate a scene of three sensors, train, map and score it: all of landfuse in two minutes."""
+    """Simulate a scene of three sensors, train, map, score and report it: all of landfuse in a minute or two."""
     from landfuse.simulate.demo import run_demo
 
     result = run_demo(folder, seed=seed, overwrite=overwrite, progress=not quiet, report=say)
@@ -26,3 +26,5 @@ def demo(
     out.print(shown)
     say(f"map:     {result.map}")
     say(f"picture: {result.picture}")
+    say(f"report:  {result.report}")
+    say("next:    landfuse init FOLDER, with rasters and labels of your own; landfuse map does all steps at once")

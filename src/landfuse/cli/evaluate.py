@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from landfuse.cli.console import Overwrite, Quiet, number, once, out, print_scores, say, table
 from landfuse.errors import SettingsError
+from landfuse.files import check_replaceable, write_text
 from landfuse.progress import bar
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def evaluate(
     against: Annotated[Path | None, typer.Option(help="Another map of the scene: is the first one better?")] = None,
     block: Annotated[int, typer.Option(min=1, max=10**6, help="Side of the blocks of ground, px.")] = 64,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the scores as JSON and CSV.")
+        Path | None, typer.Option("--output", "-o", help="Folder for the scores as JSON and CSV, and pictures (PNG).")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -67,8 +68,15 @@ def evaluate(
         if result.left_out:
             say(f"{result.left_out:,} labelled px have a class in one map only; they are left out")
     if output is not None:
+        from landfuse.figures.figures import check_picture, forest_figure, save
+
+        picture = None if differences is None else check_picture(output / "comparison.png", overwrite)
         for path in result.save(output, found, differences, overwrite=overwrite):
             say(f"scores: {path}")
+        if picture and differences is not None:
+            rows = {name: {"difference": one} for name, one in _named(differences, result.legend.names).items()}
+            figure = forest_figure(rows, f"{maps} less {against}, with 95% intervals from {differences.blocks} blocks")
+            say(f"picture: {save(figure, picture)}")
 
 
 def _is_sample(path: Path) -> bool:
@@ -100,20 +108,27 @@ def _print_estimate(maps: Path, sample: Path, design: str | None, output: Path |
     for note in result.notes:
         say(f"note: {note}")
     if output is not None:
+        from landfuse.accuracy.bootstrap import Interval
+        from landfuse.figures.figures import areas_figure, check_picture, save
+        from landfuse.palette import class_colours
+
+        picture = check_picture(output / "accuracy.png", overwrite)
         texts = {output / "accuracy.json": result.to_json(), output / "accuracy.csv": result.to_csv()}
         write_results(texts, overwrite)
         say(f"estimates: {output / 'accuracy.json'}")
+        colours = class_colours(tuple(c.name for c in result.classes))
+        rows = []
+        for c, colour, mapped in zip(result.classes, colours, result.fractions.sum(axis=0).tolist(), strict=True):
+            corrected = Interval(c.fraction.value, c.fraction.low, c.fraction.high)
+            rows.append({"name": c.name, "colour": colour, "fraction": mapped, "corrected": corrected})
+        say(f"picture: {save(areas_figure(rows), picture)}")
 
 
 def _print_table(intervals: BlockIntervals, names: list[str], title: str, signed: bool = False) -> None:
     """Prints scores with intervals, or the differences of two maps and whether they are beyond chance."""
     titles = ["score", "difference" if signed else "value", "low", "high", *(["beyond chance"] if signed else [])]
     shown = table(title, titles, left=["score", "beyond chance"])
-    rows: dict[str, Interval] = {
-        **intervals.scores,
-        **{f"F1 {name}": one for name, one in zip(names, intervals.f1, strict=True)},
-    }
-    for name, one in rows.items():
+    for name, one in _named(intervals, names).items():
         ends = [number(value, "+.4f" if signed else ".4f") for value in (one.value, one.low, one.high)]
         shown.add_row(escape(name), *ends, *(["yes" if one.excludes_zero else "no"] if signed else []))
     out.print(shown)
@@ -124,6 +139,10 @@ def _print_table(intervals: BlockIntervals, names: list[str], title: str, signed
             f"note: only {intervals.blocks} blocks: these intervals are rather too narrow; label more ground, or take "
             "smaller blocks if errors are correlated over less"
         )
+
+
+def _named(intervals: BlockIntervals, names: list[str]) -> dict[str, Interval]:
+    return intervals.scores | {f"F1 {name}": one for name, one in zip(names, intervals.f1, strict=True)}
 
 
 def _figure(one: Estimate, form: str = ".4f") -> str:
@@ -148,6 +167,11 @@ def sample(
     ] = None,
     side: Annotated[int, typer.Option(min=1, max=1000, help="Side of a cluster, px.")] = 3,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed draws the same points.")] = 0,
+    picture: Annotated[bool, typer.Option(help="Also write a picture (.png) of the points on the map.")] = False,
+    scene: Annotated[
+        Path | None,
+        typer.Option(help="A scene file: also write a page (.html) with what its images show around each point."),
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -158,11 +182,21 @@ def sample(
     files = [output, output.with_suffix(".csv")] if output.suffix.lower() == ".gpkg" else [output]
     for path in files:
         check_unfilled(path, overwrite)
+    png, page = output.with_suffix(".png"), output.with_suffix(".html")
+    if picture:
+        check_replaceable(png, "landfuse", overwrite)
+    if scene is not None:
+        from landfuse.figures.contact_sheet import MOST_POINTS, SIGN, contact_sheet
+        from landfuse.scenes.scene_file import read_scene_file
+
+        check_replaceable(page, SIGN, overwrite)
+        tiles = read_scene_file(scene).scenes()
     with bar("drawing, blocks", quiet) as advance:
         drawn = draw_sample(
             map_path, n, design=design, allocation=allocation, minimum=minimum, expected=_expected(expected or []),  # type: ignore[arg-type]
             side=side, seed=seed, progress=advance,
         )  # fmt: skip
+    sheet = None if scene is None else contact_sheet(drawn, tiles)
     for path in files:
         drawn.save(path, overwrite=overwrite)
     titles = ["stratum", "units in the map", "drawn", "probability"]
@@ -171,6 +205,14 @@ def sample(
         name = f"{code} {drawn.names.get(code, '')}" if design == "stratified" else "all"
         shown.add_row(escape(name), f"{size:,}", f"{drawn.drawn[code]:,}", f"{drawn.drawn[code] / size:.3g}")
     out.print(shown)
+    if picture:
+        from landfuse.figures.figures import sample_figure, save
+        from landfuse.scenes.land_cover_map import open_map
+
+        say(f"picture: {save(sample_figure(open_map(map_path), drawn), png)}")
+    if sheet is not None:
+        write_text(page, sheet)
+        say(f"to interpret: {page}" + (f", the first {MOST_POINTS:,} points" if len(drawn) > MOST_POINTS else ""))
     say(f"fill in `reference`, then: landfuse evaluate {map_path} {output}")
 
 

@@ -23,7 +23,7 @@ def compare(
     classes: Annotated[bool, typer.Option("--classes", help="Also print the F1 and IoU of each class.")] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for JSON, CSV and LaTeX, and the ledger runs.csv; it only grows."),
+        typer.Option("--output", "-o", help="Folder for JSON, CSV, LaTeX, a picture of the differences, and the ledger runs.csv."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -111,7 +111,7 @@ def ablation(
     seeds: Annotated[str | None, typer.Option(help="Seeds, e.g. 0..4 or 0,3,5; by default the file's.")] = None,
     folds: Annotated[str | None, typer.Option(help="Folds, e.g. 0..4; by default the file's.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the comparison as JSON, CSV and LaTeX.")
+        Path | None, typer.Option("--output", "-o", help="Folder for the comparison as JSON, CSV, LaTeX and a picture.")
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,

@@ -18,14 +18,19 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
+from landfuse.accuracy.bootstrap import Interval
+from landfuse.accuracy.reference_sample import ReferenceSample
 from landfuse.figures.overview import overview, thinned_classes, thinning
-from landfuse.files import whole_file
+from landfuse.files import check_replaceable, whole_file
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.markup import decimals, percent
+from landfuse.rasters.windows import blocks
+from landfuse.scenes.land_cover_map import LandCoverMap
 from landfuse.scenes.scene import Scene
 
 INK, GRID = ("#59636d", "#a2acb5"), ("#d8dcdf", "#353b41")
@@ -107,6 +112,16 @@ def save(figure: Figure, path: str | Path) -> Path:
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=110, bbox_inches="tight", metadata={"Software": "landfuse"})
     return Path(path)
+
+
+def check_picture(path: Path, overwrite: bool) -> Path:
+    """The path of a picture that is to be written.
+
+    Raises:
+        OutputError: if another file is there that landfuse did not write, and `overwrite` is not set.
+    """
+    check_replaceable(path, "landfuse", overwrite)
+    return path
 
 
 def svg(figure: Picture, name: str) -> str:
@@ -225,6 +240,22 @@ def classes_figure(classes: NDArray[np.uint8], legend: Legend, title: str) -> Pi
     return map_figure({title: class_image(thin, legend)}, legend, [thin])
 
 
+def sample_figure(opened: LandCoverMap, sample: ReferenceSample) -> Picture:
+    """The points of a reference sample on its map, which is read block by block."""
+    height, width = opened.grid.height, opened.grid.width
+    step = thinning(height, width, _LARGEST)
+    thin = np.empty((-(-height // step), -(-width // step)), np.uint8)
+    for window in blocks(height, width, step * max(1, 2048 // step)):
+        classes = thinned_classes(opened.legend.to_classes(opened.codes(window)), step)
+        row, col = window.row // step, window.col // step
+        thin[row : row + classes.shape[0], col : col + classes.shape[1]] = classes
+    figure = map_figure({f"{len(sample):,} points": class_image(thin, opened.legend)}, opened.legend, [thin])
+    size = float(np.clip(4000 / len(sample), 4, 30))
+    x, y = ((one + 0.5) / step - 0.5 for one in (sample.col, sample.row))
+    figure.axes[0].scatter(x, y, s=size, color="white", edgecolors="black", linewidths=0.7)
+    return figure
+
+
 def confusion_figure(matrix: NDArray[np.int64], names: Sequence[str]) -> Picture:
     """A confusion matrix, (K, K), rows truth, columns map; cells are shaded by their fraction of the row."""
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -304,11 +335,56 @@ def areas_figure(rows: Sequence[Mapping[str, Any]]) -> Picture:
     axis.invert_yaxis()
     axis.set(title="Area by class", xlabel="% of the mapped area", xlim=(0, None), ylim=(len(rows) - 0.4, -0.6))
     axis.grid(axis="x")
+    if not all(math.isnan(row["corrected"].value) for row in rows):
+        handles = [Patch(facecolor="none", edgecolor=INK[0]), Line2D([], [], ls="", marker="D", color=LINES[1][0])]
+        figure.legend(
+            handles, ["in the map", "corrected by its errors, 95% interval"], loc="outside lower left", ncols=2
+        )
     figure.words = "; ".join(
         f"{row['name']} {percent(row['fraction'])}"
         + ("" if math.isnan(row["corrected"].value) else f", corrected {percent(row['corrected'].value)}")
         + (f" ({row['corrected'].text(percent)})" if row["corrected"].known else "")
         for row in rows
+    )
+    return figure
+
+
+@_styled
+def forest_figure(rows: Mapping[str, Mapping[str, Interval]], title: str) -> Picture:
+    """Differences with their 95% intervals against zero: a line for each name, a panel for each score.
+
+    Args:
+        rows: name -> score -> difference; filled where the whole interval is on one side of zero.
+        title: what is subtracted from what.
+    """
+    names = [textwrap.fill(name, 36) for name in rows]
+    heights = np.array([1 + 0.55 * name.count("\n") for name in names])
+    places = np.cumsum(heights) - heights / 2
+    scores = list(dict.fromkeys(score for row in rows.values() for score in row))
+    size = (3.2 + 1.9 * len(scores), 1.4 + 0.3 * float(heights.sum()))
+    figure = _FIGURE.get()(figsize=size, layout="constrained")
+    for axis, score in zip(
+        figure.subplots(1, len(scores), squeeze=False, sharex=True, sharey=True)[0], scores, strict=True
+    ):
+        for place, row in zip(places, rows.values(), strict=True):
+            if score not in row or math.isnan(row[score].value):
+                continue
+            one, colour = row[score], LINES[0 if row[score].excludes_zero else 5][0]
+            ends = [[one.value - one.low], [one.high - one.value]] if one.known else None
+            fill = colour if one.excludes_zero else "white"
+            axis.errorbar(one.value, place, xerr=ends, fmt="o", color=colour, mfc=fill, capsize=3, markersize=5)
+        axis.axvline(0, color=INK[0], ls="--", lw=1, marker="")
+        axis.set(title=score, ylim=(heights.sum(), 0))
+        axis.set_yticks(places, names, fontsize=9)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:+.4g}" if value else "0")
+        axis.tick_params(axis="x", labelrotation=30, labelsize=8)
+        axis.grid(axis="x")
+    figure.suptitle("\n".join(textwrap.wrap(f"{title}; filled: zero is outside", int(11 * size[0]))), fontsize=10)
+    figure.words = "; ".join(
+        f"{name}, {score}: {one.value:+.4f} ({one.text('{:+.4f}'.format)})"
+        for name, row in rows.items()
+        for score, one in row.items()
     )
     return figure
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.matlab import MatRaster
 from landfuse.rasters.raster import Raster
-from landfuse.rasters.windows import blocks
+from landfuse.rasters.windows import Window, blocks
 from landfuse.scenes.scene import Scene, SceneModality
 
 
@@ -120,17 +120,24 @@ def thinned(scene: Scene, modality: str, step: int, bands: Sequence[int]) -> NDA
         (C, h, w) float32; NaN where a square holds no data.
     """
     part = scene.modalities[modality]
-    chosen, within = _only(part.raster, bands)
-    narrow = dataclasses.replace(scene, modalities={modality: SceneModality(chosen, part.zoom, part.units)})
+    read = _reader(scene, modality, bands)
     height, width = scene.grid.height, scene.grid.width
     sides = [-(-size * part.zoom // step) for size in (height, width)]
     result = np.empty((len(bands), *sides), np.float32)
     for window in blocks(height, width, step * max(1, _BLOCK // (step * part.zoom))):
-        values = narrow.read(modality, window)[within]
+        values = read(window)
         row, col = window.row * part.zoom // step, window.col * part.zoom // step
         mean = _means(values, step)
         result[:, row : row + mean.shape[1], col : col + mean.shape[2]] = mean
     return result
+
+
+def _reader(scene: Scene, modality: str, bands: Sequence[int]) -> Callable[[Window], NDArray[np.float32]]:
+    """Reads windows of some bands of a modality, and, where its kind allows, nothing else."""
+    part = scene.modalities[modality]
+    chosen, within = _only(part.raster, bands)
+    narrow = dataclasses.replace(scene, modalities={modality: SceneModality(chosen, part.zoom, part.units)})
+    return lambda window: narrow.read(modality, window)[within]
 
 
 def _only(raster: Raster, bands: Sequence[int]) -> tuple[Raster, list[int]]:
@@ -212,11 +219,43 @@ def overview(scene: Scene, modality: str, longest: int = 1500, bands: Sequence[i
         how = f"{_numbered(chosen)} as red, green and blue" if len(chosen) == 3 else f"{_numbered(chosen)} in grey"
     step = thinning(scene.grid.height * part.zoom, scene.grid.width * part.zoom, longest)
     values = thinned(scene, modality, step, chosen)
+    lit = bands is None and _height(scene, modality)
+    return _drawn(values, how, _metres(scene.grid, step / part.zoom) if lit else None)
+
+
+def closeups(places: Sequence[tuple[Scene, Window]], modality: str, pixels: int) -> list[NDArray[np.uint8]]:
+    """A modality around places, each as `Overview.on_white`, (h, w, 3) uint8, all stretched alike.
+
+    Args:
+        places: tiles of one scene, and windows of one size, which may reach beyond them.
+        modality: its name.
+        pixels: along a side of the pictures, about.
+    """
+    first, window = places[0]
+    zoom = first.modalities[modality].zoom
+    step = max(1, round(window.width * zoom / pixels))
+    chosen, how = shown_bands(first, modality)
+    read = {scene.name: _reader(scene, modality, chosen) for scene, _ in places}
+    parts = []
+    for scene, inner in places:
+        window = inner.padded(step)  # `zoom` pixels of the picture, since slopes at its edges are those to the next one
+        values = read[scene.name](window)
+        inside = window.intersection(scene.grid.window).scaled(zoom).within(window.scaled(zoom))
+        part = np.full_like(values, np.nan)  # what lies beyond the tile is read as its mirror image
+        part[:, *inside] = values[:, *inside]
+        parts.append(_means(part, step))
+    lit = _metres(first.grid, step / zoom) if _height(first, modality) else None
+    drawn = np.split(_drawn(np.concatenate(parts, axis=1), how, lit).on_white, len(parts))
+    return [one[zoom:-zoom, zoom:-zoom] for one in drawn]
+
+
+def _drawn(values: NDArray[np.float32], how: str, lit: tuple[float, float] | None) -> Overview:
+    """Values of one to three bands, (C, h, w), as a picture; heights with the pixel's width and height are lit."""
     known: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=0))
-    if bands is None and _height(scene, modality):
-        image, times = _lit(values[0], _metres(scene.grid, step / part.zoom))
+    if lit is not None:
+        image, times = _lit(values[0], lit)
         return Overview(image, known, f"{how}, {times:.2g} times as high" if times != 1 else how)
-    if bands is None and len(chosen) == 2:
+    if len(values) == 2:
         values = np.stack([values[0], values[1], values[0] - values[1]])
     grey = [_stretched(band, known) for band in values]
     return Overview(np.stack(grey if len(grey) == 3 else grey[:1] * 3, axis=-1), known, how)

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.figures.figures import ramp
+from landfuse.figures.images import Coded, Colour, Photograph, Picture, unlike
 from landfuse.figures.overview import overview, thinned, thinned_classes, thinning
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.rasters.geotiff import GdalRaster
-from landfuse.reporting.images import Coded, Colour, Photograph, Picture, unlike
 from landfuse.scenes.land_cover_map import beside
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.split_rules import ROLES, TEST, Roles

@@ -23,12 +23,12 @@ from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Tally
 from landfuse.errors import OutputError, SettingsError
 from landfuse.figures.figures import areas_figure, curves_figure, dark_variables, reliability_figure, svg
+from landfuse.figures.images import Coded, data_uris, unlike
 from landfuse.files import check_replaceable, write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.markup import decimals, percent
 from landfuse.palette import TOO_CLOSE, close_pairs
 from landfuse.rasters.grid import Grid, pixel_areas
-from landfuse.reporting.images import Coded, data_uris, unlike
 from landfuse.reporting.layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS, Layer, tile_layers
 from landfuse.reporting.mosaic import Mosaic
 from landfuse.reporting.provenance import (

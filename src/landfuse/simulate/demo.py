@@ -11,12 +11,15 @@ import yaml
 
 from landfuse.accuracy.evaluate import read_map
 from landfuse.bundles.bundle import Bundle
+from landfuse.bundles.bundle_files import load_bundle
 from landfuse.figures.figures import class_image, map_figure, modality_image, save
 from landfuse.files import check_replaceable, not_ours, write_text
 from landfuse.mapping.predict import predict
 from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.reporting import report as write_report
 from landfuse.scenes.scene_file import open_scene
 from landfuse.simulate.scene import simulate
+from landfuse.studies.modalities import modality_table
 from landfuse.training.recipe import read_recipe
 from landfuse.training.run import read_run
 from landfuse.training.train import train
@@ -24,10 +27,10 @@ from landfuse.training.train import train
 _SIDE = 320
 _RECIPE = {
     "scene": "scene.yaml",
-    "model": {"name": "two_branch", "view": 7, "width": 32},
+    "model": {"name": "two_branch", "view": 5, "width": 32},
     "pixel_maps": {"hsi": {"kind": "pca", "components": 12}},
-    "samples": {"batch": 128, "balanced": True, "windows": 6000},
-    "training": {"epochs": 8, "rate": 2e-3, "patience": None},
+    "samples": {"batch": 128, "balanced": True, "windows": 4000},
+    "training": {"epochs": 6, "rate": 2e-3, "patience": None},
 }
 
 
@@ -39,12 +42,14 @@ class DemoResult:
         scores: modalities that were used -> scores on the test split.
         map: the map of all modalities.
         picture: modalities, map and labels side by side.
+        report: the page on the run of all modalities.
         classifier: of all modalities.
     """
 
     scores: dict[str, dict[str, float]]
     map: Path
     picture: Path
+    report: Path
     classifier: Bundle
 
 
@@ -121,28 +126,29 @@ def run_demo(
     folder = Path(folder)
     report(f"simulating a scene of {side} x {side} px in {folder}")
     path = write_demo_scene(folder, seed, side, overwrite=overwrite)
-    names = list(open_scene(path).modalities)
+    scene = open_scene(path)
+    names = list(scene.modalities)
     scores: dict[str, dict[str, float]] = {}
-    whole = None
+    runs: list[Path] = []
     for used in (names, *([name] for name in names)):
         title = " + ".join(used)
         report(f"training two_branch on {title}")
         run = folder / "runs" / "-".join(used)
+        runs.append(run)
         recipe = read_recipe(
             folder / "recipe.yaml",
             [f"modalities=[{', '.join(used)}]", f"run={run}", f"training.seed={seed}"]
             + ([] if "hsi" in used else ["pixel_maps={}"]),
         )
-        classifier = train(recipe, progress=progress)
-        whole = whole or classifier
+        train(recipe, progress=progress)
         scores[title] = dict(read_run(run).scores["test"])
-    if whole is None:
-        raise RuntimeError("the simulated scene has no modality")
-    report("mapping the whole scene")
-    scene = open_scene(path)
+    report("mapping the whole scene, and writing the report")
+    whole = load_bundle(runs[0])
     map_path = predict(whole, scene, folder / "map.tif", confidence=True)
     classes = read_map(map_path, scene)
     images = {name: modality_image(scene, name) for name in names}
     images |= {"labels": class_image(scene.labels, scene.legend), "map": class_image(classes, scene.legend)}
     picture = save(map_figure(images, scene.legend, [classes, scene.labels]), folder / "map.png")
-    return DemoResult(scores, map_path, picture, whole)
+    modality_table(runs[0], runs[1:]).save()
+    page = write_report(runs[0], folder / "report.html", maps=map_path, overwrite=overwrite)
+    return DemoResult(scores, map_path, picture, page, whole)

@@ -22,8 +22,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
-from landfuse.accuracy.bootstrap import SCORES
+from landfuse.accuracy.bootstrap import SCORES, Interval
 from landfuse.errors import OutputError, SceneError, SettingsError, SplitError
 from landfuse.training.run import Key, Run, find_runs, read_run
 
@@ -41,6 +42,12 @@ class Spread:
     mean: float
     std: float
     n: int
+
+    @property
+    def interval(self) -> Interval:
+        """The mean with its 95% interval by Student's t, without ends where there are fewer than two values."""
+        half = float(stdtrit(self.n - 1, 0.975)) * self.std / math.sqrt(self.n) if self.n > 1 else math.nan
+        return Interval(self.mean, self.mean - half, self.mean + half)
 
 
 @dataclass(frozen=True)

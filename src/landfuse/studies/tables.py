@@ -1,4 +1,4 @@
-"""A comparison as files: JSON (all of it), CSV (a row per recipe), LaTeX, and a ledger of runs that only grows."""
+"""A comparison as files: JSON (all of it), CSV (a row per recipe), LaTeX, a picture, and a ledger that only grows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from landfuse import files
 from landfuse.accuracy.bootstrap import SCORES
+from landfuse.figures import figures
 from landfuse.files import check_replaceable, write_text
 from landfuse.studies.compare import COSTS, Comparison, Spread
 from landfuse.training.run import Run
@@ -22,9 +23,10 @@ _TEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 
 def save(comparison: Comparison, folder: str | Path, *, overwrite: bool = False) -> list[Path]:
-    """Writes `comparison.json`, `.csv` and `.tex`, and adds the runs to `runs.csv`; no comparison is overwritten.
+    """Writes `comparison.json`, `.csv`, `.tex` and a picture of the differences, and adds the runs to `runs.csv`.
 
-    A further comparison takes the next free number, `comparison-2.json`; the same one again changes nothing.
+    No comparison is overwritten: a further one takes the next free number, `comparison-2.json`; the same one again
+    changes nothing.
 
     Returns:
         The files of this comparison, JSON first.
@@ -35,18 +37,29 @@ def save(comparison: Comparison, folder: str | Path, *, overwrite: bool = False)
     folder = Path(folder)
     check_replaceable(folder / "runs.csv", r"\Arun,model,", overwrite)
     text = to_json(comparison)
+    endings = (".json", ".csv", ".tex", *([".png"] if comparison.differences else []))
     for number in itertools.count(1):
         stem = "comparison" if number == 1 else f"comparison-{number}"
         place = folder / f"{stem}.json"
-        there = [path for path in map(place.with_suffix, (".json", ".csv", ".tex")) if path.exists()]
+        there = [path for path in map(place.with_suffix, endings) if path.exists()]
         if not there or (place in there and place.read_text(encoding="utf-8") == text):
             break
     add_to_ledger([run for recipe in comparison.recipes for run in recipe.runs], folder / "runs.csv")
     if not place.exists():
         write_text(place.with_suffix(".csv"), to_csv(comparison))
         write_text(place.with_suffix(".tex"), to_latex(comparison))
+        if comparison.differences:
+            figures.save(_forest(comparison), place.with_suffix(".png"))
         write_text(place, text)  # last: it marks that all are there
-    return [place, place.with_suffix(".csv"), place.with_suffix(".tex")]
+    return [place.with_suffix(ending) for ending in endings]
+
+
+def _forest(comparison: Comparison) -> figures.Picture:
+    units = " and ".join(dict.fromkeys(f"{one.unit}s" for one in comparison.differences))
+    rows = {one.name: {k: v.interval for k, v in one.scores.items()} for one in comparison.differences}
+    return figures.forest_figure(
+        rows, f"Difference to {comparison.recipes[0].name}, mean over {units} with its 95% interval"
+    )
 
 
 def to_json(comparison: Comparison) -> str:
@@ -73,7 +86,10 @@ def to_json(comparison: Comparison) -> str:
             "against": one.against,
             "pairs": one.unit,
             "runs": one.runs,
-            "scores": {name: {**asdict(own), "p": one.p[name]} for name, own in one.scores.items()},
+            "scores": {
+                name: {**asdict(own), "low": own.interval.low, "high": own.interval.high, "p": one.p[name]}
+                for name, own in one.scores.items()
+            },
         }
         for one in comparison.differences
     ]

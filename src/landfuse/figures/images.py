@@ -1,11 +1,11 @@
-"""Pictures of the report: classes with few colours, photographs, and how they become text in the page."""
+"""Pictures for pages: classes with few colours, photographs, and how they become text in the page."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,6 @@ from PIL import Image
 from landfuse.legend import UNLABELLED
 
 Colour = tuple[int, int, int]
-
-_EXACT = 96 * 96
-"""Photographs of up to this many pixels are kept exact: each pixel can be seen."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +48,23 @@ class Photograph:
     Args:
         image: (h, w, 3) uint8.
         known: (h, w), false where it is transparent.
+        exact: up to this many pixels it is kept exact: each pixel can be seen.
     """
 
     image: NDArray[np.uint8]
     known: NDArray[np.bool_]
+    exact: int = 96 * 96
 
     def halved(self) -> Photograph:
         """Every other pixel of it."""
-        return Photograph(self.image[::2, ::2], self.known[::2, ::2])
+        return replace(self, image=self.image[::2, ::2], known=self.known[::2, ::2])
 
     def encoded(self) -> tuple[str, bytes]:
         """Its type and its bytes."""
         alpha = np.where(self.known, np.uint8(255), np.uint8(0))[:, :, None]
         values = self.image if self.known.all() else np.concatenate([self.image, alpha], axis=2)
         image = Image.fromarray(np.ascontiguousarray(values))
-        if self.known.size <= _EXACT:
+        if self.known.size <= self.exact:
             return _saved(image, "PNG", optimize=True)
         return _saved(image, "WEBP", quality=84, method=4)
 
