@@ -79,12 +79,12 @@ def test_from_files_to_a_scored_map_by_four_commands(landfuse: Run, place: Path,
 def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landfuse: Run) -> None:
     demo = importlib.import_module("landfuse.simulate.demo")
     small = demo._RECIPE | {
-        "samples": {"batch": 64, "balanced": True, "windows": 2500},
+        "samples": {"batch": 64, "balanced": True, "windows": 1500},
         "training": {"epochs": 3, "rate": 4e-3, "patience": None, "precision": "float32"},
     }
     monkeypatch.setattr(demo, "_RECIPE", small)
     full = demo.run_demo
-    monkeypatch.setattr(demo, "run_demo", lambda *args, **options: full(*args, side=200, **options))
+    monkeypatch.setattr(demo, "run_demo", lambda *args, **options: full(*args, side=160, **options))
     done = landfuse("demo", tmp_path / "demo", "-q")
     assert done.code == 0, done.err
     accuracy = {
@@ -95,6 +95,10 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landfuse: Run
     assert accuracy["hsi + height + sar"] > alone, "it takes more than one sensor"
     assert f"map:     {tmp_path / 'demo' / 'map.tif'}" in done.out
     assert (tmp_path / "demo" / "map.png").exists()
+    assert f"report:  {tmp_path / 'demo' / 'report.html'}" in done.out
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert "sar: trained on it alone" in page
+    assert "landfuse init FOLDER" in done.out
 
 
 def test_a_scene_that_is_only_mapped_needs_no_labels(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:

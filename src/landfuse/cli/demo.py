@@ -17,9 +17,16 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Simulate a scene of three sensors, train, map, score and report it: all of landfuse in a minute or two."""
+    import torch
+
     from landfuse.simulate.demo import run_demo
 
-    result = run_demo(folder, seed=seed, overwrite=overwrite, progress=not quiet, report=say)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # networks as small as these keep further processors waiting, not working
+    try:
+        result = run_demo(folder, seed=seed, overwrite=overwrite, progress=not quiet, report=say)
+    finally:
+        torch.set_num_threads(threads)
     shown = table("what each modality gives (test split)", ["modalities", "OA", "mF1", "mIoU"], left=["modalities"])
     for name, scores in result.scores.items():
         shown.add_row(name, *(number(scores[key]) for key in ("OA", "mF1", "mIoU")))

@@ -334,13 +334,7 @@ def _print_plan(model: Model, scene: Scene, path: Path, options: MapOptions, wor
 
 def _picture(path: Path, scene: Scene, legend: Legend) -> Path:
     from landfuse.accuracy.evaluate import read_map
-    from landfuse.figures.figures import class_image, map_figure, modality_image, save
+    from landfuse.figures.figures import mapped_figure, save
 
     classes = read_map(path, replace(scene, legend=legend))  # a scene that is only mapped may have no legend
-    images = {name: modality_image(scene, name) for name in scene.modalities}
-    images["map"] = class_image(classes, legend)
-    shown = [classes]
-    if scene.read_labels is not None and scene.legend.names == legend.names:
-        images["labels"] = class_image(scene.labels, scene.legend)
-        shown.append(scene.labels)
-    return save(map_figure(images, legend, shown), path.with_suffix(".png"))
+    return save(mapped_figure(scene, classes, legend), path.with_suffix(".png"))

@@ -23,7 +23,9 @@ def compare(
     classes: Annotated[bool, typer.Option("--classes", help="Also print the F1 and IoU of each class.")] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for JSON, CSV, LaTeX, a picture of the differences, and the ledger runs.csv."),
+        typer.Option(
+            "--output", "-o", help="Folder for JSON, CSV, LaTeX, a picture of the differences, and the ledger runs.csv."
+        ),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:

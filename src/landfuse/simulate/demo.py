@@ -12,7 +12,7 @@ import yaml
 from landfuse.accuracy.evaluate import read_map
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
-from landfuse.figures.figures import class_image, map_figure, modality_image, save
+from landfuse.figures.figures import mapped_figure, save
 from landfuse.files import check_replaceable, not_ours, write_text
 from landfuse.mapping.predict import predict
 from landfuse.rasters.geotiff_writer import write_raster
@@ -27,7 +27,7 @@ from landfuse.training.train import train
 _SIDE = 320
 _RECIPE = {
     "scene": "scene.yaml",
-    "model": {"name": "two_branch", "view": 5, "width": 32},
+    "model": {"name": "two_branch", "view": 7, "width": 32},
     "pixel_maps": {"hsi": {"kind": "pca", "components": 12}},
     "samples": {"batch": 128, "balanced": True, "windows": 4000},
     "training": {"epochs": 6, "rate": 2e-3, "patience": None},
@@ -89,7 +89,7 @@ def write_demo_scene(folder: Path, seed: int = 0, side: int = _SIDE, *, overwrit
     }
     for path, text in texts.items():
         check_replaceable(path, re.escape(text), overwrite)
-    for name in (*(f"{name}.tif" for name in modalities), "labels.tif", "map.tif", "map.png"):
+    for name in (*(f"{name}.tif" for name in modalities), "labels.tif", "map.tif", "map.png", "report.html"):
         if (folder / name).exists() and not (overwrite or (folder / "scene.yaml").exists()):
             raise not_ours(folder / name, "it is of no demo")
     for path, text in texts.items():
@@ -145,10 +145,7 @@ def run_demo(
     report("mapping the whole scene, and writing the report")
     whole = load_bundle(runs[0])
     map_path = predict(whole, scene, folder / "map.tif", confidence=True)
-    classes = read_map(map_path, scene)
-    images = {name: modality_image(scene, name) for name in names}
-    images |= {"labels": class_image(scene.labels, scene.legend), "map": class_image(classes, scene.legend)}
-    picture = save(map_figure(images, scene.legend, [classes, scene.labels]), folder / "map.png")
+    picture = save(mapped_figure(scene, read_map(map_path, scene), scene.legend), folder / "map.png")
     modality_table(runs[0], runs[1:]).save()
     page = write_report(runs[0], folder / "report.html", maps=map_path, overwrite=overwrite)
     return DemoResult(scores, map_path, picture, page, whole)
