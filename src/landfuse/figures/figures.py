@@ -215,12 +215,11 @@ def map_figure(images: Mapping[str, NDArray[np.uint8]], legend: Legend, shown: S
 def mapped_figure(scene: Scene, classes: NDArray[np.uint8], legend: Legend) -> Picture:
     """A scene's modalities beside its map, (H, W) classes of a legend, and its labels where they are of that legend."""
     images = {name: modality_image(scene, name) for name in scene.modalities}
-    images["map"] = class_image(classes, legend)
     shown = [classes]
     if scene.read_labels is not None and scene.legend.names == legend.names:
         images["labels"] = class_image(scene.labels, scene.legend)
         shown.append(scene.labels)
-    return map_figure(images, legend, shown)
+    return map_figure({**images, "map": class_image(classes, legend)}, legend, shown)
 
 
 def scene_figure(
