@@ -68,12 +68,14 @@ def evaluate(
         if result.left_out:
             say(f"{result.left_out:,} labelled px have a class in one map only; they are left out")
     if output is not None:
-        from landfuse.figures.figures import check_picture, forest_figure, save
+        from landfuse.figures.figures import forest_figure, save
 
-        picture = None if differences is None else check_picture(output / "comparison.png", overwrite)
+        picture = output / "comparison.png"
+        if differences is not None:
+            check_replaceable(picture, "landfuse", overwrite)
         for path in result.save(output, found, differences, overwrite=overwrite):
             say(f"scores: {path}")
-        if picture and differences is not None:
+        if differences is not None:
             rows = {name: {"difference": one} for name, one in _named(differences, result.legend.names).items()}
             figure = forest_figure(rows, f"{maps} less {against}, with 95% intervals from {differences.blocks} blocks")
             say(f"picture: {save(figure, picture)}")
@@ -109,10 +111,11 @@ def _print_estimate(maps: Path, sample: Path, design: str | None, output: Path |
         say(f"note: {note}")
     if output is not None:
         from landfuse.accuracy.bootstrap import Interval
-        from landfuse.figures.figures import areas_figure, check_picture, save
+        from landfuse.figures.figures import areas_figure, save
         from landfuse.palette import class_colours
 
-        picture = check_picture(output / "accuracy.png", overwrite)
+        picture = output / "accuracy.png"
+        check_replaceable(picture, "landfuse", overwrite)
         texts = {output / "accuracy.json": result.to_json(), output / "accuracy.csv": result.to_csv()}
         write_results(texts, overwrite)
         say(f"estimates: {output / 'accuracy.json'}")

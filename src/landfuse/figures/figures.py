@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from landfuse.accuracy.bootstrap import Interval
 from landfuse.accuracy.reference_sample import ReferenceSample
 from landfuse.figures.overview import overview, thinned_classes, thinning
-from landfuse.files import check_replaceable, whole_file
+from landfuse.files import whole_file
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.markup import decimals, percent
 from landfuse.rasters.windows import blocks
@@ -112,16 +112,6 @@ def save(figure: Figure, path: str | Path) -> Path:
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=110, bbox_inches="tight", metadata={"Software": "landfuse"})
     return Path(path)
-
-
-def check_picture(path: Path, overwrite: bool) -> Path:
-    """The path of a picture that is to be written.
-
-    Raises:
-        OutputError: if another file is there that landfuse did not write, and `overwrite` is not set.
-    """
-    check_replaceable(path, "landfuse", overwrite)
-    return path
 
 
 def svg(figure: Picture, name: str) -> str:

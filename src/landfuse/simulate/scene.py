@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ from landfuse.rasters.grid import Grid
 from landfuse.rasters.place_noise import chunks, gamma, keys, normal, smooth
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene, SceneModality
-from landfuse.simulate.parcels import Ground, Stream
+from landfuse.simulate.parcels import Stream, piece_of
 
 LOOKS = 4
 """Equivalent number of looks of the simulated SAR intensity: its speckle has mean 1 and variance 1 / LOOKS."""
@@ -67,7 +68,7 @@ class SimulatedRaster:
     Args:
         grid: its grid.
         bands: number of bands.
-        source: computes a window, (bands, height, width) float32; a value of a module-level class, to be picklable.
+        source: computes a window, (bands, height, width) float32; a `partial` of a module's function, to be picklable.
         name: stands in `path`.
     """
 
@@ -99,7 +100,6 @@ def simulate(
     hyperspectral_bands: int = 48,
     nodata_fraction: float = 0.03,
     labelled_fraction: float = 0.6,
-    pixel: float = 1.0,
 ) -> Scene:
     """A scene of eight classes that only spectra and heights together distinguish.
 
@@ -114,14 +114,12 @@ def simulate(
         hyperspectral_bands: bands of `hsi`.
         nodata_fraction: fraction of `height` without data, 0..1, in diagonal stripes.
         labelled_fraction: fraction of the parcels that have labels, 0..1; their mixed border pixels have none.
-        pixel: size of a pixel in metres.
     """
-    grid = Grid(height, width, (pixel, 0.0, 500_000.0, 0.0, -pixel, 5_400_000.0), "EPSG:32632")
-    ground = Ground(seed)
+    grid = Grid(height, width, (1.0, 0.0, 500_000.0, 0.0, -1.0, 5_400_000.0), "EPSG:32632")
     sources: dict[str, tuple[int, Callable[[Window], NDArray[np.float32]], str]] = {
-        "hsi": (hyperspectral_bands, _Reflectance(ground, hyperspectral_bands), "reflectance"),
-        "height": (1, _Height(ground, nodata_fraction), "m"),
-        "sar": (2, _Backscatter(ground), "dB"),
+        "hsi": (hyperspectral_bands, partial(_reflectance, seed, hyperspectral_bands), "reflectance"),
+        "height": (1, partial(_height, seed, nodata_fraction), "m"),
+        "sar": (2, partial(_backscatter, seed), "dB"),
     }
     return Scene(
         f"simulated-{seed}",
@@ -131,7 +129,7 @@ def simulate(
             for name, (bands, source, units) in sources.items()
         },
         Legend(tuple(LandClass(n, code, c) for code, (n, c) in enumerate(zip(_NAMES, _COLOURS, strict=True), start=1))),
-        _Labels(ground, grid, labelled_fraction),
+        partial(_labels, seed, grid, labelled_fraction),
     )
 
 
@@ -148,11 +146,13 @@ def simulate_flat(height: int, width: int, bands: Mapping[str, int], seed: int =
     """
     grid = Grid(height, width, (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_400_000.0), "EPSG:32632")
     modalities = {
-        name: SceneModality(SimulatedRaster(grid, count, _Slopes(seed, 10_000 * index, count), name), units="1")
+        name: SceneModality(
+            SimulatedRaster(grid, count, partial(_slopes, seed, 10_000 * index, count), name), units="1"
+        )
         for index, (name, count) in enumerate(bands.items())
     }
     classes = tuple(LandClass(f"field {index + 1}", index + 1, PALETTE[index]) for index in range(4))
-    return Scene(f"flat-{seed}", grid, modalities, Legend(classes), _Fields(grid))
+    return Scene(f"flat-{seed}", grid, modalities, Legend(classes), partial(_fields, grid))
 
 
 # ---- what the sensors see --------------------------------------------------------------------------------------------
@@ -194,104 +194,72 @@ def _endmembers(bands: int) -> NDArray[np.float32]:
 _MATERIAL = np.array([0, 1, 2, 2, 3, 3, 4, 4])  # by class
 
 
-@dataclass(frozen=True)
-class _Reflectance:
-    """Hyperspectral reflectance of the ground."""
-
-    ground: Ground
-    bands: int
-
-    def __call__(self, window: Window) -> NDArray[np.float32]:
-        """(bands, H, W), not negative."""
-        seed = self.ground.seed
-        out = np.empty((self.bands, window.height, window.width), np.float32)
-        endmembers = _endmembers(self.bands)
-        for down, right, rows, cols in chunks(window):
-            piece = self.ground.piece(rows, cols)
-            paved = _MATERIAL == 4
-            # One spectrum for each parcel and class: a mixture of the two endmembers of the class's material.
-            weight = np.where(paved[None, :], piece.mixture[:, 1:], piece.mixture[:, :1])[..., None]  # (P, 8, 1)
-            pair = endmembers[_MATERIAL][None]  # (1, 8, 2, bands)
-            spectra = np.ascontiguousarray(
-                (pair[:, :, 0] * (1 - weight) + pair[:, :, 1] * weight).reshape(-1, self.bands).T
-            )
-            own = piece.parcel * 8 + piece.classes
-            mixed = np.nonzero(piece.rest)
-            other = (piece.other_parcel * 8 + piece.other)[mixed]
-            rest = piece.rest[mixed]
-            light = np.float32(0.7) + np.float32(0.4) * smooth(seed, Stream.LIGHT, rows, cols, 48)
-            for band in range(self.bands):
-                values = np.take(spectra[band], own)
-                pure = values[mixed]
-                values[mixed] = pure + (np.take(spectra[band], other) - pure) * rest
-                values *= light
-                noise = normal(seed, Stream.BAND_NOISE + band, rows, cols)
-                noise *= np.float32(REFLECTANCE_NOISE)
-                values += noise
-                np.maximum(values, 0, out=out[band, down, right])
-        return out
+def _reflectance(seed: int, bands: int, window: Window) -> NDArray[np.float32]:
+    """Hyperspectral reflectance of the ground, (bands, H, W), not negative."""
+    out = np.empty((bands, window.height, window.width), np.float32)
+    endmembers = _endmembers(bands)
+    for down, right, rows, cols in chunks(window):
+        piece = piece_of(seed, rows, cols)
+        paved = _MATERIAL == 4
+        # One spectrum for each parcel and class: a mixture of the two endmembers of the class's material.
+        weight = np.where(paved[None, :], piece.mixture[:, 1:], piece.mixture[:, :1])[..., None]  # (P, 8, 1)
+        pair = endmembers[_MATERIAL][None]  # (1, 8, 2, bands)
+        spectra = np.ascontiguousarray((pair[:, :, 0] * (1 - weight) + pair[:, :, 1] * weight).reshape(-1, bands).T)
+        own = piece.parcel * 8 + piece.classes
+        mixed = np.nonzero(piece.rest)
+        other = (piece.other_parcel * 8 + piece.other)[mixed]
+        rest = piece.rest[mixed]
+        light = np.float32(0.7) + np.float32(0.4) * smooth(seed, Stream.LIGHT, rows, cols, 48)
+        for band in range(bands):
+            values = np.take(spectra[band], own)
+            pure = values[mixed]
+            values[mixed] = pure + (np.take(spectra[band], other) - pure) * rest
+            values *= light
+            noise = normal(seed, Stream.BAND_NOISE + band, rows, cols)
+            noise *= np.float32(REFLECTANCE_NOISE)
+            values += noise
+            np.maximum(values, 0, out=out[band, down, right])
+    return out
 
 
-@dataclass(frozen=True)
-class _Height:
-    """Height of the surface above the ground, as a LiDAR gives it."""
-
-    ground: Ground
-    nodata_fraction: float
-
-    def __call__(self, window: Window) -> NDArray[np.float32]:
-        """(1, H, W) in metres."""
-        seed = self.ground.seed
-        out = np.empty((1, window.height, window.width), np.float32)
-        for down, right, rows, cols in chunks(window):
-            piece = self.ground.piece(rows, cols)
-            classes = piece.classes
-            full = _LOW[classes] + (_HIGH - _LOW)[classes] * piece.vigour[piece.parcel]
-            texture = smooth(seed, Stream.CANOPY, rows, cols, 5)
-            values = full * (1 - _ROUGHNESS[classes] * texture)
-            values += np.float32(HEIGHT_NOISE) * normal(seed, Stream.HEIGHT_NOISE, rows, cols)
-            phase = (cols[None, :] * 3 + rows[:, None]) % (3 * STRIPE_PERIOD)
-            values[phase < self.nodata_fraction * 3 * STRIPE_PERIOD] = np.nan
-            out[0, down, right] = values
-        return out
+def _height(seed: int, nodata_fraction: float, window: Window) -> NDArray[np.float32]:
+    """Height of the surface above the ground, as a LiDAR gives it: (1, H, W) in metres."""
+    out = np.empty((1, window.height, window.width), np.float32)
+    for down, right, rows, cols in chunks(window):
+        piece = piece_of(seed, rows, cols)
+        classes = piece.classes
+        full = _LOW[classes] + (_HIGH - _LOW)[classes] * piece.vigour[piece.parcel]
+        texture = smooth(seed, Stream.CANOPY, rows, cols, 5)
+        values = full * (1 - _ROUGHNESS[classes] * texture)
+        values += np.float32(HEIGHT_NOISE) * normal(seed, Stream.HEIGHT_NOISE, rows, cols)
+        phase = (cols[None, :] * 3 + rows[:, None]) % (3 * STRIPE_PERIOD)
+        values[phase < nodata_fraction * 3 * STRIPE_PERIOD] = np.nan
+        out[0, down, right] = values
+    return out
 
 
-@dataclass(frozen=True)
-class _Backscatter:
-    """SAR intensity of the ground in two polarisations."""
-
-    ground: Ground
-
-    def __call__(self, window: Window) -> NDArray[np.float32]:
-        """(2, H, W) in dB."""
-        out = np.empty((2, window.height, window.width), np.float32)
-        for down, right, rows, cols in chunks(window):
-            piece = self.ground.piece(rows, cols)
-            for band, decibels in enumerate((_VV, _VH)):
-                power = (10 ** (decibels / 10)).astype(np.float32)
-                mean = power[piece.classes]
-                mean += (power[piece.other] - mean) * piece.rest
-                stream = Stream.SPECKLE + LOOKS * band
-                out[band, down, right] = 10 * np.log10(mean * gamma(self.ground.seed, stream, rows, cols, LOOKS))
-        return out
+def _backscatter(seed: int, window: Window) -> NDArray[np.float32]:
+    """SAR intensity of the ground in two polarisations: (2, H, W) in dB."""
+    out = np.empty((2, window.height, window.width), np.float32)
+    for down, right, rows, cols in chunks(window):
+        piece = piece_of(seed, rows, cols)
+        for band, decibels in enumerate((_VV, _VH)):
+            power = (10 ** (decibels / 10)).astype(np.float32)
+            mean = power[piece.classes]
+            mean += (power[piece.other] - mean) * piece.rest
+            stream = Stream.SPECKLE + LOOKS * band
+            out[band, down, right] = 10 * np.log10(mean * gamma(seed, stream, rows, cols, LOOKS))
+    return out
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """The classes of the labelled parcels."""
-
-    ground: Ground
-    grid: Grid
-    labelled_fraction: float
-
-    def __call__(self) -> NDArray[np.uint8]:
-        """(H, W) uint8, `UNLABELLED` outside labelled parcels and in mixed pixels."""
-        out = np.empty((self.grid.height, self.grid.width), np.uint8)
-        for down, right, rows, cols in chunks(self.grid.window):
-            piece = self.ground.piece(rows, cols)
-            known = (piece.covered[piece.parcel] < self.labelled_fraction) & (piece.rest == 0)
-            out[down, right] = np.where(known, piece.classes, np.uint8(UNLABELLED))
-        return out
+def _labels(seed: int, grid: Grid, labelled_fraction: float) -> NDArray[np.uint8]:
+    """The classes of the labelled parcels, (H, W) uint8; `UNLABELLED` outside them and in mixed pixels."""
+    out = np.empty((grid.height, grid.width), np.uint8)
+    for down, right, rows, cols in chunks(grid.window):
+        piece = piece_of(seed, rows, cols)
+        known = (piece.covered[piece.parcel] < labelled_fraction) & (piece.rest == 0)
+        out[down, right] = np.where(known, piece.classes, np.uint8(UNLABELLED))
+    return out
 
 
 # ---- the cheap scene -------------------------------------------------------------------------------------------------
@@ -305,41 +273,26 @@ def _wave(axis: NDArray[np.int64], shift: int) -> NDArray[np.float32]:
     return np.asarray(1 - np.abs(t - _FIELD) * np.float32(2 / _FIELD))
 
 
-@dataclass(frozen=True)
-class _Slopes:
-    """Bands of slopes and noise."""
-
-    seed: int
-    first: int
-    bands: int
-
-    def __call__(self, window: Window) -> NDArray[np.float32]:
-        """(bands, H, W), about -3 to 3."""
-        out = np.empty((self.bands, window.height, window.width), np.float32)
-        for down, right, rows, cols in chunks(window):
-            high, wide = _wave(rows, _FIELD // 2)[:, None], _wave(cols, _FIELD // 2)[None, :]
-            for band in range(self.bands):
-                stream = 2 * (self.first + band)
-                noise = keys(self.seed, stream, rows)[:, None] ^ keys(self.seed, stream + 1, cols)[None, :]
-                noise *= np.uint32(0x9E3779B1)  # a shorter scramble than `_mix`: speed matters here, quality does not
-                noise ^= noise >> np.uint32(15)
-                noise *= np.uint32(0x85EBCA6B)
-                place = out[band, down, right]
-                np.multiply(noise.view(np.int32), np.float32(2**-31), out=place, dtype=np.float32, casting="unsafe")
-                place += high if band % 2 else wide * (1 + band % 3)
-        return out
+def _slopes(seed: int, first: int, bands: int, window: Window) -> NDArray[np.float32]:
+    """Bands of slopes and noise: (bands, H, W), about -3 to 3."""
+    out = np.empty((bands, window.height, window.width), np.float32)
+    for down, right, rows, cols in chunks(window):
+        high, wide = _wave(rows, _FIELD // 2)[:, None], _wave(cols, _FIELD // 2)[None, :]
+        for band in range(bands):
+            stream = 2 * (first + band)
+            noise = keys(seed, stream, rows)[:, None] ^ keys(seed, stream + 1, cols)[None, :]
+            noise *= np.uint32(0x9E3779B1)  # a shorter scramble than `_mix`: speed matters here, quality does not
+            noise ^= noise >> np.uint32(15)
+            noise *= np.uint32(0x85EBCA6B)
+            place = out[band, down, right]
+            np.multiply(noise.view(np.int32), np.float32(2**-31), out=place, dtype=np.float32, casting="unsafe")
+            place += high if band % 2 else wide * (1 + band % 3)
+    return out
 
 
-@dataclass(frozen=True)
-class _Fields:
-    """The chequers of the cheap scene as classes."""
-
-    grid: Grid
-
-    def __call__(self) -> NDArray[np.uint8]:
-        """(H, W) uint8, 0..3."""
-        high, wide = (
-            (_wave(np.arange(size, dtype=np.int64), _FIELD // 2) > 0).astype(np.uint8)
-            for size in (self.grid.height, self.grid.width)
-        )
-        return 2 * high[:, None] + wide[None, :]
+def _fields(grid: Grid) -> NDArray[np.uint8]:
+    """The chequers of the cheap scene as classes: (H, W) uint8, 0..3."""
+    high, wide = (
+        (_wave(np.arange(size, dtype=np.int64), _FIELD // 2) > 0).astype(np.uint8) for size in (grid.height, grid.width)
+    )
+    return 2 * high[:, None] + wide[None, :]
