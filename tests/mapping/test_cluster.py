@@ -202,7 +202,9 @@ def test_a_worker_that_cannot_write_ends_it(scheduler: str, tmp_path: Path, monk
     assert not (tmp_path / "map.tif").exists()
 
 
-def test_a_scheduler_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_that_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     client = distributed.Client
     monkeypatch.setattr(distributed, "Client", lambda *args, **options: client(*args, **{**options, "timeout": 0.3}))
     for options, message in (
@@ -213,6 +215,7 @@ def test_a_scheduler_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(ClusterError, match=message), cluster_runner(**options):
             pass
     (tmp_path / "no.json").write_text("{}")
+    assert not [one for one in caplog.records if one.name.startswith(("distributed", "asyncio"))]
     with pytest.raises(ClusterError, match="cannot be reached"), cluster_runner(scheduler_file=tmp_path / "no.json"):
         pass
 

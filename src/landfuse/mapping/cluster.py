@@ -7,6 +7,7 @@ client, which does. The blocks that a worker had begun when it died are begun ag
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -252,6 +253,9 @@ def _scheduler(address: str | None, file: str | Path | None) -> Iterator[_Pool]:
             "dask.distributed is not installed", "the extra `cluster`", "pip install 'landfuse[cluster]'"
         ) from None
     distributed: Any = untyped
+    # What dask logs of lost connections and workers, with tracebacks, a ClusterError says in a sentence.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         if file is not None and not Path(file).is_file():
             raise FileNotFoundError(f"there is no file {file}")
