@@ -23,7 +23,14 @@ from landfuse.bundles.description import Description
 from landfuse.bundles.predictor import Model, Predictor
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import GridError, ModelError, SceneError, SettingsError, SplitError
-from landfuse.figures.figures import by_pyplot, classes_figure, confusion_figure, curves_figure, scene_figure
+from landfuse.figures.figures import (
+    by_pyplot,
+    check_figure,
+    classes_figure,
+    confusion_figure,
+    curves_figure,
+    scene_figure,
+)
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.mapping.destination import Destination, inputs_of
 from landfuse.mapping.engine import BlockMap, Engine
@@ -35,6 +42,7 @@ from landfuse.models import SETTINGS, name_of
 from landfuse.progress import bars
 from landfuse.rasters.arrays import array_raster, is_data_array, like_data_array
 from landfuse.rasters.raster import state_of
+from landfuse.scenes.check import Report
 from landfuse.scenes.from_arrays import Classes, Image, Labels, scene_from
 from landfuse.scenes.land_cover_map import LandCoverMap, beside, open_map
 from landfuse.scenes.scene import Scene
@@ -731,16 +739,17 @@ def _as_images(
 
 
 def plot(
-    shown: Scene | LandCoverMap | Confusion | Run | str | Path,
+    shown: Scene | Report | LandCoverMap | Confusion | Run | str | Path,
     *,
     modalities: Sequence[str] | None = None,
     bands: Mapping[str, Sequence[int]] | None = None,
     names: Sequence[str] = (),
 ) -> Any:
-    """Draws a scene, a map, a confusion matrix or a run with matplotlib's pyplot.
+    """Draws a scene, what `check` found, a map, a confusion matrix or a run with matplotlib's pyplot.
 
     Args:
-        shown: what is drawn: a scene (modalities and labels side by side), a map or the path of one (over its legend),
+        shown: what is drawn: a scene (modalities and labels side by side), a report of `landfuse.check` (these, split,
+            leaks, and pixels and values of each class), a map or the path of one (over its legend),
             a confusion matrix (counts, shaded by the fraction of their row), a run or its folder (loss and validation
             scores over the epochs).
         modalities: of a scene: which, in order; all by default.
@@ -765,6 +774,8 @@ def plot(
     with by_pyplot():
         if isinstance(shown, Scene):
             figure = scene_figure(shown, modalities, bands)
+        elif isinstance(shown, Report):
+            figure = check_figure(shown)
         elif isinstance(shown, LandCoverMap):
             figure = classes_figure(shown.classes, shown.legend, shown.path.stem)
         elif isinstance(shown, Confusion):
@@ -774,7 +785,7 @@ def plot(
         else:
             raise SettingsError(
                 f"plot was called with {type(shown).__name__}",
-                "a scene, a map (landfuse.open_map), a confusion matrix, or a run",
+                "a scene, a report of landfuse.check, a map (landfuse.open_map), a confusion matrix, or a run",
                 "open the file first",
             )
     drawn = [axis for axis in figure.axes if axis.has_data()]

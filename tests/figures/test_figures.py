@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from landfuse.figures.figures import (
     INK,
     LINES,
     areas_figure,
+    check_picture,
     class_image,
     confusion_figure,
     curves_figure,
@@ -30,8 +33,10 @@ from landfuse.figures.figures import (
     sample_figure,
     svg,
 )
+from landfuse.figures.overview import drawn_values, drawn_windows, side_by_side
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff_writer import GeotiffWriter, write_raster
+from landfuse.scenes.split_rules import ROLES
 from landfuse.simulate.scene import simulate, simulate_flat
 
 
@@ -246,3 +251,99 @@ def test_scenes_and_scores_are_made_without_drawing() -> None:
         [sys.executable, "-c", f"import sys\n{stub}{code}", source], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_check_found_is_drawn(place: Path) -> None:
+    report = lf.check(place / "scene.yaml")
+    axes = lf.plot(report)
+    titles = [axis.get_title().replace("\n", " ") for axis in axes]
+    assert [title.split(":")[0].split(";")[0] for title in titles] == [
+        "a", "b", "labels", "split", "labelled pixels by class and role", "leaks by buffer", "a", "b",
+    ]  # fmt: skip
+    counts, leaks, spectra, boxes = axes[4:]
+    drawn = [bar.get_width() for bar in counts.patches]
+    assert drawn == np.concatenate([count for count in report.counts.values() if count.any()]).tolist()
+    shown = {text.get_text() for text in counts.texts}
+    assert shown == {" / ".join(str(report.groups[role][k]) for role in ROLES) for k in range(4)}
+    np.testing.assert_allclose(leaks.lines[0].get_ydata(), [100 * row["leaks"] for row in report.by_buffer])
+    assert [line.get_color() for line in spectra.lines] == [kind.colour for kind in report.file.legend]
+    assert len(boxes.patches) == 2 * 4  # bands and classes
+    (scene,), (roles,) = report.scenes, report.roles
+    labels = np.asarray(panels(axes[0].figure)["labels"].get_images()[0].get_array())
+    np.testing.assert_array_equal(
+        labels[scene.labels == 1], np.broadcast_to(scene.legend[1].rgb, labels[scene.labels == 1].shape)
+    )
+    split = np.asarray(panels(axes[0].figure)["split"].get_images()[0].get_array())
+    colours = [split[(roles == value) & (scene.labels != UNLABELLED)] for value in ROLES.values()]
+    assert [len(np.unique(one, axis=0)) for one in colours] == [1, 1, 1]
+    assert len({tuple(one[0]) for one in colours}) == 3
+
+
+def test_values_of_classes_are_those_of_training_pixels(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (scene,) = lf.check(place / "scene.yaml").scenes
+    labels = np.where(np.arange(96)[:, None] < 70, scene.labels, UNLABELLED).astype(np.uint8)
+    monkeypatch.setattr("landfuse.figures.overview._PLACES", 400)
+    windows = drawn_windows([labels], 4)
+    for name in scene.modalities:
+        values, classes = drawn_values([scene], [labels], windows, name)
+        every = scene.read(name, scene.grid.window)
+        for kind in range(4):
+            wanted = {tuple(pixel) for pixel in every[:, labels == kind].T.tolist() if np.isfinite(pixel).all()}
+            assert {tuple(pixel) for pixel in values[:, classes == kind].T.tolist()} <= wanted
+            assert (classes == kind).sum() > 100
+
+
+def test_tiles_lie_side_by_side() -> None:
+    sheet = side_by_side([np.full((20, 10 + n, 3), n, np.uint8) for n in range(5)])
+    assert sheet.shape == (41, 44, 3)
+    for n, (row, col) in enumerate([(0, 0), (0, 15), (0, 30), (21, 0), (21, 15)]):
+        assert (sheet[row : row + 20, col : col + 10 + n] == n).all()
+    assert side_by_side([sheet]).shape == sheet.shape
+
+
+@pytest.mark.parametrize("name", ["seen.png", "seen.html"])
+def test_check_writes_a_picture(name: str, place: Path, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    path = tmp_path / name
+    path.write_text("mine")
+    words = ("check", place, "--views", "1", "--picture", path)
+    code, _, err = landfuse(*words)
+    assert (code, path.read_text()) == (2, "mine")
+    assert "--overwrite" in err
+    code, out, _ = landfuse(*words, "--overwrite")
+    assert code == 0
+    assert f"picture: {path}" in out
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG") if name.endswith("png") else b'src="data:image/png;base64,' in content
+    assert check_picture(path, False) == path  # over its own
+    code, _, err = landfuse(*words[:-1], tmp_path / "x.jpg")
+    assert code == 2
+    assert ".png or .html" in err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "by", "titles"),
+    [
+        ("a.tif", "gone.tif", []),
+        ("labels.tif", "gone.tif", ["a", "b"]),
+        ("size: 8", "size: 200", ["a", "b", "labels", "labelled", "a", "b"]),
+    ],
+)
+def test_pictures_of_broken_scenes(
+    wrong: str, by: str, titles: list[str], place: Path, tmp_path: Path, landfuse: Callable[..., Any]
+) -> None:
+    for file in ("a.tif", "b.tif", "labels.tif"):
+        (tmp_path / file).symlink_to(place / file)
+    text = (place / "scene.yaml").read_text()
+    (tmp_path / "scene.yaml").write_text(text.replace(wrong, by))
+    report = lf.check(tmp_path, [(1, 1)])
+    assert report.faults
+    if titles:
+        axes = lf.plot(report)
+        assert [re.split(r"\W", axis.get_title())[0] for axis in axes] == titles
+        assert "Fault: " in axes[0].figure.words
+        return
+    with pytest.raises(lf.LandfuseError, match=r"gone\.tif"):
+        lf.plot(report)
+    code, out, _ = landfuse("check", tmp_path, "--picture", tmp_path / "x.png")
+    assert (code, (tmp_path / "x.png").exists()) == (2, False)
+    assert "no picture" in out

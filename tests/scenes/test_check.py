@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -378,6 +379,8 @@ def test_what_polygons_label_nothing_is_listed(tmp_path: Path) -> None:
         "1 of 42 shapes of p.gpkg have no outline",
         "the labels p.gpkg hold values that the legend lacks; shapes of each: See (1), Wlad (1; did you mean Wald?). "
         "They are unlabelled",
+        "classes in fewer than 5 polygons of a role, so that a few places decide on them: test: Gr\u00fcnland (4), "
+        "Wald (4), Acker (4)",
     ]
     del text["labels"]["unlisted"]
     (fault,) = check(save(tmp_path, text)).faults
@@ -402,6 +405,65 @@ def test_shapes_of_many_files_are_counted_together(tmp_path: Path) -> None:
         "2 of 6 shapes of {tile}.gpkg lie outside every tile: x (2)",
         "2 of 6 shapes of {tile}.gpkg have no outline",
     ]
+
+
+def test_bands_and_tiles_that_hold_nothing_are_noted(tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    for tile in ("a", "b"):
+        array = values(4)
+        array[[1, 3]] = 7
+        array[2, 3, 4] = -9999
+        height = np.full((1, 40, 48), np.float32(np.nan if tile == "b" else 3))
+        height[0, 0, 0] = np.nan if tile == "b" else 65535
+        for kind, found in (("s2", array), ("dem", height), ("labels", codes())):
+            grid = GRID if tile == "a" else AWAY
+            write_raster(tmp_path / f"{kind}_{tile}.tif", grid, found, nodata=np.nan if kind == "dem" else None)
+    for m in (*text["modalities"].values(), text["labels"]):
+        m["path"] = m["path"].replace(".tif", "_{tile}.tif")
+    text["modalities"]["dem"] |= {"scale": 0.1, "offset": -5}
+    number = "a number that often stands for no data: if it does here, set `nodata:"
+    dem = [
+        f"`dem` holds 65535 as an extreme of band 1, {number} 65535` for `dem`",
+        "`dem` has no data in 1 of 2 tiles: b",
+    ]
+    assert notes_of(save(tmp_path, text)) == [
+        f"`s2` holds -9999 as an extreme of band 3, {number} -9999` for `s2`",
+        "`s2` has one value in all pixels of bands 2, 4, from which no model can learn: check the file, or leave that "
+        "out by `bands`",
+        *dem,
+    ]
+    text["modalities"]["s2"] |= {"nodata": -9999, "bands": [3, 1]}
+    assert notes_of(save(tmp_path, text)) == dem
+
+
+@pytest.mark.parametrize("split", [{"kind": "blocks", "size": 16}, {"kind": "random", "train": 0.5}, None])
+def test_classes_in_few_blocks_are_noted(split: Any, tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    text["split"] = split
+    if split is None:
+        del text["split"]
+    path = save(tmp_path, text)
+    report = check(path, [(1, 1)])
+    if split is None or split["kind"] == "random":
+        assert (report.grouped, report.notes) == ("", [])
+        return
+    file = read_scene_file(path)
+    (roles,) = file.roles(file.scenes())
+    held = {
+        role: [
+            len({(row // 16, col // 16) for row, col in zip(*np.nonzero((roles == n) & (codes() == k)), strict=True)})
+            for k in (1, 2, 3)
+        ]
+        for role, n in (("train", 1), ("validation", 2), ("test", 3))
+    }
+    assert {role: count.tolist() for role, count in report.groups.items()} == held
+    assert max(held["train"]) >= 5 > max(held["test"])
+    scarce = "; ".join(
+        f"{role}: " + ", ".join(f"class {k + 1} ({n})" for k, n in enumerate(held[role]) if n < 5)
+        for role in ("train", "test")
+        if min(held[role]) < 5
+    )
+    assert report.notes == [f"classes in fewer than 5 blocks of a role, so that a few places decide on them: {scarce}"]
 
 
 # What it says -------------------------------------------------------------------------------------------------------
@@ -621,6 +683,65 @@ def test_tables(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     lines = [line.split() for line in out.splitlines()]
     assert any(line[1:2] == ["3"] and line[3:4] == ["1"] and line[5:6] == ["0%"] for line in lines)
     assert any(line[1:2] == ["9"] and line[3:4] == ["3"] for line in lines)
+
+
+def test_lines_fit_80_columns(tmp_path: Path, landfuse: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = write_scene(tmp_path)
+    text["legend"][0]["name"] = "bare soil and rock with very little vegetation or none at all"
+    text["modalities"]["dem"]["units"] = "metres above the ellipsoid of the reference frame"
+    text["modalities"]["a_modality_of_a_long_name"] = {"path": "hsi.tif"}
+    array = values(4) * -1e-30
+    array[1] = 7
+    write_raster(tmp_path / "hsi.tif", GRID, array, nodata=None)
+    text["legend"].append({"name": "ice", "code": 9})
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path, text)
+    monkeypatch.delenv("COLUMNS")
+    code, out, err = landfuse("check", "scene.yaml")
+    assert code == 2
+    assert max(map(len, (out + err).splitlines())) <= 80
+    for word in ("float32", UTM, "-9e-30", "100%", "the class `ice` has no labelled pixel", "no model can learn"):
+        assert word in " ".join((out + err).replace("│", " ").split())
+    assert "…" not in out
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_json_and_quiet(wrong: bool, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    text = write_scene(tmp_path)
+    flat = values(4)
+    flat[2] = 7
+    write_raster(tmp_path / "s2.tif", GRID, flat, nodata=None)
+    if wrong:
+        (tmp_path / "dem.tif").unlink()
+    path = save(tmp_path, text)
+    code, out, err = landfuse("check", path, "--json", "--views", "1,9/3")
+    assert (code, err) == (2 if wrong else 0, "")
+    found, report = json.loads(out), check(path, [(1, 1), (9, 3)])
+    assert found["tiles"] == 1
+    assert list(found["modalities"]) == ["s2"] if wrong else ["s2", "dem"]
+    s2 = found["modalities"]["s2"]
+    assert (s2["pixels"], s2["pixels_without_data"], s2["min"][2], s2["max"][2]) == (1920, 0, 7, 7)
+    assert [kind["name"] for kind in found["classes"]] == ["class 1", "class 2", "class 3"]
+    for index, kind in enumerate(found["classes"]):
+        assert kind["pixels"] == {role: count[index] for role, count in report.counts.items()}
+        assert kind["blocks"] == {role: count[index] for role, count in report.groups.items()}
+    assert [(leak["view"], leak["core"]) for leak in found["leaks"]] == [(1, 1), (9, 3)]
+    assert [row["buffer"] for row in found["leaks_by_buffer"]][:4] == [0, 1, 2, 3]
+    assert found["notes"] == report.notes
+    assert ["band 3" in note for note in found["notes"]].count(True) == 1
+    assert [fault["found"] for fault in found["faults"]] == [fault.found for fault in report.faults]
+    assert len(found["faults"]) == wrong
+    code, out, err = landfuse("check", path, "--quiet")
+    assert code == 2 * wrong
+    assert out.splitlines() == [f"note: {note}" for note in report.notes]
+    assert err.count("fault ") == wrong
+
+
+def test_a_file_that_is_no_scene_as_json(tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    code, out, _ = landfuse("check", tmp_path / "nowhere.yaml", "--json")
+    found = json.loads(out)
+    assert (code, found["scene"], found["modalities"]) == (2, None, {})
+    assert "there is no file" in found["faults"][0]["found"]
 
 
 @pytest.mark.parametrize("views", ["x", "9/", "0", "3/5", "9;7"])

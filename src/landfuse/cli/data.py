@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Annotated
+import textwrap
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
-from landfuse.cli.console import Quiet, ScenePath, out, say, table
+from landfuse.cli.console import Overwrite, Quiet, ScenePath, out, say, table
 from landfuse.errors import SettingsError
+from landfuse.files import to_json
 from landfuse.markup import percent
-from landfuse.progress import bar, bars, err
+from landfuse.progress import bars, err
 
-_MOST_PAIRS = 5  # of close colours; a legend of many classes has dozens
+if TYPE_CHECKING:
+    from landfuse.scenes.check import Report
+
+_WIDE = 120  # columns in which the table of modalities has room
 
 
 def check(
@@ -21,32 +31,90 @@ def check(
     views: Annotated[
         str, typer.Option(help="Views for the leak report, px: `9` around a pixel, `96/64` with a core of 64.")
     ] = "",
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw an overview into this file (.png or .html): images, labels, split, leaks and classes."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON document.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no tables, only notes and faults.")
+    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Look at a scene: its modalities, its classes per role, what leaks, and every fault at once."""
-    from landfuse.palette import TOO_CLOSE
     from landfuse.scenes.benchmarks import places
     from landfuse.scenes.check import VIEWS
     from landfuse.scenes.check import check as look
 
     pairs = [_view_and_core(part) for part in views.split(",")] if views else VIEWS
-    with bar("reading") as progress:
-        report = look(scene if scene.exists() else places().get(str(scene), scene), pairs, progress)
+    if picture is not None:
+        from landfuse.figures.figures import check_figure, check_picture, save
+
+        check_picture(picture, overwrite)
+    with bars(quiet or as_json) as update:
+        report = look(scene if scene.exists() else places().get(str(scene), scene), pairs, partial(update, "reading"))
+        if picture is not None and report.scenes:
+            save(check_figure(report, partial(update, "drawing")), picture)
+    if as_json:
+        out.out(to_json(report.to_dict()), end="")
+    else:
+        _print_report(report, quiet)
+    if picture is not None and not as_json and not quiet:
+        say(f"picture: {picture}" if report.scenes else "no picture: none of the rasters can be opened")
+    if report.faults:
+        raise typer.Exit(2)
+
+
+def _print_report(report: Report, quiet: bool) -> None:
+    """Prints the tables, unless quiet, the notes, and the faults, in lines of at most 80 characters where possible."""
+    for shown in () if quiet else _tables(report):
+        out.print(shown, width=_width())
+    if report.confirmed and not quiet:
+        out.print(f"as published: {', '.join(report.confirmed)}", width=_width())
+    for note in report.notes:
+        say(_filled(f"note: {note}"))
+    for fault in report.faults:
+        err.print(f"[bold red]fault[/] {escape(_filled(f'fault {fault}').removeprefix('fault '))}", soft_wrap=True)
+    if not report.faults and not quiet:
+        say("no fault found" + ("; see the notes above" if report.notes else ""))
+
+
+def _width() -> int:
+    """Columns: those of the terminal or of the variable COLUMNS, else 80."""
+    return out.width if out.is_terminal else int(os.environ.get("COLUMNS", "80"))
+
+
+def _filled(text: str) -> str:
+    """A message whose lines are broken between words; those of errors begin with two spaces and a heading."""
+    options: Any = {"width": _width(), "break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(
+        textwrap.fill(line, **options, subsequent_indent=" " * (12 if line.startswith("  ") else 6))
+        for line in text.splitlines()
+    )
+
+
+def _tables(report: Report) -> Iterator[Table]:
+    """What was found of modalities, classes and leaks."""
     if report.file is not None and report.modalities:
         settings = report.file.settings
-        shown = table(
-            f"{settings.title or settings.name}: {report.tiles} tile{'s' if report.tiles != 1 else ''}",
-            ["modality", "bands", "type", "pixel", "CRS", "warped", "no data", "min", "mean", "max", "units"],
-            left=["modality", "type", "CRS", "units"],
-        )
+        title = f"{settings.title or settings.name}: {report.tiles} tile{'s' if report.tiles != 1 else ''}"
+        rows = []
         for name, m in report.modalities.items():
             crs = [c if len(c) < 20 else "WKT" for c in m.crs]
-            pixel = settings.modalities[name].metres or m.pixel
-            shown.add_row(
-                name, str(m.bands), m.dtype, f"{pixel:.4g}", ", ".join(crs[:3]) + (" ..." if len(crs) > 3 else ""),
-                str(m.warped), percent(m.missing / max(1, m.pixels)), f"{m.low:.4g}", f"{m.mean:.4g}", f"{m.high:.4g}",
-                escape(m.units),
-            )  # fmt: skip
-        out.print(shown)
+            rows.append({
+                "modality": escape(name), "bands": str(m.bands), "type": m.dtype, "pixel": f"{report.pixel(name):.4g}",
+                "CRS": ", ".join(crs[:3]) + (" ..." if len(crs) > 3 else ""), "warped": str(m.warped),
+                "no data": percent(m.missing / max(1, m.pixels)),
+                "min": f"{m.low:.4g}", "mean": f"{m.mean:.4g}", "max": f"{m.high:.4g}", "units": escape(m.units),
+            })  # fmt: skip
+        columns = list(rows[0])
+        parts = [columns] if _width() >= _WIDE else [columns[:6], [columns[0], *columns[6:]]]
+        for part in parts:
+            shown = table(title, part, left=["modality", "type", "CRS", "units"])
+            for row in rows:
+                shown.add_row(*(row[column] for column in part))
+            yield shown
+            title = ""
     if report.file is not None and report.counts:
         shown = table("labelled pixels", ["code", "class", *report.counts], left=["class"])
         for index, kind in enumerate(report.file.legend):
@@ -54,16 +122,7 @@ def check(
             shown.add_row(str(kind.code), f"[{kind.colour}]■[/] {escape(kind.name)}", *counts)
         shown.add_section()
         shown.add_row("", "all", *(f"{int(count.sum()):,}" for count in report.counts.values()))
-        out.print(shown)
-        close = report.close_colours
-        if close:
-            names = report.file.legend.names
-            found = [f"{names[p.first]} and {names[p.second]} ({p.distance:.1f} with {p.vision})" for p in close]
-            more = f", and {len(found) - _MOST_PAIRS} more pairs" if len(found) > _MOST_PAIRS else ""
-            say(
-                f"note: colours that are hard to distinguish, nearer than {TOO_CLOSE:g} in CIELAB: "
-                f"{', '.join(found[:_MOST_PAIRS])}{more}. Other ones can be named by `colour` in the legend"
-            )
+        yield shown
     if report.leaks:
         title = "leak report: test pixels labelled from a view (or in a polygon) with training or validation pixels"
         shown = table(title, ["view, px", "core, px", "leak fraction"])
@@ -72,16 +131,7 @@ def check(
         if report.polygon_leak is not None:
             shown.add_section()
             shown.add_row("polygon", "", _leak(report.polygon_leak))
-        out.print(shown)
-    if report.confirmed:
-        out.print(f"as published: {', '.join(report.confirmed)}")
-    for note in report.notes:
-        say(f"note: {note}")
-    for fault in report.faults:
-        err.print(f"[bold red]fault[/] {escape(str(fault))}", soft_wrap=True)
-    if report.faults:
-        raise typer.Exit(2)
-    out.print("no fault found" + ("; see the notes above" if report.notes else ""))
+        yield shown
 
 
 def _leak(fraction: float) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,18 +22,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from landfuse.accuracy.bootstrap import Interval
 from landfuse.accuracy.reference_sample import ReferenceSample
-from landfuse.figures.overview import overview, thinned_classes, thinning
-from landfuse.files import whole_file
+from landfuse.errors import LandfuseError, SettingsError
+from landfuse.figures.overview import (
+    drawn_values,
+    drawn_windows,
+    in_decibel,
+    overview,
+    side_by_side,
+    thinned_classes,
+    thinning,
+)
+from landfuse.files import check_replaceable, whole_file
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.markup import decimals, percent
+from landfuse.palette import rgb
 from landfuse.rasters.windows import blocks
+from landfuse.scenes.check import Report
 from landfuse.scenes.land_cover_map import LandCoverMap
 from landfuse.scenes.scene import Scene
+from landfuse.scenes.split_rules import ROLES, TRAIN
 
 INK, GRID = ("#59636d", "#a2acb5"), ("#d8dcdf", "#353b41")
 """Text and grid lines, on a light and on a dark page."""
@@ -103,13 +118,38 @@ def by_pyplot() -> Iterator[None]:
         _FIGURE.reset(token)
 
 
+def check_picture(path: Path, overwrite: bool) -> Path:
+    """The path of a picture that is to be written.
+
+    Raises:
+        SettingsError: if it is neither PNG nor HTML.
+        OutputError: if another file is there that landfuse did not write, and `overwrite` is not set.
+    """
+    if path.suffix.lower() not in (".png", ".html"):
+        raise SettingsError(f"a picture is to be written to {path}", "a name that ends in .png or .html", "change it")
+    check_replaceable(path, r'Software\x00landfuse|name="generator" content="landfuse"', overwrite)
+    return path
+
+
 def save(figure: Figure, path: str | Path) -> Path:
-    """Writes a figure as PNG, whole or not at all.
+    """Writes a figure, whole or not at all: as PNG, or as a page with its words where the name ends in `.html`.
 
     Raises:
         OutputError: if it cannot be written.
     """
     with whole_file(path) as partial:
+        if Path(path).suffix.lower() == ".html" and isinstance(figure, Picture):
+            lines = [html.escape(line) for line in figure.words.splitlines()]
+            title = lines[0] if lines else "landfuse"
+            partial.write_text(
+                '<!doctype html>\n<html lang="en"><meta charset="utf-8"><meta name="generator" content="landfuse">'
+                '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
+                f'<title>{title}</title><body style="font-family: system-ui, sans-serif; margin: 1rem"><h1>{title}</h1>'
+                f'<img style="max-width: 100%" alt="{title}" src="data:image/png;base64,'
+                f'{base64.b64encode(figure._repr_png_()).decode()}">' + "".join(f"<p>{line}</p>" for line in lines[1:]),
+                encoding="utf-8",
+            )
+            return Path(path)
         figure.savefig(partial, format="png", dpi=110, bbox_inches="tight", metadata={"Software": "landfuse"})
     return Path(path)
 
@@ -347,6 +387,176 @@ def areas_figure(rows: Sequence[Mapping[str, Any]]) -> Picture:
         for row in rows
     )
     return figure
+
+
+_ROLE_COLOURS = {"train": LINES[0][0], "validation": "#e0a100", "test": "#c2337a", "unused": "#8a949d"}
+_BLANK = (232, 235, 238)
+"""What has no label, in pictures of labels and of the split."""
+
+_MOST_TILES = 100
+"""Tiles of an overview; of more, every n-th is drawn."""
+
+_CELL = 4.2
+"""Width of each part of an overview, inches."""
+
+
+@_styled
+def check_figure(report: Report, progress: Callable[[int, int], None] = lambda done, total: None) -> Picture:
+    """A scene at a glance: images, labels, split, pixels per class, leaks by buffer, values of each class.
+
+    Args:
+        report: of `landfuse.check`.
+        progress: called with (parts that are drawn, of how many).
+
+    Raises:
+        SceneError: if no raster could be opened.
+    """
+    if report.file is None or not report.scenes:
+        raise report.faults[0]
+    file, names = report.file, list(report.modalities)
+    scenes = report.scenes[:: -(-len(report.scenes) // _MOST_TILES)]
+    few_tiles = f" ({len(scenes)} of {report.tiles} tiles)" if len(scenes) < report.tiles else ""
+    side = max(24, _LARGEST // math.ceil(math.sqrt(len(scenes))))
+    images = {}
+    for number, name in enumerate(names):
+        progress(number, 2 * len(names))
+        with suppress(LandfuseError):  # what cannot be read is among the faults
+            seen = [overview(scene, name, side) for scene in scenes if name in scene.modalities]
+            title = f"{name}: {seen[0].how}" + ", each tile by itself" * (len(scenes) > 1) + few_tiles
+            images[title] = side_by_side([one.on_white for one in seen])
+    if report.roles:
+        every = report.roles[:: -(-len(report.scenes) // _MOST_TILES)]
+        steps = [thinning(scene.grid.height, scene.grid.width, side) for scene in scenes]
+        labels = [thinned_classes(scene.labels, step) for scene, step in zip(scenes, steps, strict=True)]
+        colours = np.full((256, 3), _BLANK, np.uint8)
+        colours[: len(file.legend)] = [c.rgb for c in file.legend]
+        images["labels" + few_tiles] = side_by_side([colours[label] for label in labels])
+    if report.counts and sum(report.counts[role].sum() for role in ROLES):
+        by_role = np.array([rgb(_ROLE_COLOURS[name]) for name in ("unused", *ROLES)] + [_BLANK], np.uint8)
+        split = [
+            by_role[np.where(label == UNLABELLED, len(by_role) - 1, thinned_classes(role, step))]
+            for label, role, step in zip(labels, every, steps, strict=True)
+        ]
+        images["split" + few_tiles] = side_by_side(split)
+    charts: list[Callable[[Axes], None]] = []
+    if report.counts:
+        charts.append(partial(_draw_counts, report=report))
+        learnt = [
+            np.where((role == TRAIN) | (not report.counts["train"].any()), scene.labels, UNLABELLED)
+            for scene, role in zip(report.scenes, report.roles, strict=True)
+        ]
+        windows = drawn_windows(learnt, len(file.legend))
+        if report.by_buffer:
+            charts.append(partial(_draw_leaks, report=report))
+        for number, name in enumerate(names, len(names)):
+            progress(number, 2 * len(names))
+            with suppress(LandfuseError):
+                found = drawn_values(report.scenes, learnt, windows, name)
+                charts.append(partial(_draw_values, scene=report.scenes[0], name=name, found=found))
+    title = f"{file.settings.title or file.settings.name}: {report.tiles} tile{'s' * (report.tiles != 1)}"
+    return _sheet(title, images, charts, report)
+
+
+def _sheet(
+    title: str, images: Mapping[str, NDArray[np.uint8]], charts: Sequence[Callable[[Axes], None]], report: Report
+) -> Picture:
+    """Images, and charts below them, over one legend."""
+    parts = len(images), len(charts)
+    columns = min((5, 4, 3), key=lambda side: sum(-part % side for part in parts)) if charts else len(images)
+    rows = [-(-len(images) // columns), -(-len(charts) // columns)]
+    ratio = max((min(2.0, image.shape[0] / image.shape[1]) for image in images.values()), default=1.0)
+    classes = report.file.legend if report.file and report.counts else ()
+    heights = [_CELL * ratio] * rows[0] + [max(3.4, 1.4 + 0.3 * len(classes))] * rows[1]
+    figure = _FIGURE.get()(figsize=(_CELL * columns, sum(heights) + 1.2), layout="constrained")
+    axes = figure.subplots(sum(rows), columns, squeeze=False, height_ratios=heights)
+    places = [*axes[: rows[0]].ravel(), *axes[rows[0] :].ravel()]
+    for axis in places:
+        axis.axis("off")
+    for axis, (words, image) in zip(places, images.items(), strict=False):
+        axis.imshow(_thinned(image), interpolation="nearest")
+        axis.set_title(textwrap.fill(words, 46))
+        if words.startswith("split"):
+            roles = [Patch(facecolor=_ROLE_COLOURS[role], label=role) for role, n in report.counts.items() if n.any()]
+            axis.legend(handles=roles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, columnspacing=1)
+    for axis, draw in zip(axes[rows[0] :].ravel(), charts, strict=False):
+        axis.axis("on")
+        draw(axis)
+    handles = [Patch(facecolor=c.colour, edgecolor=INK[0], label=c.name) for c in classes]
+    if handles:
+        handles.append(Patch(facecolor=np.array(_BLANK) / 255, edgecolor=INK[0], label="no label"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(3 * columns, len(handles)))
+    figure.suptitle(title, fontsize=13)
+    figure.words = "\n".join(
+        [title, *(f"Note: {note}" for note in report.notes), *(f"Fault: {fault}" for fault in report.faults)]
+    )
+    return figure
+
+
+def _draw_counts(axis: Axes, report: Report) -> None:
+    """Labelled pixels of each class by role, and how many polygons, blocks or tiles hold them."""
+    legend = report.file.legend if report.file else ()
+    shown = [role for role, count in report.counts.items() if count.any()]
+    for number, role in enumerate(shown):
+        places = np.arange(len(legend)) + 0.8 * ((number + 0.5) / len(shown) - 0.5)
+        axis.barh(places, report.counts[role], 0.8 / len(shown), color=_ROLE_COLOURS[role])
+    most = max(int(count.max()) for count in report.counts.values())
+    axis.set(xscale="log", xlim=(0.8, most * (12 if report.grouped else 2)), title="labelled pixels by class and role")
+    if report.grouped:
+        axis.set_title(f"labelled pixels by class and role; {report.grouped}\nthat train / validate / test")
+        for place in range(len(legend)):
+            numbers = " / ".join(str(report.groups[role][place]) for role in ROLES)
+            axis.text(most * 1.3, place, numbers, fontsize=8, va="center")
+    axis.set_yticks(range(len(legend)), [textwrap.shorten(c.name, 26, placeholder=" ...") for c in legend], fontsize=9)
+    for place, kind in enumerate(legend):
+        axis.plot(0.8, place, "s", color=kind.colour, mec=INK[0], mew=0.6, markersize=7, clip_on=False)
+    axis.set_ylim(len(legend) - 0.5, -0.5)
+    axis.grid(axis="x")
+
+
+def _draw_leaks(axis: Axes, report: Report) -> None:
+    """What leaks within a distance, and what a buffer of that width costs."""
+    distances = [row["buffer"] for row in report.by_buffer]
+    axis.plot(distances, [100 * row["leaks"] for row in report.by_buffer], label="test pixels this near to training")
+    axis.plot(distances, [100 * row["lost"] for row in report.by_buffer], label="training lost to such a buffer")
+    axis.set_xscale("symlog", base=2, linthresh=1)
+    axis.set_xticks([0, 1, 2, 4, 8, 16, 32, 64, 128], ["0", "1", "2", "4", "8", "16", "32", "64", "128"])
+    axis.set(title="leaks by buffer", xlabel="distance, px (of a model: halo + core - 1)", ylabel="%", ylim=(-3, 103))
+    axis.grid()
+    axis.legend()
+
+
+def _draw_values(axis: Axes, scene: Scene, name: str, found: tuple[NDArray[np.float32], NDArray[np.uint8]]) -> None:
+    """Median spectra of the classes, or, of one or two bands and of SAR, their quantiles."""
+    values, classes = found
+    info, legend = scene.modalities[name].info, scene.legend
+    units = f"{name}, {info.units}" if info.units else name
+    bands = info.names if len(set(info.names)) == len(values) else tuple(str(n + 1) for n in range(len(values)))
+    if len(values) > 2 and not in_decibel(scene, name):
+        x = info.wavelengths or range(1, len(values) + 1)
+        for number, kind in enumerate(legend):
+            if (classes == number).any():
+                median = np.median(values[:, classes == number], axis=1)
+                edge = [withStroke(linewidth=2.6, foreground=INK[0])]  # of pale colours nothing would be seen
+                axis.plot(x, median, color=kind.colour, lw=1.8, ls="-", marker="", path_effects=edge)
+        if not info.wavelengths and len(values) <= 16:
+            axis.set_xticks(x, bands, rotation=90 if max(map(len, bands)) > 3 else 0)
+        axis.set(title=f"{name}: median of each class", ylabel=units, xlabel="nm" if info.wavelengths else "band")
+        axis.grid()
+        return
+    height = 0.8 / len(values)
+    for band, row in enumerate(values):
+        for number, kind in enumerate(legend):
+            if (classes == number).any():
+                low, first, middle, third, high = np.percentile(row[classes == number], (5, 25, 50, 75, 95))
+                place = number + height * (band + 0.5) - 0.4
+                axis.plot((low, high), (place, place), color=INK[0], ls="-", lw=1, marker="")
+                axis.barh(place, third - first, 0.8 * height, first, color=kind.colour, edgecolor=INK[0], lw=0.6)
+                axis.plot(middle, place, "|", color="black", markersize=8, mew=1.5)
+    axis.use_sticky_edges = False
+    order = "" if len(values) == 1 else f"; from above: bands {', '.join(bands)}"
+    axis.set_yticks(range(len(legend)), [textwrap.shorten(c.name, 26, placeholder=" ...") for c in legend], fontsize=9)
+    axis.set(title=f"{name}: 5, 25, 50, 75 and 95%{order}", xlabel=units, ylim=(len(legend) - 0.5, -0.5))
+    axis.grid(axis="x")
 
 
 @_styled

@@ -13,12 +13,11 @@ import pyproj
 from numpy.typing import NDArray
 
 from landfuse.errors import SettingsError
-from landfuse.rasters.geotiff import GdalRaster
+from landfuse.legend import UNLABELLED
 from landfuse.rasters.grid import Grid
-from landfuse.rasters.matlab import MatRaster
 from landfuse.rasters.raster import Raster
 from landfuse.rasters.windows import Window, blocks
-from landfuse.scenes.scene import Scene, SceneModality
+from landfuse.scenes.scene import ModalityInfo, Scene, SceneModality
 
 
 def slopes(
@@ -69,6 +68,9 @@ def hillshade(
 
 _BLOCK = 512
 """Side of the blocks that are read, about; px."""
+
+_PLACES, _AROUND = 16, 9
+"""Windows that are drawn for each class, and their side, px."""
 
 _STEEP = 0.7
 """The slope that the steeper parts of heights are drawn with, as a ratio; flat land would show nothing."""
@@ -144,10 +146,8 @@ def _only(raster: Raster, bands: Sequence[int]) -> tuple[Raster, list[int]]:
     """The raster with these bands only, where its kind allows, and their places in what it reads."""
     unique = sorted(set(bands))
     order = [unique.index(band) for band in bands]
-    if isinstance(raster, GdalRaster):
+    if hasattr(raster, "with_bands"):
         return raster.with_bands(unique), order
-    if isinstance(raster, MatRaster):
-        return dataclasses.replace(raster, band_numbers=tuple(raster.band_numbers[band] for band in unique)), order
     return raster, list(bands)
 
 
@@ -167,20 +167,20 @@ def _means(values: NDArray[np.float32], step: int) -> NDArray[np.float32]:
 def shown_bands(scene: Scene, modality: str) -> tuple[tuple[int, ...], str]:
     """Which bands show a modality as people know it, from 0, and what they are, in words.
 
-    By the bands' names in the file, by Sentinel-2's order where the modality is called so, the first three of three or
-    four, or three spread over many.
+    By the bands' wavelengths or names, by Sentinel-2's order where the modality is called so, the first three of three
+    or four, or three spread over many.
     """
-    raster = scene.modalities[modality].raster
-    count = raster.bands
+    info = scene.modalities[modality].info
+    count = info.bands
     if _height(scene, modality):
         return (0,), "height, lit from the north-west"
-    if _decibel(scene, modality):
+    if in_decibel(scene, modality):
         if count == 1:
             return (0,), "backscatter in dB"
         return (0, 1), "bands 1 and 2 in dB as red and green, their difference as blue"
     if count < 3:
         return (0,), "band 1 in grey"
-    named = _by_name(raster)
+    named = _by_name(info)
     if named:
         return named, f"{_numbered(named)} as red, green and blue"
     if re.match(r"(s2|sentinel_?2)", modality, re.IGNORECASE) and count in (10, 12, 13):
@@ -261,12 +261,59 @@ def _drawn(values: NDArray[np.float32], how: str, lit: tuple[float, float] | Non
     return Overview(np.stack(grey if len(grey) == 3 else grey[:1] * 3, axis=-1), known, how)
 
 
+def side_by_side(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Pictures of tiles, each (h, w, 3), row by row in one that is about square, with white between them."""
+    height, width = (max(image.shape[side] for image in images) for side in (0, 1))
+    columns = math.ceil(math.sqrt(len(images) * height / width))
+    gap = max(1, round(0.05 * height)) if len(images) > 1 else 0
+    rows = -(-len(images) // columns)
+    result = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        row, col = (place * (side + gap) for place, side in zip(divmod(number, columns), (height, width), strict=True))
+        result[row : row + image.shape[0], col : col + image.shape[1]] = image
+    return result
+
+
+def drawn_windows(labels: Sequence[NDArray[np.uint8]], classes: int) -> list[tuple[int, Window]]:
+    """Small windows around pixels of each class that are drawn at random: number of the tile and window."""
+    rng = np.random.default_rng(0)
+    found = set()
+    for kind in range(classes):
+        ends = np.cumsum([np.count_nonzero(label == kind) for label in labels])
+        for number in np.unique(rng.integers(0, ends[-1], _PLACES)) if ends[-1] else ():
+            tile = int(np.searchsorted(ends, number, side="right"))
+            within = np.flatnonzero(labels[tile] == kind)[number - ends[tile]]
+            row, col = divmod(int(within), labels[tile].shape[1])
+            around = Window(row - _AROUND // 2, col - _AROUND // 2, _AROUND, _AROUND)
+            found.add((tile, around.intersection(Window(0, 0, *labels[tile].shape))))
+    return sorted(found, key=lambda one: (one[0], one[1].row, one[1].col))
+
+
+def drawn_values(
+    scenes: Sequence[Scene], labels: Sequence[NDArray[np.uint8]], windows: Sequence[tuple[int, Window]], modality: str
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """What a modality holds in the labelled pixels of some windows that have data: (C, N), and their classes, (N,).
+
+    Where it is finer than the scene's grid, its pixels are averaged.
+    """
+    values, classes = [], []
+    for tile, window in windows:
+        scene = scenes[tile]
+        found = _means(scene.read(modality, window), scene.modalities[modality].zoom)
+        label = labels[tile][window.within(scene.grid.window)]
+        known = (label != UNLABELLED) & np.isfinite(found).all(axis=0)
+        values.append(found[:, known])
+        classes.append(label[known])
+    return np.concatenate(values, axis=1), np.concatenate(classes)
+
+
 def _height(scene: Scene, modality: str) -> bool:
     part = scene.modalities[modality]
     return part.raster.bands == 1 and part.units.strip().lower() in ("m", "metre", "metres", "meter", "meters")
 
 
-def _decibel(scene: Scene, modality: str) -> bool:
+def in_decibel(scene: Scene, modality: str) -> bool:
+    """Whether a modality's values are decibels, as those of SAR."""
     return scene.modalities[modality].units.strip().lower() in ("db", "decibel")
 
 
@@ -277,19 +324,17 @@ def _numbered(bands: Sequence[int]) -> str:
     return f"bands {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
-def _by_name(raster: Raster) -> tuple[int, ...] | None:
-    """The red, green and blue bands by their names in the file: colours, Sentinel-2's B4 or B04, or nanometres."""
-    if not isinstance(raster, GdalRaster):
-        return None
-    names = [str(raster._header["names"][number - 1] or "").strip().lower() for number in raster._numbers()]
+def _by_name(info: ModalityInfo) -> tuple[int, ...] | None:
+    """The red, green and blue bands by their wavelengths, or by their names: colours, Sentinel-2's B4 or B04."""
+    names = [name.strip().lower() for name in info.names]
+    lengths = [re.fullmatch(r"(\d{3,4}(?:\.\d+)?)\s*(?:nm|nanometers?)", name) for name in names]
+    known = np.array(info.wavelengths or [float(match[1]) for match in lengths if match])
+    if len(known) == info.bands and known.min() <= 520 and known.max() >= 630:
+        return tuple(int(np.argmin(np.abs(known - middle))) for middle in (660, 560, 480))
     for wanted in (("red", "green", "blue"), ("b04", "b03", "b02"), ("b4", "b3", "b2")):
         if all(name in names for name in wanted):
             return tuple(names.index(name) for name in wanted)
-    lengths = [re.fullmatch(r"(\d{3,4}(?:\.\d+)?)\s*(?:nm|nanometers?)", name) for name in names]
-    found = [float(match.group(1)) for match in lengths if match]
-    if len(found) < len(names) or min(found) > 520 or max(found) < 630:
-        return None
-    return tuple(int(np.argmin([abs(length - middle) for length in found])) for middle in (660, 560, 480))
+    return None
 
 
 def _stretched(band: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.uint8]:

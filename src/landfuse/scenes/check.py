@@ -17,17 +17,24 @@ from numpy.typing import NDArray
 from landfuse.errors import FaultsError, LandfuseError, SceneError, few
 from landfuse.legend import UNLABELLED
 from landfuse.markup import percent
-from landfuse.palette import ClosePair, close_pairs
+from landfuse.palette import TOO_CLOSE, ClosePair, close_pairs
+from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.polygons import Polygons
 from landfuse.rasters.windows import Window
-from landfuse.scenes.leaks import leak_fraction, learnt_ground, polygon_leak_fraction, polygon_leak_words
+from landfuse.scenes.leaks import (
+    leak_fraction,
+    leaks_by_buffer,
+    learnt_ground,
+    polygon_leak_fraction,
+    polygon_leak_words,
+)
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.scene_keys import CountSettings, LabelSettings
 from landfuse.scenes.split_rules import ROLES, Roles
-from landfuse.scenes.splits import counts_per_class
+from landfuse.scenes.splits import counts_per_class, groups_per_class
 
 VIEWS = ((1, 1), (7, 1), (11, 1), (15, 1), (32, 32), (64, 64), (128, 128), (256, 256))
 """(view, core) that models use: single pixels, patches around a pixel, dense windows; px."""
@@ -42,6 +49,12 @@ _MOST_LABELS = 2**30
 _NAN = "NaN or infinity"
 _NAMED = 3
 """Numbers that are no values, and are named of a block."""
+_FILLS = (-32768.0, -32767.0, -9999.0, -99999.0, -999.0, 65535.0)
+"""Numbers that many files hold where they have no data."""
+_FEW_GROUPS = 5
+"""Polygons, blocks or tiles of a class in a role; fewer are noted."""
+_MOST_PAIRS = 5
+"""Pairs of close colours that are named; a legend of many classes has dozens."""
 
 Step = Callable[[], None]
 
@@ -55,9 +68,9 @@ class ModalityCheck:
         crs: the CRSs of the files.
         warped: number of tiles whose raster is brought to the reference grid.
         missing: pixels without data in at least one band.
-        seen: which bands have data anywhere, (C,).
-        low: smallest value.
-        high: largest value.
+        lows: smallest value of each band, (C,); infinite where it has no data.
+        highs: largest value of each band.
+        covered: the tiles that have a pixel with data in all bands.
         undeclared: pixels with a number that is no value and not declared as nodata.
         named: some of these numbers.
     """
@@ -70,13 +83,14 @@ class ModalityCheck:
     warped: int = 0
     pixels: int = 0
     missing: int = 0
-    low: float = math.inf
-    high: float = -math.inf
     total: float = 0.0
     values: int = 0
     undeclared: int = 0
-    seen: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
     named: set[str] = field(default_factory=set)
+    covered: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.lows, self.highs = np.full(self.bands, math.inf), np.full(self.bands, -math.inf)
 
     def add_undeclared(self, numbers: NDArray[np.floating]) -> None:
         """Adds numbers that are no values and not declared, one per pixel."""
@@ -85,22 +99,32 @@ class ModalityCheck:
             self.named.add(f"{number:.9g}" if np.isfinite(number) else _NAN)
 
     @property
+    def low(self) -> float:
+        """Smallest value."""
+        return float(self.lows.min())
+
+    @property
+    def high(self) -> float:
+        """Largest value."""
+        return float(self.highs.max())
+
+    @property
     def mean(self) -> float:
         """Mean of all values; NaN if there is none."""
         return self.total / self.values if self.values else math.nan
 
-    def add(self, values: NDArray[np.float32]) -> int:
+    def add(self, values: NDArray[np.float32], tile: str) -> int:
         """Adds the values of one window, (C, height, width); returns its number of pixels without data."""
         known = np.isfinite(values)
         self.pixels += values[0].size
-        self.seen = self.seen | known.any(axis=(1, 2))
         missing = int((~known.all(axis=0)).sum())
         self.missing += missing
-        if known.any():
-            found = values[known]
-            self.low, self.high = min(self.low, float(found.min())), max(self.high, float(found.max()))
-            self.total += float(found.sum(dtype=np.float64))
-            self.values += found.size
+        if missing < values[0].size:
+            self.covered.add(tile)
+        self.lows = np.minimum(self.lows, values.min(axis=(1, 2), initial=math.inf, where=known))
+        self.highs = np.maximum(self.highs, values.max(axis=(1, 2), initial=-math.inf, where=known))
+        self.total += float(values.sum(dtype=np.float64, where=known))
+        self.values += int(known.sum())
         return missing
 
 
@@ -112,8 +136,13 @@ class Report:
         file: the scene file; None if it could not be read.
         tiles: number of tiles whose reference could be opened.
         modalities: by name.
+        scenes: the tiles that could be opened; after the labels were read, those whose labels could be.
+        roles: of the pixels of each of these tiles, (H, W); empty where labels were not read.
         counts: role -> pixels of each class, (K,); role `unused` for labelled pixels without a role.
+        grouped: what labels lie in: `polygons`, `blocks` or `tiles`; empty where they are single pixels.
+        groups: role -> how many of these hold a class, (K,).
         leaks: (view, core) -> fraction of test pixels whose view holds a training or validation pixel.
+        by_buffer: rows of `leaks_by_buffer`.
         polygon_leak: fraction of test pixels in polygons that also train or validate; None for other labels.
         notes: what is no fault, but has to be known.
         confirmed: which of the scene file's `counts` are those of the files.
@@ -123,8 +152,13 @@ class Report:
     file: SceneFile | None = None
     tiles: int = 0
     modalities: dict[str, ModalityCheck] = field(default_factory=dict)
+    scenes: list[Scene] = field(default_factory=list, repr=False)
+    roles: list[Roles] = field(default_factory=list, repr=False)
     counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    grouped: str = ""
+    groups: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     leaks: dict[tuple[int, int], float] = field(default_factory=dict)
+    by_buffer: list[dict[str, float]] = field(default_factory=list)
     polygon_leak: float | None = None
     notes: list[str] = field(default_factory=list)
     confirmed: list[str] = field(default_factory=list)
@@ -140,6 +174,52 @@ class Report:
         if self.file is None or not self.counts or not self.file.settings.split:
             return []  # a scene that is only mapped has the colours of the bundle
         return close_pairs([c.rgb for c in self.file.legend])
+
+    def pixel(self, modality: str) -> float:
+        """Side of its pixels, in metres where the scene file says so, else in units of the CRS."""
+        stated = self.file.settings.modalities[modality].metres if self.file else None
+        return stated or self.modalities[modality].pixel
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that was found, as `landfuse check --json` writes it."""
+        legend = self.file.legend if self.file and self.counts else ()
+        return {
+            "scene": str(self.file.path) if self.file else None,
+            "name": self.file.settings.name if self.file else None,
+            "tiles": self.tiles,
+            "modalities": {
+                name: {
+                    "bands": m.bands,
+                    "dtype": m.dtype,
+                    "units": m.units,
+                    "pixel": self.pixel(name),
+                    "crs": m.crs,
+                    "warped_tiles": m.warped,
+                    "pixels": m.pixels,
+                    "pixels_without_data": m.missing,
+                    "min": m.lows,
+                    "mean": m.mean,
+                    "max": m.highs,
+                }
+                for name, m in self.modalities.items()
+            },
+            "classes": [
+                {
+                    "code": kind.code,
+                    "name": kind.name,
+                    "colour": kind.colour,
+                    "pixels": {role: count[index] for role, count in self.counts.items()},
+                    **({self.grouped: {role: n[index] for role, n in self.groups.items()}} if self.grouped else {}),
+                }
+                for index, kind in enumerate(legend)
+            ],
+            "leaks": [{"view": view, "core": core, "fraction": leak} for (view, core), leak in self.leaks.items()],
+            "leaks_by_buffer": self.by_buffer,
+            "polygon_leak": self.polygon_leak,
+            "as_published": self.confirmed,
+            "notes": self.notes,
+            "faults": [{"found": fault.found, "expected": fault.expected, "do": fault.do} for fault in self.faults],
+        }
 
 
 def check(
@@ -166,7 +246,7 @@ def check(
         return report
     scenes, faults = file.try_scenes()
     report.faults += faults
-    report.tiles = len(scenes)
+    report.scenes, report.tiles = scenes, len(scenes)
     windows, sampled = _windows(scenes)
     total = len(windows) + (len(scenes) if file.settings.labels else 0)
     steps = iter(range(1, total + 1))
@@ -186,6 +266,13 @@ def check(
     if file.settings.counts is not None and scenes:
         _compare_sizes(report, file.settings.counts, scenes)
         _compare_classes(report, file.settings.counts, file.legend.names)
+    if close := report.close_colours:
+        names = file.legend.names
+        pairs = [f"{names[p.first]} and {names[p.second]} ({p.distance:.1f} with {p.vision})" for p in close]
+        report.notes.append(
+            f"colours that are hard to distinguish, nearer than {TOO_CLOSE:g} in CIELAB: {few(pairs, _MOST_PAIRS)}. "
+            "Other ones can be named by `colour` in the legend"
+        )
     return report
 
 
@@ -244,9 +331,10 @@ def _check_modalities(
             if (scene.name, name) in broken:
                 continue
             raster: Any = part.raster
+            row = report.modalities[name]
             try:
-                if report.modalities[name].add(scene.read(name, block)):
-                    report.modalities[name].add_undeclared(raster.undeclared(block.scaled(part.zoom)))
+                if row.add(scene.read(name, block), scene.name):
+                    row.add_undeclared(raster.undeclared(block.scaled(part.zoom)))
             except LandfuseError as error:
                 report.faults.append(error)
                 broken.add((scene.name, name))
@@ -259,14 +347,25 @@ def _check_modalities(
                 f"set `nodata: {'.nan' if _NAN in row.named else min(row.named)}` for `{name}` if these pixels have no "
                 "data, else correct the raster",
             )
-        if whole and row.pixels and row.missing == row.pixels:
-            raster = scenes[0].modalities[name].raster
-            numbers = raster._numbers() if isinstance(raster, GdalRaster) else range(1, row.bands + 1)
-            dead = [str(number) for number, seen in zip(numbers, row.seen, strict=True) if not seen]
+        raster = next(scene.modalities[name].raster for scene in scenes if name in scene.modalities)
+        numbers = np.array(raster._numbers() if isinstance(raster, GdalRaster) else range(1, row.bands + 1))
+        decode = getattr(raster, "_decoding", getattr(raster, "decoding", Decoding()))
+        for fill in _FILLS:
+            value = decode(np.full((row.bands, 1, 1), fill))[:, 0, 0]
+            holds = (row.lows == value) | (row.highs == value)
+            if holds.any():
+                report.notes.append(
+                    f"`{name}` holds {fill:g} as an extreme of {_band(numbers[holds])}, a number that often stands for "
+                    f"no data: if it does here, set `nodata: {fill:g}` for `{name}`"
+                )
+        if not whole or not row.pixels or (name in {n for _, n in broken}):
+            continue
+        if row.missing == row.pixels:
+            dead = numbers[row.lows > row.highs]
             if not row.values:
                 found = "has no data anywhere"
-            elif dead:
-                found = f"has no data in band {few(dead)}, so that no pixel has data in all bands"
+            elif dead.size:
+                found = f"has no data in {_band(dead)}, so that no pixel has data in all bands"
             else:
                 found = "has no pixel with data in all bands"
             report.add(
@@ -274,6 +373,20 @@ def _check_modalities(
                 "values",
                 "check its `nodata`, `scale` and `decibel`" + (", or leave that out by `bands`" if row.values else ""),
             )
+            continue
+        flat = row.lows == row.highs
+        if flat.any():
+            report.notes.append(
+                f"`{name}` has one value in all pixels of {_band(numbers[flat])}, from which no model can learn: check "
+                "the file, or leave that out by `bands`"
+            )
+        bare = [scene.name for scene in scenes if name in scene.modalities and scene.name not in row.covered]
+        if bare:
+            report.notes.append(f"`{name}` has no data in {len(bare)} of {len(scenes)} tiles: {few(bare)}")
+
+
+def _band(numbers: NDArray[Any]) -> str:
+    return f"band{'s' * (len(numbers) > 1)} {few([str(number) for number in numbers])}"
 
 
 def _check_labels(
@@ -329,6 +442,9 @@ def _check_labels(
             report.faults.append(error)
     report.counts = counts_per_class(roles, truth, len(file.legend))
     report.counts["unused"] = everything - np.sum([report.counts[name] for name in ROLES], axis=0)
+    report.scenes, report.roles = labelled, roles
+    if any(report.counts[name].any() for name in ROLES):
+        report.grouped, report.groups = groups_per_class(labelled, roles, split)
     for index, name in enumerate(file.legend.names):
         if complete and split is not None and not everything[index]:
             report.add(
@@ -349,6 +465,17 @@ def _check_labels(
         lacking = names[(everything > 0) & (report.counts[role] == 0)]
         if report.counts[role].any() and lacking.size:
             report.notes.append(f"no {role} pixel is labelled {few(lacking)}, so {_UNKNOWN[role]}")
+    scarce = []
+    for role in ("train", "test"):
+        found = report.groups.get(role, everything)
+        scanty = [f"{name} ({number})" for name, number in zip(names, found, strict=True) if 0 < number < _FEW_GROUPS]
+        if report.grouped and scanty:
+            scarce.append(f"{role}: {few(scanty, 10)}")
+    if scarce:
+        report.notes.append(
+            f"classes in fewer than {_FEW_GROUPS} {report.grouped} of a role, so that a few places decide on them: "
+            + "; ".join(scarce)
+        )
     if report.counts["test"].any():
         _check_leaks(report, labelled, roles, views)
 
@@ -431,6 +558,7 @@ def _check_leaks(
 ) -> None:
     learnt, pairs = learnt_ground([scene.grid for scene in scenes], roles)
     report.leaks = {(view, core): leak_fraction(roles, view, core, learnt=learnt) for view, core in views}
+    report.by_buffer = leaks_by_buffer(roles, learnt)
     report.polygon_leak = polygon_leak_fraction(scenes, roles)
     if pairs:
         named = [f"`{scenes[test].name}` on `{scenes[other].name}`" for test, other in pairs]

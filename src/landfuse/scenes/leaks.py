@@ -11,6 +11,7 @@ import numpy as np
 import pyproj
 import shapely
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_cdt
 
 from landfuse.errors import GridError
 from landfuse.markup import percent
@@ -65,6 +66,41 @@ def leak_fraction(
         leaking += int(((role == TEST) & covered).sum())
         total += int((role == TEST).sum())
     return leaking / total if total else float("nan")
+
+
+BUFFERS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+"""Distances of the leak report, px."""
+
+
+def leaks_by_buffer(roles: Sequence[Roles], learnt: Sequence[NDArray[np.bool_]]) -> list[dict[str, float]]:
+    """What leaks within a distance, and what a buffer of that width would cost.
+
+    Args:
+        roles: one array per scene.
+        learnt: where each scene shows ground that trains or validates, see `learnt_ground`.
+
+    Returns:
+        For each of `BUFFERS`: `buffer`, px; `leaks`, the fraction of test pixels with such ground within that distance,
+        along rows and columns; `lost`, the fraction of training and validation pixels that near to a test pixel.
+    """
+    tested = [role == TEST for role in roles]
+    near = [_within(ground, test) for ground, test in zip(learnt, tested, strict=True)]
+    lost = [_within(test, _learns(role)) for test, role in zip(tested, roles, strict=True)]
+    of = sum(int(test.sum()) for test in tested), sum(int(_learns(role).sum()) for role in roles)
+    leaking, losing = (np.sum(found, axis=0) / max(1, total) for found, total in zip((near, lost), of, strict=True))
+    return [
+        {"buffer": d, "leaks": leaking, "lost": losing}
+        for d, leaking, losing in zip(BUFFERS, leaking.tolist(), losing.tolist(), strict=True)
+    ]
+
+
+def _within(mask: NDArray[np.bool_], pixels: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many of some pixels have a pixel of the mask within each of `BUFFERS`."""
+    if not mask.any():
+        return np.zeros(len(BUFFERS), np.int64)
+    distances = distance_transform_cdt(~mask, "chessboard")[pixels]
+    counts = np.bincount(np.minimum(distances, BUFFERS[-1] + 1), minlength=BUFFERS[-1] + 1)
+    return counts.cumsum()[list(BUFFERS)]
 
 
 def learnt_ground(

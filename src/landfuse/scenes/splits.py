@@ -362,6 +362,31 @@ def counts_per_class(
     return result
 
 
+def groups_per_class(
+    scenes: Sequence[Scene], roles: Sequence[Roles], split: SplitSettings | None
+) -> tuple[str, dict[str, NDArray[np.int64]]]:
+    """How many polygons of the labels, or else blocks or tiles of the split, hold each class in each role.
+
+    Returns:
+        Which of the three, and role -> (K,); nothing where labels are single pixels.
+    """
+    if all(scene.read_polygons is not None for scene in scenes):
+        kind, numbers = "polygons", _polygon_numbers(scenes)
+    elif isinstance(split, BlocksSplit):
+        kind, numbers = "blocks", _block_numbers(scenes, split.size)
+    elif isinstance(split, TilesSplit):
+        kind, numbers = "tiles", [np.full(role.shape, number) for number, role in enumerate(roles)]
+    else:
+        return "", {}
+    result = {}
+    for name, value in ROLES.items():
+        held = np.zeros((1 + max(int(number.max()) for number in numbers), len(scenes[0].legend)), bool)
+        for scene, role, number in zip(scenes, roles, numbers, strict=True):
+            held[number[role == value], scene.labels[role == value]] = True
+        result[name] = held.sum(axis=0)
+    return kind, result
+
+
 def named_tiles(split: TilesSplit, tiles: Sequence[str], resolve: Callable[[str], Path | str]) -> TilesSplit:
     """A split with `lists` of tiles as a split that names them.
 
