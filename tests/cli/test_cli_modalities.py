@@ -65,5 +65,6 @@ def test_modalities_prints_and_writes_the_table(trained: Path, invoke: Run) -> N
     assert "a, and the placeholder of b" in done.output
     assert "b, and the mean of a" in done.output
     rows = json.loads((trained / "run" / "modalities.json").read_text())["rows"]
+    assert (trained / "run" / "modalities.png").read_bytes().startswith(b"\x89PNG")
     assert f"{rows[0]['scores']['OA']:.4f}" in done.output
     assert f"({rows[3]['differences']['OA']:+.3f})" in done.output

@@ -193,8 +193,8 @@ def modalities(
 ) -> None:
     """Report what each modality gives: the trained model with one withheld, and models trained without it.
 
-    Scores are those of the run's test pixels, as its folder `split` has them. Writes modalities.json and
-    modalities.csv into the run folder.
+    Scores are those of the run's test pixels, as its folder `split` has them. Writes modalities.json, .csv and
+    .png into the run folder.
     """
     from landfuse.studies.modalities import modality_table
 
@@ -207,21 +207,17 @@ def modalities(
 
 def _print_modalities(found: ModalityTable) -> None:
     from landfuse.accuracy.bootstrap import SCORES
+    from landfuse.training.run import saw
 
     title = f"{found.run}: test split; in brackets, less the whole model; * more than chance"
     shown = table(title, ["what it saw", *SCORES], left=["what it saw"])
     for row in found.rows:
-        name = " + ".join(row.seen)
-        if row.how in ("mean", "placeholder"):
-            name += f", and the {row.how} of {' + '.join(row.withheld)}"
-        elif row.how == "trained without":
-            name += ": trained on it alone" if len(row.seen) == 1 else ": trained on these alone"
         cells = [
             number(row.scores[score])
             + (f" ({one.value:+.3f}){' *' * one.excludes_zero}" if (one := row.differences.get(score)) else "")
             for score in SCORES
         ]
-        shown.add_row(escape(name), *cells)
+        shown.add_row(escape(saw(row.how, row.seen, row.withheld)), *cells)
     out.print(shown)
     for row in found.rows:
         if row.scores["unmapped"] and row.how != "all":

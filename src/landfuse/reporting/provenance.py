@@ -20,7 +20,7 @@ from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.split_rules import Roles
 from landfuse.scenes.splits import counts_per_class
-from landfuse.training.run import Run
+from landfuse.training.run import Run, saw
 
 
 def data_rows(run: Run, file: SceneFile, scenes: Sequence[Scene]) -> list[dict[str, Any]]:
@@ -168,7 +168,7 @@ def modality_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
     try:
         return [
             {
-                "saw": _saw(row["how"], row["seen"], row["withheld"]),
+                "saw": saw(row["how"], row["seen"], row["withheld"]),
                 "whole": row["how"] == "all",
                 "scores": {
                     name: (row["scores"][name], None if row["how"] == "all" else _difference(row, name))
@@ -189,10 +189,3 @@ def _difference(row: Mapping[str, Any], score: str) -> Interval:
     ends = row.get("intervals", {}).get(score) or (None, None)
     value, low, high = (math.nan if one is None else float(one) for one in (row["differences"][score], *ends))
     return Interval(value, low, high)
-
-
-def _saw(how: str, seen: Sequence[str], withheld: Sequence[str]) -> str:
-    names = " + ".join(seen)
-    if how == "trained without":
-        return f"{names}: trained on {'it' if len(seen) == 1 else 'these'} alone"
-    return names if how == "all" else f"{names}, and the {how} of {' + '.join(withheld)}"

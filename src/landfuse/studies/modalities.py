@@ -24,13 +24,14 @@ from landfuse.accuracy.evaluate import Tally
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.errors import ModelError, SettingsError
+from landfuse.figures import figures
 from landfuse.files import to_csv, to_json, write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.mapping.engine import map_array
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.split_rules import TEST
 from landfuse.training.recipe import read_recipe
-from landfuse.training.run import Run, find_runs, read_run
+from landfuse.training.run import Run, find_runs, read_run, saw
 from landfuse.training.training_data import TrainingData
 
 _NONE = Interval(math.nan, math.nan, math.nan)
@@ -71,7 +72,7 @@ class ModalityTable:
     notes: tuple[str, ...]
 
     def save(self) -> Path:
-        """Writes `modalities.json` and `modalities.csv` into the run folder; returns the path of the former.
+        """Writes `modalities.json`, `.csv` and a picture, `.png`, into the run folder; returns the path of the first.
 
         Raises:
             OutputError: if they cannot be written.
@@ -107,6 +108,13 @@ class ModalityTable:
             }
             for row in self.rows
         ]
+        differences = {
+            saw(row.how, row.seen, row.withheld) + (f" ({Path(row.run).name})" if row.run else ""): row.differences
+            for row in self.rows
+            if row.how != "all"
+        }
+        title = f"Difference to {saw('all', self.rows[0].seen, ())} on the test split, with its 95% interval"
+        figures.save(figures.forest_figure(differences, title), self.run / "modalities.png")
         write_text(self.run / "modalities.csv", to_csv(flat))
         write_text(self.run / "modalities.json", to_json({"role": "test", "rows": rows, "notes": self.notes}))
         return self.run / "modalities.json"

@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -267,6 +267,14 @@ def read_history(path: Path, key: str = "epoch") -> list[dict[str, float]]:
             f"{path} cannot be read: {error}", "a table of numbers, as it was written", "restore it, or remove it"
         ) from None
     return rows
+
+
+def saw(how: str, seen: Sequence[str], withheld: Sequence[str]) -> str:
+    """What the model of a row of `modalities.json` saw, in words."""
+    names = " + ".join(seen)
+    if how == "trained without":
+        return f"{names}: trained on {'it' if len(seen) == 1 else 'these'} alone"
+    return names if how == "all" else f"{names}, and the {how} of {' + '.join(withheld)}"
 
 
 def find_runs(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
