@@ -270,6 +270,9 @@ def test_what_check_found_is_drawn(place: Path) -> None:
     assert len(boxes.patches) == 2 * 4  # bands and classes
     (scene,), (roles,) = report.scenes, report.roles
     labels = np.asarray(panels(axes[0].figure)["labels"].get_images()[0].get_array())
+    (blank,) = np.unique(labels[scene.labels == UNLABELLED], axis=0)
+    assert min(np.abs(blank - kind.rgb).max() for kind in report.file.legend) > 30
+    assert legend_of(axes[0].figure)["no label"] == pytest.approx(blank / 255)
     np.testing.assert_array_equal(
         labels[scene.labels == 1], np.broadcast_to(scene.legend[1].rgb, labels[scene.labels == 1].shape)
     )

@@ -8,7 +8,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
@@ -39,7 +39,7 @@ from landfuse.figures.overview import (
     thinning,
 )
 from landfuse.files import check_replaceable, whole_file
-from landfuse.legend import UNLABELLED, Legend
+from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.markup import decimals, percent
 from landfuse.palette import rgb
 from landfuse.rasters.windows import blocks
@@ -390,8 +390,6 @@ def areas_figure(rows: Sequence[Mapping[str, Any]]) -> Picture:
 
 
 _ROLE_COLOURS = {"train": LINES[0][0], "validation": "#e0a100", "test": "#c2337a", "unused": "#8a949d"}
-_BLANK = (232, 235, 238)
-"""What has no label, in pictures of labels and of the split."""
 
 _MOST_TILES = 100
 """Tiles of an overview; of more, every n-th is drawn."""
@@ -428,11 +426,11 @@ def check_figure(report: Report, progress: Callable[[int, int], None] = lambda d
         every = report.roles[:: -(-len(report.scenes) // _MOST_TILES)]
         steps = [thinning(scene.grid.height, scene.grid.width, side) for scene in scenes]
         labels = [thinned_classes(scene.labels, step) for scene, step in zip(scenes, steps, strict=True)]
-        colours = np.full((256, 3), _BLANK, np.uint8)
+        colours = np.full((256, 3), _blank(file.legend), np.uint8)
         colours[: len(file.legend)] = [c.rgb for c in file.legend]
         images["labels" + few_tiles] = side_by_side([colours[label] for label in labels])
     if report.counts and sum(report.counts[role].sum() for role in ROLES):
-        by_role = np.array([rgb(_ROLE_COLOURS[name]) for name in ("unused", *ROLES)] + [_BLANK], np.uint8)
+        by_role = np.array([rgb(_ROLE_COLOURS[name]) for name in ("unused", *ROLES)] + [[_blank(())] * 3], np.uint8)
         split = [
             by_role[np.where(label == UNLABELLED, len(by_role) - 1, thinned_classes(role, step))]
             for label, role, step in zip(labels, every, steps, strict=True)
@@ -483,8 +481,9 @@ def _sheet(
         draw(axis)
     handles = [Patch(facecolor=c.colour, edgecolor=INK[0], label=c.name) for c in classes]
     if handles:
-        handles.append(Patch(facecolor=np.array(_BLANK) / 255, edgecolor=INK[0], label="no label"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(3 * columns, len(handles)))
+        handles.append(Patch(facecolor=str(_blank(classes) / 255), edgecolor=INK[0], label="no label"))
+        room = 13 * _CELL * columns / (6 + max(len(kind.name) for kind in classes))  # about 13 letters an inch
+        figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(int(room), len(handles))))
     figure.suptitle(title, fontsize=13)
     figure.words = "\n".join(
         [title, *(f"Note: {note}" for note in report.notes), *(f"Fault: {fault}" for fault in report.faults)]
@@ -494,7 +493,7 @@ def _sheet(
 
 def _draw_counts(axis: Axes, report: Report) -> None:
     """Labelled pixels of each class by role, and how many polygons, blocks or tiles hold them."""
-    legend = report.file.legend if report.file else ()
+    legend = report.scenes[0].legend
     shown = [role for role, count in report.counts.items() if count.any()]
     for number, role in enumerate(shown):
         places = np.arange(len(legend)) + 0.8 * ((number + 0.5) / len(shown) - 0.5)
@@ -506,11 +505,22 @@ def _draw_counts(axis: Axes, report: Report) -> None:
         for place in range(len(legend)):
             numbers = " / ".join(str(report.groups[role][place]) for role in ROLES)
             axis.text(most * 1.3, place, numbers, fontsize=8, va="center")
-    axis.set_yticks(range(len(legend)), [textwrap.shorten(c.name, 26, placeholder=" ...") for c in legend], fontsize=9)
+    _class_rows(axis, legend)
     for place, kind in enumerate(legend):
         axis.plot(0.8, place, "s", color=kind.colour, mec=INK[0], mew=0.6, markersize=7, clip_on=False)
-    axis.set_ylim(len(legend) - 0.5, -0.5)
     axis.grid(axis="x")
+
+
+def _blank(classes: Iterable[LandClass]) -> int:
+    """The grey of what has no label: the palest that is unlike the colours of all classes."""
+    greys = (grey for grey in (235, 200, 165, 130) if all(np.ptp([*c.rgb, grey]) > 30 for c in classes))
+    return next(greys, 235)
+
+
+def _class_rows(axis: Axes, legend: Legend) -> None:
+    names = [textwrap.fill(kind.name, 26, max_lines=2, placeholder=" ...") for kind in legend]
+    axis.set_yticks(range(len(names)), names, fontsize=9)
+    axis.set_ylim(len(names) - 0.5, -0.5)
 
 
 def _draw_leaks(axis: Axes, report: Report) -> None:
@@ -554,8 +564,8 @@ def _draw_values(axis: Axes, scene: Scene, name: str, found: tuple[NDArray[np.fl
                 axis.plot(middle, place, "|", color="black", markersize=8, mew=1.5)
     axis.use_sticky_edges = False
     order = "" if len(values) == 1 else f"; from above: bands {', '.join(bands)}"
-    axis.set_yticks(range(len(legend)), [textwrap.shorten(c.name, 26, placeholder=" ...") for c in legend], fontsize=9)
-    axis.set(title=f"{name}: 5, 25, 50, 75 and 95%{order}", xlabel=units, ylim=(len(legend) - 0.5, -0.5))
+    _class_rows(axis, legend)
+    axis.set(title=f"{name}: 5, 25, 50, 75 and 95%{order}", xlabel=units)
     axis.grid(axis="x")
 
 
