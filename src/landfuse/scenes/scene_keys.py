@@ -325,7 +325,7 @@ class SceneSettings(Settings):
         description="The folder that paths start from, relative to the scene file; `${NAME:-default}` is an "
         "environment variable; `${LANDFUSE_DATA}` without a default is where `landfuse fetch` saves data.",
     )
-    tiles: Annotated[tuple[FileName, ...], Field(min_length=1)] | str | None = Field(
+    tiles: tuple[FileName, ...] | str | None = Field(
         default=None,
         description="Names that replace `{tile}`; by default all for which the reference raster exists. Or a table "
         "(CSV, GeoPackage) of a row per tile with its name in the column `tile`; paths then name further columns, as "
@@ -343,6 +343,13 @@ class SceneSettings(Settings):
         default=None, description="Published numbers, which `check` compares with what it finds."
     )
     fetch: FetchSettings | None = Field(default=None, description="How `landfuse fetch` gets the data.")
+
+    @pydantic.field_validator("tiles", mode="before")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        if value == []:
+            raise ValueError("name one tile at least, or leave it out")
+        return value
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> SceneSettings:
