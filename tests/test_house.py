@@ -15,7 +15,7 @@ PACKAGES = """
     rasters scenes kernels layers models views diffusion bundles accuracy mapping figures training studies reporting
     interop simulate api cli
 """
-GROUND = {"errors", "legend", "settings", "files", "markup", "palette", "download", "progress"}
+GROUND = {"errors", "extras", "legend", "settings", "files", "markup", "palette", "download", "progress"}
 ORDER = [GROUND, *({package} for package in PACKAGES.split())]
 """Lowest first: a package imports from itself and from those before it; the ground's files from each other."""
 

@@ -54,8 +54,8 @@ def test_the_help_imports_no_command() -> None:
     for word in ("--help", "--version"):
         loaded = loaded_by_command(word)
         assert {name for name in loaded if name.startswith("landfuse.")} == {
-            "landfuse.cli", "landfuse.cli.commands", "landfuse.cli.console", "landfuse.errors", "landfuse.markup",
-            "landfuse.progress",
+            "landfuse.cli", "landfuse.cli.commands", "landfuse.cli.console", "landfuse.errors", "landfuse.extras",
+            "landfuse.markup", "landfuse.progress",
         }  # fmt: skip
         assert not loaded & {*LARGE, "numpy", "pydantic", "yaml"}
 
@@ -72,6 +72,54 @@ def test_check_and_a_refused_recipe_need_no_torch(place: Path, tmp_path: Path) -
     (tmp_path / "recipe.yaml").write_text("scene: scene.yaml\nmodel: forest\ntrainig: {}\n")
     assert not loaded_by_command("check", str(place)) & LARGE
     assert not loaded_by_command("train", str(tmp_path / "recipe.yaml"), ends_with=2) & LARGE
+
+
+WITHOUT_EXTRAS = """
+import sys
+from landfuse.extras import _EXTRAS
+
+
+class Missing:
+    @staticmethod
+    def find_spec(name, path, target=None):
+        if name in sum(_EXTRAS.values(), ()):
+            raise ModuleNotFoundError(name, name=name)
+
+
+sys.meta_path.insert(0, Missing)
+"""
+
+NEEDS = """
+import numpy as np, landfuse as lf
+from landfuse.errors import MissingExtraError
+missing = set()
+for name in lf.__all__:
+    try:
+        getattr(lf, name)
+    except MissingExtraError as error:
+        assert 'pip install "landfuse[train]"' in str(error), error
+        missing.add(name)
+for use in (
+    lambda: lf.models.Forest,
+    lambda: lf.MODELS["refnet"],
+    lambda: lf.train(sys.argv[1] + "/recipe.yaml"),
+    lambda: lf.Classifier("forest").fit({"a": np.ones((2, 9, 9))}, np.ones((9, 9), int), np.eye(9, dtype=int) + 1),
+):
+    try:
+        use()
+    except MissingExtraError as error:
+        missing.add(error.do)
+print(*sorted(missing), sep="|")
+"""
+
+
+def test_without_the_extras_one_message_names_what_to_install(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"scene: {place}/scene.yaml\nmodel: forest\n")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS + NEEDS, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    needed = ["Bundle", "FusionModel", "Modality"]
+    assert done.stdout.strip() == "|".join([*needed, "load_bundle", 'pip install "landfuse[train]"']), done.stderr
 
 
 def test_each_command_is_found_and_described() -> None:

@@ -9,8 +9,11 @@ classifier.fit({"s2": s2, "s1": s1}, labels).predict({"s2": s2, "s1": s1})
 """
 
 import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from landfuse.extras import OwnModules
 
 if TYPE_CHECKING:
     from landfuse import models as models
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 # Before torch is imported: threads that wait by spinning take the cores that others need. On a shared machine of two
 # cores that made training 3 to 15 times slower (docs/results.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+sys.meta_path.insert(0, OwnModules)
 
 __all__ = [
     "MODELS",

@@ -137,7 +137,7 @@ def test_channels_that_are_not_the_models_are_refused() -> None:
 
 def test_without_torchgeo_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchgeo.trainers", None)
-    with pytest.raises(MissingExtraError, match="torchgeo is not installed"):
+    with pytest.raises(MissingExtraError, match=r'(?s)torchgeo is not installed.*pip install "landfuse\[torchgeo\]"'):
         segmentation_task(StackedImages(model("two_branch", view=3, width=4), CHANNELS))
 
 

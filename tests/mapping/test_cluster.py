@@ -222,5 +222,5 @@ def test_a_scheduler_that_cannot_be_reached(
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'landfuse\[cluster\]'"), cluster_runner("tcp://h:1"):
+    with pytest.raises(MissingExtraError, match=r'pip install "landfuse\[cluster\]"'), cluster_runner("tcp://h:1"):
         pass

@@ -195,7 +195,7 @@ def test_without_the_extra(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.M
         lambda: check_item(TURNED),
         lambda: write_item(tmp_path / "m.tif", TURNED, bundle.predictor(), tmp_path, PLAIN),
     ):
-        with pytest.raises(MissingExtraError, match=r"pip install 'landfuse\[stac\]'"):
+        with pytest.raises(MissingExtraError, match=r'pip install "landfuse\[stac\]"'):
             write()
 
 

@@ -24,7 +24,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from landfuse.errors import MissingExtraError, ModelError, SceneError
+from landfuse.errors import ModelError, SceneError
+from landfuse.extras import missing_extra
 from landfuse.files import not_ours, write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.models.base import FusionModel
@@ -241,10 +242,8 @@ def segmentation_task(model: StackedImages, **settings: Any) -> LightningModule:
     """
     try:
         from torchgeo.trainers import SemanticSegmentationTask
-    except ImportError:
-        raise MissingExtraError(
-            "torchgeo is not installed", "torchgeo 0.7 or newer", "pip install 'landfuse[torchgeo]'"
-        ) from None
+    except ImportError as error:
+        raise missing_extra(error) from None
 
     class Task(SemanticSegmentationTask):  # type: ignore[misc]
         """The task, with a model that is there already."""

@@ -28,7 +28,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from landfuse.bundles.predictor import Model
-from landfuse.errors import ClusterError, LandfuseError, MissingExtraError, SceneError
+from landfuse.errors import ClusterError, LandfuseError, SceneError
+from landfuse.extras import missing_extra
 from landfuse.files import whole_file
 from landfuse.mapping.engine import Engine, PixelProgress
 from landfuse.mapping.part_folder import PartFolder
@@ -248,10 +249,8 @@ def _begin(client: Connection) -> None:
 def _scheduler(address: str | None, file: str | Path | None) -> Iterator[_Pool]:
     try:
         import distributed as untyped
-    except ImportError:
-        raise MissingExtraError(
-            "dask.distributed is not installed", "the extra `cluster`", "pip install 'landfuse[cluster]'"
-        ) from None
+    except ImportError as error:
+        raise missing_extra(error) from None
     distributed: Any = untyped
     # What dask logs of lost connections and workers, with tracebacks, a ClusterError says in a sentence.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)

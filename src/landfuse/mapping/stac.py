@@ -23,7 +23,7 @@ import shapely
 
 from landfuse.bundles.description import Description
 from landfuse.bundles.predictor import About, Predictor
-from landfuse.errors import MissingExtraError
+from landfuse.extras import missing_extra
 from landfuse.files import to_json, write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.mapping.map_extras import polygons_beside
@@ -106,8 +106,8 @@ def write_item(
 def _pystac() -> Any:
     try:
         import pystac
-    except ImportError:
-        raise MissingExtraError("pystac is not installed", "the extra `stac`", "pip install 'landfuse[stac]'") from None
+    except ImportError as error:
+        raise missing_extra(error) from None
     return pystac
 
 
