@@ -577,9 +577,9 @@ def predict(
         'again.tif'
     """
     if isinstance(model, str | Path):
-        from landfuse.bundles.bundle_files import load_bundle
+        from landfuse.bundles.forest_bundle import load_model
 
-        known: Model = load_bundle(model)
+        known = load_model(model)
     else:
         known = model
     if not isinstance(scene, Scene):

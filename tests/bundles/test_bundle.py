@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from landfuse.bundles.bundle import FORMAT, Bundle
+from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
-from landfuse.bundles.description import Description, ModelSpec
+from landfuse.bundles.description import FORMAT, Description, ModelSpec
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import BundleError, FaultsError, LandfuseError, OutputError
 from landfuse.legend import LandClass, Legend

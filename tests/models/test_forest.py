@@ -39,7 +39,7 @@ def test_the_shares_are_those_of_scikit_learn(options: dict[str, object], zoom: 
     model = Forest({"a": Modality(4), "b": Modality(2, zoom)}, 6, Forest.Settings(trees=11, **options))
     model.fit([(images, target)], seed=3)
     known = target.flatten().numpy() != UNLABELLED
-    x = model._channels(images).numpy()
+    x = model._channels(images)
     np.testing.assert_allclose(x, table(images), rtol=1e-5, atol=1e-6)
     truth = RandomForestClassifier(
         11,

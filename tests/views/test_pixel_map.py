@@ -19,7 +19,8 @@ from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.settings import parse
 from landfuse.simulate.scene import SimulatedRaster, simulate_flat
 from landfuse.views.mapped_pixels import fit_pixel_maps
-from landfuse.views.pixel_map import PixelArrays, PixelMap, PixelStatistics
+from landfuse.views.pixel_arrays import PixelArrays
+from landfuse.views.pixel_map import PixelMap, PixelStatistics
 from landfuse.views.settings import PixelMapSettings
 
 

@@ -6,17 +6,17 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from landfuse.bundles.description import Description, ModelSpec
+from landfuse.bundles.description import Description, ModelSpec, digest_of
+from landfuse.bundles.forest_bundle import ForestPredictor
+from landfuse.bundles.predictor import Predictor
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.bundles.torch_predictor import TorchPredictor
 from landfuse.diffusion.features import DiffusionFeatures
@@ -30,9 +30,6 @@ from landfuse.rasters.windows import CoreWeights
 from landfuse.scenes.scene import ModalityInfo
 from landfuse.settings import parse
 from landfuse.views.pixel_map import PixelMap
-
-FORMAT = 2
-"""Version of the files; a newer one is refused. 2: placeholders."""
 
 
 def build_model(
@@ -139,41 +136,25 @@ class Bundle(nn.Module):
         logits: Tensor = self.model(mapped)
         return logits
 
-    def predictor(self, options: PredictorOptions = PredictorOptions()) -> TorchPredictor:  # noqa: B008  (frozen)
+    def predictor(self, options: PredictorOptions = PredictorOptions()) -> Predictor:  # noqa: B008  (frozen)
         """Makes the bundle ready to map; raises a SettingsError if the options do not fit."""
+        if self.spec.name == "forest" and self.features is None:
+            maps = {name: one.arrays for name, one in self.maps.items()}
+            return ForestPredictor(self.description, cast(Any, self.model).tables, maps, lambda: self.digest, options)
         self.eval()
         return TorchPredictor(self.description, self.model, self.maps, self.features, lambda: self.digest, options)
 
     @property
     def digest(self) -> str:
         """SHA-256 of all that the bundle holds."""
-        description, tensors = self.packed()
-        found = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
-        for name, tensor in sorted(tensors.items()):
-            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
+        words, tensors = self.packed()
+        named = ((f"{name} {one.dtype} {list(one.shape)}", one) for name, one in sorted(tensors.items()))
+        return digest_of(words, ((title, one.flatten().view(torch.uint8).numpy().tobytes()) for title, one in named))
 
     def packed(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What the files hold: words and numbers for the JSON file, and tensors by name."""
-        description: dict[str, Any] = {
-            "format": FORMAT if self.droppable else 1,  # without placeholders, older versions read it right
-            "landfuse": version("landfuse"),
-            "model": {"name": self.spec.name, "settings": self.spec.settings},
-            "modalities": {name: asdict(info) for name, info in self.inputs.items()},
-            "pixel_maps": {name: list(m.weight.shape) for name, m in self.maps.items()},
-            "legend": [asdict(c) for c in self.legend],
-            "frozen": self.model.frozen_reference(),
-            "tiling": {
-                "view": self.model.view,
-                "core": self.model.core,
-                "stride": self.stride,
-                "weights": self.weights,
-            },
-            "temperature": self.temperature,
-            "droppable": list(self.droppable),
-            "roles": self.roles,
-        }
+        description = self.description.packed({name: list(m.weight.shape) for name, m in self.maps.items()})
+        description["frozen"] = self.model.frozen_reference()
         network = self.model.network if isinstance(self.model, WithPlaceholders) else self.model
         package = package_of(type(network))
         if package is not None:

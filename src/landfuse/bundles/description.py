@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +23,9 @@ from landfuse.scenes.scene import ModalityInfo, Scene
 
 if TYPE_CHECKING:
     from landfuse.models.base import FusionModel
+
+FORMAT = 2
+"""Version of the files; a newer one is refused. 2: placeholders."""
 
 _COMPARED = {"bands": "bands", "zoom": "as zoom", "units": "as units", "dtype": "as data type"}
 """What a scene's modality must have in common with the training scene's, and how messages word it."""
@@ -90,6 +96,35 @@ class Description:
     def modalities(self) -> dict[str, ModalityInfo]:
         """What a scene must have."""
         return {name: info for name, info in self.inputs.items() if name not in self.computed}
+
+    def packed(self, shapes: Mapping[str, list[int]]) -> dict[str, Any]:
+        """What `model.json` holds of any model.
+
+        Args:
+            shapes: modality -> shape of its pixel map's weight.
+        """
+        return {
+            "format": FORMAT if self.droppable else 1,  # without placeholders, older versions read it right
+            "landfuse": version("landfuse"),
+            "model": {"name": self.spec.name, "settings": self.spec.settings},
+            "modalities": {name: asdict(info) for name, info in self.inputs.items()},
+            "pixel_maps": dict(shapes),
+            "legend": [asdict(c) for c in self.legend],
+            "frozen": None,
+            "tiling": {"view": self.view, "core": self.core, "stride": self.stride, "weights": self.weights},
+            "temperature": self.temperature,
+            "droppable": list(self.droppable),
+        }
+
+    def check_layers(self, options: PredictorOptions) -> None:
+        """Raises a SettingsError if the options name layers that the model does not have."""
+        unknown = sorted(set(options.layers) - set(self.layers))
+        if unknown:
+            raise SettingsError(
+                f"the model `{self.spec.name}` has no layer {', '.join(unknown)}",
+                ", ".join(self.layers) or "none, for this model",
+                "ask for another, or none",
+            )
 
     def stand_ins(self, options: PredictorOptions) -> dict[str, float]:
         """What takes the place of modalities without data: NaN for the model's placeholder, 0 for the training mean.
@@ -216,6 +251,15 @@ class Description:
                     f"wrong: {', '.join(shown[:_SHOWN])}{more}, of a sample of {len(pixels):,} pixels"
                 )
         return notes
+
+
+def digest_of(words: Mapping[str, Any], tensors: Iterable[tuple[str, bytes]]) -> str:
+    """SHA-256 of all that a bundle holds: its words, and of each tensor its name, type, shape and values."""
+    found = hashlib.sha256(json.dumps(words, sort_keys=True, default=str).encode())
+    for title, values in tensors:
+        found.update(title.encode())
+        found.update(values)
+    return found.hexdigest()
 
 
 def _sample(scene: Scene, name: str) -> NDArray[np.float32]:

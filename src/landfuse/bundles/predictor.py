@@ -91,5 +91,9 @@ class Model(Protocol):
             SettingsError: if the options do not fit.
         """
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that it holds."""
+
     def save(self, folder: str | Path) -> None:
         """Writes its files."""

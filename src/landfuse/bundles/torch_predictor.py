@@ -49,13 +49,7 @@ class TorchPredictor:
         options: PredictorOptions,
     ) -> None:
         self.description, self.features, self.options, self._digest = description, features, options, digest
-        unknown = sorted(set(options.layers) - set(self.description.layers))
-        if unknown:
-            raise SettingsError(
-                f"the model `{self.description.spec.name}` has no layer {', '.join(unknown)}",
-                ", ".join(self.description.layers) or "none, for this model",
-                "ask for another, or none",
-            )
+        description.check_layers(options)
         try:
             self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
             self.model = model.to(self.device)

@@ -134,14 +134,15 @@ def predict(
         raise SettingsError(
             "several of --workers, --scheduler and --scheduler-file are given", "one at most", "choose one"
         )
-    from landfuse.bundles.bundle_files import bundle_folder, load_bundle
+    from landfuse.bundles.forest_bundle import load_model
+    from landfuse.bundles.model_files import bundle_folder
     from landfuse.mapping.destination import Destination, inputs_of
     from landfuse.mapping.map_layers import layers_of
     from landfuse.mapping.part_folder import PartFolder
     from landfuse.mapping.predict import predict as run_mapping
     from landfuse.scenes.land_cover_map import beside
 
-    model = load_bundle(bundle, model=own_model(own) if own is not None else None)
+    model = load_model(bundle, model=own_model(own) if own is not None else None)
     known = model.description
     tiles, chosen, failed = _tiles(scene, tile or [], known, options)
     as_file = Destination(output).local.suffix.lower() in (".tif", ".tiff")

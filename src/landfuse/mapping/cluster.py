@@ -86,10 +86,10 @@ def _job(order: bytes) -> tuple[Job, bool]:
 
 
 def _model(order: _Order) -> Model:
-    from landfuse.bundles.bundle_files import load_bundle  # the worker's own; mapping itself needs no torch
+    from landfuse.bundles.forest_bundle import load_model  # the worker's own; mapping itself needs no torch
 
     if order.digest not in _models:
-        bundle = load_bundle(order.bundle, model=order.kind)
+        bundle = load_model(order.bundle, model=order.kind)
         if bundle.digest != order.digest:
             raise ClusterError(
                 f"a worker finds another model in {order.bundle} than the client",
@@ -233,9 +233,10 @@ def _begin(client: Connection) -> None:
     """Makes a worker of a process: ctrl-C is the client's, and the worker ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if "OMP_NUM_THREADS" not in os.environ:
-        import torch  # the worker's own, as in `_model`
+        with suppress(ImportError):  # without torch it is a forest, by numpy
+            import torch
 
-        torch.set_num_threads(1)
+            torch.set_num_threads(1)
 
     def watch() -> None:
         with suppress(EOFError, OSError):

@@ -1,7 +1,7 @@
 """A random forest on single pixels: the honest floor of this field.
 
 Source: Breiman 2001, doi 10.1023/A:1010933404324. scikit-learn grows the trees; they are kept as tables of nodes, so
-that the bundle holds numbers only and mapping needs no scikit-learn.
+that the bundle holds numbers only and mapping needs neither scikit-learn nor torch.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor
 
 from landfuse.errors import ModelError
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import DirectFit, Modality, settings_of
+from landfuse.models.forest_trees import Trees, channels_of
 from landfuse.models.settings import ForestSettings
-
-_PIXELS_AT_ONCE = 1 << 13
-_STEPS = 6
 
 
 class Forest(DirectFit):
@@ -65,11 +64,11 @@ class Forest(DirectFit):
         self.register_buffer("share", torch.full((config.trees, 1, classes), 1 / classes))
         self.register_buffer("depth", torch.zeros((), dtype=torch.int32))
 
-    branches: Tensor  # (T, nodes, 2) left and right; a leaf is its own child
-    feature: Tensor  # (T, nodes) channel that is compared
-    threshold: Tensor  # (T, nodes) go left if <=
-    share: Tensor  # (T, nodes, K) fraction of training pixels of each class
-    depth: Tensor  # steps from any root to its deepest leaf
+    branches: Tensor  # of these, see `Trees`
+    feature: Tensor
+    threshold: Tensor
+    share: Tensor
+    depth: Tensor
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         for name in ("branches", "feature", "threshold", "share"):
@@ -77,16 +76,15 @@ class Forest(DirectFit):
                 setattr(self, name, torch.empty_like(state_dict[prefix + name]))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _channels(self, images: dict[str, Tensor]) -> Tensor:
-        """(B * H * W, C) of all modalities, from (B, C, H * zoom, W * zoom)."""
-        columns = []
-        for name, modality in self.modalities.items():
-            cells = images[name].unflatten(3, (-1, modality.zoom)).unflatten(2, (-1, modality.zoom))
-            image = cells.permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(0, 2)  # (B * H * W, C, zoom * zoom)
-            columns.append(image.mean(dim=2))
-            if modality.zoom > 1:
-                columns.append(image.std(dim=2))
-        return torch.cat(columns, dim=1)
+    def _channels(self, images: Mapping[str, Tensor]) -> NDArray[np.float32]:
+        zooms = {name: modality.zoom for name, modality in self.modalities.items()}
+        return channels_of({name: images[name].cpu().numpy() for name in zooms}, zooms)
+
+    @property
+    def tables(self) -> Trees:
+        """The tables as arrays."""
+        branches, feature = self.branches.cpu().numpy(), self.feature.cpu().numpy()
+        return Trees(branches, feature, self.threshold.cpu().numpy(), self.share.cpu().numpy(), int(self.depth))
 
     def fit(self, samples: Iterable[tuple[dict[str, Tensor], Tensor]], seed: int) -> None:
         """Grows the trees on all labelled pixels.
@@ -97,7 +95,7 @@ class Forest(DirectFit):
         pixels, classes = [], []
         for images, target in samples:
             known = target.flatten() != UNLABELLED
-            pixels.append(self._channels(images)[known].numpy())
+            pixels.append(self._channels(images)[known.numpy()])
             classes.append(target.flatten()[known].numpy())
         x, y = np.concatenate(pixels), np.concatenate(classes)
         if not len(y):
@@ -143,32 +141,5 @@ class Forest(DirectFit):
     def forward(self, images: dict[str, Tensor]) -> Tensor:
         """Log of the mean probability of each class over the trees, (B, K, H, W)."""
         height, width = self.size_of(images)
-        pixels = self._channels(images)
-        probabilities = torch.cat([self._probabilities(part) for part in pixels.split(_PIXELS_AT_ONCE)])
-        return probabilities.clamp(min=1e-6).log().unflatten(0, (-1, height, width)).permute(0, 3, 1, 2)
-
-    def _probabilities(self, pixels: Tensor) -> Tensor:
-        count, channels = pixels.shape
-        values = pixels.contiguous().view(-1)
-        total = pixels.new_zeros((count, self.classes))
-        first = torch.arange(count, dtype=torch.int32, device=pixels.device) * channels
-        for branches, feature, threshold, share in zip(
-            self.branches, self.feature, self.threshold, self.share, strict=True
-        ):
-            leaf = torch.zeros(count, dtype=torch.int32, device=pixels.device)
-            moving, node, row = None, leaf, first
-            for step in range(int(self.depth)):
-                value = values.index_select(0, row + feature.index_select(0, node))
-                right = value > threshold.index_select(0, node)
-                node = branches.view(-1).index_select(0, 2 * node + right)
-                if step % _STEPS == _STEPS - 1:
-                    # Most pixels reach their leaf long before the deepest: only the others go on.
-                    leaf = node if moving is None else leaf.index_copy(0, moving, node)
-                    on = torch.nonzero(branches[:, 0].index_select(0, node) != node).flatten()
-                    moving = on if moving is None else moving.index_select(0, on)
-                    node, row = node.index_select(0, on), row.index_select(0, on)
-                    if not len(on):
-                        break
-            leaf = node if moving is None else leaf.index_copy(0, moving, node)
-            total += share.index_select(0, leaf)
-        return total / len(self.branches)
+        logits = torch.from_numpy(self.tables.logits(self._channels(images))).to(self.share.device)
+        return logits.unflatten(0, (-1, height, width)).permute(0, 3, 1, 2)

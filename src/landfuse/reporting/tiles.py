@@ -83,12 +83,12 @@ def find_maps(run: Run, scenes: Sequence[Scene], maps: str | Path | None, progre
         return [map_of(maps, scene, len(scenes)) for scene in scenes]
     paths = [run.folder / "maps" / f"{scene.name}.tif" for scene in scenes]
     missing = [(path, scene) for path, scene in zip(paths, scenes, strict=True) if not path.exists()]
-    if missing:  # mapping needs torch, a report on existing maps does not
-        from landfuse.bundles.bundle_files import load_bundle
+    if missing:  # mapping by a network needs torch, a report on existing maps does not
+        from landfuse.bundles.forest_bundle import load_model
         from landfuse.mapping.predict import predict
         from landfuse.mapping.settings import MapOptions
 
-        classifier = load_bundle(run.folder / "bundle")
+        classifier = load_model(run.folder / "bundle")
         settings = run.recipe.get("mapping", {})
         options = {name: settings[name] for name in MapOptions.model_fields if name in settings} | {"confidence": True}
         total, before = sum(scene.grid.window.pixels for _, scene in missing), 0

@@ -12,7 +12,8 @@ from torch import Tensor
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.windows import Window, blocks
 from landfuse.scenes.scene import Scene
-from landfuse.views.pixel_map import CHUNK, PixelMap, PixelStatistics
+from landfuse.views.pixel_arrays import CHUNK
+from landfuse.views.pixel_map import PixelMap, PixelStatistics
 from landfuse.views.reading import read_window
 from landfuse.views.settings import PixelMapSettings
 

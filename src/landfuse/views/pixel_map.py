@@ -7,54 +7,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.errors import ModelError, few
 from landfuse.scenes.scene import QUANTILES
+from landfuse.views.pixel_arrays import CHUNK, PixelArrays
 from landfuse.views.settings import PixelMapSettings
-
-CHUNK = 4096
-"""Pixels per matrix product. A product of fixed shape gives a pixel the same bits whatever block it came in (P1)."""
 
 _LANES = 16
 """Outputs are padded to a multiple of this: narrow products take kernels whose bits depend on a pixel's place."""
 
 _SAMPLE = 20_000
 """Pixels, at least, that quantiles are taken from, where there are so many."""
-
-
-@dataclass(frozen=True)
-class PixelArrays:
-    """A pixel map as arrays: what is stored, and the form that needs no torch.
-
-    Args:
-        weight: (C,) to scale each band, or (D, C) to mix them; float32.
-        bias: (C,) or (D,); float32.
-        clip: limit of |y|; infinity for none.
-    """
-
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    clip: float = math.inf
-
-    def __call__(self, pixels: NDArray[np.float32], stand_in: float | None = None) -> NDArray[np.float32]:
-        """Maps pixels, (P, C) float32, to (P, D); see `PixelMap.forward`."""
-        if self.weight.ndim == 1:
-            mapped = pixels * self.weight + self.bias
-        else:
-            mapped = np.empty((len(pixels), len(self.weight)), np.float32)
-            # Band by band: the bits of a matrix product depend on a pixel's row, also in products of one size (P1).
-            for start in range(0, len(pixels), CHUNK):
-                part, total = pixels[start : start + CHUNK], mapped[start : start + CHUNK]
-                total[:] = self.bias
-                for band, weights in enumerate(self.weight.T):
-                    total += part[:, band, None] * weights
-        mapped = np.nan_to_num(mapped.clip(-self.clip, self.clip), copy=False, nan=0.0)
-        if stand_in is not None:
-            mapped[~np.isfinite(pixels).all(axis=1)] = stand_in
-        return mapped
 
 
 class PixelMap(nn.Module):

@@ -1,0 +1,152 @@
+"""Reading a bundle's files without torch: `model.json` (words and numbers) and `model.safetensors` (all tensors).
+
+No pickled code runs, and nothing is imported that a file names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic import Field
+from safetensors import SafetensorError
+
+from landfuse.bundles.description import FORMAT
+from landfuse.errors import BundleError
+from landfuse.legend import LandClass, Legend
+from landfuse.rasters.windows import CoreWeights
+from landfuse.scenes.scene import ModalityInfo
+
+log = logging.getLogger(__name__)
+
+_Tensors = TypeVar("_Tensors")
+
+
+class _Part(pydantic.BaseModel, strict=True):
+    """A part of `model.json`: what it holds is taken as it is, never converted."""
+
+
+class _Model(_Part):
+    name: str
+    settings: dict[str, Any]
+
+
+class Package(_Part):
+    """What a model that is not landfuse's own is installed with."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = Field(pattern=r"^[A-Za-z0-9.!+_-]+$")
+
+
+class _Tiling(_Part):
+    stride: int = Field(ge=1)
+    weights: CoreWeights = "uniform"
+
+
+class ModelFile(_Part):
+    """What `model.json` holds."""
+
+    weights: str | None = None
+    """SHA-256 of `model.safetensors`; bundles of earlier versions have none."""
+
+    model: _Model
+    package: Package | None = None  # of a model that is not landfuse's own
+    modalities: dict[str, ModalityInfo]
+    pixel_maps: dict[str, Annotated[tuple[int, ...], Field(min_length=1, max_length=2)]]
+    legend: list[LandClass]
+    frozen: dict[str, str] | None = None
+    tiling: _Tiling
+    roles: dict[str, str] | None = None
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    droppable: tuple[str, ...] = ()
+    denoiser: dict[str, Any] | None = None
+    features: dict[str, Any] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> ModelFile:
+        Legend(tuple(self.legend))
+        bands = {name: info.bands for name, info in self.modalities.items()}
+        if bands != {name: shape[-1] for name, shape in self.pixel_maps.items()}:
+            raise ValueError("the pixel maps are not those of the modalities")
+        wrong = [name for name, info in self.modalities.items() if not info.bands > 0 < info.zoom]
+        if wrong or not set(self.droppable) <= bands.keys():
+            raise ValueError(f"bands, zoom or name of {', '.join(wrong or self.droppable)}")
+        return self
+
+
+def bundle_folder(path: str | Path) -> Path:
+    """The folder of a bundle: the one that is named, or `bundle/` within it where a run folder is named."""
+    inside = Path(path) / "bundle"
+    return inside if not (Path(path) / "model.json").exists() and (inside / "model.json").exists() else Path(path)
+
+
+def read_json(folder: Path) -> ModelFile:
+    """Reads `model.json`; raises a BundleError."""
+    path = folder / "model.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)
+        if values["format"] > FORMAT:
+            raise BundleError(
+                f"the bundle {folder} has format {values['format']}, of landfuse {values['landfuse']}",
+                f"format {FORMAT} or older, which landfuse {version('landfuse')} reads",
+                "update landfuse: pip install -U landfuse",
+            )
+        known = ModelFile.model_validate_json(text)
+        if known.weights is None:  # then the pixel size is in units of the CRS
+            known.modalities = {name: replace(info, metres=0.0) for name, info in known.modalities.items()}
+            log.warning(
+                "%s is of an earlier landfuse: whether its weights are damaged, and whether names of bands, values and "
+                "pixel size of a scene are the model's, is not checked", folder,
+            )  # fmt: skip
+        return known
+    except BundleError:
+        raise
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise damaged(folder, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(folder, error) from None
+
+
+def read_tensors(folder: Path, digest: str | None, load: Callable[[Path], _Tensors]) -> _Tensors:
+    """Reads them by a function of safetensors, after a look at their digest; raises a BundleError."""
+    try:
+        if digest is not None:
+            with (folder / "model.safetensors").open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise damaged(folder, "model.safetensors is not the file that model.json was written with")
+        return load(folder / "model.safetensors")
+    except BundleError:
+        raise
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    except (SafetensorError, ValueError) as error:
+        raise damaged(folder, error) from None
+
+
+def _unreadable(folder: Path, error: OSError) -> BundleError:
+    missing = [name for name in ("model.json", "model.safetensors") if not (folder / name).exists()]
+    if not missing:
+        return BundleError(f"the bundle {folder} cannot be read: {error}", "a bundle", "check the path")
+    return BundleError(
+        f"{folder} holds no bundle: {' and '.join(missing)} is missing",
+        "a folder with model.json and model.safetensors, as `landfuse train` writes it",
+        "check the path, or whether the training ended",
+    )
+
+
+def damaged(folder: Path, error: object) -> BundleError:
+    """The error of a bundle whose files contradict each other."""
+    return BundleError(
+        f"the bundle {folder} is broken: {str(error)[:300]}", "a whole bundle", "copy it again, or train again"
+    )

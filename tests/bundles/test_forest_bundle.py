@@ -1,0 +1,140 @@
+"""A forest's bundle maps without torch, and as it does by torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from landfuse.bundles.bundle import Bundle
+from landfuse.bundles.bundle_files import load_bundle
+from landfuse.bundles.description import ModelSpec
+from landfuse.bundles.forest_bundle import ForestBundle, load_model
+from landfuse.bundles.settings import PredictorOptions
+from landfuse.bundles.torch_predictor import TorchPredictor
+from landfuse.errors import BundleError, SettingsError
+from landfuse.mapping.engine import map_array
+from landfuse.mapping.predict import predict
+from landfuse.models.base import Modality
+from landfuse.models.forest import Forest
+from landfuse.rasters.arrays import ArrayRaster
+from landfuse.rasters.grid import Grid
+from landfuse.scenes.scene import Scene, SceneModality
+from landfuse.simulate.scene import simulate_flat
+from landfuse.views.pixel_map import PixelMap
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    flat = simulate_flat(40, 60, {"a": 3})
+    values = np.random.default_rng(0).normal(size=(2, 80, 120)).astype(np.float32)
+    grid = Grid(80, 120, (5.0, *flat.grid.transform[1:4], -5.0, flat.grid.transform[5]), flat.grid.crs)
+    return replace(flat, modalities={**flat.modalities, "b": SceneModality(ArrayRaster(values, "CHW", grid, "b"), zoom=2)})
+
+
+@pytest.fixture(scope="module")
+def bundle(scene: Scene) -> Bundle:
+    model = Forest({"a": Modality(3), "b": Modality(2, 2)}, len(scene.legend), trees=7, depth=9)
+    infos = {name: part.info for name, part in scene.modalities.items()}
+    maps = {"a": PixelMap(torch.rand(3), torch.rand(3), clip=2), "b": PixelMap(torch.rand(2), torch.rand(2))}
+    window = scene.grid.window
+    images = {
+        name: one(torch.from_numpy(scene.read(name, window)).permute(1, 2, 0)).permute(2, 0, 1)[None]
+        for name, one in maps.items()
+    }
+    model.fit([(images, torch.from_numpy(scene.labels)[None])], seed=0)
+    made = Bundle(ModelSpec("forest", {"trees": 7, "depth": 9}), maps, infos, scene.legend, model=model)
+    made.temperature = 1.3
+    return made.eval()
+
+
+def test_it_is_the_bundle_of_torch_bit_for_bit(bundle: Bundle, scene: Scene, tmp_path: Path) -> None:
+    bundle.save(tmp_path / "bundle")
+    own = load_model(tmp_path / "bundle")
+    assert isinstance(own, ForestBundle)
+    loaded = load_bundle(tmp_path / "bundle")
+    assert own.digest == bundle.digest == loaded.digest
+    assert own.description.packed({}) == bundle.description.packed({})
+    for options in (PredictorOptions(), PredictorOptions(mean_for=("b",), withheld=("b",))):
+        by_torch = TorchPredictor(bundle.description, bundle.model, bundle.maps, None, lambda: "", options)
+        predictors = [own.predictor(options), loaded.predictor(options), by_torch]
+        window, corners = scene.grid.window, np.argwhere(np.ones((40, 60), bool))
+        values = {name: scene.read(name, window) for name in scene.modalities}
+        values["b"][:, :9, :7] = np.nan
+        found = []
+        for one in predictors:
+            prepared = {name: one.prepare(name, part) for name, part in values.items()}
+            found.append(np.concatenate(list(one.logits(window, prepared, np.split(corners, 4)))))
+        assert np.array_equal(found[0], found[1])
+        assert np.array_equal(found[0], found[2])
+        assert found[0].dtype == np.float32
+    own.save(tmp_path / "copy")
+    assert load_model(tmp_path / "copy").digest == own.digest
+    with pytest.raises(SettingsError, match="has no layer shared"):
+        own.predictor(PredictorOptions(layers=("shared",)))
+
+
+def test_the_map_does_not_depend_on_the_block(bundle: Bundle, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = map_array(bundle, scene)
+    monkeypatch.setattr("landfuse.bundles.forest_bundle._STRIP", 700)
+    np.testing.assert_array_equal(map_array(bundle, scene, block=13), whole)
+
+
+WITHOUT_TORCH = """
+import sys
+
+
+class Missing:
+    @staticmethod
+    def find_spec(name, path, target=None):
+        if name in ("torch", "sklearn", "lightning", "timm"):
+            raise ModuleNotFoundError(name, name=name)
+
+
+sys.meta_path.insert(0, Missing)
+import landfuse as lf
+lf.predict(sys.argv[1], lf.open_scene(sys.argv[2]), sys.argv[3], confidence=True)
+"""
+
+
+def test_a_run_maps_where_torch_is_not_installed(trained: Path, place: Path, tmp_path: Path) -> None:
+    from landfuse.scenes.scene_file import open_scene
+
+    predict(load_bundle(trained), open_scene(place), tmp_path / "with.tif", confidence=True)
+    words = [str(trained), str(place / "scene.yaml"), str(tmp_path / "without.tif")]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("", "_confidence"):
+        assert (tmp_path / f"with{name}.tif").read_bytes() == (tmp_path / f"without{name}.tif").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("model.share", lambda one: one[..., :2], "other shapes"),
+        ("pixel_maps.a.weight", lambda one: one[:2], "other shapes"),
+        ("pixel_maps.b.bias", lambda one: one * np.nan, "pixel_maps.b.bias hold numbers that are not finite"),
+        ("model.depth", None, "model.depth"),
+    ],
+)
+def test_a_damaged_forest_is_refused(
+    bundle: Bundle, tmp_path: Path, name: str, change: Callable[[np.ndarray], np.ndarray] | None, message: str
+) -> None:
+    bundle.save(tmp_path)
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    old = tensors.pop(name)
+    if change is not None:
+        tensors[name] = np.ascontiguousarray(change(old))
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    words = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**words, "weights": None}))
+    with pytest.raises(BundleError, match=message):
+        load_model(tmp_path)
