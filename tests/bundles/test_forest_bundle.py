@@ -37,7 +37,9 @@ def scene() -> Scene:
     flat = simulate_flat(40, 60, {"a": 3})
     values = np.random.default_rng(0).normal(size=(2, 80, 120)).astype(np.float32)
     grid = Grid(80, 120, (5.0, *flat.grid.transform[1:4], -5.0, flat.grid.transform[5]), flat.grid.crs)
-    return replace(flat, modalities={**flat.modalities, "b": SceneModality(ArrayRaster(values, "CHW", grid, "b"), zoom=2)})
+    return replace(
+        flat, modalities={**flat.modalities, "b": SceneModality(ArrayRaster(values, "CHW", grid, "b"), zoom=2)}
+    )
 
 
 @pytest.fixture(scope="module")
