@@ -54,7 +54,7 @@ def bundle(scene: Scene) -> Bundle:
     }
     model.fit([(images, torch.from_numpy(scene.labels)[None])], seed=0)
     made = Bundle(ModelSpec("forest", {"trees": 7, "depth": 9}), maps, infos, scene.legend, model=model)
-    made.temperature = 1.3
+    made.temperature, made.roles = 1.3, {"a grid": "its digest"}
     return made.eval()
 
 
@@ -64,6 +64,7 @@ def test_it_is_the_bundle_of_torch_bit_for_bit(bundle: Bundle, scene: Scene, tmp
     assert isinstance(own, ForestBundle)
     loaded = load_bundle(tmp_path / "bundle")
     assert own.digest == bundle.digest == loaded.digest
+    assert own.description.roles == {"a grid": "its digest"}
     assert own.description.packed({}) == bundle.description.packed({})
     for options in (PredictorOptions(), PredictorOptions(mean_for=("b",), withheld=("b",))):
         by_torch = TorchPredictor(bundle.description, bundle.model, bundle.maps, None, lambda: "", options)

@@ -114,6 +114,7 @@ class Description:
             "tiling": {"view": self.view, "core": self.core, "stride": self.stride, "weights": self.weights},
             "temperature": self.temperature,
             "droppable": list(self.droppable),
+            "roles": self.roles,
         }
 
     def check_layers(self, options: PredictorOptions) -> None:
