@@ -102,10 +102,6 @@ def read_json(folder: Path) -> ModelFile:
         known = ModelFile.model_validate_json(text)
         if known.weights is None:  # then the pixel size is in units of the CRS
             known.modalities = {name: replace(info, metres=0.0) for name, info in known.modalities.items()}
-            log.warning(
-                "%s is of an earlier landfuse: whether its weights are damaged, and whether names of bands, values and "
-                "pixel size of a scene are the model's, is not checked", folder,
-            )  # fmt: skip
         return known
     except BundleError:
         raise
@@ -121,7 +117,12 @@ def read_json(folder: Path) -> ModelFile:
 def read_tensors(folder: Path, digest: str | None, load: Callable[[Path], _Tensors]) -> _Tensors:
     """Reads them by a function of safetensors, after a look at their digest; raises a BundleError."""
     try:
-        if digest is not None:
+        if digest is None:
+            log.warning(
+                "%s is of an earlier landfuse: whether its weights are damaged, and whether names of bands, values and "
+                "pixel size of a scene are the model's, is not checked", folder,
+            )  # fmt: skip
+        else:
             with (folder / "model.safetensors").open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     raise damaged(folder, "model.safetensors is not the file that model.json was written with")
