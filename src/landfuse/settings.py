@@ -176,6 +176,13 @@ KINDS = {
 """What files of settings there are: the keys that distinguish one from the others, and the command that reads it."""
 
 
+_DATA = (
+    ".tif", ".tiff", ".img", ".jp2", ".vrt", ".nc", ".mat", ".hdr",
+    ".dat", ".bsq", ".gpkg", ".shp", ".geojson", ".fgb", ".kml", ".csv", ".zip",
+)  # fmt: skip
+"""Endings of what may be given where a file of settings is expected."""
+
+
 def kind_of(values: Mapping[str, Any]) -> str | None:
     """Which of `KINDS` the values of a file are; None if they are none or could be several."""
     fitting = [kind for kind, (keys, _) in KINDS.items() if keys <= values.keys()]
@@ -188,6 +195,9 @@ def read_kind(kind: str, path: str | Path) -> dict[str, Any]:
     Raises:
         SettingsError: if it is of another kind, too.
     """
+    if Path(path).suffix.lower() in _DATA and Path(path).is_file():
+        do = f"write a scene file and a recipe for it: landfuse init {path}"
+        raise SettingsError(f"{path} is a file of data, not {kind}", f"{kind} (YAML), which names files of data", do)
     values = read_yaml(path)
     found = kind_of(values)
     if found is not None and found != kind:
@@ -212,7 +222,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise MissingFileError(
             f"there is no file {path}",
             "a YAML file",
-            f"did you mean {path.parent / near[0]}?" if near else "check the path",
+            f"did you mean {path.parent / near[0]}?"
+            if near
+            else f"write one for the files that are there: landfuse init {path.parent}"
+            if path.name == "scene.yaml" and path.parent.is_dir()
+            else "check the path",
         ) from None
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error}", "a YAML file", "check the path") from None
@@ -284,6 +298,23 @@ def parse_rest(
             place.pop(way[-1], None)
 
 
+_TYPES = {
+    f"{name}_{how}": f"expected {words}"
+    for name, words in (
+        ("int", "a whole number"),
+        ("float", "a number"),
+        ("bool", "true or false"),
+        ("string", "text"),
+        ("tuple", "a list"),
+        ("list", "a list"),
+        ("dict", "keys with values"),
+        ("model", "keys with values"),
+    )
+    for how in ("type", "parsing", "from_float")
+}
+"""Kinds of fault of pydantic, in the words of this project."""
+
+
 def _message(kind: type[Settings], values: Mapping[str, Any], fault: Any) -> str:
     """One entry of pydantic's list of errors in words."""
     key, kinds = ".".join(map(str, _way(values, fault["loc"]))), _kinds_at(kind, fault["loc"])
@@ -304,6 +335,7 @@ def _message(kind: type[Settings], values: Mapping[str, Any], fault: Any) -> str
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"`{key}.{tag}` is {fault['ctx']['tag']!r}, not one of: {', '.join(tags)}{hint}"
     message, value = str(fault["msg"]).removeprefix("Value error, "), fault.get("input")
+    message = _TYPES.get(fault["type"], message)
     if fault["type"] == "string_type" and isinstance(value, bool | int | float):
         message += "; write it in quotes"
     shown = repr(value)

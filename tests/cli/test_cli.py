@@ -51,9 +51,12 @@ def test_from_files_to_a_scored_map_by_four_commands(landfuse: Run, place: Path,
     for word in ("EPSG:32632", "field 4", "leak report", "float32"):
         assert word in done.out
 
+    assert done.err.splitlines()[-1].startswith("next: write a recipe")
+
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({"scene": str(place / "scene.yaml"), "model": "forest"}))
     done = landfuse("train", tmp_path / "r.yaml", "model={name: forest, trees: 9}", f"run={tmp_path / 'run'}", "-q")
     assert done.code == 0, done.err
+    assert "next:" not in done.err, "it is quiet"
     assert done.out.rstrip().endswith(f"bundle: {tmp_path / 'run' / 'bundle'}")
     test = json.loads((tmp_path / "run" / "scores.json").read_text())["test"]
     assert f"OA {test['OA']:.4f}" in done.out
@@ -61,6 +64,7 @@ def test_from_files_to_a_scored_map_by_four_commands(landfuse: Run, place: Path,
     done = landfuse("predict", tmp_path / "run", place, "-o", tmp_path / "map.tif", "--confidence", "--picture")
     assert done.code == 0, done.err
     assert f"map: {tmp_path / 'map.tif'}" in done.out
+    assert done.err.endswith(f"next: landfuse evaluate {tmp_path / 'map.tif'} {place}\n")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
     done = landfuse(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from landfuse import cli
-from landfuse.cli import commands
+from landfuse.cli import commands, console
 
 Run = Callable[..., Any]
 
@@ -157,3 +158,55 @@ def test_words_are_completed(landfuse: Run, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("COMP_WORDS", words)
         monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
         assert landfuse().out.split() == found
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "do"),
+    [
+        (["check", "PLACE/a.tif"], "a.tif is a file of data, not a scene file", "landfuse init PLACE/a.tif"),
+        (["evaluate", "m.tif", "PLACE/labels.tif"], "labels.tif is a file of data", "landfuse init PLACE/labels.tif"),
+        (["predict", "run", "PLACE/a.tif", "-o", "m.tif"], "a.tif is a file of data", "landfuse init PLACE/a.tif"),
+        (["train", "PLACE/a.tif"], "a.tif is a file of data, not a recipe", "landfuse init PLACE/a.tif"),
+        (["check", "EMPTY"], "there is no file EMPTY/scene.yaml", "landfuse init EMPTY"),
+        (["predict", "run", "PLACE", "-o", "x.png"], "a map cannot be written as x.png", "name it x.tif; a picture"),
+        (["predict", "run", "PLACE", "-o", "x.PDF"], "a map cannot be written as x.PDF", "name it x.tif; a picture"),
+        (["predict", "run", "PLACE", "-o", "s3://b/x.gpkg"], "written as s3://b/x.gpkg", "name it s3://b/x.tif\n"),
+        (["report", "run", "-o", "x.pdf"], "cannot be written as x.pdf", "-o x.html; a browser prints it"),
+        (["evaluate", "m.tif", "PLACE", "-o", "scores.json"], "scores.json is the name of a file", "-o scores\n"),
+        (["compare", "run", "-o", "all.csv"], "all.csv is the name of a file", "-o all\n"),
+        (["export", "run", "-o", "model.zip"], "model.zip is the name of a file", "-o model\n"),
+        (["init", "PLACE", "-o", "scene.yaml"], "scene.yaml is the name of a file", "-o scene\n"),
+        (["map", "PLACE", "-o", "x.png"], "x.png is the name of a file", "-o x\n"),
+    ],
+)
+def test_files_of_another_kind_are_refused_before_anything_is_loaded(
+    words: list[str], found: str, do: str, landfuse: Run, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def real(text: str) -> str:
+        return text.replace("PLACE", str(place)).replace("EMPTY", str(tmp_path))
+
+    done = landfuse(*map(real, words))
+    assert done.code == 2
+    assert real(found) in done.err
+    assert real(do) in done.err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_next_step_is_that_of_the_last_part(landfuse: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def two() -> None:
+        console.hint("landfuse", "train", "a b.yaml")
+        console.hint("landfuse", "report", Path("a b"))
+
+    monkeypatch.setattr("landfuse.cli.data.fetch", two)
+    assert landfuse("fetch").err == "next: landfuse report 'a b'\n"
+    assert console.take_hint() is None
+
+
+def test_every_option_has_a_group(invoke: Run) -> None:
+    for name in ("predict", "train", "sample", "evaluate"):
+        words = invoke(name, "--help").output
+        assert "Files and messages" in words
+        options = words.partition("╭─ Options")[2].partition("╯")[0]
+        assert set(re.findall(r"--[a-z-]+", options)) == {"--help"}, name

@@ -52,6 +52,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def test_numbers() -> None:
     assert numbers("0..4", "--seeds") == [0, 1, 2, 3, 4]
+    assert numbers("0-4,9", "--seeds") == [0, 1, 2, 3, 4, 9]
     assert numbers("0,3,5", "--seeds") == [0, 3, 5]
     assert numbers("0..2, 7", "--seeds") == [0, 1, 2, 7]
     for wrong in ("", "a", "3..1", "-1", "0..", "1,,2", "0..99999", "1.5"):

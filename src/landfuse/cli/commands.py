@@ -22,7 +22,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from landfuse.cli.console import out
+from landfuse.cli.console import PANELS, out, take_hint
 from landfuse.errors import LandfuseError, SettingsError, of_the_system
 from landfuse.progress import Meter, err
 
@@ -56,18 +56,20 @@ COMMANDS = {
 """The commands in the order of the help text: name -> the module that defines it, and what it does in one line."""
 
 
-class _PlainFlags:
-    """Shows no `<bool>` beside flags."""
+class _PlainHelp:
+    """Shows no `<bool>` beside flags, and options in groups."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             if getattr(param, "is_flag", False):
                 param.metavar = ""
+            if getattr(param, "rich_help_panel", "") is None and param.param_type_name == "option":
+                param.rich_help_panel = next((panel for panel, names in PANELS.items() if param.name in names), None)
         return params
 
 
-class _Command(_PlainFlags, TyperCommand):
+class _Command(_PlainHelp, TyperCommand):
     """Refuses options that are given again, of which Click takes the last, and settings that are given as options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -95,12 +97,18 @@ class _Command(_PlainFlags, TyperCommand):
 
         timer = threading.Timer(FIRST_WORDS, starting)
         timer.daemon = True
-        if not ctx.params.get("quiet") and not ctx.params.get("as_json"):
+        shown = not ctx.params.get("quiet") and not ctx.params.get("as_json")
+        if shown:
             timer.start()
+        take_hint()
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
         finally:
             timer.cancel()
+        step = take_hint()
+        if step and shown:
+            err.print(f"next: {step}", markup=False, soft_wrap=True)
+        return result
 
 
 def _refuse_setting(option: str, value: str) -> None:
@@ -136,7 +144,7 @@ def command(name: str) -> Any:
     return typer.main.get_command(alone)
 
 
-class _Commands(_PlainFlags, TyperGroup):
+class _Commands(_PlainHelp, TyperGroup):
     """Knows the commands by name; imports the one that is called."""
 
     def __init__(self, **options: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 import threading
 import time
@@ -49,6 +50,46 @@ def once(pairs: list[str] | None) -> list[str] | None:
         if keys.count(key) > 1:
             raise SettingsError(f"{key} is given {keys.count(key)} times", "once", "choose one")
     return pairs
+
+
+_FILES = (
+    ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".svg", ".pdf", ".html",
+    ".json", ".yaml", ".yml", ".csv", ".tex", ".gpkg", ".shp", ".zip", ".vrt",
+)  # fmt: skip
+
+
+def a_folder(path: Path | None) -> Path | None:
+    """Refuses the names of files where a folder is made."""
+    if path is not None and path.suffix.lower() in _FILES and not path.is_dir():
+        raise SettingsError(f"{path} is the name of a file", "a folder for several files", f"-o {path.with_suffix('')}")
+    return path
+
+
+PANELS = {
+    panel: names.split()
+    for panel, names in {
+        "What is done": "seeds folds only model own role split design intervals against methods views tile n "
+        "allocation minimum expected side seed classes alone merge labels label_column maps scene bands",
+        "Layers of the map": "probabilities confidence entropy layer",
+        "Beside the map": "picture polygons minimum_area stac taken",
+        "Data that are missing or differ": "allow allow_missing mean_for",
+        "How it is computed": "memory block batch precision workers scheduler scheduler_file dry_run",
+        "Files and messages": "output overwrite restart keep_going as_json quiet",
+    }.items()
+}
+"""How the options of commands are grouped in their help: the names of parameters."""
+
+_next: list[str] = []
+
+
+def hint(*words: object) -> None:
+    """Sets what is named as the next step when the command has ended: the words of a command, or one sentence."""
+    _next[:] = [str(words[0]) if len(words) == 1 else shlex.join(map(str, words))]
+
+
+def take_hint() -> str | None:
+    """The next step, once."""
+    return _next.pop() if _next else None
 
 
 def own_model(place: str) -> type[FusionModel]:

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from landfuse.cli.console import Overwrite, Quiet, ScenePath, out, say, table
+from landfuse.cli.console import Overwrite, Quiet, ScenePath, hint, out, say, table
 from landfuse.errors import SettingsError
 from landfuse.files import to_json
 from landfuse.markup import percent
@@ -42,7 +42,7 @@ def check(
     overwrite: Overwrite = False,
 ) -> None:
     """Look at a scene: its modalities, its classes per role, what leaks, and every fault at once."""
-    from landfuse.scenes.benchmarks import places
+    from landfuse.scenes.benchmarks import places, recipes
     from landfuse.scenes.check import VIEWS
     from landfuse.scenes.check import check as look
 
@@ -75,6 +75,12 @@ def _print_report(report: Report, quiet: bool) -> None:
         say(_filled(f"note: {note}"))
     for fault in report.faults:
         err.print(f"[bold red]fault[/] {escape(_filled(f'fault {fault}').removeprefix('fault '))}", soft_wrap=True)
+    if not report.faults and report.file is not None:
+        beside = next(iter(recipes(report.file.path.parent).values()), None)
+        if beside is None:
+            hint("write a recipe, whose models `landfuse models` lists, and train it: landfuse train RECIPE")
+        else:
+            hint("landfuse", "train", beside)
     if not report.faults and not quiet:
         say("no fault found" + ("; see the notes above" if report.notes else ""))
 
@@ -173,6 +179,7 @@ def fetch(
         for name, folder in places().items():
             shown.add_row(name, escape(read_scene_file(folder).settings.title))
         out.print(shown)
+        hint("landfuse", "fetch", "NAME")
         return
     folder = place_folder(place)
     file = read_scene_file(folder)
@@ -198,4 +205,5 @@ def fetch(
             err.print(escape(f"get by hand, and save in the folder:\n{settings.fetch.manual}"), soft_wrap=True)
         err.print(escape("not there yet: " + ", ".join(result.missing)), soft_wrap=True)
         raise typer.Exit(INCOMPLETE)
+    hint("landfuse", "check", place)
     say(f"complete. Scene file: {file.path}; recipes beside it: {', '.join(recipes(folder))}")

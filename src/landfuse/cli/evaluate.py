@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Overwrite, Quiet, number, once, out, print_scores, say, table
+from landfuse.cli.console import Overwrite, Quiet, a_folder, hint, number, once, out, print_scores, say, table
 from landfuse.errors import SettingsError
 from landfuse.files import check_replaceable, write_text
 from landfuse.progress import bar
@@ -31,7 +32,10 @@ def evaluate(
     against: Annotated[Path | None, typer.Option(help="Another map of the scene: is the first one better?")] = None,
     block: Annotated[int, typer.Option(min=1, max=10**6, help="Side of the blocks of ground, px.")] = 64,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the scores as JSON and CSV, and pictures (PNG).")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for the scores as JSON and CSV, and pictures (PNG).", callback=a_folder
+        ),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -79,11 +83,12 @@ def evaluate(
             rows = {name: {"difference": one} for name, one in _named(differences, result.legend.names).items()}
             figure = forest_figure(rows, f"{maps} less {against}, with 95% intervals from {differences.blocks} blocks")
             say(f"picture: {save(figure, picture)}")
+    hint("landfuse", "sample", maps, "-n", 500, "-o", "sample.gpkg")
 
 
 def _is_sample(path: Path) -> bool:
     """Whether the second argument of `evaluate` is a table of points or shapes, not a scene file."""
-    return not path.is_dir() and path.suffix.lower() not in (".yaml", ".yml", "")
+    return not path.is_dir() and path.suffix.lower() not in (".yaml", ".yml", "", ".tif", ".tiff", ".vrt")
 
 
 def _print_estimate(maps: Path, sample: Path, design: str | None, output: Path | None, overwrite: bool) -> None:
@@ -216,7 +221,7 @@ def sample(
     if sheet is not None:
         write_text(page, sheet)
         say(f"to interpret: {page}" + (f", the first {MOST_POINTS:,} points" if len(drawn) > MOST_POINTS else ""))
-    say(f"fill in `reference`, then: landfuse evaluate {map_path} {output}")
+    hint(f"fill in `reference`, then: {shlex.join(['landfuse', 'evaluate', str(map_path), str(output)])}")
 
 
 def _expected(texts: list[str]) -> dict[int, float]:

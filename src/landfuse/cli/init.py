@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import Quiet, say
+from landfuse.cli.console import Quiet, a_folder, say
 from landfuse.errors import SceneError
 from landfuse.progress import err
 
@@ -26,7 +26,9 @@ def init(
     places: Places,
     labels: LabelFile = None,
     label_column: LabelColumn = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for scene.yaml and recipe.yaml.")] = Path(),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for scene.yaml and recipe.yaml.", callback=a_folder)
+    ] = Path(),
 ) -> None:
     """Write a scene file and a recipe for a folder of files, with the reason of each choice, and check the scene.
 
@@ -40,7 +42,7 @@ def init(
 
 def map(
     places: Places,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all results.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all results.", callback=a_folder)],
     labels: LabelFile = None,
     label_column: LabelColumn = None,
     quiet: Quiet = False,

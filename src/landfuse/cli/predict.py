@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landfuse.cli.console import Events, Overwrite, OwnModel, Quiet, ScenePath, own_model
+from landfuse.cli.console import Events, Overwrite, OwnModel, Quiet, ScenePath, hint, own_model
 from landfuse.cli.map_extras import MapExtras
 from landfuse.errors import (
     ClusterError,
@@ -61,14 +61,14 @@ def predict(
         ),
     ],
     tile: Annotated[list[str] | None, typer.Option(help="Map only this tile; may be given several times.")] = None,
-    probabilities: Annotated[bool, _option("probabilities")] = False,
-    confidence: Annotated[bool, _option("confidence")] = False,
-    entropy: Annotated[bool, _option("entropy")] = False,
+    probabilities: Annotated[bool, _option("probabilities", "--probabilities")] = False,
+    confidence: Annotated[bool, _option("confidence", "--confidence")] = False,
+    entropy: Annotated[bool, _option("entropy", "--entropy")] = False,
     layer: Annotated[list[str] | None, _option("layers")] = None,
     allow_missing: Annotated[bool, _option("allow_missing", "--allow-missing")] = False,
     allow: Annotated[list[str] | None, _option("allow", "--allow")] = None,
     mean_for: Annotated[list[str] | None, _option("mean_for")] = None,
-    picture: Annotated[bool, typer.Option(help="Also write a picture (.png) of each map.")] = False,
+    picture: Annotated[bool, typer.Option("--picture", help="Also write a picture (.png) of each map.")] = False,
     polygons: Annotated[
         bool, typer.Option("--polygons", help="Also write polygons (GeoPackage) with their class and hectares.")
     ] = False,
@@ -134,9 +134,13 @@ def predict(
         raise SettingsError(
             "several of --workers, --scheduler and --scheduler-file are given", "one at most", "choose one"
         )
+    from landfuse.mapping.destination import Destination, inputs_of
+    from landfuse.scenes.scene_file import read_scene_file
+
+    destination = Destination(output, tile or ())
+    read_scene_file(scene)  # what is refused at once needs no torch
     from landfuse.bundles.forest_bundle import load_model
     from landfuse.bundles.model_files import bundle_folder
-    from landfuse.mapping.destination import Destination, inputs_of
     from landfuse.mapping.map_layers import layers_of
     from landfuse.mapping.part_folder import PartFolder
     from landfuse.mapping.predict import predict as run_mapping
@@ -145,14 +149,13 @@ def predict(
     model = load_model(bundle, model=own_model(own) if own is not None else None)
     known = model.description
     tiles, chosen, failed = _tiles(scene, tile or [], known, options)
-    as_file = Destination(output).local.suffix.lower() in (".tif", ".tiff")
+    as_file = destination.local.suffix.lower() in (".tif", ".tiff")
     if as_file and len(chosen) + len(failed) > 1:
         raise OutputError(
             f"{len(chosen) + len(failed)} tiles are to be mapped into the one file {output}",
             "a folder, which gets a map per tile",
             "name a folder by -o, or one tile by --tile",
         )
-    destination = Destination(output, tile or ())
     place, predictor, layers = destination.local, model.predictor(options), layers_of(options, known.legend)
     events = Events(as_json, quiet, destination.final)
     keep_going = keep_going and len(chosen) + len(failed) > 1
@@ -203,7 +206,10 @@ def predict(
         if keep:
             for path in maps:  # until here they say which tiles are finished
                 PartFolder(path).remove()
-    if destination.address is not None:
+    if destination.address is None:
+        labelled = any(one.read_labels is not None for one in chosen)
+        hint("landfuse", *(["evaluate", output, scene] if labelled else ["sample", output, "-o", "sample.gpkg"]))
+    else:
         events.print("put", f"put at: {destination.address}", address=destination.address)
     if faults:
         raise several(faults)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import Overwrite, Quiet, once, say
+from landfuse.cli.console import Overwrite, Quiet, hint, once, say
 from landfuse.errors import SettingsError
 from landfuse.progress import bars
 
@@ -40,11 +40,15 @@ def report(
     """Write a page that shows a run's map, how good it is, and where it came from: one file, without any network."""
     from landfuse.reporting import report as write
 
+    if output is not None and output.suffix.lower() not in (".html", ".htm"):
+        do = f"-o {output.with_suffix('.html')}; a browser prints it as PDF"
+        raise SettingsError(f"the report cannot be written as {output}", "the name of a page (.html)", do)
     with bars(quiet) as progress:
         page = write(
             run, output, maps=maps, scene=scene, bands=dict(map(_bands, bands or ())), block=block,
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
+    hint(f"open {page} in a browser; it is one file, which can be sent to others")
     say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Overwrite, Quiet, number, once, out, say, table
+from landfuse.cli.console import Overwrite, Quiet, a_folder, hint, number, once, out, say, table
 from landfuse.markup import percent
 from landfuse.progress import bar
 
@@ -24,7 +24,10 @@ def compare(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Folder for JSON, CSV, LaTeX, a picture of the differences, and the ledger runs.csv."
+            "--output",
+            "-o",
+            help="Folder for JSON, CSV, LaTeX, a picture of the differences, and the ledger runs.csv.",
+            callback=a_folder,
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -66,6 +69,7 @@ def print_comparison(result: Comparison, *, classes: bool = False) -> None:
         _print_differences(result)
     for note in result.notes:
         say(f"note: {note}")
+    hint("landfuse", "report", result.recipes[0].runs[0].folder)
 
 
 def _print_classes(result: Comparison) -> None:
@@ -113,7 +117,10 @@ def ablation(
     seeds: Annotated[str | None, typer.Option(help="Seeds, e.g. 0..4 or 0,3,5; by default the file's.")] = None,
     folds: Annotated[str | None, typer.Option(help="Folds, e.g. 0..4; by default the file's.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the comparison as JSON, CSV, LaTeX and a picture.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for the comparison as JSON, CSV, LaTeX and a picture.", callback=a_folder
+        ),
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -145,7 +152,8 @@ def reproduce(
         int, typer.Option(min=1, max=1000, help="Runs per method and split: 5 takes the seeds 0 to 4.")
     ] = 5,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of all runs; by default runs/reproduce-PLACE.")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of all runs; by default runs/reproduce-PLACE.", callback=a_folder),
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -180,6 +188,7 @@ def reproduce(
         say(f"{place_in_list}  {row.method}: {row.source}. Faults of its protocol: {row.faults or 'none known'}")
     for note in result.notes:
         say(note)
+    hint("landfuse", "compare", output or f"runs/reproduce-{result.place}")
     say(f"tables: {(output or Path(f'runs/reproduce-{result.place}')) / 'table.md'}")
 
 
@@ -203,6 +212,7 @@ def modalities(
             found = modality_table(run, alone or (), progress=advance)
         _print_modalities(found)
         say(f"table: {found.save()}")
+        hint("landfuse", "report", run)
 
 
 def _print_modalities(found: ModalityTable) -> None:

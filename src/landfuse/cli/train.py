@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Overwrite, OwnModel, Quiet, once, out, own_model, print_scores, say, table
+from landfuse.cli.console import (
+    Overwrite,
+    OwnModel,
+    Quiet,
+    a_folder,
+    hint,
+    once,
+    out,
+    own_model,
+    print_scores,
+    say,
+    table,
+)
 from landfuse.cli.studies import print_comparison
 from landfuse.errors import SettingsError
 from landfuse.markup import percent
@@ -64,6 +76,7 @@ def train(
     for line in polygon_leak_words(scores.get("polygon_leak_fraction")):
         out.print(f"[red]{line}[/]", soft_wrap=True)
     say(f"bundle: {run / 'bundle'}")
+    hint("landfuse", "report", run)
 
 
 def _train_series(
@@ -85,7 +98,7 @@ def _train_series(
 
 def export(
     bundle: Annotated[Path, typer.Argument(help="The bundle, or the run folder that holds it.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the new bundle.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the new bundle.", callback=a_folder)],
     merge: Annotated[
         bool, typer.Option("--merge", help="Fold LoRA into the weights, where the scores stay the same.")
     ] = False,
@@ -105,6 +118,7 @@ def export(
     if done.whole and not merge:
         say("the bundle held all its weights before; this is a copy")
     size = sum(path.stat().st_size for path in done.folder.glob("model.*"))
+    hint("landfuse", "predict", done.folder, "SCENE", "-o", "map.tif")
     say(f"bundle: {done.folder} ({size / 1e6:.1f} MB)")
 
 

@@ -28,6 +28,11 @@ from landfuse.scenes.scene_keys import data_folder
 _CHUNK = 16 * 2**20  # bytes
 
 
+_PICTURES = {"png", "jpg", "jpeg", "webp", "svg", "pdf"}
+_NO_MAPS = {*_PICTURES, "gpkg", "shp", "geojson", "img", "jp2", "nc", "html"}
+"""Endings of what a map is not; a folder of maps may have any other."""
+
+
 class Destination:
     """Where the files of a command go.
 
@@ -44,6 +49,12 @@ class Destination:
     def __init__(self, output: str, tiles: Iterable[str] = ()) -> None:
         self.address = output.rstrip("/") if "://" in output else None
         self.local = Path(output)
+        stem, _, ending = output.rpartition(".")
+        if ending.lower() in _NO_MAPS and not self.local.is_dir():
+            do = f"name it {stem}.tif" + (
+                "; a picture of it is written beside it by --picture" * (ending.lower() in _PICTURES)
+            )
+            raise OutputError(f"a map cannot be written as {output}", "a GeoTIFF (.tif), or a folder of several", do)
         if self.address is not None:
             key = hashlib.sha256("\n".join([self.address, *sorted(tiles)]).encode()).hexdigest()[:16]
             self.local = data_folder() / "staging" / key / self.address.rsplit("/", 1)[-1]

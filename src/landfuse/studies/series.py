@@ -43,14 +43,14 @@ class Member:
 
 
 def numbers(text: str, option: str) -> list[int]:
-    """Reads `0..4`, `0,3,5` or `0..2,7`: whole numbers from 0, ends included.
+    """Reads `0..4` (or `0-4`), `0,3,5` or `0..2,7`: whole numbers from 0, ends included.
 
     Raises:
         SettingsError: if it is none of these, or names a number twice.
     """
     found: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,10})\s*(?:\.\.\s*(\d{1,10})\s*)?", part, re.ASCII)
+        match = re.fullmatch(r"\s*(\d{1,10})\s*(?:(?:\.\.|-)\s*(\d{1,10})\s*)?", part, re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first or last - first >= _MOST:
             raise SettingsError(
