@@ -42,7 +42,7 @@ def check(
     overwrite: Overwrite = False,
 ) -> None:
     """Look at a scene: its modalities, its classes per role, what leaks, and every fault at once."""
-    from landfuse.scenes.benchmarks import places, recipes
+    from landfuse.scenes.benchmarks import places
     from landfuse.scenes.check import VIEWS
     from landfuse.scenes.check import check as look
 
@@ -76,6 +76,8 @@ def _print_report(report: Report, quiet: bool) -> None:
     for fault in report.faults:
         err.print(f"[bold red]fault[/] {escape(_filled(f'fault {fault}').removeprefix('fault '))}", soft_wrap=True)
     if not report.faults and report.file is not None:
+        from landfuse.scenes.benchmarks import recipes
+
         beside = next(iter(recipes(report.file.path.parent).values()), None)
         if beside is None:
             hint("write a recipe, whose models `landfuse models` lists, and train it: landfuse train RECIPE")
