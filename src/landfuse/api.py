@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.accuracy.confusion import Confusion
-from landfuse.accuracy.evaluate import Evaluation, Tally
+from landfuse.accuracy.evaluate import Evaluation, Tally, refuse_learnt
 from landfuse.bundles.description import Description
 from landfuse.bundles.predictor import Model, Predictor
 from landfuse.bundles.settings import PredictorOptions
@@ -48,7 +48,7 @@ from landfuse.scenes.land_cover_map import LandCoverMap, beside, open_map
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import read_mask
 from landfuse.scenes.split_rules import TEST, Roles, RolesSplit, SplitSettings
-from landfuse.scenes.splits import assign, largest_blocks
+from landfuse.scenes.splits import all_train, assign, largest_blocks
 from landfuse.settings import Settings, parse
 from landfuse.training.recipe import ARRAYS, Recipe, merged_split, read_recipe
 from landfuse.training.run import Run, read_run
@@ -239,7 +239,7 @@ class Classifier:
             LandfuseError: whatever is wrong with images, labels, split or settings.
         """
         from landfuse.training.train import train_on
-        from landfuse.training.training_data import checked_data
+        from landfuse.training.training_data import TrainingData, checked_data
 
         scene = scene_from(images, labels, legend=legend, unlabelled=unlabelled, column=column)
         if scene.read_labels is None:
@@ -267,8 +267,15 @@ class Classifier:
             folder = Path(run)
         name = ARRAYS if run is None else ARRAYS + _digest(scene, roles)
         recipe = recipe.model_copy(update={"scene": name, "run": str(folder)})
-        bundle = train_on(recipe, lambda: checked_data([scene], [roles], scene.legend), progress=progress)
-        self._bundle, self._split, self._roles = bundle, used, roles
+
+        def read(own: Recipe) -> TrainingData:
+            split = merged_split(used, own.split) if used is not None else None
+            given = [roles] if own.split is None or split is None else assign([scene], split, read_mask)
+            return checked_data([scene], given, scene.legend, split)
+
+        bundle = train_on(recipe, read, progress=progress)
+        self._bundle, self._split = bundle, used
+        self._roles = roles if bundle.cross_validation is None else all_train(scene.labels)
         self._run = read_run(folder) if (folder / "scores.json").exists() else None  # none on a further rank of several
         return self
 
@@ -382,11 +389,16 @@ class Classifier:
 
         Returns:
             `.confusion.scores()` and `.intervals()`, as of `landfuse.evaluate`.
+
+        Raises:
+            SplitError: if no pixel is labelled, or it was fitted to all these labels (`use="all"`).
         """
         scene = self._scene(images, labels, unlabelled=unlabelled, column=column)
         truth = scene.labels
         if isinstance(images, Scene) and labels is None and scene.legend != self.legend:
             truth = self.legend.to_classes(scene.legend.to_codes(truth), where=f"the labels of `{scene.name}`")
+        known = self.description.roles or {}
+        refuse_learnt("this Classifier", {scene.name: known.get(str(scene.grid))}, [scene], None)
         if split is not None:
             truth = np.where(_split_of(scene, split)[1] == TEST, truth, UNLABELLED).astype(np.uint8)
         if not (truth != UNLABELLED).any():

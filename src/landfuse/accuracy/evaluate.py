@@ -26,7 +26,7 @@ from landfuse.scenes.land_cover_map import open_map
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_mask, read_scene_file
 from landfuse.scenes.split_rules import ROLES, Roles
-from landfuse.scenes.splits import roles_digest
+from landfuse.scenes.splits import all_train, roles_digest
 
 _DIGEST = 64
 """Characters, at least, of what a map says of the roles of a tile that its model was trained on."""
@@ -228,9 +228,13 @@ def evaluate(
     scenes = file.scenes()
     tags = _tags(maps, scenes)
     run = None if split is not None or role == "all" else _run_split(tags, scenes, (maps, file.path.parent, "."))
+    refuse_learnt(maps, tags, scenes, run)
     chosen = _role_of(file, role, split or run)
     roles, notes = _roles_of(file, scenes, chosen, split, run, tags)
-    if against is not None and _tags(against, scenes) != tags:
+    other = tags if against is None else _tags(against, scenes)
+    if against is not None:
+        refuse_learnt(against, other, scenes, None)
+    if other != tags:
         notes.append("the other map is of a model with other training pixels, which may be among those compared")
     tally = Tally(file.legend, block)
     pair = None if against is None else (Tally(file.legend, block), Tally(file.legend, block))
@@ -256,6 +260,29 @@ def _tags(maps: str | Path, scenes: Sequence[Scene]) -> dict[str, str | None]:
     """Tile -> what its map says of the roles that its model was trained with; None where it says nothing."""
     places = {scene.name: _place(maps, scene, len(scenes)) for scene in scenes}
     return {name: GdalRaster(str(path)).tags.get("landfuse_roles") for name, path in places.items() if path.exists()}
+
+
+def refuse_learnt(maps: str | Path, tags: Mapping[str, str | None], scenes: Sequence[Scene], run: Path | None) -> None:
+    """Refuses a map whose model learnt from every label of the scenes.
+
+    Args:
+        maps: what is refused, for the message.
+        tags: tile -> digest of the roles that the model was trained with.
+        scenes: with labels.
+        run: the folder `split` of its run, if it was found: labels may have changed since.
+
+    Raises:
+        SplitError: pointing to a reference sample.
+    """
+    labelled = [scene for scene in scenes if (scene.labels != UNLABELLED).any()]
+    learnt = [roles_digest(all_train(one.labels), one.grid) in str(tags.get(one.name)) for one in labelled]
+    if (learnt and all(learnt)) or (run is not None and (run.parent / "cross_validation").is_dir()):
+        raise SplitError(
+            f"the model of {maps} was trained on all labels of the scene: they cannot show how good the map is",
+            "labels that it has not seen",
+            f"draw points and label them: landfuse sample {maps} -n 500 -o sample.gpkg (the cross-validated score is "
+            "in scores.json of its run)",
+        )
 
 
 def _known(tags: Mapping[str, str | None], scenes: Sequence[Scene]) -> list[Scene]:

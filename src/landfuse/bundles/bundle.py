@@ -65,6 +65,7 @@ class Bundle(nn.Module):
 
     Attributes:
         temperature: logits are divided by it to obtain probabilities; fitted on validation (`calibration`).
+        cross_validation: of a model that learnt from all labels: what its scores are, and how they were measured.
 
     Examples:
         >>> bundle = lf.load_bundle("runs/first")
@@ -88,6 +89,7 @@ class Bundle(nn.Module):
         self.spec, self.inputs, self.legend, self.features = spec, dict(inputs), legend, features
         self.temperature = 1.0
         self.roles: dict[str, str] | None = None
+        self.cross_validation: dict[str, Any] | None = None
         self.pixel_maps = nn.ModuleDict(pixel_maps)
         modalities = {name: Modality(m.channels, inputs[name].zoom) for name, m in pixel_maps.items()}
         built = model or build_model(spec, modalities, len(legend))
@@ -117,6 +119,7 @@ class Bundle(nn.Module):
         return Description(
             self.spec, self.inputs, computed, self.legend, self.model.view, self.model.core, self.stride, self.weights,
             self.temperature, self.droppable, self.model.layers, self.roles,
+            self.cross_validation,
         )  # fmt: skip
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:

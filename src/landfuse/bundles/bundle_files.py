@@ -67,6 +67,7 @@ def load_bundle(folder: str | Path, *, model: type[FusionModel] | None = None) -
         features, description.droppable,
     )  # fmt: skip
     bundle.temperature, bundle.roles = description.temperature, description.roles
+    bundle.cross_validation = description.cross_validation
     known, here = description.frozen or {}, bundle.model.frozen_reference() or {}
     if known != here:
         raise BundleError(

@@ -72,6 +72,7 @@ class Description:
         layers: names of what the model returns beside logits.
         roles: grid of a training tile -> digest of the roles of its pixels (`roles_digest`), or several, apart by
             spaces; None where they are not known.
+        cross_validation: of a model that learnt from all labels: what its scores are, and how they were measured.
     """
 
     spec: ModelSpec
@@ -86,6 +87,7 @@ class Description:
     droppable: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     roles: Mapping[str, str] | None = None
+    cross_validation: Mapping[str, Any] | None = None
 
     @property
     def halo(self) -> int:
@@ -115,6 +117,7 @@ class Description:
             "temperature": self.temperature,
             "droppable": list(self.droppable),
             "roles": self.roles,
+            **({"cross_validation": self.cross_validation} if self.cross_validation is not None else {}),
         }
 
     def check_layers(self, options: PredictorOptions) -> None:

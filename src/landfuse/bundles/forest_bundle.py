@@ -59,7 +59,7 @@ class ForestBundle:
         parse(ForestSettings, known.model.settings, "model `forest`", saved=True)
         self.description = Description(
             ModelSpec("forest", known.model.settings), known.modalities, (), Legend(tuple(known.legend)), 1, 1, 1,
-            known.tiling.weights, known.temperature, roles=known.roles,
+            known.tiling.weights, known.temperature, roles=known.roles, cross_validation=known.cross_validation,
         )  # fmt: skip
         try:
             self._maps, trees = {}, {name: self._tensors[f"model.{name}"] for name in Trees.__annotations__}

@@ -66,6 +66,7 @@ class ModelFile(_Part):
     roles: dict[str, str] | None = None
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     droppable: tuple[str, ...] = ()
+    cross_validation: dict[str, Any] | None = None
     denoiser: dict[str, Any] | None = None
     features: dict[str, Any] | None = None
 

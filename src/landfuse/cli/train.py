@@ -69,8 +69,9 @@ def train(
     run_training(read, progress=not quiet, restart=restart)
     if not (run / "scores.json").exists():
         return  # a further rank of several; the first one reports
-    scores = read_run(run).scores
-    print_scores(scores["test"], scores["classes"], f"{run}: test split")
+    ended = read_run(run)
+    scores = ended.scores
+    print_scores(scores["test"], scores["classes"], f"{run}: {ended.scored_on}")
     if scores.get("leak_fraction"):
         out.print(f"[red]{percent(scores['leak_fraction'])} of the test pixels have a training pixel in their view[/]")
     for line in polygon_leak_words(scores.get("polygon_leak_fraction")):

@@ -20,7 +20,7 @@ import numpy as np
 
 from landfuse.accuracy.bootstrap import OF_CLASS, BlockIntervals, Interval
 from landfuse.accuracy.confusion import Confusion
-from landfuse.accuracy.evaluate import Tally
+from landfuse.accuracy.evaluate import Tally, read_map
 from landfuse.errors import OutputError, SettingsError
 from landfuse.figures.figures import areas_figure, curves_figure, dark_variables, reliability_figure, svg
 from landfuse.figures.images import Coded, data_uris, unlike
@@ -41,7 +41,7 @@ from landfuse.reporting.provenance import (
     modality_rows,
     split_rows,
 )
-from landfuse.reporting.scores import area_rows, findings, warnings
+from landfuse.reporting.scores import area_rows, cross_validation_words, findings, warnings
 from landfuse.reporting.tiles import Progress, find_maps, open_tiles, read_roles, scene_file_of
 from landfuse.scenes.land_cover_map import ClassArea, open_map
 from landfuse.scenes.leaks import polygon_leak_words
@@ -120,10 +120,12 @@ def report(
     tally = Tally(file.legend, block)
     tiles, areas, overview = _tiles(read, scenes, roles, paths, tally, shown_by, progress)
     pixels = sum(scene.grid.window.pixels for scene in scenes)
-    rows = area_rows(tally, areas, _REPLICATES)
+    # Errors of the folds' models say nothing exact of this map's areas.
+    rows = area_rows(Tally(file.legend, block) if read.cross_validated else tally, areas, _REPLICATES)
     context = {
         **_scores(read, tally, left_out),
         "areas": rows,
+        "cross_validated": bool(read.cross_validated),
         "corrected": not math.isnan(rows[0]["corrected"].value),
         "area_chart": svg(areas_figure(rows), "chart-areas"),
         "unmapped": pixels - sum(one.pixels for of_tile in areas for one in of_tile.values()),
@@ -178,7 +180,10 @@ def _tiles(
         progress("reading tiles", index, len(scenes))
         opened = open_map(path, scene)
         truth = np.where(role == TEST, scene.labels, UNLABELLED).astype(np.uint8)
-        own, on_ground = tally.add(truth, opened.classes), pixel_areas(scene.grid)
+        scored = opened.classes
+        if run.cross_validated:
+            truth, scored = scene.labels, read_map(run.folder / "cross_validation" / f"{scene.name}.tif", scene)
+        own, on_ground = tally.add(truth, scored), pixel_areas(scene.grid)
         areas.append(opened.areas())
         accuracies.append((own.overall_accuracy, own.pixels))
         mosaic.put(index, opened.classes)
@@ -241,8 +246,9 @@ def _scores(run: Run, tally: Tally, left_out: Sequence[str]) -> dict[str, Any]:
     legend, confusion, leak = tally.legend, tally.confusion, run.scores.get("leak_fraction")
     intervals = tally.intervals(_REPLICATES if len(tally.blocks) > 1 else 0)
     return {
-        "findings": findings(confusion, intervals, legend, leak),
+        "findings": findings(confusion, intervals, legend, leak, run.cross_validated),
         "warnings": [
+            *cross_validation_words(run.cross_validated),
             *warnings(confusion, intervals, run.scores),
             *polygon_leak_words(run.scores.get("polygon_leak_fraction")),
             *left_out,
@@ -281,6 +287,7 @@ def _curves(run: Run) -> dict[str, Any]:
         "charts": [svg(figure, f"chart-{name}") for name, figure in figures.items()],
         "reliability": [svg(figure, f"chart-{name}") for name, figure in reliability.items()],
         "temperature": calibration.get("temperature") if calibration.get("fitted_on") else None,
+        "fitted_on": calibration.get("fitted_on"),
     }
 
 

@@ -121,11 +121,17 @@ def commands(run: Run, scene: str, block: int, with_maps: bool) -> list[tuple[st
     """(what it does, the command line) of all that leads to the report, from the folder that holds the run."""
     name = run.folder.resolve().name
     maps = "maps" if with_maps else f"{name}/maps"
+    score = (
+        "Score the map",
+        ["evaluate", maps, scene, "--split", f"{name}/split", "--intervals", "--block", str(block)],
+    )
+    if run.cross_validated:
+        score = ("Draw points to score the map by", ["sample", maps, "-n", "500", "-o", "sample.gpkg"])
     lines = [
         ("Look at the data", ["check", scene]),
         ("Train again, into another folder", ["train", f"{name}/recipe.json", f"run={name}-again"]),
         ("Map the scene", ["predict", name, scene, "-o", maps, "--confidence"]),
-        ("Score the map", ["evaluate", maps, scene, "--split", f"{name}/split", "--intervals", "--block", str(block)]),
+        score,
         ("Write this report", ["report", name, *(["--maps", maps] if with_maps else [])]),
     ]
     return [(what, shlex.join(["landfuse", *words])) for what, words in lines]

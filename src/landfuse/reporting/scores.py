@@ -37,15 +37,22 @@ def area_rows(tally: Tally, tiles: Sequence[Mapping[str, ClassArea]], replicates
     return [{**row, "fraction": f, "corrected": one} for row, f, one in zip(rows, fractions, corrected, strict=True)]
 
 
-def findings(confusion: Confusion, intervals: BlockIntervals, legend: Legend, leak_fraction: float | None) -> list[str]:
+def findings(
+    confusion: Confusion,
+    intervals: BlockIntervals,
+    legend: Legend,
+    leak_fraction: float | None,
+    cross_validated: str = "",
+) -> list[str]:
     """What the scores say, in plain sentences."""
     said = []
     if not confusion.pixels:
         return ["No test label is on the map, so its accuracy is not known."]
     accuracy = intervals.scores["OA"]
     bounds = f" (95% interval {accuracy.text(percent)})" if accuracy.known else ""
+    subject = "The models of the folds name" if cross_validated else "The map names"
     said.append(
-        f"The map names {percent(accuracy.value)} of the test pixels correctly{bounds}; "
+        f"{subject} {percent(accuracy.value)} of the test pixels correctly{bounds}; "
         f"{confusion.pixels:,} pixels were scored."
     )
     commonest = int(confusion.support.argmax())
@@ -83,6 +90,17 @@ def findings(confusion: Confusion, intervals: BlockIntervals, legend: Legend, le
     elif leak_fraction == 0:
         said.append("No test pixel was labelled from a view that holds a training or validation pixel.")
     return said
+
+
+def cross_validation_words(measured: str) -> list[str]:
+    """What a reader has to know of a model that learnt from all labels, if it did: how it was scored."""
+    if not measured:
+        return []
+    return [
+        f"This model learnt from all labels, and none was kept for a test. The scores are {measured}: test pixels are, "
+        "on this page, all labelled pixels, each mapped by the model of a fold that had not learnt it. A reference "
+        "sample (landfuse sample) measures this map."
+    ]
 
 
 def warnings(confusion: Confusion, intervals: BlockIntervals, written_run: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from landfuse.errors import MissingFileError, SceneError
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.split_rules import Roles
+from landfuse.scenes.splits import all_train
 from landfuse.training.run import Run
 
 Progress = Callable[[str, int, int], None]
@@ -64,6 +65,8 @@ def read_roles(run: Run, file: SceneFile, scenes: Sequence[Scene]) -> list[Roles
     Raises:
         LandfuseError: if they are missing, or their grid is not the scene's.
     """
+    if run.cross_validated:
+        return [all_train(scene.labels) for scene in scenes]
     return file.written_roles(scenes, run.folder / "split")
 
 

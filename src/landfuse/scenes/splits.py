@@ -348,6 +348,11 @@ def roles_digest(roles: NDArray[np.generic], grid: Grid) -> str:
     ).hexdigest()
 
 
+def all_train(labels: NDArray[np.uint8]) -> Roles:
+    """The roles of a model that learns from every label."""
+    return np.where(labels == UNLABELLED, UNUSED, TRAIN).astype(np.uint8)
+
+
 def counts_per_class(
     roles: Sequence[Roles], labels: Sequence[NDArray[np.uint8]], classes: int
 ) -> dict[str, NDArray[np.int64]]:

@@ -131,6 +131,8 @@ def compare(paths: Iterable[str | Path]) -> Comparison:
     differences = tuple(
         _difference(name, names[0], group, first) for name, group in zip(names[1:], members[1:], strict=True)
     )
+    measured = zip(names, members, strict=True)
+    notes += [f"{name}: {group[0].cross_validated}" for name, group in measured if group[0].cross_validated]
     counts = {run.key: run.scores["test"]["pixels"] for run in first}
     uneven = [
         name

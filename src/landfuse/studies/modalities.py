@@ -143,6 +143,10 @@ def modality_table(
     """
     run = Path(run)
     record = read_run(run)
+    if record.cross_validated:
+        raise SettingsError(
+            f"the model of {run} learnt from all labels", "a run with test pixels", "name a run with training.use=train"
+        )
     classifier = load_bundle(run)
     names = list(classifier.description.modalities)
     if len(names) < 2:

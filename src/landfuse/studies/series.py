@@ -78,7 +78,13 @@ def members(
         OutputError: if the folder holds a single run, or a run of another recipe.
     """
     assignments = tuple(assignments)
-    base = Path(read_recipe(path, assignments).run or "")
+    whole = read_recipe(path, assignments)
+    if folds and whole.training.use == "all":
+        raise SettingsError(
+            "a run per fold of a recipe with training.use=all", "one of them: it trains on each fold by itself",
+            "leave the folds out, or set training.use=train",
+        )  # fmt: skip
+    base = Path(whole.run or "")
     if (base / "recipe.json").exists():
         raise OutputError(
             f"{base} holds a single run", "a folder for a run per seed and fold", "choose another folder by run=..."

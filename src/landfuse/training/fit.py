@@ -83,6 +83,7 @@ def fit(
     training: Samples,
     validation: Samples | None,
     meter: Meter,
+    epochs: int | None = None,
 ) -> tuple[Trainer, dict[str, Any]]:
     """Trains a model by gradient and leaves the best epoch's weights in it, or goes on where it was interrupted.
 
@@ -94,6 +95,7 @@ def fit(
         training: what it learns from.
         validation: what chooses the epoch; None for the last one.
         meter: shows how far it is.
+        epochs: after which it stops, before the end of the settings' schedule.
 
     Returns:
         The trainer, and facts of the fit for `scores.json`.
@@ -136,7 +138,7 @@ def fit(
         arguments: dict[str, Any] = {
             "min_epochs": 0,
             # `max_steps` would make Lightning draw another epoch's batches after a resume; the task stops instead.
-            "max_epochs": math.ceil(steps / per_epoch),
+            "max_epochs": min(math.ceil(steps / per_epoch), epochs or steps),
             "accelerator": settings.accelerator,
             "devices": settings.devices,
             "num_nodes": settings.nodes,

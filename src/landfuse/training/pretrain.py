@@ -119,7 +119,8 @@ def _key(settings: PretrainSettings, base: TrainingData, names: Sequence[str], s
 
 def _known(run: Path, key: str) -> TrainedDenoiser | None:
     """A denoiser of this key, in this run, in one beside it, or in one of another series of the same ablation."""
-    for folder in (run / "denoiser", *sorted(run.absolute().parent.parent.glob("*/*/denoiser"))):
+    near = run.absolute().parent.parent.glob("*/*/denoiser")
+    for folder in (run / "denoiser", *sorted(run.glob("folds/*/denoiser")), *sorted(near)):
         try:
             facts = json.loads((folder / "denoiser.json").read_text(encoding="utf-8"))["facts"]
             if facts.get("key") != key:

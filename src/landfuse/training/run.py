@@ -31,7 +31,16 @@ from landfuse.rasters.geotiff import GdalRaster
 from landfuse.settings import parse
 from landfuse.training.recipe import ARRAYS, Recipe
 
-_LEARNT = ("bundle", "checkpoints", "confusion.csv", "metrics.csv", "scores.json", "tensorboard")
+_LEARNT = (
+    "bundle",
+    "checkpoints",
+    "confusion.csv",
+    "cross_validation",
+    "folds",
+    "metrics.csv",
+    "scores.json",
+    "tensorboard",
+)
 """What training writes into the run folder."""
 
 log = logging.getLogger("landfuse")
@@ -105,7 +114,7 @@ def clear(run: Path) -> None:
     if (run / "recipe.json").exists():
         for name in ("scores.json", "inputs.json", "confusion.csv", "environment.json", "pretrain.csv"):
             (run / name).unlink(missing_ok=True)
-        for name in ("bundle", "split", "denoiser"):
+        for name in ("bundle", "cross_validation", "denoiser", "folds", "split"):
             shutil.rmtree(run / name, ignore_errors=True)
         release(run)
 
@@ -200,6 +209,16 @@ class Run:
         return self.split, self.seed
 
     @property
+    def scored_on(self) -> str:
+        """What its scores were measured on, in words."""
+        return self.cross_validated or "test split"
+
+    @property
+    def cross_validated(self) -> str:
+        """How a run whose model learnt from all labels was scored, in words; empty for others."""
+        return str((self.scores.get("cross_validation") or {}).get("measured", ""))
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The recipe as `a.b` -> value, without folder, scene's path, seeds and fold: equal in runs of one recipe."""
         flat = dict(_flat(self.recipe))
@@ -221,7 +240,7 @@ class Run:
         rows.append(("test pixels", f"{test.get('pixels', 0):,.0f}"))
         if leak is not None:
             rows.append(("leak fraction", percent(leak)))
-        return table(caption, ("score", "test split"), rows)
+        return table(caption, ("score", self.scored_on), rows)
 
     @cached_property
     def split(self) -> str:
@@ -230,7 +249,7 @@ class Run:
         Raises:
             OutputError: if the folder `split` is missing or broken.
         """
-        files = sorted((self.folder / "split").glob("*.tif"))
+        files = sorted(self.folder.glob("folds/*/split/*.tif" if self.cross_validated else "split/*.tif"))
         if not files:
             raise OutputError(
                 f"the run {self.folder} holds no split", "the roles, a raster per tile in `split`", "copy it again"

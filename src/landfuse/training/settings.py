@@ -53,6 +53,12 @@ class SampleSettings(Settings):
 class TrainingSettings(Settings):
     """How the model is trained."""
 
+    use: Literal["train", "all"] = Field(
+        default="train",
+        description="labels that the model learns from: `train`, those of its role; `all`, every one: first a model is "
+        "trained on each fold of the split (it needs `folds`), which gives the cross-validated score, the number of "
+        "epochs (the mean of their best) and the calibration; then the model on all labels",
+    )
     epochs: int | None = Field(
         default=None, ge=1, le=10**6, description="at most; 50 where neither `epochs` nor `iterations` is given"
     )
@@ -116,6 +122,8 @@ class TrainingSettings(Settings):
             raise ValueError(
                 f"both `epochs` ({self.epochs}) and `iterations` ({self.iterations}) are given; set one of them to null"
             )
+        if self.use == "all" and (self.devices != 1 or self.nodes != 1):
+            raise ValueError("`use: all` trains on one device: leave `devices` and `nodes` at 1")
         if (self.schedule == "steps") != bool(self.milestones):
             raise ValueError("`schedule: steps` and `milestones` go together")
         if any(b <= a for a, b in zip((0, *self.milestones), (*self.milestones, self.length), strict=True)):

@@ -13,10 +13,11 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from landfuse.bundles.calibration import LogitSample, probabilities_of
 from landfuse.bundles.description import ModelSpec
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.diffusion.features import DiffusionFeatures, compute_features
-from landfuse.errors import SettingsError
+from landfuse.errors import SettingsError, SplitError
 from landfuse.figures.figures import curves_figure, reliability_figure, save
 from landfuse.files import to_json, write_text
 from landfuse.legend import UNLABELLED
@@ -46,11 +47,11 @@ from landfuse.progress import Meter, bars
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.scenes.leaks import leak_fraction, learnt_ground, polygon_leak_fraction
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
-from landfuse.scenes.splits import roles_digest
+from landfuse.scenes.splits import all_train, roles_digest
 from landfuse.training.fit import fit
 from landfuse.training.pretrain import facts_of, pretrain
 from landfuse.training.recipe import ARRAYS, Recipe, read_recipe
-from landfuse.training.run import claim, clear, environment, peak_memory, read_history, release, remember
+from landfuse.training.run import Run, claim, clear, environment, peak_memory, read_history, read_run, release, remember
 from landfuse.training.samples import Samples, WindowSampler, dropout_of, loader
 from landfuse.training.training_data import TrainingData, fit_maps, read_training_data
 from landfuse.views.store import Store
@@ -77,17 +78,17 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True,
         recipe = read_recipe(recipe, assignments)
     elif assignments:
         raise SettingsError("assignments go with the path of a recipe", "a path", "use read_recipe(path, assignments)")
-    return train_on(recipe, lambda: read_training_data(recipe, recipe.read_scene()), progress=progress, restart=restart)
+    return train_on(recipe, lambda own: read_training_data(own, own.read_scene()), progress=progress, restart=restart)
 
 
 def train_on(
-    recipe: Recipe, read: Callable[[], TrainingData], *, progress: bool = True, restart: bool = False
+    recipe: Recipe, read: Callable[[Recipe], TrainingData], *, progress: bool = True, restart: bool = False
 ) -> Bundle:
     """Trains on data that need no scene file; the rest as in `train`.
 
     Args:
         recipe: with a `run`, which no other process may be training.
-        read: opens the data.
+        read: opens the data of the recipe, or of the same with another fold.
         progress: show progress bars.
         restart: delete the run that the folder holds, and train again.
     """
@@ -101,20 +102,24 @@ def train_on(
         if restart and not further:
             clear(run)
         claimed = claim(run, recipe)
-        meter = stack.enter_context(bars(not progress or bool(further), _PARTS))
         if (run / "scores.json").exists():
             if not recipe.scene.startswith(ARRAYS):  # of arrays, the recipe holds the digest
                 noted = (run / "inputs.json").exists()
-                remember(run, read().digests(recipe.pretrain is not None) if noted else {})
+                remember(run, read(recipe).digests(recipe.pretrain is not None) if noted else {})
             log.warning("%s has ended before; its bundle is loaded. Choose another run=... to train again", run)
             return load_bundle(run / "bundle")
         try:
-            data = read()
+            data = read(recipe)
             remember(run, data.digests(recipe.pretrain is not None))
-            return _train(recipe, data, run, meter)
+            folds = None
+            if recipe.training.use == "all":
+                folds = _train_folds(recipe, data, read, run, progress)
+                data = replace(data, roles=[all_train(scene.labels) for scene in data.scenes])
+            meter = stack.enter_context(bars(not progress or bool(further), _PARTS))
+            return _train(recipe, data, run, meter, folds)
         except BaseException:
-            learnt = [run / "checkpoints" / name for name in ("last.ckpt", "denoiser.pt")]
-            if claimed and not any(path.exists() for path in learnt):
+            learnt = [*run.glob("checkpoints/last.ckpt"), *run.glob("checkpoints/denoiser.pt")]
+            if claimed and not learnt and not any(run.glob("folds/*/recipe.json")):
                 release(run)
             raise
 
@@ -123,7 +128,116 @@ _PARTS = {"pre-training": 9, "features": 2, "training": 9, "scoring validation":
 """What the progress of training is made of; what does not occur is passed over quickly."""
 
 
-def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter) -> Bundle:
+Progress = Callable[[int, int], None]
+"""Called with the pixels done, and those of all scenes."""
+
+
+def _silent(done: int, total: int) -> None:
+    """Shows no progress."""
+
+
+class _HeldOut:
+    """What is measured on pixels that the model had not learnt; of several folds, on those of all.
+
+    Args:
+        data: the scenes.
+
+    Attributes:
+        before: how reliable the probabilities are as trained; `after`, in the bundle.
+        maps: (H, W) for each scene: classes at these pixels.
+        seconds: that mapping them took.
+    """
+
+    def __init__(self, data: TrainingData) -> None:
+        self.confusion, self.seconds = Confusion.of(data.legend), 0.0
+        self.before, self.after = Reliability(), Reliability()
+        self.maps = [np.full_like(scene.labels, UNLABELLED) for scene in data.scenes]
+
+    def add(
+        self,
+        classifier: Bundle,
+        data: TrainingData,
+        options: MapOptions,
+        progress: Progress = _silent,
+    ) -> None:
+        """Maps and counts the test pixels."""
+        start = time.perf_counter()
+
+        def count(values: NDArray[np.float32], truth: NDArray[np.uint8]) -> None:
+            self.before.update(probabilities_of(values.T).T, truth)
+            self.after.update(probabilities_of(values.T, classifier.temperature).T, truth)
+
+        self.confusion += score_role(classifier, data, TEST, options, count, progress, self.maps)
+        self.seconds += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class _Folds:
+    """What the models of all folds give for the one that learns from all labels.
+
+    Args:
+        held_out: each fold's pixels, by the model that had not learnt them.
+        epochs: the mean of their best; None of a model without epochs.
+        temperature: the geometric mean of theirs.
+        seconds: that training them took.
+        facts: for `scores.json`.
+    """
+
+    held_out: _HeldOut
+    epochs: int | None
+    temperature: float
+    seconds: float
+    facts: dict[str, Any]
+
+
+def _train_folds(
+    recipe: Recipe, data: TrainingData, read: Callable[[Recipe], TrainingData], run: Path, progress: bool
+) -> _Folds:
+    """Trains a model on each fold, in a run folder of its own; those that have ended are not repeated."""
+    if not data.folds:
+        raise SplitError(
+            "training.use=all with a split without folds",
+            "folds, by which the score is cross-validated",
+            "set e.g. split.folds=5, of a split by blocks, polygons or tiles; or leave training.use=all out",
+        )
+    learns = recipe.training.model_copy(update={"use": "train"})
+    folds = []
+    for fold in range(data.folds):
+        values = {"run": str(run / "folds" / str(fold)), "split": {**(recipe.split or {}), "fold": fold}}
+        folds.append(recipe.model_copy(update={**values, "training": learns}))
+        try:
+            read(folds[-1])  # one that cannot be trained is found before any is
+        except SplitError as error:
+            raise SplitError(f"with fold {fold} as the test, {error.found}", error.expected, error.do) from None
+    held_out, runs = _HeldOut(data), list[Run]()
+    for number, own in enumerate(folds, start=1):
+        folder = Path(str(own.run))
+        if not (folder / "scores.json").exists():
+            log.info("fold %d of %d: %s", number, len(folds), folder)
+            train_on(own, read, progress=progress)
+        runs.append(read_run(folder))
+        held_out.add(load_bundle(folder), read(own), recipe.mapping)
+    scores = [one.scores for one in runs]
+    tested = [one["test"]["pixels"] for one in scores]
+    epochs = [one["epochs"] if one.get("epoch") is None else one["epoch"] + 1 for one in scores if "epochs" in one]
+    temperatures = [one["calibration"]["temperature"] for one in scores]
+    known = {
+        "measured": f"cross-validated over {len(folds)} folds, not measured on this model",
+        "folds": len(folds),
+        "epochs": epochs,
+        "temperatures": temperatures,
+    }
+    facts: dict[str, Any] = {"cross_validation": known}
+    for name in ("leak_fraction", "polygon_leak_fraction"):
+        found = [one[name] for one in scores]
+        facts[name] = None if None in found else float(np.average(found, weights=tested))
+    log.info("all labels: %s", run)
+    mean = float(np.exp(np.log(temperatures).mean()))
+    seconds = sum(one["training_seconds"] for one in scores)
+    return _Folds(held_out, round(np.mean(epochs)) if epochs else None, mean, seconds, facts)
+
+
+def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _Folds | None) -> Bundle:
     features = None
     if recipe.pretrain is not None:
         show = partial(meter, "pre-training")
@@ -157,47 +271,49 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter) -> Bundl
         batches = loader(training, WindowSampler(training, whole, train=True, seed=recipe.training.seed))
         model.fit(((batch.images, batch.target) for batch in batches), recipe.training.seed)
     else:
-        trainer, facts = fit(recipe, run, model, data.legend, training, validation, meter)
+        trainer, facts = fit(
+            recipe, run, model, data.legend, training, validation, meter, folds.epochs if folds else None
+        )
         if trainer.global_rank:
             return classifier.eval()
-    facts["training_seconds"] = round(time.perf_counter() - start, 3)
+    facts["training_seconds"] = round(time.perf_counter() - start + (folds.seconds if folds else 0), 3)
     facts["parameters"] = sum(p.numel() for p in model.parameters())
     classifier.eval()
-    if validation is not None:
+    held_out = _HeldOut(data) if folds is None else folds.held_out
+    if folds is not None:
+        classifier.temperature = folds.temperature
+        facts |= folds.facts
+        classifier.cross_validation = {**folds.facts["cross_validation"], "scores": held_out.confusion.scores()}
+    elif validation is not None:
         logits = LogitSample(sum(int((roles == VALIDATION).sum()) for roles in data.roles))
         show = partial(meter, "scoring validation")
         facts["validation"] = score_role(classifier, data, VALIDATION, recipe.mapping, logits.update, show).scores()
         classifier.temperature = logits.temperature()
-
-    start = time.perf_counter()
-    before, after = Reliability(), Reliability()
-
-    def count(values: NDArray[np.float32], truth: NDArray[np.uint8]) -> None:
-        before.update(probabilities_of(values.T).T, truth)
-        after.update(probabilities_of(values.T, classifier.temperature).T, truth)
-
-    confusion = score_role(classifier, data, TEST, recipe.mapping, count, partial(meter, "scoring test"))
+    if folds is None:
+        held_out.add(classifier, data, recipe.mapping, partial(meter, "scoring test"))
+        learnt, _ = learnt_ground([scene.grid for scene in data.scenes], data.roles)
+        facts["leak_fraction"] = leak_fraction(data.roles, model.view, model.core, classifier.stride, learnt)
+        facts["polygon_leak_fraction"] = polygon_leak_fraction(data.scenes, data.roles)
+    confusion, before, after = held_out.confusion, held_out.before.to_dict(), held_out.after.to_dict()
     facts["calibration"] = {
         "temperature": classifier.temperature,
-        "fitted_on": "validation" if validation is not None else None,
-        "test": {"before": before.to_dict(), "after": after.to_dict()},
+        "fitted_on": "the folds' validation" if folds else "validation" if validation is not None else None,
+        "test": {"before": before, "after": after},
     }
-    facts["test_mapping_seconds"] = round(time.perf_counter() - start, 3)
+    facts["test_mapping_seconds"] = round(held_out.seconds, 3)
     facts["peak_memory_bytes"] = peak_memory()
     if features is not None:
         facts["pretrain"] = facts_of(features.denoiser)
-    learnt, _ = learnt_ground([scene.grid for scene in data.scenes], data.roles)
-    facts["leak_fraction"] = leak_fraction(data.roles, model.view, model.core, classifier.stride, learnt)
-    facts["polygon_leak_fraction"] = polygon_leak_fraction(data.scenes, data.roles)
     classifier.save(run / "bundle")
-    for scene, roles in zip(data.scenes, data.roles, strict=True):
+    for scene, roles, found in zip(data.scenes, data.roles, held_out.maps, strict=True):
         write_raster(run / "split" / f"{scene.name}.tif", scene.grid, roles, nodata=0, names=["role"])
+        if folds is not None:
+            codes = data.legend.to_codes(found)
+            write_raster(run / "cross_validation" / f"{scene.name}.tif", scene.grid, codes, legend=data.legend)
     history = read_history(run / "metrics.csv")
     if history:
         save(curves_figure(history, facts.get("epoch")), run / "curves.png")
-    save(
-        reliability_figure({"as trained": before.to_dict(), "in the bundle": after.to_dict()}), run / "reliability.png"
-    )
+    save(reliability_figure({"as trained": before, "in the bundle": after}), run / "reliability.png")
     write_text(run / "confusion.csv", confusion.to_csv(data.legend))
     write_text(run / "environment.json", to_json(environment()))
     scores = {"test": confusion.scores(), "classes": confusion.per_class(data.legend.names), **facts}
@@ -212,7 +328,8 @@ def score_role(
     role: int,
     options: MapOptions = MapOptions(),  # noqa: B008  (frozen)
     watch: Callable[[NDArray[np.float32], NDArray[np.uint8]], None] = lambda logits, truth: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = _silent,
+    maps: Sequence[NDArray[np.uint8]] = (),
 ) -> Confusion:
     """Maps the pixels of a role with the mapping engine and scores them, as a map of the scene would score.
 
@@ -222,19 +339,23 @@ def score_role(
         role: whose pixels are mapped.
         options: how they are mapped.
         watch: called with the logits, (N, K), and the truth, (N,), of the pixels that are scored, part by part.
-        progress: called with the pixels done, and those of all scenes.
+        progress: shows how far it is.
+        maps: (H, W) for each scene, into which the classes of these pixels are put.
     """
     total = sum(scene.grid.window.pixels for scene in data.scenes)
     same = options.model_dump(include=set(PredictorOptions.model_fields) - {"layers"} | {"block"})
 
     def parts() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
         done = 0
-        for scene, roles, target in zip(data.scenes, data.roles, data.targets(role), strict=True):
+        every = zip_longest(data.scenes, data.roles, data.targets(role), maps)
+        for scene, roles, target, classes in every:
             for part in map_blocks(classifier, scene, wanted=roles == role, **same):
                 inside = part.window.within(scene.grid.window)
                 truth = target[inside]
                 scored = (truth != UNLABELLED) & (part.classes != UNLABELLED)
                 watch(part.logits[:, scored].T, truth[scored])
+                if classes is not None:
+                    classes[inside][scored] = part.classes[scored]
                 yield truth, part.classes
                 progress(done + inside[0].stop * scene.grid.window.width, total)
             done += scene.grid.window.pixels

@@ -14,7 +14,7 @@ from landfuse.legend import UNLABELLED, Legend
 from landfuse.rasters.windows import blocks
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
-from landfuse.scenes.split_rules import TRAIN, Roles
+from landfuse.scenes.split_rules import TRAIN, Roles, SplitSettings
 from landfuse.scenes.splits import counts_per_class, roles_digest
 from landfuse.training.recipe import Recipe
 from landfuse.views.mapped_pixels import fit_pixel_maps
@@ -27,11 +27,12 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run stands on: the tiles, their roles and targets."""
+    """What a run stands on: the tiles, their roles and targets; and the number of folds, of which one tests."""
 
     scenes: Sequence[Scene]
     roles: Sequence[Roles]
     legend: Legend
+    folds: int = 0
 
     def targets(self, role: int) -> list[NDArray[np.uint8]]:
         """Per scene (H, W) uint8: classes of the pixels of a role, `UNLABELLED` elsewhere."""
@@ -75,10 +76,13 @@ def read_training_data(recipe: Recipe, file: SceneFile) -> TrainingData:
     """
     scenes = file.scenes(recipe.modalities)
     _alike(scenes)
-    return checked_data(scenes, file.roles(scenes, recipe.split_of(file)), file.legend)
+    split = recipe.split_of(file)
+    return checked_data(scenes, file.roles(scenes, split), file.legend, split)
 
 
-def checked_data(scenes: Sequence[Scene], roles: Sequence[Roles], legend: Legend) -> TrainingData:
+def checked_data(
+    scenes: Sequence[Scene], roles: Sequence[Roles], legend: Legend, split: SplitSettings | None = None
+) -> TrainingData:
     """What a run stands on, if every class can be learnt.
 
     Raises:
@@ -93,7 +97,7 @@ def checked_data(scenes: Sequence[Scene], roles: Sequence[Roles], legend: Legend
             "labelled pixels of every class in training",
             "take it out of the legend (its code into `labels: ignored`), or change the split or its seed",
         )
-    return TrainingData(scenes, roles, legend)
+    return TrainingData(scenes, roles, legend, getattr(split, "folds", None) or 0)
 
 
 def _alike(scenes: Sequence[Scene]) -> None:
