@@ -30,10 +30,21 @@ class Settings(pydantic.BaseModel):
     cost: ClassVar[str] = ""
     """How long that takes, in words."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Sets of defaults by name, for a field `preset`."""
+
     retired: ClassVar[Mapping[str, tuple[object, str]]] = {}
     """Settings that no longer exist: name -> (the old default, at which files may still set it; what to do)."""
     retired_training: ClassVar[frozenset[str]] = frozenset()
     """Those of them that only concerned training: what is saved may set them to anything."""
+
+    @classmethod
+    def with_preset(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values, and those of the preset that they name in its place; what is written out wins over it."""
+        chosen = values.get("preset")
+        if not isinstance(chosen, str) or chosen not in cls.presets:
+            return dict(values)
+        return {**cls.presets[chosen], **{name: value for name, value in values.items() if name != "preset"}}
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -48,7 +59,7 @@ class Settings(pydantic.BaseModel):
         ]
         if faults:
             raise ValueError("; and ".join(faults))
-        return {name: value for name, value in values.items() if name not in cls.retired}
+        return {name: value for name, value in cls.with_preset(values).items() if name not in cls.retired}
 
 
 S = TypeVar("S", bound=Settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shlex
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +27,8 @@ from landfuse.progress import bars
 
 if TYPE_CHECKING:
     from landfuse.models.base import FusionModel
+
+log = logging.getLogger("landfuse")
 
 out = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 140)
 
@@ -165,19 +169,28 @@ class Events:
         self.print("fault", f"note: the tile `{tile}` is not mapped: {fault.found}", tile=tile, found=fault.found)
 
     @contextmanager
-    def mapping(self, pixels: int) -> Iterator[Callable[[str, int], None]]:
+    def mapping(self, pixels: int, size: Callable[[], str] = str) -> Iterator[Callable[[str, int], None]]:
         """Shows the progress, or prints a line of JSON a second; yields a function of tile and pixels done.
 
         Args:
             pixels: of all tiles.
+            size: of the model and of what it takes, logged once with the time left.
         """
-        speed, printed = _Speed(pixels), -math.inf
+        speed, printed, said = _Speed(pixels), -math.inf, self.quiet or self.as_json
+        begun: tuple[float, int] | None = None
         with bars(self.quiet or self.as_json) as meter:
 
             def update(tile: str, done: int) -> None:
-                nonlocal printed
+                nonlocal printed, said, begun
                 speed.update(tile, done)
                 meter("mapping", speed.done, pixels, f"{speed.rate:.3g} Mpx/s", before=speed.before)
+                now = time.monotonic()
+                if speed.rate > 0 and begun is None:  # the first window takes longer
+                    begun = now, speed.done
+                elif not said and begun is not None and now >= begun[0] + 1 and speed.done > begun[1]:
+                    said = True
+                    ahead = (pixels - speed.done) * (now - begun[0]) / (speed.done - begun[1])
+                    log.info("%s; %s px, about %s left", size(), f"{pixels:,}", timedelta(seconds=round(ahead)))
                 if self.as_json and not self.quiet and (time.monotonic() - printed >= 1 or speed.done == pixels):
                     printed = time.monotonic()
                     left = None if speed.left is None else round(speed.left, 1)

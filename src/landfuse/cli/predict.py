@@ -31,6 +31,7 @@ from landfuse.errors import (
 from landfuse.mapping.settings import MapOptions, map_options
 
 if TYPE_CHECKING:
+    from landfuse.bundles.bundle import Bundle
     from landfuse.bundles.description import Description
     from landfuse.bundles.predictor import Model
     from landfuse.legend import Legend
@@ -181,7 +182,8 @@ def predict(
         keep = len(chosen) > 1 or extras.takes_time
         with _runner(bundle, workers, scheduler, scheduler_file) as (run, at_once):
             job = partial(run_mapping, model, restart=restart, run=run, keep=keep, **dict(options))
-            incomplete, wrong = _map_tiles(job, maps, at_once, keep_going, events)
+            size = partial(_size, model, not (workers or scheduler or scheduler_file))
+            incomplete, wrong = _map_tiles(job, maps, at_once, keep_going, events, size)
         failed |= wrong
         maps = {path: one for path, one in maps.items() if one.name not in failed}
         if not maps:
@@ -249,13 +251,18 @@ def _tiles(
 
 
 def _map_tiles(
-    job: Callable[..., Path], maps: Mapping[Path, Scene], at_once: int, keep_going: bool, events: Events
+    job: Callable[..., Path],
+    maps: Mapping[Path, Scene],
+    at_once: int,
+    keep_going: bool,
+    events: Events,
+    size: Callable[[], str],
 ) -> tuple[dict[str, IncompleteError], dict[str, LandfuseError]]:
     """Maps tiles, several at once where a cluster does it; returns those that lack blocks, and those that fail."""
     incomplete, failed = dict[str, IncompleteError](), dict[str, LandfuseError]()
     stop = threading.Event()
 
-    with events.mapping(sum(one.grid.window.pixels for one in maps.values())) as update:
+    with events.mapping(sum(one.grid.window.pixels for one in maps.values()), size) as update:
 
         def map_tile(path: Path, one: Scene) -> None:
             def progress(done: int, total: int) -> None:
@@ -291,6 +298,14 @@ def _map_tiles(
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
     return incomplete, failed
+
+
+def _size(model: Bundle, here: bool) -> str:
+    """How large a model is, and the memory that mapping takes where this process does it."""
+    from landfuse.training.run import memory_words
+
+    parameters = f"{model.spec.name}: {sum(p.numel() for p in model.parameters()):,} parameters"
+    return f"{parameters}, {memory_words()}" if here else parameters
 
 
 @contextmanager

@@ -155,5 +155,6 @@ def models(
     for row in describe(kind):
         shown.add_row(row.key, escape(row.values), escape(row.default), escape(row.meaning))
     out.print(shown)
-    say(f"a recipe to begin with:\n\nscene: scene.yaml\nmodel: {{name: {name}}}")
+    preset = f", preset: {next(iter(kind.presets))}" if kind.presets else ""
+    say(f"a recipe to begin with:\n\nscene: scene.yaml\nmodel: {{name: {name}{preset}}}")
     say(f"\nsettings on the command line win: landfuse train recipe.yaml model.{next(iter(kind.model_fields))}=...")

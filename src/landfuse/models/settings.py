@@ -7,13 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from landfuse.settings import Chance, Count, Options, Settings, Side, Weight
 
 Operator = Literal["fusion", "group_attention", "cross_attention"]
+
+
+def _preset(presets: Mapping[str, Mapping[str, object]]) -> Any:
+    """The field of a model that has presets, which says what they set."""
+    sets = [
+        f"`{name}`: {', '.join(f'`{key}` {value}' for key, value in values.items())}"
+        for name, values in presets.items()
+    ]
+    meant = "Other defaults, for a small machine or few labels; settings that are written out win over them."
+    return Field(default=None, description=f"{meant} {'; '.join(sets)}.")
 
 
 class MutualSettings(Settings):
@@ -50,6 +60,10 @@ class BdgfSettings(Settings):
 
     about: ClassVar[str] = "BDGF: branches guided by a diffusion model that learns without labels"
     cost: ClassVar[str] = "hours on a CPU, minutes on a GPU"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": {"core": 5, "width": 32, "embedding": 64, "states": 4}
+    }
+    preset: Literal["small"] | None = _preset(presets)
     view: Side = Field(default=11, description="Side of the patch, px.")
     core: Side = Field(
         default=1,
@@ -173,11 +187,13 @@ class RefNetSettings(Settings):
 
     about: ClassVar[str] = "REF-Net: features split into what two sensors share and what differs"
     cost: ClassVar[str] = "hours on a CPU, minutes on a GPU"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"small": {"view": 64, "encoder": "resnet10t", "width": 32}}
     retired: ClassVar[Mapping[str, tuple[object, str]]] = {
         "expansion": (2.0, "SS2D has two inner channels per channel; remove it"),
         "mlp_ratio": (4.0, "perceptrons have four hidden channels per channel; remove it"),
     }
 
+    preset: Literal["small"] | None = _preset(presets)
     view: Side = Field(default=256, description="Side of the square that is looked at, px.")
     core: Side | None = Field(
         default=None, description="Side of the centred square that is labelled, px; by default the view."

@@ -23,7 +23,7 @@ from landfuse.models.base import FusionModel
 from landfuse.progress import Meter
 from landfuse.settings import most_processes
 from landfuse.training.checkpoints import Checkpoints, read_checkpoint
-from landfuse.training.lightning_task import Epochs, History, Patience, Task
+from landfuse.training.lightning_task import Epochs, Forecast, History, Patience, Task
 from landfuse.training.recipe import Recipe
 from landfuse.training.run import read_history
 from landfuse.training.samples import Sample, Samples, WindowSampler, loader
@@ -111,11 +111,16 @@ def fit(
     data = _Data(training, validation, recipe.samples, settings.seed)
     per_epoch = len(WindowSampler(training, recipe.samples, train=True))
     steps = settings.steps(per_epoch)
+    until = min(math.ceil(steps / per_epoch), epochs or steps)
+    checks = len(WindowSampler(validation, recipe.samples, train=False)) if validation is not None else 0
     task = Task(model, settings, steps, legend.scored)
     shapes = _shapes(task.state_dict())
     folder = run / "checkpoints"
     last = ModelCheckpoint(folder, "last", save_top_k=1, every_n_epochs=1, enable_version_counter=False)
-    callbacks: list[Any] = [History(run / "metrics.csv"), Epochs(meter, steps, settings.choose_by)]
+    taken = min(steps, until * per_epoch)
+    callbacks: list[Any] = [
+        History(run / "metrics.csv"), Epochs(meter, taken, settings.choose_by), Forecast(taken, checks),
+    ]  # fmt: skip
     best = None
     if validation is not None:
         watched = f"val_{settings.choose_by}"
@@ -138,7 +143,7 @@ def fit(
         arguments: dict[str, Any] = {
             "min_epochs": 0,
             # `max_steps` would make Lightning draw another epoch's batches after a resume; the task stops instead.
-            "max_epochs": min(math.ceil(steps / per_epoch), epochs or steps),
+            "max_epochs": until,
             "accelerator": settings.accelerator,
             "devices": settings.devices,
             "num_nodes": settings.nodes,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import functools
+import logging
 import math
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,11 @@ from landfuse.files import whole_file
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import FusionModel
 from landfuse.progress import Meter
-from landfuse.training.run import read_history
+from landfuse.training.run import memory_words, read_history
 from landfuse.training.samples import Sample
 from landfuse.training.settings import TrainingSettings
+
+log = logging.getLogger("landfuse")
 
 
 class Task(LightningModule):
@@ -143,6 +148,42 @@ class Patience(EarlyStopping):
         """Looks whether patience had run out."""
         if checkpoint["callbacks"].get(self.state_key, {}).get("wait_count", 0) >= self.patience:
             trainer.should_stop = True
+
+
+class Forecast(Callback):
+    """Says once, after the first second of steps, how large the training is: parameters, memory, time.
+
+    Args:
+        steps: of the whole training.
+        checks: batches of validation after each epoch.
+    """
+
+    def __init__(self, steps: int, checks: int) -> None:
+        self.steps, self.checks = steps, checks
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self.start, self.before, self.said = time.perf_counter(), trainer.global_step, trainer.global_rank > 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs the line."""
+        seconds, per_epoch = time.perf_counter() - self.start, int(trainer.num_training_batches)
+        if trainer.global_step == self.before + 1 and batch_idx + 1 < per_epoch:  # the first step takes longer
+            self.start, self.before = time.perf_counter(), trainer.global_step
+            return
+        if self.said or (seconds < 1 and batch_idx + 1 < per_epoch):
+            return
+        self.said = True
+        per_step = seconds / max(1, trainer.global_step - self.before)
+        per_step *= 1 + self.checks / (3 * per_epoch)  # a step takes about three forward passes
+        log.info(
+            "%s parameters, %s; at most %s epochs of %s steps, about %s left",
+            f"{sum(p.numel() for p in pl_module.parameters()):,}", memory_words(),
+            f"{math.ceil(self.steps / per_epoch):,}", f"{per_epoch:,}",
+            timedelta(seconds=round((self.steps - trainer.global_step) * per_step)),
+        )  # fmt: skip
 
 
 class History(Callback):

@@ -96,7 +96,8 @@ class Recipe(Settings):
             parse(SETTINGS[value["name"]], config, f"model `{value['name']}`", saved=saved)
         except SettingsError as error:
             raise ValueError(str(error)) from None
-        return dict(value)
+        # Written out, so that runs and bundles mean the same when a preset has changed.
+        return {"name": value["name"], **SETTINGS[value["name"]].with_preset(config)}
 
     @pydantic.model_validator(mode="after")
     def _features_of_something(self) -> Recipe:

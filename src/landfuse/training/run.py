@@ -25,6 +25,7 @@ import pydantic
 from landfuse.errors import BundleError, MissingFileError, OutputError, SettingsError
 from landfuse.files import to_json, write_text
 from landfuse.legend import nfc
+from landfuse.mapping.memory import in_bytes
 from landfuse.markup import percent, table
 from landfuse.models import SETTINGS
 from landfuse.rasters.geotiff import GdalRaster
@@ -151,6 +152,13 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024  # Linux counts in KiB
+
+
+def memory_words() -> str:
+    """The most memory that this process took until now, and of its GPU, in words."""
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else 0
+    return f"{in_bytes(peak_memory())} of memory" + (f" and {in_bytes(gpu)} of the GPU's" if gpu else "")
 
 
 Key = tuple[str, int]
