@@ -210,3 +210,18 @@ def test_every_option_has_a_group(invoke: Run) -> None:
         assert "Files and messages" in words
         options = words.partition("╭─ Options")[2].partition("╯")[0]
         assert set(re.findall(r"--[a-z-]+", options)) == {"--help"}, name
+
+
+@pytest.mark.parametrize("silent", [None, "as_json", "quiet"])
+def test_mapping_says_once_how_large_it_is(
+    silent: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seconds = iter(range(100))
+    monkeypatch.setattr("landfuse.cli.console.time.monotonic", lambda: next(seconds))
+    caplog.set_level("INFO", "landfuse")
+    events = console.Events(silent == "as_json", silent == "quiet")
+    with events.mapping(1000, lambda: "refnet: 5 parameters") as update:
+        for done in (100, 110, 120, 130, 1000):  # 100 were done before; the clock goes on by itself
+            update("tile", done)
+    said = [line.getMessage() for line in caplog.records]
+    assert said == ([] if silent else ["refnet: 5 parameters; 1,000 px, about " + said[0].partition("about ")[2]])

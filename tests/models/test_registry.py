@@ -13,7 +13,8 @@ import pytest
 from landfuse.models import MODELS, SETTINGS, mfnet_weights
 from landfuse.models.base import Modality
 from landfuse.models.settings import RefNetSettings
-from landfuse.settings import Settings, SettingsError, parse
+from landfuse.settings import Settings, SettingsError, describe, parse
+from landfuse.training.recipe import Recipe
 
 WITHOUT_TORCH = """
 import sys
@@ -63,6 +64,22 @@ def test_retired_settings_of_refnet() -> None:
     assert parse(RefNetSettings, {"expansion": 2.0, "mlp_ratio": 4}, "recipe.yaml") == RefNetSettings()
     with pytest.raises(SettingsError, match=r"recipe\.yaml: `expansion` no longer exists; SS2D has two"):
         parse(RefNetSettings, {"expansion": 1.5}, "recipe.yaml")
+
+
+@pytest.mark.parametrize(("name", "preset"), [(name, one) for name, kind in SETTINGS.items() for one in kind.presets])
+def test_presets_are_defaults_that_are_written_out(name: str, preset: str) -> None:
+    kind, sets = SETTINGS[name], SETTINGS[name].presets[preset]
+    chosen = parse(kind, {"preset": preset}, "model")
+    assert chosen == kind(**sets) != kind()
+    assert parse(kind, {"preset": preset, "width": 64, "view": 9}, "model") == kind(**{**sets, "width": 64, "view": 9})
+    with pytest.raises(SettingsError, match=f"`preset` is 'tiny'.*'{preset}'"):
+        parse(kind, {"preset": "tiny"}, "model")
+    (meaning,) = (row.meaning for row in describe(kind) if row.key == "preset")
+    assert all(f"`{key}` {value}" in meaning for key, value in sets.items())
+    recipe = parse(Recipe, {"scene": "s.yaml", "model": {"name": name, "preset": preset, "states": 2}}, "recipe")
+    assert recipe.model == {"name": name, **sets, "states": 2}
+    small, usual = (MODELS[name]({"a": 3, "b": 2}, 4, **one) for one in ({"preset": preset}, {}))  # type: ignore[call-arg]
+    assert 3 * sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in usual.parameters())
 
 
 @pytest.mark.parametrize("name", list(SETTINGS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -178,7 +179,7 @@ NET: dict[str, Any] = {
 
 
 def test_epochs_are_the_mean_of_the_best_and_interruptions_are_gone_on_from(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     best = {"0": 2, "1": 0}  # from 0: 3 epochs and 1, 2 in the mean
 
@@ -190,7 +191,13 @@ def test_epochs_are_the_mean_of_the_best_and_interruptions_are_gone_on_from(
     for name in ("straight", "broken"):
         (tmp_path / name).mkdir()
     straight, broken = (tmp_path / name / "run" for name in ("straight", "broken"))
-    train(write(straight.parent, place / "scene.yaml", **NET), progress=False)
+    with caplog.at_level("INFO", "landfuse"):
+        train(write(straight.parent, place / "scene.yaml", **NET), progress=False)
+    parameters = f"{read_run(straight).scores['parameters']:,} parameters, "
+    said = [line.getMessage() for line in caplog.records if line.getMessage().startswith(parameters)]
+    assert [re.findall(r"memory; at most (\d) epochs of 1 steps, about 0:00:\d\d left", line) for line in said] == [
+        ["3"], ["3"], ["2"],
+    ]  # fmt: skip
     assert read_run(straight).scores["cross_validation"]["epochs"] == [3, 1]
     assert len(read_history(straight / "metrics.csv")) == 2
     path, whole = write(broken.parent, place / "scene.yaml", **NET), Task.training_step
