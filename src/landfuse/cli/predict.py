@@ -31,7 +31,6 @@ from landfuse.errors import (
 from landfuse.mapping.settings import MapOptions, map_options
 
 if TYPE_CHECKING:
-    from landfuse.bundles.bundle import Bundle
     from landfuse.bundles.description import Description
     from landfuse.bundles.predictor import Model
     from landfuse.legend import Legend
@@ -182,7 +181,7 @@ def predict(
         keep = len(chosen) > 1 or extras.takes_time
         with _runner(bundle, workers, scheduler, scheduler_file) as (run, at_once):
             job = partial(run_mapping, model, restart=restart, run=run, keep=keep, **dict(options))
-            size = partial(_size, model, not (workers or scheduler or scheduler_file))
+            size = partial(_size, known.spec.name, predictor.nbytes, not (workers or scheduler or scheduler_file))
             incomplete, wrong = _map_tiles(job, maps, at_once, keep_going, events, size)
         failed |= wrong
         maps = {path: one for path, one in maps.items() if one.name not in failed}
@@ -300,12 +299,12 @@ def _map_tiles(
     return incomplete, failed
 
 
-def _size(model: Bundle, here: bool) -> str:
+def _size(name: str, weights: int, here: bool) -> str:
     """How large a model is, and the memory that mapping takes where this process does it."""
+    from landfuse.mapping.memory import in_bytes
     from landfuse.training.run import memory_words
 
-    parameters = f"{model.spec.name}: {sum(p.numel() for p in model.parameters()):,} parameters"
-    return f"{parameters}, {memory_words()}" if here else parameters
+    return f"{name}: {in_bytes(weights)} of weights" + (f", {memory_words()}" if here else "")
 
 
 @contextmanager
