@@ -209,7 +209,14 @@ def predict(
                 PartFolder(path).remove()
     if destination.address is None:
         labelled = any(one.read_labels is not None for one in chosen)
-        hint("landfuse", *(["evaluate", output, scene] if labelled else ["sample", output, "-o", "sample.gpkg"]))
+        hint(
+            "landfuse",
+            *(
+                ["evaluate", output, scene]
+                if labelled and known.cross_validation is None
+                else ["sample", output, "-o", "sample.gpkg"]
+            ),
+        )
     else:
         events.print("put", f"put at: {destination.address}", address=destination.address)
     if faults:
