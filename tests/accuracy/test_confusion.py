@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
@@ -58,6 +58,7 @@ def test_by_hand() -> None:
 values = st.sampled_from([0, 1, 2, 3, 4, U])
 
 
+@settings(deadline=None)  # scikit-learn is imported by the first example
 @given(st.lists(st.tuples(values, values), max_size=60))
 def test_against_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     result = confusion([t for t, _ in pairs], [p for _, p in pairs], 6)

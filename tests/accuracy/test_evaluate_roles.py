@@ -49,7 +49,10 @@ def test_the_roles_of_the_run_win_over_another_split(mapped: Path, landfuse: Cal
         assert "runs/first" in scores["notes"][0]
 
 
-def test_without_the_run_another_split_is_refused(mapped: Path, tmp_path: Path) -> None:
+def test_without_the_run_another_split_is_refused(
+    mapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(mapped.parents[2])  # runs of other tests may lie near the working directory
     apart = tmp_path / "a" / "b" / "c"
     shutil.copytree(mapped, apart, ignore=shutil.ignore_patterns("runs"))
     other = another_split(apart, seed=7)
