@@ -52,9 +52,9 @@ def test_the_roles_of_the_run_win_over_another_split(mapped: Path, landfuse: Cal
 def test_without_the_run_another_split_is_refused(
     mapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(mapped.parents[2])  # runs of other tests may lie near the working directory
     apart = tmp_path / "a" / "b" / "c"
     shutil.copytree(mapped, apart, ignore=shutil.ignore_patterns("runs"))
+    monkeypatch.chdir(apart)  # runs of other tests may lie near the working directory
     other = another_split(apart, seed=7)
     with pytest.raises(SplitError, match=r"another split(.|\n)*not found(.|\n)*--split RUN(.|\n)*--role all"):
         evaluate(apart / "map.tif", other)
