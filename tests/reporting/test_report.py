@@ -610,7 +610,7 @@ def test_the_public_name_is_the_function() -> None:
         (["report", "RUN", "-o", "PAGE", "-q", "--bands", "s2=8,4,3"], 0, r"report: .* \(0\.\d MB\)"),
         (["report", "RUN", "-o", "PAGE", "--bands", "s2"], 2, "a modality and its bands"),
         (["report", "RUN", "-o", "PAGE", "--scene", "gone.yaml"], 2, "is not there"),
-        (["report", "RUN", "-o", "RUN"], 2, "is a folder"),
+        (["report", "RUN", "-o", "RUN"], 2, "the name of a page"),
         (["report", "nowhere"], 2, "is no run"),
     ],
 )

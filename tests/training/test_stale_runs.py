@@ -12,6 +12,10 @@ import pytest
 import rasterio
 import yaml
 
+from landfuse.errors import OutputError
+from landfuse.studies.series import Member, train_series
+from landfuse.training.recipe import read_recipe
+
 
 @pytest.fixture
 def run(trained: Path, place: Path, tmp_path: Path) -> Path:
@@ -82,3 +86,12 @@ def test_an_earlier_run_says_that_it_is_not_checked(run: Path, landfuse: Callabl
     result = landfuse("train", run / "recipe.json", "--quiet")
     assert result.code == 0
     assert "is not checked" in " ".join(result.err.split())
+
+
+def test_a_series_does_not_show_a_stale_run_as_fresh(run: Path) -> None:
+    recipe = read_recipe(run / "recipe.json")
+    member = Member(recipe, (), run)
+    train_series(run / "recipe.json", [member])
+    change_pixel(run.parent / "labels.tif", 255)
+    with pytest.raises(OutputError, match="since then the labels"):
+        train_series(run / "recipe.json", [member])

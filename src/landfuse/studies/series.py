@@ -125,10 +125,14 @@ def train_series(
 
     Raises:
         ModelError: if a run fails; its own message has been printed by then. Later runs are not started.
+        OutputError: if a run that has ended was trained on other data.
     """
     for number, member in enumerate(runs, start=1):
         place = f"run {number} of {len(runs)}: {member.run}"
         if member.ended:
+            from landfuse.training.train import check_data  # imports torch
+
+            check_data(member.recipe, member.run)
             report(f"{place} has ended before")
             continue
         report(place)

@@ -103,9 +103,7 @@ def train_on(
             clear(run)
         claimed = claim(run, recipe)
         if (run / "scores.json").exists():
-            if not recipe.scene.startswith(ARRAYS):  # of arrays, the recipe holds the digest
-                noted = (run / "inputs.json").exists()
-                remember(run, read(recipe).digests(recipe.pretrain is not None) if noted else {})
+            check_data(recipe, run, read)
             log.warning("%s has ended before; its bundle is loaded. Choose another run=... to train again", run)
             return load_bundle(run / "bundle")
         try:
@@ -122,6 +120,17 @@ def train_on(
             if claimed and not learnt and not any(run.glob("folds/*/recipe.json")):
                 release(run)
             raise
+
+
+def check_data(
+    recipe: Recipe,
+    run: Path,
+    read: Callable[[Recipe], TrainingData] = lambda own: read_training_data(own, own.read_scene()),
+) -> None:
+    """Compares the data of a run that has ended with those that it was trained on; see `remember`."""
+    if not recipe.scene.startswith(ARRAYS):  # of arrays, the recipe holds the digest
+        noted = (run / "inputs.json").exists()
+        remember(run, read(recipe).digests(recipe.pretrain is not None) if noted else {})
 
 
 _PARTS = {"pre-training": 9, "features": 2, "training": 9, "scoring validation": 0.5, "scoring test": 0.5}
