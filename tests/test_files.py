@@ -94,15 +94,15 @@ def test_spreadsheets_find_no_formula_in_a_table() -> None:
 def test_commands_replace_no_file_of_a_person(
     place: Path, trained: Path, tmp_path: Path, landfuse: Callable[..., Any]
 ) -> None:
-    scene, scores = tmp_path / "scene.yaml", tmp_path / "scores.json"
+    scene, scores, page = (tmp_path / name for name in ("scene.yaml", "scores.json", "page.html"))
     model = tmp_path / "bundle" / "model.json"
     model.parent.mkdir()
-    for path in (scene, scores, model):
+    for path in (scene, scores, page, model):
         path.write_text('{"mine": 1}')
     predicted = landfuse("predict", trained, place, "-o", tmp_path / "m.tif")
     assert predicted.code == 0, predicted.err
     for words, path in (
-        (("report", trained, "-o", scene), scene),
+        (("report", trained, "-o", page), page),
         (("evaluate", tmp_path / "m.tif", place, "-o", tmp_path), scores),
         (("export", trained, "-o", model.parent), model),
         (("demo", tmp_path), scene),

@@ -397,8 +397,7 @@ class Classifier:
         truth = scene.labels
         if isinstance(images, Scene) and labels is None and scene.legend != self.legend:
             truth = self.legend.to_classes(scene.legend.to_codes(truth), where=f"the labels of `{scene.name}`")
-        known = self.description.roles or {}
-        refuse_learnt("this Classifier", {scene.name: known.get(str(scene.grid))}, [scene], None)
+        refuse_learnt("this Classifier", {scene.name: self.description.learnt_at(scene.grid)}, [scene], None)
         if split is not None:
             truth = np.where(_split_of(scene, split)[1] == TEST, truth, UNLABELLED).astype(np.uint8)
         if not (truth != UNLABELLED).any():

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import BundleError, FaultsError, LandfuseError, SceneError, SettingsError
 from landfuse.legend import Legend
+from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import CoreWeights, Window
 from landfuse.scenes.scene import ModalityInfo, Scene
+from landfuse.scenes.splits import ALL_LABELS
 
 if TYPE_CHECKING:
     from landfuse.models.base import FusionModel
@@ -205,6 +207,12 @@ class Description:
         if faults:
             raise FaultsError(faults)
         return replace(scene, modalities=modalities), notes
+
+    def learnt_at(self, grid: Grid) -> str | None:
+        """What a map of a grid says of the pixels that the model learnt from; None where the bundle does not."""
+        if self.roles is None:
+            return None
+        return self.roles.get(str(grid), "of other tiles") + (f" {ALL_LABELS}" if self.cross_validation else "")
 
     def check_values(self, scene: Scene, options: PredictorOptions) -> list[str]:
         """Compares the values of a sample of a scene's pixels with those that the model was trained on.

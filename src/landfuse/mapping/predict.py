@@ -183,8 +183,9 @@ def _map(
     folder.check_inputs(job.engine, readings.values())
     description = job.engine.description
     tags = {"landfuse_model": description.spec.name, "landfuse_bundle": job.engine.predictor.identity["the model"]}
-    if description.roles is not None:
-        tags["landfuse_roles"] = description.roles.get(str(grid), "of other tiles")
+    learnt = description.learnt_at(grid)
+    if learnt is not None:
+        tags["landfuse_roles"] = learnt
     if faults:
         tags["landfuse_incomplete"] = "; ".join(f"{w.row} {w.col} {w.height} {w.width}" for w in faults)
     parts = {window: folder.part(window) for window in wanted}

@@ -43,7 +43,7 @@ os.environ["GDAL_VRT_WARP_USE_DATASET_RASTERIO"] = "NO"
 
 ResamplingName = Literal["nearest", "bilinear", "cubic", "average", "mode"]
 
-GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
+GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError, SystemError)  # the last where GDAL does not say why
 """What rasterio raises; its own errors, and those of GDAL and PROJ that it lets through."""
 
 _MOST_BANDS = 10_000

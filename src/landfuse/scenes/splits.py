@@ -348,6 +348,10 @@ def roles_digest(roles: NDArray[np.generic], grid: Grid) -> str:
     ).hexdigest()
 
 
+ALL_LABELS = "all labels"
+"""What a map says behind the digests of roles where its model learnt from every label."""
+
+
 def all_train(labels: NDArray[np.uint8]) -> Roles:
     """The roles of a model that learns from every label."""
     return np.where(labels == UNLABELLED, UNUSED, TRAIN).astype(np.uint8)
