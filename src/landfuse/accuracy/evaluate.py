@@ -274,7 +274,7 @@ def refuse_learnt(maps: str | Path, tags: Mapping[str, str | None], scenes: Sequ
     Raises:
         SplitError: pointing to a reference sample.
     """
-    # A whole tile may train in a split too, and without a CRS tiles of one size are told apart by their roles only.
+    # A whole tile may train in a split too, and without a CRS tiles of one size are distinguished by their roles only.
     labelled = [scene for scene in scenes if (scene.labels != UNLABELLED).any()]
     said = all(str(tags.get(one.name)).endswith(ALL_LABELS) for one in labelled)
     learnt = [roles_digest(all_train(one.labels), one.grid) in str(tags.get(one.name)) for one in labelled]
