@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from landfuse.cli.console import Quiet, a_folder, say
 from landfuse.errors import SceneError
 from landfuse.progress import err
+
+if TYPE_CHECKING:
+    from landfuse.scenes.scene_file import SceneFile
 
 Places = Annotated[list[Path], typer.Argument(help="Rasters, and vector files with labels; or folders of them.")]
 LabelFile = Annotated[
@@ -37,7 +40,7 @@ def init(
     """
     from landfuse.cli.data import check
 
-    check(_write(places, labels, label_column, output))
+    check(_write(places, labels, label_column, output).path)
 
 
 def map(
@@ -56,22 +59,14 @@ def map(
     from landfuse.cli.report import report
     from landfuse.cli.train import train
 
-    scene = _write(places, labels, label_column, output)
-    run = output / "run"
-    train(scene.with_name("recipe.yaml"), [f"run={run}"], quiet=quiet)
-    several = len(_tiles(scene)) > 1
-    maps = output / ("maps" if several else "map.tif")
-    predict(run, scene, str(maps), quiet=quiet)
+    file = _write(places, labels, label_column, output)
+    run, maps = output / "run", output / ("maps" if len(file.tiles) > 1 else "map.tif")
+    train(file.path.with_name("recipe.yaml"), [f"run={run}"], quiet=quiet)
+    predict(run, file.path, str(maps), quiet=quiet)
     report(run, output / "report.html", maps=maps, quiet=quiet)
 
 
-def _tiles(scene: Path) -> list[str]:
-    from landfuse.scenes.scene_file import read_scene_file
-
-    return read_scene_file(scene).tiles
-
-
-def _write(places: Sequence[Path], labels: Path | None, column: str | None, output: Path) -> Path:
+def _write(places: Sequence[Path], labels: Path | None, column: str | None, output: Path) -> SceneFile:
     """Proposes the scene file and the recipe, prints what was chosen, and writes them; returns the scene file."""
     from landfuse.scenes.from_files import propose
 
@@ -82,7 +77,7 @@ def _write(places: Sequence[Path], labels: Path | None, column: str | None, outp
     scene, recipe = found.write()
     say(f"scene file: {scene}")
     say(f"recipe:     {recipe}")
-    return scene
+    return found.file
 
 
 def _ask(question: str, choices: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from landfuse.rasters.polygons import read_rows
 from landfuse.rasters.windows import Window
 from landfuse.scenes.land_cover_map import class_names
 from landfuse.scenes.scene import Scene
-from landfuse.scenes.scene_file import SceneFile
+from landfuse.scenes.scene_file import SceneFile, natural
 from landfuse.scenes.scene_keys import SceneSettings
 from landfuse.scenes.split_rules import ROLES
 from landfuse.scenes.splits import counts_per_class
@@ -163,13 +163,13 @@ def propose(
     """
     notes: list[str] = []
     rasters, vectors = _find(places, labels, notes)
-    truth = _label_files(rasters, labels, notes)
+    truth = _label_files(rasters, labels)
     images = [one for one in rasters if one not in truth]
     if not images:
         raise MissingFileError(
             f"no raster is in {', '.join(map(str, places))}", "images that GDAL reads", "check the path"
         )
-    groups = _modalities(images, notes)
+    groups = _modalities(images)
     label_group = _grouped("labels", truth, "") if truth else []
     if len(label_group) > 1:
         raise SceneError(
@@ -213,7 +213,7 @@ def _find(places: Sequence[str | Path], labels: str | Path | None, notes: list[s
     return rasters, vectors
 
 
-def _label_files(rasters: Sequence[_File], labels: str | Path | None, notes: list[str]) -> list[_File]:
+def _label_files(rasters: Sequence[_File], labels: str | Path | None) -> list[_File]:
     """The rasters of labels: in the place that is named, else those that look like it."""
     if labels is None:
         return [one for one in rasters if one.whole_numbers and one.says(_LABELS)]
@@ -238,7 +238,7 @@ def _vectors(vectors: Sequence[Path], labels: str | Path | None) -> list[tuple[P
     return read
 
 
-def _modalities(files: Sequence[_File], notes: list[str]) -> list[_Group]:
+def _modalities(files: Sequence[_File]) -> list[_Group]:
     """Files as modalities: by the sensor that their names or folders mention, else by folder or name."""
     by_sensor: dict[str, list[_File]] = {name: [] for name in [*_SENSORS, ""]}
     for one in files:
@@ -281,7 +281,7 @@ def _grouped(name: str, files: Sequence[_File], why: str) -> list[_Group]:
     groups = []
     for (called, _, single), several in found.items():
         if single and len(several) > 1:  # a file per band
-            several.sort(key=lambda group: _natural(group.patterns[0]))
+            several.sort(key=lambda group: natural(group.patterns[0]))
             patterns = tuple(pattern for group in several for pattern in group.patterns)
             groups.append(_Group(called, patterns, min(several, key=lambda group: group.pixel).tiles, why))
         else:
@@ -366,7 +366,7 @@ class _Text:
         rows = [row for _, some in files for row in some]
         name, why = _column(files[0][0], rows, column, choose)
         counts = Counter(value for row in rows if (value := row[name]) is not None)
-        self.legend = [{"name": v, "comment": f"{counts[v]} shapes"} for v in sorted(counts, key=_natural)]
+        self.legend = [{"name": v, "comment": f"{counts[v]} shapes"} for v in sorted(counts, key=natural)]
         paths = [_quoted(Path(os.path.relpath(path.resolve(), self.top)).as_posix()) for path, _ in files]
         self.label_lines = [f"  polygons: [{', '.join(paths)}]  # {len(rows)} shapes"]
         self.label_lines.append(f"  attribute: {_quoted(name)}  # {why}")
@@ -423,7 +423,7 @@ class _Text:
             tiles = common
             kept.append(group)
         if "" not in tiles and any(set(g.tiles) != tiles for g in kept if "" not in g.tiles):
-            names = sorted(tiles, key=_natural)
+            names = sorted(tiles, key=natural)
             self.tile_lines = [f"tiles: [{', '.join(map(_quoted, names))}]  # those that every modality has"]
             lost = set().union(*(set(g.tiles) for g in kept if "" not in g.tiles)) - tiles
             notes.append(f"tiles that lack a modality are left out: {', '.join(sorted(lost)[:5])} ({len(lost)} in all)")
@@ -487,9 +487,8 @@ class _Text:
         trials = []
         if self.labels is None:
             why = "whole polygons go to one role"
-            trials += [(f"kind: polygons, buffer: {buffer}", f"{why}, no view reaches from one to another")] * bool(
-                buffer
-            )
+            if buffer:
+                trials.append((f"kind: polygons, buffer: {buffer}", f"{why}, no view reaches from one to another"))
             trials.append(("kind: polygons", why))
         if sum(bool((scene.labels != UNLABELLED).any()) for scene in scenes) >= _FEW_TILES:
             trials.append(("kind: tiles", "whole tiles go to one role"))
@@ -609,7 +608,3 @@ def _quoted(text: str) -> str:
 
 
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]

@@ -89,7 +89,7 @@ class SceneFile:
                 "one file per tile, or their names under `tiles`",
                 "check `root` and the paths, or fetch the data: " + (settings.address or "no address is given"),
             )
-        return sorted({match["tile"] for match in fits}, key=_natural)
+        return sorted({match["tile"] for match in fits}, key=natural)
 
     @cached_property
     def _table(self) -> dict[str, dict[str, str]]:
@@ -223,7 +223,7 @@ class SceneFile:
         written = Path(path)
         folder = Path(self._resolve(written.parent.as_posix(), tile))
         found = [p.name for p in folder.glob(expand(written.name, tile=glob.escape(tile)))]
-        return [written.with_name(name).as_posix() for name in sorted(found, key=_natural)]
+        return [written.with_name(name).as_posix() for name in sorted(found, key=natural)]
 
     def _raster(self, tile: str, m: ModalitySettings | LabelSettings, where: str, home: Grid | None) -> Any:
         """A raster, or several stacked, on its own grid; `home` is that which it belongs on, None for the reference."""
@@ -413,7 +413,7 @@ def _wild(escaped: str, several: str, one: str) -> str:
     return escaped.replace("\1", several).replace("\2", one)
 
 
-def _natural(name: str) -> list[int | str]:
+def natural(name: str) -> list[int | str]:
     """For sorting: `plot_9` before `plot_10`."""
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
 
