@@ -5,7 +5,6 @@ Until then it is `.NAME.part` in the same folder, from which the next call conti
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import re
@@ -18,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from landfuse.errors import LandfuseError, MissingFileError, OutputError
-from landfuse.files import unwritable
+from landfuse.files import sha256_of, unwritable
 
 Progress = Callable[[int, int], None]
 """Called with (bytes there, bytes in all; 0 where the server does not say)."""
@@ -77,7 +76,7 @@ def download(
                 do = "try again later, look at the address in a browser, or correct `size` or the name"
                 raise MissingFileError(f"{address} sends another file: {wrong}", f"the file {path.name}", do)
             part.replace(path)
-        return sha256 or _sha256(path)
+        return sha256 or sha256_of(path)
     except LandfuseError:
         raise
     except OSError as error:
@@ -98,7 +97,7 @@ _BEGINNINGS = {
 def _wrong(path: Path, suffix: str, sha256: str | None, size: int, kind: str = "") -> str:
     """Why a file is not what is wanted, by what it holds and what kind the server says; nothing if it is."""
     if sha256 is not None:
-        found = _sha256(path)
+        found = sha256_of(path)
         return "" if found == sha256 else f"it has another checksum: SHA-256 {found}, not {sha256}"
     there, suffix = path.stat().st_size, suffix.lower()
     if size and there != size:
@@ -113,11 +112,6 @@ def _wrong(path: Path, suffix: str, sha256: str | None, size: int, kind: str = "
     if suffix in _BEGINNINGS and not beginning.startswith(_BEGINNINGS[suffix]):
         return f"it begins with {beginning[:8]!r}, as no {suffix} file does"
     return ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _complete(url: str, path: Path, part: Path, size: int, report: Progress) -> str:

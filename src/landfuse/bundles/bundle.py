@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,7 @@ from landfuse.bundles.settings import PredictorOptions
 from landfuse.bundles.torch_predictor import TorchPredictor
 from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.errors import BundleError
-from landfuse.files import check_replaceable, unwritable, whole_file
+from landfuse.files import check_replaceable, sha256_of, unwritable, whole_file
 from landfuse.legend import Legend
 from landfuse.models import MODELS, package_of
 from landfuse.models.base import FusionModel, Modality
@@ -187,6 +186,5 @@ class Bundle(nn.Module):
                 safetensors.torch.save_file(tensors, weights, metadata={"landfuse": str(description["format"])})
             except SafetensorError as error:
                 raise unwritable(folder / "model.safetensors", error) from None
-            with weights.open("rb") as file:
-                description["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+            description["weights"] = sha256_of(weights)
             words.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

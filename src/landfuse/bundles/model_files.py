@@ -5,7 +5,6 @@ No pickled code runs, and nothing is imported that a file names.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 
 from landfuse.bundles.description import FORMAT
 from landfuse.errors import BundleError
+from landfuse.files import sha256_of
 from landfuse.legend import LandClass, Legend
 from landfuse.rasters.windows import CoreWeights
 from landfuse.scenes.scene import ModalityInfo
@@ -123,10 +123,8 @@ def read_tensors(folder: Path, digest: str | None, load: Callable[[Path], _Tenso
                 "%s is of an earlier landfuse: whether its weights are damaged, and whether names of bands, values and "
                 "pixel size of a scene are the model's, is not checked", folder,
             )  # fmt: skip
-        else:
-            with (folder / "model.safetensors").open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    raise damaged(folder, "model.safetensors is not the file that model.json was written with")
+        elif sha256_of(folder / "model.safetensors") != digest:
+            raise damaged(folder, "model.safetensors is not the file that model.json was written with")
         return load(folder / "model.safetensors")
     except BundleError:
         raise

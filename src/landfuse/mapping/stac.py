@@ -10,7 +10,6 @@ Source:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ import shapely
 from landfuse.bundles.description import Description
 from landfuse.bundles.predictor import About, Predictor
 from landfuse.extras import missing_extra
-from landfuse.files import to_json, write_text
+from landfuse.files import sha256_of, to_json, write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.mapping.map_extras import polygons_beside
 from landfuse.mapping.map_layers import PROBABILITY_STEPS, Layer
@@ -208,7 +207,5 @@ def _further_files(path: Path, bundle: Path) -> dict[str, pystac.Asset]:
 
 def _asset(place: Path, title: str, kind: str, roles: list[str], fields: dict[str, Any]) -> pystac.Asset:
     """A file with its size, and its SHA-256 with the prefix that multihash gives it."""
-    with place.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    size = {"file:size": place.stat().st_size, "file:checksum": f"1220{found}"}
+    size = {"file:size": place.stat().st_size, "file:checksum": f"1220{sha256_of(place)}"}
     return _pystac().Asset(str(place), title, media_type=kind, roles=roles, extra_fields=size | fields)

@@ -14,7 +14,6 @@ Position embeddings and relative positions are resized here, once, to the images
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import pickle
@@ -36,6 +35,7 @@ from torch.nn import functional as F
 
 from landfuse.download import download
 from landfuse.errors import LandfuseError, MissingFileError, ModelError, OutputError
+from landfuse.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def from_file(name: str, path: str | Path) -> Reference:
             "a checkpoint of Segment Anything (.pth), or timm's weights (.safetensors)",
             f"check `weights`, or fetch the file from {_address(name)[0] or 'where it is published'}",
         )
-    return Reference(name, str(path), sha256(path), path)
+    return Reference(name, str(path), sha256_of(path), path)
 
 
 def by_name(name: str) -> Reference:
@@ -116,7 +116,7 @@ def by_name(name: str) -> Reference:
                 f"the file {path}",
                 f"fetch {address} where there is a network and put it at {path}, or set `weights: path/to/file`",
             ) from None
-    found = sha256(path)
+    found = sha256_of(path)
     if expected and found != expected:
         raise ModelError(
             f"{path} is not the published file: its SHA-256 is {found}",
@@ -124,12 +124,6 @@ def by_name(name: str) -> Reference:
             f"delete it and fetch {address} again",
         )
     return Reference(name, address, found, path)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _address(name: str) -> tuple[str, str | None]:

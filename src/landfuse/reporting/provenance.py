@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import shlex
@@ -14,6 +13,7 @@ import yaml
 
 from landfuse.accuracy.bootstrap import SCORES, Interval
 from landfuse.errors import SettingsError, few
+from landfuse.files import sha256_of
 from landfuse.legend import Legend
 from landfuse.rasters.raster import Raster
 from landfuse.scenes.scene import Scene
@@ -110,11 +110,7 @@ def bare(text: str) -> str:
 
 def hashes(run: Run) -> dict[str, str]:
     """SHA-256 of the bundle's files."""
-    result = {}
-    for name in ("model.safetensors", "model.json"):
-        with (run.folder / "bundle" / name).open("rb") as file:
-            result[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return result
+    return {name: sha256_of(run.folder / "bundle" / name) for name in ("model.safetensors", "model.json")}
 
 
 def commands(run: Run, scene: str, block: int, with_maps: bool) -> list[tuple[str, str]]:
