@@ -88,7 +88,7 @@ def test_a_model_is_built_without_fetching_or_hashing(name: str, monkeypatch: py
         raise AssertionError("weights were looked for")
 
     monkeypatch.setattr(socket, "create_connection", refused)
-    monkeypatch.setattr(mfnet_weights, "sha256", refused)
+    monkeypatch.setattr(mfnet_weights, "sha256_of", refused)
     settings = {
         "mfnet": {"weights": "random", "view": 32, "encoder_options": {"embed_dim": 32, "depth": 4, "num_heads": 2}}
     }
