@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -207,7 +208,7 @@ def read_kind(kind: str, path: str | Path) -> dict[str, Any]:
         SettingsError: if it is of another kind, too.
     """
     if Path(path).suffix.lower() in _DATA and Path(path).is_file():
-        do = f"write a scene file and a recipe for it: landfuse init {path}"
+        do = f"write a scene file and a recipe for it: landfuse init {shlex.quote(str(path))}"
         raise SettingsError(f"{path} is a file of data, not {kind}", f"{kind} (YAML), which names files of data", do)
     values = read_yaml(path)
     found = kind_of(values)
@@ -235,7 +236,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             "a YAML file",
             f"did you mean {path.parent / near[0]}?"
             if near
-            else f"write one for the files that are there: landfuse init {path.parent}"
+            else f"write one for the files that are there: landfuse init {shlex.quote(str(path.parent))}"
             if path.name == "scene.yaml" and path.parent.is_dir()
             else "check the path",
         ) from None

@@ -104,6 +104,22 @@ def _a_file_per_band(home: Path) -> None:
     tif(home / "VV.tif"), tif(home / "VH.tif"), codes(home / "labels.tif")
 
 
+def _copernicus(home: Path) -> None:
+    """Tiles in folders of their own, dates in the names of files, and what a delivery holds beside the images."""
+    for n, (tile, day) in enumerate((("T32UQD", "20240612T101559"), ("T33UUT", "20240701T101601"))):
+        folder = home / f"Kachel {tile} (geprüft)"
+        for band, pixel in (("B02", 10), ("B08", 10), ("B8A", 20)):
+            tif(folder / f"R{pixel}m" / f"{tile}_{day}_{band}_{pixel}m.tif", pixel=pixel, east=1000.0 * n)
+        tif(folder / "R20m" / f"{tile}_{day}_B02_20m.tif", pixel=20, east=1000.0 * n)
+        tif(folder / f"S1A_{day}_{tile}_vv.tif", values=np.full((1, SIDE, SIDE), -12, np.float32), east=1000.0 * n)
+        tif(folder / f"{tile}_{day}_TCI_10m.tif", 3, east=1000.0 * n), codes(folder / "alt.tif", east=1000.0 * n)
+    fields(home / "Flächen.gpkg")
+
+
+def _bands_without_a_sensor(home: Path) -> None:
+    tif(home / "flight_red.tif"), tif(home / "flight_nir.tif"), codes(home / "labels.tif")
+
+
 def _bands_of_tiles(home: Path) -> None:
     for n, tile in enumerate(("a", "b")):
         for band in ("B04", "B08"):
@@ -202,10 +218,28 @@ FOLDERS: dict[Callable[[Path], None], dict[str, Any]] = {
     _a_file_per_band: {
         "modalities": {
             "s1": ("VH.tif", "VV.tif"),
-            "t32uqd": tuple(f"T32UQD/T32UQD_20230701_{band}.tif" for band in ("B01", "B02", "B8A", "B11")),
+            "s2": tuple(f"T32UQD/T32UQD_20230701_{band}.tif" for band in ("B01", "B02", "B8A", "B11")),
         },
-        "reference": "s1",
+        "reference": "s2",
     },
+    _copernicus: {
+        "modalities": {
+            "s1": "Kachel {tile} (geprüft)/S1A_*_{tile}_vv.tif",
+            "s2": (
+                "Kachel {tile} (geprüft)/R10m/{tile}_*_B02_10m.tif",
+                "Kachel {tile} (geprüft)/R10m/{tile}_*_B08_10m.tif",
+                "Kachel {tile} (geprüft)/R20m/{tile}_*_B8A_20m.tif",
+            ),
+        },
+        "tiles": ["T32UQD", "T33UUT"],
+        "text": ["names: [B02, B08, B8A]", "# 3 x float32, pixels of 10 m, 2 tiles; by the names of its bands"],
+        "notes": [
+            "TCI_10m.tif and 1 more are left out: by its name",
+            "alt.tif and 1 more are left out: it",
+            "B02_20m.tif and 1 more",
+        ],
+    },
+    _bands_without_a_sensor: {"modalities": {"flight": ("flight_nir.tif", "flight_red.tif")}},
     _bands_of_tiles: {"modalities": {"s2": ("s2/{tile}_B04.tif", "s2/{tile}_B08.tif")}, "tiles": ["a", "b"]},
     _unnamed_cube: {
         "modalities": {"hsi": "flight 7.tif"},
@@ -281,6 +315,10 @@ def _unlike_vectors(home: Path) -> None:
     fields(home / "fields.gpkg"), fields(home / "roads.gpkg", kind=["a", "b"] * 32)
 
 
+def _raster_and_vector(home: Path) -> None:
+    tif(home / "s2.tif", 3), codes(home / "lulc.tif"), fields(home / "fields.gpkg")
+
+
 def _two_columns(home: Path) -> None:
     tif(home / "s2.tif", 3)
     fields(home / "fields.gpkg", crop=["a", "b"] * 32, land_cover=["c", "d"] * 32)
@@ -298,6 +336,7 @@ def _only_numbers_of_fields(home: Path) -> None:
         (_measurements_as_labels, SceneError, "4095 different numbers"),
         (_tiles_of_other_names, SceneError, "the same names of tiles"),
         (_unlike_vectors, SceneError, "--labels"),
+        (_raster_and_vector, SceneError, "lulc.tif or"),
         (_two_columns, SceneError, "crop (a, b, ...); land_cover (c, d, ...)"),
         (_only_numbers_of_fields, SceneError, "no column of"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -54,6 +55,8 @@ _SENSORS = {
 }
 """Modality -> the words of names of files and folders by which it is known; the first that fits."""
 _LABELS = r"labels?|gt|groundtruth|truth|classes|lulc|landcover|annotations?|targets?|masks?"
+_LEFT_OUT = r"tci|pvi|quicklook|preview|browse|thumb(nail)?|scl|aot|wvp|qa\d*|msk.*|cldprb|snwprb"
+"""Words of names of pictures to look at, and of masks of quality: copies or by-products of images, found in folders."""
 _BAND = r"b\d{1,2}a?|band\d*|red|green|blue|nir\d?|swir\d?|vv|vh|hh|hv"
 _COLUMN = r".*(class|label|land_?cover|land_?use|crop|species|type|category|klasse|nutzung|name).*|lc|lu|code"
 _MOST_VALUES = 60  # of a column that names classes
@@ -94,6 +97,7 @@ class _Group:
     patterns: tuple[str, ...]  # several where each band has a file of its own
     tiles: Mapping[str, _File]  # under "" where it is one
     why: str
+    names: tuple[str, ...] = ()  # of its bands, by the names of files
 
     @property
     def first(self) -> _File:
@@ -162,9 +166,22 @@ def propose(
         FaultsError: if the scene that follows has faults.
     """
     notes: list[str] = []
-    rasters, vectors = _find(places, labels, notes)
+    left: dict[str, list[Path]] = {}
+    rasters, vectors = _find(places, labels, notes, left)
     truth = _label_files(rasters, labels)
-    images = [one for one in rasters if one not in truth]
+    if truth and vectors and labels is None:
+        raise SceneError(
+            f"the labels could be {truth[0].path} or {vectors[0]}", "a raster or a vector file", "name it by --labels"
+        )
+    known = bool(truth or vectors)
+    images = [one for one in rasters if one not in truth and not (known and _of_classes(one, places, left))]
+    finest: dict[str, _File] = {}
+    for one in sorted(images, key=lambda one: one.raster.own_grid.pixel_size[0]):
+        if finest.setdefault(re.sub(r"(?<![a-z0-9])r?\d+m(?![a-z0-9])", "", one.name.lower()), one) is not one:
+            left.setdefault("its name differs from another's only by larger pixels", []).append(one.path)
+            images.remove(one)
+    for why, paths in left.items():
+        notes.append(f"{paths[0]} {f'and {len(paths) - 1} more are' if paths[1:] else 'is'} left out: {why}")
     if not images:
         raise MissingFileError(
             f"no raster is in {', '.join(map(str, places))}", "images that GDAL reads", "check the path"
@@ -183,12 +200,16 @@ def propose(
     return scene.finish(notes)
 
 
-def _find(places: Sequence[str | Path], labels: str | Path | None, notes: list[str]) -> tuple[list[_File], list[Path]]:
-    """The rasters and the vector files in some places; notes what is left out."""
+def _find(
+    places: Sequence[str | Path], labels: str | Path | None, notes: list[str], left: dict[str, list[Path]]
+) -> tuple[list[_File], list[Path]]:
+    """The rasters and the vector files in some places; `left` gets what is left out, by the reason."""
     found: dict[Path, Path] = {}
+    labels = Path(labels) if labels else None
     for place in map(Path, [*places, *([labels] if labels else [])]):
         if not place.exists():
-            raise MissingFileError(f"there is no file {place}", "rasters, or a folder of them", "check the path")
+            kind = "labels, raster or vector" if place == labels else "rasters, or a folder of them"
+            raise MissingFileError(f"there is no file {place}", kind, "check the path")
         inside = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
         inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(place).parts)]
         found |= {p.resolve(): p for p in inside}
@@ -202,6 +223,9 @@ def _find(places: Sequence[str | Path], labels: str | Path | None, notes: list[s
             vectors.append(path)
         elif kind in RASTERS or ((header.exists() or path.with_suffix(".hdr").exists()) and kind != ".hdr"):
             raster = GdalRaster(str(path))
+            if path not in map(Path, places) and re.search(rf"(^|[^a-z])({_LEFT_OUT})([^a-z]|$)", path.stem.lower()):
+                left.setdefault("by its name a picture to look at, or a mask", []).append(path)
+                continue
             try:
                 raster.check()
             except LandfuseError as error:
@@ -209,7 +233,7 @@ def _find(places: Sequence[str | Path], labels: str | Path | None, notes: list[s
                 continue
             rasters.append(_File(path, path.resolve().relative_to(top).as_posix(), raster))
         elif kind in _OTHERS:
-            notes.append(f"{path} is left out: {_OTHERS[kind]}")
+            left.setdefault(_OTHERS[kind], []).append(path)
     return rasters, vectors
 
 
@@ -224,6 +248,18 @@ def _label_files(rasters: Sequence[_File], labels: str | Path | None) -> list[_F
             f"{labels} is neither a raster nor a vector file", f"one that GDAL reads, e.g. {', '.join(VECTORS)}", ""
         )
     return chosen
+
+
+def _of_classes(one: _File, places: Sequence[str | Path], left: dict[str, list[Path]]) -> bool:
+    """Whether a raster in a folder holds classes, as an old map does, but is not the labels; it is then left out."""
+    if one.path in map(Path, places) or not one.whole_numbers:
+        return False
+    if not one.says(_LABELS) and (
+        _sensor(one)[0] or one.raster.dtype != "uint8" or len(np.unique(one.raster.read_codes())) > _MOST_VALUES
+    ):
+        return False
+    left.setdefault("it looks like a map of classes, and is not the labels", []).append(one.path)
+    return True
 
 
 def _vectors(vectors: Sequence[Path], labels: str | Path | None) -> list[tuple[Path, list[dict[str, str | None]]]]:
@@ -260,6 +296,8 @@ def _sensor(one: _File) -> tuple[str, str]:
             word = next((word for word in words if re.fullmatch(pattern, word)), None)
             if word is not None:
                 return name, f"by `{word}` in its name"
+    if one.raster.bands == 1 and any(re.fullmatch(r"b\d\d|b8a", word) for word in one.words[0]):
+        return "s2", "by the names of its bands"
     if one.raster.bands > _WIDE:
         return "hsi", f"by its {one.raster.bands} bands"
     return "", ""
@@ -276,34 +314,45 @@ def _grouped(name: str, files: Sequence[_File], why: str) -> list[_Group]:
     for (_, folder, bands), same in by_kind.items():
         called = name or folder.rpartition("/")[2]
         for label, pattern, tiles in _laid_out(same):
-            group = _Group(_identifier(f"{called}_{label}") or "image", (pattern,), tiles, why)
+            group = _Group(
+                _identifier(f"{called}_{label}") or "image", (pattern,), tiles, why, ("_".join(bands).upper(),)
+            )
             found.setdefault((group.name, frozenset(tiles), bool(bands)), []).append(group)
     groups = []
     for (called, _, single), several in found.items():
         if single and len(several) > 1:  # a file per band
-            several.sort(key=lambda group: natural(group.patterns[0]))
-            patterns = tuple(pattern for group in several for pattern in group.patterns)
-            groups.append(_Group(called, patterns, min(several, key=lambda group: group.pixel).tiles, why))
+            several.sort(key=lambda group: natural(group.names[0]))
+            patterns, names = tuple(g.patterns[0] for g in several), tuple(g.names[0] for g in several)
+            groups.append(_Group(called, patterns, min(several, key=lambda group: group.pixel).tiles, why, names))
         else:
-            groups += several
+            groups += [replace(group, names=()) for group in several]
     return groups
 
 
 def _laid_out(same: Sequence[_File]) -> list[tuple[str, str, dict[str, _File]]]:
     """Files of one kind as tiles of one modality, or as modalities of their own: a label, the path, the tiles."""
     stems = [one.name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for one in same]
-    pattern = _pattern([one.name for one in same]) if len(same) > 1 else None
+    pattern = _pattern([one.name for one in same], wild=bool(_sensor(same[0])[0])) if len(same) > 1 else None
     if len(same) == 1:
-        label = "" if _sensor(same[0])[0] or "/" in same[0].name else stems[0]
+        words = re.split(r"[_\-. ]+", stems[0])
+        label = "_".join(word for word in words if same[0].raster.bands > 1 or not re.fullmatch(_BAND, word.lower()))
+        label = "" if _sensor(same[0])[0] or "/" in same[0].name else label
         return [(label, same[0].name, {"": same[0]})]
+    if pattern and "*" in pattern[0]:
+        of_tiles = (pattern[0].replace("{tile}", glob.escape(tile)).rpartition("/")[2] for tile in pattern[1])
+        if any(len(list(one.path.parent.glob(of_tile))) > 1 for one, of_tile in zip(same, of_tiles, strict=True)):
+            pattern = None  # other files fit as well
     if pattern is None or same[0].raster.own_grid == same[1].raster.own_grid:  # several images of one place
         labels = pattern[1] if pattern else stems
         return [(label, one.name, {"": one}) for label, one in zip(labels, same, strict=True)]
     return [("", pattern[0], dict(zip(pattern[1], same, strict=True)))]
 
 
-def _pattern(names: Sequence[str]) -> tuple[str, list[str]] | None:
-    """One pattern with `{tile}` that fits all names, and what stands for it; None if they differ in several places."""
+def _pattern(names: Sequence[str], wild: bool) -> tuple[str, list[str]] | None:
+    """One pattern with `{tile}` that fits all names, and what stands for it; None if they differ in several places.
+
+    With `wild`, `*` stands for what else differs in the names of files, e.g. the date.
+    """
     split = [re.split(r"([_\-. /]+)", name) for name in names]
     shortest = min(map(len, split))
     head = next((i for i in range(shortest) if len({t[i] for t in split}) > 1), shortest)
@@ -312,13 +361,16 @@ def _pattern(names: Sequence[str]) -> tuple[str, list[str]] | None:
     choices = [(middles, [[*t[:head], m, *t[len(t) - tail :]] for t, m in zip(split, middles, strict=True)])]
     if len(set(map(len, split))) == 1:
         choices += [([t[i] for t in split], split) for i in range(head, shortest) if len({t[i] for t in split}) > 1]
+    found: list[tuple[bool, bool, str, list[str]]] = []
     for values, tokens in choices:
         if len(set(values)) < len(names) or any(not v or "/" in v or v.startswith(".") for v in values):
             continue
-        fitting = {"".join("{tile}" if x == v else x for x in t) for t, v in zip(tokens, values, strict=True)}
-        if len(fitting) == 1:
-            return fitting.pop(), values
-    return None
+        named = [["{tile}" if x == v else x for x in t] for t, v in zip(tokens, values, strict=True)]
+        pattern = "".join(column[0] if len(set(column)) == 1 else "*" for column in zip(*named, strict=True))
+        dated = all(re.match(r"\d{6,}", v) for v in values)
+        if "*" not in pattern or (wild and "*" not in pattern.rpartition("/")[0] and "{tile}" in pattern):
+            found.append(("*" in pattern, dated, pattern, values))
+    return min(found, key=lambda one: one[:2])[2:] if found else None
 
 
 def _identifier(text: str) -> str:
@@ -560,13 +612,16 @@ def _column(
 def _modality_lines(group: _Group, onto: _Group | None) -> list[str]:
     """A modality of the scene file; `onto` is the reference where it is another one."""
     raster = group.first.raster
-    size = f"{max(raster.bands, len(group.patterns))} x {raster.dtype}, pixels of {raster.own_grid.pixel_size[0]:.4g}"
+    metres = f"{group.pixel:.3g} m" if raster.own_grid.crs else f"{group.pixel:.3g}"
+    size = f"{max(raster.bands, len(group.patterns))} x {raster.dtype}, pixels of {metres}"
     tiles = "" if "" in group.tiles else f", {len(group.tiles)} tiles"
     paths = ", ".join(map(_quoted, group.patterns))
     lines = [
         f"  {group.name}:  # {size}{tiles}{f'; {group.why}' if group.why else ''}",
         f"    path: {paths}" if len(group.patterns) == 1 else f"    path: [{paths}]",
     ]
+    if group.names:
+        lines.append(f"    names: [{', '.join(group.names)}]")
     grid = raster.own_grid
     height, width = min(_SAMPLE, grid.height), min(_SAMPLE, grid.width)
     side = Window((grid.height - height) // 2, (grid.width - width) // 2, height, width)
