@@ -13,6 +13,7 @@ _EXTRAS = {
     "cluster": ("distributed",),
     "stac": ("pystac",),
     "torchgeo": ("torchgeo",),
+    "indices": ("spyndex",),
     "xarray": ("xarray", "rioxarray"),
 }
 """Extra -> the packages that it installs, by the name that is imported."""

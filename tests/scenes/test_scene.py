@@ -18,7 +18,7 @@ from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
-from landfuse.scenes.scene import Scene, SceneModality, validity
+from landfuse.scenes.scene import ModalityInfo, Scene, SceneModality, validity
 
 LEGEND = Legend((LandClass("a", 1, "#000000"),))
 
@@ -92,7 +92,8 @@ def test_validity_needs_every_band_of_every_fine_pixel(zoom: int) -> None:
     values[0, 4 * zoom - 1, 5 * zoom - 1] = np.inf
     expected = np.ones((4, 5), bool)
     expected[1, 2] = expected[3, 4] = False
-    np.testing.assert_array_equal(validity(values, zoom), expected)
+    info = ModalityInfo(2, "float32", "", zoom)
+    np.testing.assert_array_equal(validity(values, info), expected)
 
 
 def counted(calls: list[int]) -> Callable[[], NDArray[np.uint8]]:

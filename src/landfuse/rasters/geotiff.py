@@ -302,7 +302,7 @@ class GdalRaster:
     @property
     def bands(self) -> int:
         """See `Raster`."""
-        return len(self._numbers())
+        return len(self.numbers)
 
     @property
     def dtype(self) -> str:
@@ -312,7 +312,7 @@ class GdalRaster:
 
     @property
     def _dtypes(self) -> list[str]:
-        return [str(dtype) for n in self._numbers() for dtype in self._header["dtypes"][n - 1 : n]]
+        return [str(dtype) for n in self.numbers for dtype in self._header["dtypes"][n - 1 : n]]
 
     @property
     def notes(self) -> list[str]:
@@ -338,19 +338,19 @@ class GdalRaster:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the bands; none where one has no name, or they are only counted (`Band 1`, `Band 2`)."""
-        names = {number: self._header["names"][number - 1] or "" for number in self._numbers()}
+        names = {number: self._header["names"][number - 1] or "" for number in self.numbers}
         counted = all(re.fullmatch(rf"(band[ _]?)?0*{number}", name, re.I) for number, name in names.items())
         return () if counted or not all(names.values()) else tuple(names.values())
 
     @property
     def wavelengths(self) -> tuple[float, ...]:
         """Wavelengths of the bands, nm; none where one is not known."""
-        found = [self._header["wavelengths"][number - 1] for number in self._numbers()]
+        found = [self._header["wavelengths"][number - 1] for number in self.numbers]
         return tuple(found) if all(found) else ()
 
     def with_bands(self, places: Sequence[int]) -> GdalRaster:
         """Some of the bands, in this order; places count from 0."""
-        numbers = self._numbers()
+        numbers = self.numbers
         return replace(self, band_numbers=tuple(numbers[place] for place in places))
 
     @property
@@ -358,7 +358,9 @@ class GdalRaster:
         """Whether the file's grid is not the one that it is read on."""
         return self.onto is not None and self.onto != self.own_grid
 
-    def _numbers(self) -> list[int]:
+    @property
+    def numbers(self) -> list[int]:
+        """Those of the bands in use, in the file, from 1."""
         every = range(1, self._header["count"] + 1)
         if self.band_numbers is None:
             return [n for n in every if n not in self._header["alpha"] and str(n) not in self._header["bad"]] or list(
@@ -369,7 +371,7 @@ class GdalRaster:
     @property
     def _alpha(self) -> int | None:
         """The band that says where there is data, if it is not read as values."""
-        return next((number for number in self._header["alpha"] if number not in self._numbers()), None)
+        return next((number for number in self._header["alpha"] if number not in self.numbers), None)
 
     @property
     def _decoding(self) -> Decoding:
@@ -388,7 +390,7 @@ class GdalRaster:
         )
 
     def _of_bands(self, numbers: Sequence[Any]) -> Any:
-        chosen = tuple(numbers[number - 1] for number in self._numbers())
+        chosen = tuple(numbers[number - 1] for number in self.numbers)
         return chosen[0] if len(set(chosen)) == 1 else chosen
 
     @property
@@ -405,7 +407,7 @@ class GdalRaster:
             GridError: if it has to be warped and cannot be, or does not overlap the grid.
         """
         count = self._header["count"]
-        beyond = [number for number in self._numbers() if not 1 <= number <= count]
+        beyond = [number for number in self.numbers if not 1 <= number <= count]
         if beyond:
             raise SceneError(
                 f"{self.path} has {count} bands, not the bands {beyond}", f"bands from 1 to {count}", "correct `bands`"
@@ -501,7 +503,7 @@ class GdalRaster:
         each = nodata if isinstance(nodata, tuple) else (nodata,) * self.bands
         bands = [
             ("Float64" if dtype == "float64" else "Float32", [(str(number), missing)])
-            for number, dtype, missing in zip(self._numbers(), self._dtypes, each, strict=True)
+            for number, dtype, missing in zip(self.numbers, self._dtypes, each, strict=True)
         ]
         if self._masks:  # each but the first counts where it is 0
             bands.append(("Byte", [(mask, 255 if n else None) for n, mask in enumerate(self._masks)]))
@@ -528,7 +530,7 @@ class GdalRaster:
                 reader = self._reader()
                 if self.warped:
                     return reader.read(list(range(1, self.bands + 1)), window=where), None
-                numbers = self._numbers()
+                numbers = self.numbers
                 found = (
                     reader.read(numbers, window=where)
                     if len(set(self._dtypes)) == 1

@@ -30,7 +30,7 @@ from landfuse.scenes.leaks import (
     polygon_leak_fraction,
     polygon_leak_words,
 )
-from landfuse.scenes.scene import Scene
+from landfuse.scenes.scene import ModalityInfo, Scene, known_pixels
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.scene_keys import CountSettings, LabelSettings
 from landfuse.scenes.split_rules import ROLES, Roles
@@ -113,11 +113,11 @@ class ModalityCheck:
         """Mean of all values; NaN if there is none."""
         return self.total / self.values if self.values else math.nan
 
-    def add(self, values: NDArray[np.float32], tile: str) -> int:
+    def add(self, values: NDArray[np.float32], tile: str, info: ModalityInfo) -> int:
         """Adds the values of one window, (C, height, width); returns its number of pixels without data."""
         known = np.isfinite(values)
         self.pixels += values[0].size
-        missing = int((~known.all(axis=0)).sum())
+        missing = int((~known_pixels(values, info)).sum())
         self.missing += missing
         if missing < values[0].size:
             self.covered.add(tile)
@@ -326,6 +326,7 @@ def _check_modalities(
                     "choose common bands by `bands`",
                 )
                 broken.add((scene.name, name))
+    infos = {(scene.name, name): part.info for scene in scenes for name, part in scene.modalities.items()}
     for scene, block in windows:
         for name, part in scene.modalities.items():
             if (scene.name, name) in broken:
@@ -333,7 +334,7 @@ def _check_modalities(
             raster: Any = part.raster
             row = report.modalities[name]
             try:
-                if row.add(scene.read(name, block), scene.name):
+                if row.add(scene.read(name, block), scene.name, infos[scene.name, name]):
                     row.add_undeclared(raster.undeclared(block.scaled(part.zoom)))
             except LandfuseError as error:
                 report.faults.append(error)
@@ -348,7 +349,7 @@ def _check_modalities(
                 "data, else correct the raster",
             )
         raster = next(scene.modalities[name].raster for scene in scenes if name in scene.modalities)
-        numbers = np.array(raster._numbers() if isinstance(raster, GdalRaster) else range(1, row.bands + 1))
+        numbers = np.array(raster.numbers if isinstance(raster, GdalRaster) else range(1, row.bands + 1))
         decode = getattr(raster, "_decoding", getattr(raster, "decoding", Decoding()))
         for fill in _FILLS:
             value = decode(np.full((row.bands, 1, 1), fill))[:, 0, 0]

@@ -11,13 +11,14 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.errors import SceneError
+from landfuse.errors import SceneError, few
 from landfuse.files import file_name
 from landfuse.legend import Legend
 from landfuse.markup import table
 from landfuse.rasters.grid import Grid, pixel_areas
 from landfuse.rasters.raster import Raster
 from landfuse.rasters.windows import Window, mirrored
+from landfuse.series.dates import other_period
 
 QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
 """Those of a band's training values that a model keeps."""
@@ -40,6 +41,8 @@ class ModalityInfo:
         names: of the bands; empty where they are not known.
         wavelengths: of the bands, nm; empty where they are not known.
         values: of a model, for each band the quantiles `QUANTILES` of its training pixels; empty where not known.
+        steps: of a series, its periods or dates in order of time, as `parse_period` reads them; else empty.
+        per_step: bands of each of these, which come first, step by step; 0 where there are only features of a series.
     """
 
     bands: int
@@ -51,12 +54,23 @@ class ModalityInfo:
     names: tuple[str, ...] = ()
     wavelengths: tuple[float, ...] = ()
     values: tuple[tuple[float, ...], ...] = ()
+    steps: tuple[str, ...] = ()
+    per_step: int = 0
 
     @property
     def band_words(self) -> str:
         """The names or wavelengths of the bands, for messages."""
         words = self.names or [f"{one:g} nm" for one in self.wavelengths]
         return ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
+
+    @property
+    def names_without_dates(self) -> list[str]:
+        """The names of the bands, with the numbers of periods in place of their dates, which differ by the year."""
+        count = self.per_step * len(self.steps)
+        series = [
+            f"t{place // self.per_step}t{name.partition(' ')[2]}" for place, name in enumerate(self.names[:count])
+        ]
+        return [*series, *self.names[count:]]
 
     def places_in(self, other: ModalityInfo) -> tuple[int, ...] | None:
         """The places of these bands among others, by wavelengths, else by names; None if the others lack one.
@@ -70,7 +84,7 @@ class ModalityInfo:
             places = distances.argmin(axis=1).tolist()
             fits = bool((distances.min(axis=1) <= _SAME_WAVELENGTH * known).all()) and len(set(places)) == len(places)
             return tuple(places) if fits else None
-        names, others = ([_plain(name) for name in one.names] for one in (self, other))
+        names, others = (list(map(_plain, one.names_without_dates)) for one in (self, other))
         if names and others and len(set(names)) == len(names) and len(set(others)) == len(others):
             return tuple(map(others.index, names)) if set(names) <= set(others) else None
         return tuple(range(other.bands))
@@ -105,7 +119,10 @@ class SceneModality:
         raster, areas = self.raster, pixel_areas(self.raster.grid)
         metres, pixel = (self.metres, "") if areas is None else (areas.metres, areas.stated)
         names, wavelengths = self.names or getattr(raster, "names", ()), getattr(raster, "wavelengths", ())
-        return ModalityInfo(raster.bands, raster.dtype, self.units, self.zoom, metres, pixel, names, wavelengths)
+        dates = {key: getattr(raster, key) for key in ("steps", "per_step") if hasattr(raster, key)}
+        return ModalityInfo(
+            raster.bands, raster.dtype, self.units, self.zoom, metres, pixel, names, wavelengths, **dates
+        )
 
     def like(self, known: ModalityInfo, name: str, whose: str) -> tuple[SceneModality, str]:
         """With its bands in the order of others, by names or wavelengths, and what is to be said of it.
@@ -116,9 +133,15 @@ class SceneModality:
             whose: the others are, for messages.
 
         Raises:
-            SceneError: if the bands are others.
+            SceneError: if the bands are others, or the periods of a series; the year makes no difference.
         """
         found, raster = self.info, cast(Any, self.raster)
+        if differing := other_period(known.steps, found.steps):
+            raise SceneError(
+                f"{name} has other periods than {whose}: {differing}",
+                few(known.steps, 36) or "a modality without dates",
+                "set `dates: every` and `dates: between` alike; the year may be another one",
+            )
         places = known.places_in(found)
         if places == tuple(range(found.bands)) or (places is None and known.bands != found.bands):
             return self, ""  # that they differ in number is said elsewhere
@@ -269,14 +292,27 @@ class Scene:
         return state
 
 
-def validity(values: NDArray[np.float32], zoom: int) -> NDArray[np.bool_]:
-    """Where a modality has data: (H, W), true where every band of every fine pixel has a value.
+def known_pixels(values: NDArray[np.float32], info: ModalityInfo) -> NDArray[np.bool_]:
+    """Where a modality has data: (height, width), a value in every band; of a series in every band of some step.
+
+    Args:
+        values: (C, height, width), NaN where there is no data.
+        info: of the modality.
+    """
+    known = np.isfinite(values)
+    count = info.per_step * len(info.steps)
+    series = known[:count].reshape(-1, info.per_step, *known.shape[1:]).all(axis=1).any(axis=0) if count else True
+    return np.asarray(series & known[count:].all(axis=0))
+
+
+def validity(values: NDArray[np.float32], info: ModalityInfo) -> NDArray[np.bool_]:
+    """Where a modality has data on the scene's grid: (H, W), true where every fine pixel has (`known_pixels`).
 
     Args:
         values: (C, H * zoom, W * zoom), NaN where there is no data.
-        zoom: of the modality.
+        info: of the modality.
     """
-    valid: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=0))
+    valid, zoom = known_pixels(values, info), info.zoom
     if zoom == 1:
         return valid
     height, width = valid.shape[0] // zoom, valid.shape[1] // zoom

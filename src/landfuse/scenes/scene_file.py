@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from landfuse.errors import (
     SceneError,
     SettingsError,
     SplitError,
+    few,
 )
 from landfuse.files import file_name
 from landfuse.legend import UNLABELLED, LandClass, Legend
@@ -39,6 +41,9 @@ from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.scene_keys import LabelSettings, ModalitySettings, SceneSettings, expand_root
 from landfuse.scenes.split_rules import Roles, RolesSplit, SplitSettings, TilesSplit
 from landfuse.scenes.splits import assign, named_tiles
+from landfuse.series.dates import DATE, FORMS, Period, parse_day, periods_of
+from landfuse.series.series_raster import ClearMask, DatedRaster, SeriesRaster, place_of
+from landfuse.series.settings import DateSettings, MaskSettings, MaximumSettings
 from landfuse.settings import expand, parse, parse_rest, read_kind
 
 log = logging.getLogger("landfuse")
@@ -79,7 +84,7 @@ class SceneFile:
         if "{tile}" not in settings.paths[0]:
             return [settings.name]
         first, *others = (
-            _wild(re.escape(part), r"[^/\\]*", r"[^/\\]") for part in self._around_tile(settings.paths[0])
+            _wild(re.escape(part), r"[^/\\]*", r"[^/\\]", DATE) for part in self._around_tile(settings.paths[0])
         )
         shape = re.compile(first + r"(?P<tile>[^/\\.][^/\\]*?)" + "(?P=tile)".join(others))
         fits = [match for path in self.fitting(settings.paths[0]) if (match := shape.fullmatch(str(path)))]
@@ -199,13 +204,14 @@ class SceneFile:
 
     def _around_tile(self, path: str) -> list[str]:
         """What is before, between and after the `{tile}` of a path; one in the name of a folder on disk is none."""
-        return self._resolve(path.translate(_WILD), "\0").split("\0")
+        return self._resolve(path.translate(_WILD).replace("{date}", "\3"), "\0").split("\0")
 
     def fitting(self, path: str) -> Iterator[Path]:
         """The files that a path of the scene file names, with whatever tile."""
         first, *others = self._around_tile(path)
         start = Path(first + "x")
-        return start.parent.glob("*".join(_wild(glob.escape(part), "*", "?") for part in [start.name[:-1], *others]))
+        around = [start.name[:-1], *others]
+        return start.parent.glob("*".join(_wild(glob.escape(part), "*", "?", "*") for part in around))
 
     def _resolve(self, path: str, tile: str | None = None) -> str:
         if not is_file_name(self.root):
@@ -218,6 +224,8 @@ class SceneFile:
 
     def _matching(self, path: str, tile: str) -> list[str]:
         """A path as it is written, or the files that its pattern names."""
+        if "{date}" in path and "date" not in self._table.get(tile, {}):
+            return [one for written in self._dated(path, tile).values() for one in self._matching(written, tile)]
         if not set("*?") & set(path):
             return [path]
         written = Path(path)
@@ -229,6 +237,8 @@ class SceneFile:
         """A raster, or several stacked, on its own grid; `home` is that which it belongs on, None for the reference."""
         if isinstance(m, LabelSettings):
             return self._one_raster(m.path or "", tile, m, where, home)
+        if m.dates is not None:
+            return self._series(tile, m, m.dates, where, home)
         paths = [found for path in m.paths for found in self._matching(path, tile)]
         if not paths:
             raise MissingFileError(f"{where}: no file fits {', '.join(m.paths)}", "a file per band", "check the path")
@@ -247,6 +257,184 @@ class SceneFile:
             )
         stack = stack.with_bands([band - 1 for band in m.bands]) if m.bands else stack
         return _placed(stack, stack.own_grid, where)
+
+    def _dated(self, path: str, tile: str, listed: Mapping[date, str] = {}) -> dict[date, str]:
+        """The dates of the files that a path with `{date}` names, in order of time -> the path with its date.
+
+        Args:
+            path: as it is written.
+            tile: whose files.
+            listed: the only dates in use, as they are written where files cannot be listed; empty for all.
+        """
+        where = self._resolve(path.translate(_WILD).replace("{date}", "\3"), tile)
+        if not is_file_name(where) and listed:
+            return {day: path.replace("{date}", text) for day, text in listed.items()}
+        if not is_file_name(where):
+            raise SettingsError(
+                f"{self.path}: the files of `{path}` cannot be listed there",
+                "their dates",
+                "list them by `dates: days`",
+            )
+        # With `T1_{date}.tif`, the tile T1 does not take T1_2_20230401.tif; else what begins with a digit is a date.
+        text = DATE if "{tile" in path else rf"{DATE}|\d[^/\\]*?"
+        first, *others = (_wild(re.escape(part), r"[^/\\]*", r"[^/\\]", "") for part in where.split("\3"))
+        shape = re.compile(f"{first}(?P<date>{text}){'(?P=date)'.join(others)}")
+        found: dict[date, str] = {}
+        pattern = Path(_wild(glob.escape(where), "*", "?", "*"))
+        for name in sorted(map(str, Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))):
+            if match := shape.fullmatch(name):
+                written = found.setdefault(parse_day(match["date"], name), match["date"])
+                if written != match["date"]:
+                    raise SceneError(
+                        f"{name}: the date {parse_day(written, name)} comes twice, as {written} and {match['date']}",
+                        "one file per date",
+                        "merge the two, or list one of them by `dates: days`",
+                    )
+        return {day: path.replace("{date}", found[day]) for day in sorted(found) if day in (listed or found)}
+
+    def _paths_by_day(
+        self, tile: str, paths: Sequence[str], how: DateSettings, where: str
+    ) -> dict[date, tuple[str, ...]]:
+        """The paths of each date, in order of time; none where the dates are those of bands."""
+        listed = {parse_day(text, where): text for text in how.days} if isinstance(how.days, tuple) else {}
+        if isinstance(how.days, tuple) and len(listed) < len(how.days):
+            raise SettingsError(f"{where}: `days` lists a date twice: {few(how.days, 12)}", "each once", "correct it")
+        if not any("{date}" in path for path in paths):
+            files = [file for path in paths for file in self._matching(path, tile)]
+            pairs = zip(listed, files, strict=True) if len(listed) == len(files) else ()
+            return {day: (file,) for day, file in sorted(pairs)}
+        each = [self._dated(path, tile, listed) for path in paths if "{date}" in path]
+        days = sorted({day for one in each for day in one} | listed.keys())
+        if not days or len(each) < len(paths):
+            raise MissingFileError(
+                f"{where}: no file fits {', '.join(paths)}", f"a file per date, `{{date}}` in each path: {FORMS}", ""
+            )
+        lacking = [(day, path) for path, one in zip(paths, each, strict=True) for day in days if day not in one]
+        if lacking:
+            raise MissingFileError(
+                f"{where}: no file fits {lacking[0][1]} at {lacking[0][0]}",
+                "the files of each date",
+                "add it, or leave that date out by `dates: days` or `dates: between`",
+            )
+        return {day: tuple(one[day] for one in each) for day in days}
+
+    def _by_day(
+        self, tile: str, m: ModalitySettings, how: DateSettings, where: str, home: Grid | None
+    ) -> dict[date, Callable[[], Any]]:
+        """What opens the raster of each date, in order of time."""
+        plain = m.model_copy(update={"dates": None})
+        if paths := self._paths_by_day(tile, m.paths, how, where):
+            return {
+                day: partial(self._raster, tile, plain.model_copy(update={"path": one}), f"{where} at {day}", home)
+                for day, one in paths.items()
+            }
+        whole = self._raster(tile, plain, where, home)
+        groups: dict[date, list[int]] = {}
+        if how.days == "bands":
+            for place, name in enumerate(whole.names or [""] * whole.bands):
+                match = re.search(DATE, name)
+                groups.setdefault(parse_day(match[0] if match else name, f"{where}: band {place + 1}"), []).append(
+                    place
+                )
+        else:
+            count, rest = divmod(whole.bands, len(how.days or "x"))
+            if rest or how.days is None:
+                raise SettingsError(
+                    f"{where}: the dates of {', '.join(m.paths)} are not known: it has {whole.bands} bands"
+                    + (f" for {len(how.days)} `days`" if how.days else ""),
+                    "`{date}` in the path; or `days`: a date per file, or per group of as many bands of one file",
+                    "name the dates by `dates: days`",
+                )
+            groups = {parse_day(text, where): [*range(n * count, (n + 1) * count)] for n, text in enumerate(how.days)}
+        return {day: partial(whole.with_bands, places) for day, places in sorted(groups.items())}
+
+    @cached_property
+    def _periods(self) -> dict[str, tuple[Period, ...]]:
+        """The periods of each modality that has dates, the same in all tiles."""
+        found = {}
+        for name, m in self.settings.modalities.items():
+            how, days = m.dates, set[date]()
+            if how is None:
+                continue
+            if how.every is None or not how.between:
+                for tile in self.tiles:
+                    with suppress(LandfuseError):  # reported where the tile is opened
+                        days |= self._by_day(tile, m, how, name, None).keys()
+            found[name] = periods_of(how.every, how.between, days)
+        return found
+
+    def _series(self, tile: str, m: ModalitySettings, how: DateSettings, where: str, home: Grid | None) -> SeriesRaster:
+        """The rasters of all dates as one, on the grid of most of them."""
+        by_day = self._by_day(tile, m, how, where, home)
+        periods = self._periods[next(name for name, one in self.settings.modalities.items() if one is m)]
+        days = [day for day in by_day if any(day in period for period in periods)]
+        if not days:
+            raise SceneError(
+                f"{where}: none of its {len(by_day)} dates, {few([str(day) for day in by_day])}, lies in a period",
+                few([str(period) for period in periods], 12),
+                "correct `dates: between` or `dates: every`",
+            )
+        parts = {}
+        for day in days:
+            raster = by_day[day]()
+            if isinstance(raster, MatRaster):
+                raise SettingsError(f"{where}: a .mat file", "rasters with dates that GDAL reads", "convert it")
+            if how.mask and not how.mask.path and not m.bands and isinstance(raster, GdalRaster):
+                raster = raster.with_bands([n for n, band in enumerate(raster.numbers) if band != how.mask.band])
+            names = tuple(re.sub(DATE, "", name).strip(" _-.") for name in raster.names)
+            parts[day] = SceneModality(raster, names=names if all(names) else ())
+        first = max(parts, key=lambda day: parts[day].info.bands)
+        known = parts[first].info
+        for day, part in parts.items():
+            places = known.places_in(part.info)
+            if places is None or len(places) != known.bands:
+                raise SceneError(
+                    f"{where} at {day} has {part.info.bands} bands: {part.info.band_words or part.raster.path}",
+                    f"the {known.bands} bands that it has at {first}: {known.band_words}",
+                    "add what is missing; or choose common ones by `bands`, or leave that date out by `dates`",
+                )
+            if places != tuple(range(part.info.bands)):
+                parts[day] = replace(part, raster=part.raster.with_bands(places))  # type: ignore[attr-defined]
+        names = m.names or known.names or tuple(f"{one:g} nm" for one in known.wavelengths)
+        names = names or tuple(str(number + 1) for number in range(known.bands))
+        if len(names) != known.bands:
+            raise SettingsError(
+                f"{where} has {len(names)} `names` for {known.bands} bands", "one per band of a date", "correct it"
+            )
+        maximum = how.composite.maximum if isinstance(how.composite, MaximumSettings) else ""
+        computed = [*how.indices, *([maximum] if maximum and place_of(maximum, names) is None else [])]
+        inputs = {}
+        if computed:
+            from landfuse.series.indices import inputs_of  # an optional dependency
+
+            inputs = {one: inputs_of(one, names, known.wavelengths, m.sensor, how.roles) for one in computed}
+        masks = self._masks(tile, m, how.mask, days, where, home) if how.mask else {}
+        dates = tuple(DatedRaster(day, part.raster, masks.get(day)) for day, part in parts.items())
+        series = SeriesRaster(dates, periods, names, how, inputs)
+        return _placed(series, series.own_grid, where)
+
+    def _masks(
+        self, tile: str, m: ModalitySettings, mask: MaskSettings, days: Sequence[date], where: str, home: Grid | None
+    ) -> dict[date, ClearMask]:
+        """Where each date is clear."""
+        how = DateSettings(days=m.dates.days) if m.dates else DateSettings()
+        paths = self._paths_by_day(tile, (mask.path,) if mask.path else m.paths, how, f"the mask of {where}")
+        lacking = [str(day) for day in days if len(paths.get(day, ())) != 1]
+        if lacking:
+            raise MissingFileError(
+                f"{where} has no mask at {few(lacking)}",
+                "one file per date" if mask.path else "the mask in the one file of each date, or its `path`",
+                "check `dates: mask`",
+            )
+        numbers = {"bands": (mask.band,), "scale": 1.0, "offset": 0.0, "resampling": "nearest", "crs": m.crs}
+        found = {}
+        for day in days:
+            one = ModalitySettings(path=paths[day], **numbers)  # type: ignore[arg-type]
+            raster = self._raster(tile, one, f"the mask of {where} at {day}", home)
+            if mask.bits and np.dtype(raster.dtype).itemsize > 2:
+                raise SceneError(f"the mask {raster.path} holds {raster.dtype}", "bits of 8 or 16", "convert it")
+            found[day] = ClearMask(raster, mask)
+        return found
 
     def _one_raster(
         self, path: str, tile: str, m: ModalitySettings | LabelSettings, where: str, home: Grid | None
@@ -310,16 +498,18 @@ class SceneFile:
             m = settings.modalities[name]
             try:
                 fine = grid and grid.zoomed(m.zoom)
-                own = self._raster(tile, m, f"{self.path}: `{name}`", fine)
+                if name != reference:
+                    own = self._raster(tile, m, f"{self.path}: `{name}`", fine)
                 if fine:
-                    if m.names and len(m.names) != own.bands:
+                    names = () if m.dates else m.names  # which are those of a date
+                    if names and len(names) != own.bands:
                         raise SettingsError(
-                            f"{self.path}: `{name}` has {len(m.names)} `names` for {own.bands} bands",
+                            f"{self.path}: `{name}` has {len(names)} `names` for {own.bands} bands",
                             "one per band",
                             "correct it",
                         )
                     placed = _placed(own, fine, name)
-                    modalities[name] = SceneModality(placed, m.zoom, m.units, m.names, m.metres or 0.0)
+                    modalities[name] = SceneModality(placed, m.zoom, m.units, names, m.metres or 0.0)
             except LandfuseError as error:
                 faults.append(error)
         read_labels = read_polygons = None
@@ -409,8 +599,8 @@ _WILD = {ord("*"): "\1", ord("?"): "\2"}
 """What stands for the pattern in a path while its folder, whose name may hold such letters too, is put before it."""
 
 
-def _wild(escaped: str, several: str, one: str) -> str:
-    return escaped.replace("\1", several).replace("\2", one)
+def _wild(escaped: str, several: str, one: str, date: str) -> str:
+    return escaped.replace("\1", several).replace("\2", one).replace("\3", date)
 
 
 def natural(name: str) -> list[int | str]:
@@ -422,10 +612,10 @@ def _placed(raster: Any, grid: Grid, name: str) -> Any:
     """Brings a raster to a grid: as it is, by shape if it is a .mat file, else warped lazily."""
     if isinstance(raster, MatRaster):
         return raster.placed(grid)
-    if isinstance(raster, StackedRaster):
-        return raster.placed(lambda part: _placed(replace(part, onto=None), grid, name))
+    if isinstance(raster, StackedRaster | SeriesRaster):
+        return raster.placed(lambda part: _placed(part, grid, name))
     if raster.own_grid == grid:
-        return raster
+        return raster if raster.onto is None else replace(raster, onto=None)
     own = raster.own_grid
     if own.crs is None and grid.crs is None and (own.height, own.width) != (grid.height, grid.width):
         raise GridError(

@@ -17,6 +17,8 @@ from landfuse.legend import nfc
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import ResamplingName
 from landfuse.scenes.split_rules import SplitSettings
+from landfuse.series.dates import FORMS
+from landfuse.series.settings import DateSettings
 from landfuse.settings import Settings, expand
 
 FileName = Annotated[str, pydantic.AfterValidator(file_name)]
@@ -34,7 +36,8 @@ class ModalitySettings(Settings):
     path: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         description="The raster; `{tile}` is replaced by the tile's name, `{tile:02}` by the name with its numbers "
         "padded to two digits. Or several files whose bands are stacked: a list, or a pattern such as `{tile}_B*.tif`, "
-        "in natural order. Their pixels may differ in size: all are brought to the smallest, or to the reference."
+        "in natural order. Their pixels may differ in size: all are brought to the smallest, or to the reference. "
+        f"`{{date}}` stands for a date, {FORMS}; see `dates`."
     )
     variable: str | None = Field(default=None, description="The variable of a .mat file.")
     axes: str | None = Field(default=None, description="Axes of that variable as MATLAB shows it, e.g. `HWC`.")
@@ -73,6 +76,11 @@ class ModalitySettings(Settings):
     crs: str | None = Field(default=None, description="CRS of the raster if the file has none, e.g. `EPSG:32632`.")
     sensor: str = Field(default="", description="What measured it, in words.")
     metres: float | None = Field(default=None, gt=0, le=1e7, description="Pixel size in metres if the file has none.")
+    dates: DateSettings | None = Field(
+        default=None,
+        description="A raster per date, whose names hold it where `path` has `{date}`; or what else says the dates. "
+        "`{}` is enough.",
+    )
 
     @pydantic.field_validator("bands", mode="before")
     @classmethod
@@ -105,6 +113,12 @@ class ModalitySettings(Settings):
     def paths(self) -> tuple[str, ...]:
         """The paths as they are written."""
         return (self.path,) if isinstance(self.path, str) else self.path
+
+    @property
+    def mask_path(self) -> tuple[str, ...]:
+        """That of the raster which says where a date is clear, if there is one."""
+        mask = self.dates and self.dates.mask
+        return (mask.path,) if mask and mask.path else ()
 
 
 class JoinSettings(Settings):
@@ -367,6 +381,9 @@ class SceneSettings(Settings):
         for name in self.modalities:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 wrong.append(f"the modality name {name!r} is not made of letters, digits and underscores")
+            m = self.modalities[name]
+            if any("{date}" in path for path in m.paths) and not m.dates and not isinstance(self.tiles, str):
+                wrong.append(f"the path of `{name}` has `{{date}}`; add `dates: {{}}`")
             if name in ("labels", "default"):
                 wrong.append(f"a modality is named `{name}`, a word that scene files and recipes use otherwise")
         values = [c.value if c.value is not None else c.name for c in self.legend]
@@ -407,7 +424,7 @@ class SceneSettings(Settings):
     @property
     def paths(self) -> list[str]:
         """The paths of all rasters and vector files as they are written, that of the reference first."""
-        found = {name: m.paths for name, m in self.modalities.items()}
+        found = {name: (*m.paths, *m.mask_path) for name, m in self.modalities.items()}
         labels = self.labels
         if labels and labels.path:
             found["labels"] = (labels.path,)

@@ -37,7 +37,7 @@ def read_window(
     for name, info in modalities.items():
         if name in scene.modalities:
             values = scene.read(name, window)
-            known = validity(values, info.zoom)
+            known = validity(values, info)
         else:
             shape = (info.bands, window.height * info.zoom, window.width * info.zoom)
             values, known = np.full(shape, np.nan, np.float32), np.zeros_like(valid)

@@ -1,0 +1,1 @@
+"""Rasters of one place at many dates, read as one raster: dates and periods, composites, gaps, features."""
