@@ -99,6 +99,6 @@ def test_harmonics_are_least_squares_without_the_gaps(number: int) -> None:
     assert fitted > 5
 
 
-def test_harmonics_that_dates_cannot_tell_apart_are_no_data() -> None:
+def test_harmonics_that_dates_do_not_determine_are_no_data() -> None:
     same_season = arithmetic.harmonics(series(0.0), [0.25] * 7, 1)  # of seven years
     assert np.isnan(same_season).all()

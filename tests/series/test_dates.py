@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import date, timedelta
 
 import pandas
@@ -57,7 +58,7 @@ def test_every_date_is_in_one_period_and_periods_follow_each_other(every: str) -
     assert [sum(day in period for period in found) for day in DAYS] == [1, 1, 1, 1]
     assert DAYS[0] in found[0]
     assert DAYS[-1] in found[-1]
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in itertools.pairwise(found):
         assert other.first - one.last == timedelta(1)
 
 
@@ -66,7 +67,11 @@ def test_periods_are_those_of_the_calendar_or_begin_with_between() -> None:
     sixteen = periods_of("16 days", None, DAYS)
     assert (sixteen[0].first.timetuple().tm_yday - 1) % 16 == 0  # of the year, as MODIS has them
     span = parse_period("2023-03-10/2023-05-20", "")
-    assert [*map(str, periods_of("1 month", span, DAYS))] == ["2023-03-10/2023-03-31", "2023-04", "2023-05-01/2023-05-20"]
+    assert [*map(str, periods_of("1 month", span, DAYS))] == [
+        "2023-03-10/2023-03-31",
+        "2023-04",
+        "2023-05-01/2023-05-20",
+    ]
     assert [*map(str, periods_of("10 days", span, ()))][:2] == ["2023-03-10/2023-03-19", "2023-03-20/2023-03-29"]
     assert [*map(str, periods_of(None, span, DAYS))] == ["2023-03-31", "2023-04-01"]
     assert periods_of((span,), None, ()) == (span,)

@@ -16,6 +16,7 @@ from landfuse.mapping.engine import Engine
 from landfuse.mapping.map_layers import layers_of
 from landfuse.mapping.window_owners import CARRIED
 from landfuse.rasters.windows import Window, blocks
+from landfuse.series.series_raster import HELD
 
 _BASE = 1000 * 2**20
 """Bytes of the interpreter and the libraries, as measured with torch 2.15 (torch alone 530, with all models 975)."""
@@ -27,6 +28,9 @@ _LARGEST = 2048
 """Side of the largest block that is chosen, px: an interruption costs a block at most, and workers need several."""
 
 _SMALLEST = 64
+
+_PER_HELD = 8
+"""Bytes that reading a series takes for each of the values that it holds."""
 
 
 def block_bytes(engine: Engine, block: int) -> int:
@@ -44,12 +48,14 @@ def block_bytes(engine: Engine, block: int) -> int:
     views = sum(channels[name] * info.zoom**2 for name, info in known.inputs.items())
     # Numbers as in the file, as float32 values, and once more for masks and mirrored edges.
     reading = max(info.bands * info.zoom**2 * (np.dtype(info.dtype).itemsize + 8) for info in known.inputs.values())
+    series = any(info.steps for info in known.inputs.values())
     depth = len(known.legend) + sum(layer.values is not None for layer in layers_of(engine.options, known.legend))
     return (
         _BASE
         + engine.predictor.nbytes
         + _gdal_cache()
         + (CARRIED if known.core > 1 else 0)
+        + (_PER_HELD * HELD if series else 0)
         + 4 * engine.batch * known.view**2 * (views + _ACTIVATIONS)
         + pixels * (2 * (4 * views + 1) + reading)
         + height * width * (2 * 4 * depth + 16)

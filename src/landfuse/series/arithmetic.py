@@ -16,7 +16,7 @@ Values = NDArray[np.float32]
 """(C, height, width) of one date or period, or (T, C, height, width) of all; NaN where there is no data."""
 
 _SINGULAR = 1e-6
-"""What is left of a pivot, per observation, below which the harmonics of a pixel cannot be told apart."""
+"""What is left of a pivot, per observation, below which dates do not determine the harmonics of a pixel."""
 
 
 def mean(dates: Iterable[Values]) -> Values:

@@ -3,8 +3,8 @@
 Its bands are those of the first period, of the second, and so on (`2023-04 B04`, `2023-04 B08`, `2023-05 B04`, ...),
 then the features. Without `every` each date is a period of one day: there is one code path for regular series and for
 dates as they are, and who sees T x C channels need not know of time. Who does finds the periods in `steps`, and the
-bands of each in `per_step` (see `ModalityInfo`). All tiles of a scene have the same periods, those of the dates of all of them;
-a tile that was not seen at one has a gap there, like a pixel below a cloud. Nothing is read before a window is.
+bands of each in `per_step` (see `ModalityInfo`). All tiles of a scene have the same periods, those of the dates of all
+of them; a tile that was not seen at one has a gap there, as a pixel below a cloud. Nothing is read before a window is.
 """
 
 from __future__ import annotations
