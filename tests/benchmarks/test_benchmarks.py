@@ -20,11 +20,13 @@ import scipy.io
 import yaml
 from numpy.typing import NDArray
 
+from landfuse.errors import GridError
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.scenes.benchmarks import recipes
 from landfuse.scenes.check import check
 from landfuse.scenes.scene_file import open_scene, read_scene_file
+from landfuse.scenes.split_rules import MasksSplit
 from landfuse.simulate.scene import simulate
 from landfuse.training.recipe import read_recipe
 from landfuse.training.train import train
@@ -88,6 +90,10 @@ MODALITIES: dict[str, dict[str, Mat]] = {
         "data_MS_HR.mat": Mat("data_MS_HR", (529, 528, 10), "float64"),
         "data_SAR_HR.mat": Mat("data_SAR_HR", (529, 528, 4), "float64"),
     },
+    "yellow_river_estuary": {
+        "data_hsi.mat": Mat("data", (1185, 1342, 285), "uint8"),
+        "data_sar.mat": Mat("data", (1185, 1342, 3), "uint8"),
+    },
     **{
         f"whu_hi_{key}": {f"WHU_Hi_{name}.mat": Mat(f"WHU_Hi_{name}", shape, "float32")}
         for key, (name, shape, *_) in WHU.items()
@@ -138,6 +144,18 @@ def labels(place: str, root: Path) -> None:
         write_mat(folder / "allgrd.mat", "mask_test", spread((166, 600), TRENTO_ALL))
     elif place == "muufl":
         muufl(root / "muufl_gulfport_campus_1_hsi_220_label.mat")
+    elif place == "yellow_river_estuary":
+        listed = spread((1185, 1342), [1, 2] * 18)  # codes 1, 2, ... of one pixel that trains, then two that test
+        write_mat(root / "data_gt.mat", "data", (listed + 1) // 2)
+        index = {
+            f"{role}_index": np.argwhere(of)
+            for role, of in (
+                ("train", listed % 2 == 1),
+                ("test", (listed > 0) & (listed % 2 == 0)),
+                ("all", listed >= 0),
+            )
+        }
+        scipy.io.savemat(root / "data_index.mat", index)
     elif place.startswith("whu_hi"):
         name, shape, _, *variables = WHU[place.removeprefix("whu_hi_")]
         counts = read_yaml(place)["counts"]
@@ -260,6 +278,17 @@ def test_check_confirms_the_counts_of_files_in_the_official_layout(place: str, t
     named = read_yaml(place)["counts"]
     expected = {key for key in named if key != "bands"} | {f"bands.{name}" for name in named["bands"]}
     assert set(report.confirmed) == expected
+
+
+def test_a_split_may_list_rows_and_columns(tmp_path: Path) -> None:
+    path = make("yellow_river_estuary", tmp_path)
+    file = read_scene_file(path)
+    (scene,) = file.scenes(["sar"])
+    (roles,) = file.roles([scene], MasksSplit.model_validate({**read_yaml(path.parent)["split"], "validation": 0}))
+    assert [np.bincount(scene.labels[roles == role], minlength=18).tolist() for role in (1, 3)] == [[1] * 18, [2] * 18]
+    scipy.io.savemat(tmp_path / "data_index.mat", {"train_index": [[1185, 0]], "test_index": [[0, 0]]})
+    with pytest.raises(GridError, match=r"`train_index` of .* 0 to 1185(.|\n)*a row \(0 to 1184\)"):
+        file.roles([scene])
 
 
 def test_muufl_is_split_as_in_the_paper_and_leaks(tmp_path: Path) -> None:

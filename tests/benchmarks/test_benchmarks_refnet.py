@@ -33,7 +33,7 @@ SMALL = [
 ]
 
 
-def place(name: str, folder: Path, **counts: Any) -> Path:
+def place_of(name: str, folder: Path, **counts: Any) -> Path:
     """A copy of a place's scene file and recipe, for the files in a folder."""
     text = yaml.safe_load((BENCHMARKS / name / "scene.yaml").read_text(encoding="utf-8"))
     text["counts"].update(counts)
@@ -47,22 +47,29 @@ def codes(rng: np.random.Generator, known: list[int], shape: tuple[int, int]) ->
 
 
 def dfc2020(folder: Path) -> Path:
-    """Patches in the contest's folders, then what its scene file reports the user to do."""
+    """Patches in the contest's folders and the authors' lists, then what its scene file tells the user to do."""
     rng = np.random.default_rng(0)
-    for name, ends, count in (("validation", "validation", 3), ("test", "0", 12)):
-        for number in range(count):
-            grid = Grid(SIDE, SIDE, (10.0, 0.0, 5e5 + 1e4 * number, 0.0, -10.0, 5e6), "EPSG:32632")
-            images = {
-                "s1": rng.normal(-15, 3, (2, SIDE, SIDE)),
-                "s2": rng.integers(1, 4000, (13, SIDE, SIDE)).astype("uint16"),
-                "dfc": codes(rng, [1, 2, 3, 4, 5, 6, 7, 9, 10], (SIDE, SIDE)),
-            }
-            for kind, image in images.items():
-                path = folder / f"ROIs0000_{name}" / f"{kind}_{ends}" / f"ROIs0000_{name}_{kind}_0_p{number}.tif"
-                write_raster(path, grid, image, nodata=None)
+    lists = {"train_60": range(9), "val_20": range(9, 12), "test_20": range(12, 15)}
+    for number in range(15):
+        place, season = ("BlackForest", "spring") if number % 2 else ("CapeTown", "autumn")
+        grid = Grid(SIDE, SIDE, (10.0, 0.0, 5e5 + 1e4 * number, 0.0, -10.0, 5e6), "EPSG:32632")
+        images = {
+            "s1": rng.normal(-15, 3, (2, SIDE, SIDE)),
+            "s2": rng.integers(1, 4000, (13, SIDE, SIDE)).astype("uint16"),
+            "dfc": codes(rng, [1, 2, 3, 4, 5, 6, 7, 9, 10], (SIDE, SIDE)),
+        }
+        names = {kind: f"ROIs0000_{season}_{kind}_{place}_p{number}" for kind in images}
+        for kind, image in images.items():
+            path = folder / "DFC_Public_Dataset" / f"ROIs0000_{season}" / f"{kind}_{place}" / f"{names[kind]}.tif"
+            write_raster(path, grid, image, nodata=None)
+        for name, numbers in lists.items():
+            if number in numbers:
+                line = f"optical/{names['s2']}.tif sar/{names['s1']}.tif lbl_digit/{names['dfc']}.png\n"
+                with (folder / f"{name}.txt").open("a") as file:
+                    file.write(line)
     manual = yaml.safe_load((BENCHMARKS / "dfc2020" / "scene.yaml").read_text())["fetch"]["manual"]
     subprocess.run(["bash", "-ec", manual.split("\n\n")[1]], cwd=folder, check=True)
-    return place("dfc2020", folder, tiles=15, size=[SIDE, SIDE])
+    return place_of("dfc2020", folder, tiles=15, size=[SIDE, SIDE])
 
 
 def whu_opt_sar(folder: Path) -> Path:
@@ -76,7 +83,7 @@ def whu_opt_sar(folder: Path) -> Path:
         write_raster(folder / "sar" / f"{tile}.tif", grid, rng.integers(0, 255, (1, SIDE, SIDE)).astype("uint8"))
         labels = codes(rng, [0, 10, 20, 30, 40, 50, 60, 70], (SIDE, SIDE))
         write_raster(folder / "lbl" / f"{tile}.tif", grid, labels, nodata=None)
-    return place("whu_opt_sar", folder, tiles=25, size=[SIDE, SIDE])
+    return place_of("whu_opt_sar", folder, tiles=25, size=[SIDE, SIDE])
 
 
 def c2seg(folder: Path) -> Path:
@@ -92,10 +99,25 @@ def c2seg(folder: Path) -> Path:
                 "label": codes(rng, list(range(14)), shape),
             },
         )
-    return place("c2seg", folder)
+    return place_of("c2seg", folder)
 
 
-@pytest.mark.parametrize(("make", "tests"), [(dfc2020, 3), (whu_opt_sar, 20), (c2seg, 1)])
+def c2seg_bw(folder: Path) -> Path:
+    """Patches of the challenge's training part, by number."""
+    rng = np.random.default_rng(0)
+    grid = Grid(SIDE, SIDE, (1.0, 0.0, 0.0, 0.0, -1.0, 0.0), None)
+    for tile in range(1, 6):
+        images = {
+            "msi": rng.integers(0, 4000, (4, SIDE, SIDE)).astype("uint16"),
+            "sar": rng.normal(-18, 4, (2, SIDE, SIDE)).astype("float32"),
+            "label": codes(rng, list(range(14)), (SIDE, SIDE)),
+        }
+        for kind, image in images.items():
+            write_raster(folder / "C2Seg_BW" / "train" / kind / f"{tile}.tiff", grid, image, nodata=None)
+    return place_of("c2seg_bw", folder)
+
+
+@pytest.mark.parametrize(("make", "tests"), [(dfc2020, 3), (whu_opt_sar, 20), (c2seg, 1), (c2seg_bw, 1)])
 def test_files_of_the_official_layout_are_read_and_the_recipe_trains(make: Any, tests: int, tmp_path: Path) -> None:
     recipe = make(tmp_path)
     report = check(tmp_path / "scene.yaml", [(32, 32)])
@@ -111,7 +133,7 @@ def test_files_of_the_official_layout_are_read_and_the_recipe_trains(make: Any, 
     assert (tmp_path / "run" / "scores.json").exists()
 
 
-@pytest.mark.parametrize("name", ["dfc2020", "whu_opt_sar", "c2seg"])
+@pytest.mark.parametrize("name", ["dfc2020", "whu_opt_sar", "c2seg", "c2seg_bw"])
 def test_the_recipes_hold_the_papers_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LANDFUSE_DATA", "nowhere")
     recipe = read_recipe(BENCHMARKS / name / "refnet.yaml")
@@ -119,3 +141,5 @@ def test_the_recipes_hold_the_papers_settings(name: str, monkeypatch: pytest.Mon
     assert (training.iterations, training.epochs, recipe.samples.batch) == (70_000, None, 8)
     assert (training.optimizer, training.rate, training.weight_decay) == ("adamw", 5e-4, 5e-4)
     assert (training.schedule, training.power, training.warmup) == ("polynomial", 0.9, 0.0)
+    assert (training.decay_vectors, training.precision, training.clip) == (True, "float32", None)
+    assert recipe.model["encoder"] == "resnet50.tv_in1k"

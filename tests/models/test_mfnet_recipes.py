@@ -151,7 +151,7 @@ def scene(place: str, folder: Path) -> Path:
     if "size" in text["counts"]:
         text["counts"]["size"] = [SIDE, SIDE]
     if place == "mmhunan":
-        assert len(text["split"]["test_tiles"]) == len(set(text["split"]["test_tiles"])) == 100
+        assert len(text["split"]["test_tiles"]) == len(set(text["split"]["test_tiles"])) == 50
         text["counts"]["tiles"] = 8
         text["split"].update(test_tiles=text["split"]["test_tiles"][:3], validation=0.3)
     (folder / "scene.yaml").write_text(yaml.safe_dump(text, sort_keys=False))

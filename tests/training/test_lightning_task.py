@@ -145,6 +145,8 @@ def test_adamw_spares_vectors_and_sgd_is_plain() -> None:
     assert isinstance(adamw, torch.optim.AdamW)
     for group in adamw.param_groups:
         assert {p.dim() > 1 for p in group["params"]} == {group["weight_decay"] == 0.3}
+    every = optimizer_for(model, TrainingSettings(weight_decay=0.3, decay_vectors=True))
+    assert {group["weight_decay"] for group in every.param_groups} == {0.3}
     sgd = optimizer_for(model, TrainingSettings(optimizer="sgd", rate=0.5, momentum=0.8, weight_decay=0.2))
     parameters = list(model.parameters())
     expected = [p.detach().clone() for p in parameters]

@@ -35,6 +35,7 @@ from landfuse.rasters.grid import Grid
 from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
 from landfuse.rasters.polygons import Join, Polygons, read_polygons, read_rows
 from landfuse.rasters.stacked import StackedRaster
+from landfuse.rasters.stretched import StretchedRaster
 from landfuse.scenes.benchmarks import places
 from landfuse.scenes.labels import read_colours
 from landfuse.scenes.scene import Scene, SceneModality
@@ -508,8 +509,10 @@ class SceneFile:
                             "one per band",
                             "correct it",
                         )
-                    placed = _placed(own, fine, name)
-                    modalities[name] = SceneModality(placed, m.zoom, m.units, names, m.metres or 0.0)
+                    placed, units = _placed(own, fine, name), m.units
+                    if m.stretch:
+                        placed, units = StretchedRaster(placed), "0 to 1 in each tile"
+                    modalities[name] = SceneModality(placed, m.zoom, units, names, m.metres or 0.0)
             except LandfuseError as error:
                 faults.append(error)
         read_labels = read_polygons = None
@@ -566,7 +569,7 @@ def read_mask(scene: Scene, path: str, variable: str | None, axes: str) -> NDArr
         scene: whose grid it has.
         path: of a raster or a .mat file.
         variable: of the .mat file.
-        axes: of the variable, `HW` or `WH`.
+        axes: of the variable, `HW` or `WH`; or `list`.
 
     Raises:
         SceneError: if it cannot be read, or is on another grid.
@@ -579,6 +582,8 @@ def read_mask(scene: Scene, path: str, variable: str | None, axes: str) -> NDArr
                 "`variables: {train: ..., test: ...}` in a split of kind `masks`",
                 "name the variables",
             )
+        if axes == "list":
+            return _listed(read_variable(path, variable, "HW"), scene.grid, f"`{variable}` of {path}")
         mask = read_variable(path, variable, axes)
         if mask.shape != (scene.grid.height, scene.grid.width):
             raise GridError(
@@ -593,6 +598,22 @@ def read_mask(scene: Scene, path: str, variable: str | None, axes: str) -> NDArr
             f"{path} has the grid {raster.own_grid}", f"the scene's grid: {scene.grid}", "make it on that grid"
         )
     return raster.read_codes()
+
+
+def _listed(places: NDArray[np.generic], grid: Grid, what: str) -> NDArray[np.generic]:
+    """A mask of pixels that are listed by row and column, (N, 2)."""
+    size = (grid.height, grid.width)
+    if places.size and (
+        places.shape[1] != 2 or not ((places >= 0) & (places < size) & (places == np.floor(places))).all()
+    ):
+        raise GridError(
+            f"{what} is {len(places)} x {places.shape[1]} and holds {places.min():g} to {places.max():g}",
+            f"a row (0 to {grid.height - 1}) and a column (0 to {grid.width - 1}) for each pixel",
+            "correct `axes` or `variables` of the split",
+        )
+    mask = np.zeros(size, np.uint8)
+    mask[tuple(places.astype(np.int64).T)] = 1
+    return mask
 
 
 _WILD = {ord("*"): "\1", ord("?"): "\2"}

@@ -67,6 +67,11 @@ class ModalitySettings(Settings):
         default=None, ge=-1e30, le=1e30, description="See `scale`; by default what the file says, else 0."
     )
     decibel: bool = Field(default=False, description="Convert linear power to dB.")
+    stretch: bool = Field(
+        default=False,
+        description="Bring the values of each band to 0 at the least and 1 at the largest of the tile; its units then "
+        "say so.",
+    )
     zoom: int = Field(
         default=1, ge=1, le=64, description="Keep the modality this many times finer than the reference grid, 1 to 64."
     )

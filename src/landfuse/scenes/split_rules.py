@@ -40,7 +40,11 @@ class MasksSplit(_Split):
     variables: dict[Literal["train", "test", "val"], str] = Field(
         default={}, description="For .mat files: the variables of `train`, `test` and `val`."
     )
-    axes: str = Field(default="HW", description="For .mat files: `HW` or `WH`.")
+    axes: str = Field(
+        default="HW",
+        description="For .mat files: `HW` or `WH`; `list` where a variable lists the row and column of each pixel, "
+        "counted from 0.",
+    )
 
 
 class RolesSplit(_Split):

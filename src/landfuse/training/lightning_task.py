@@ -109,13 +109,16 @@ class Task(LightningModule):
 
 
 def optimizer_for(model: nn.Module, settings: TrainingSettings) -> Optimizer:
-    """The optimiser over what can be trained in a model; AdamW does not decay biases, norms and other vectors."""
+    """The optimiser over what can be trained in a model."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     if settings.optimizer == "sgd":
         return SGD(trainable, lr=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
     groups = [
         {"params": [p for p in trainable if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for p in trainable if p.dim() <= 1],
+            "weight_decay": settings.weight_decay if settings.decay_vectors else 0.0,
+        },
     ]
     return AdamW([g for g in groups if g["params"]], lr=settings.rate)
 

@@ -74,6 +74,7 @@ class TrainingSettings(Settings):
     momentum: Chance = Field(default=0.9, description="of `sgd`")
     rate: Rate = Field(default=1e-3, description="peak learning rate")
     weight_decay: float = Field(default=1e-2, ge=0, le=1e3, description="of the optimiser")
+    decay_vectors: bool = Field(default=False, description="let `adamw` decay biases, norms and other vectors too")
     warmup: Chance = Field(
         default=0.05, description="fraction of the steps in which the rate rises; then comes `schedule`"
     )
