@@ -145,7 +145,7 @@ def labels(place: str, root: Path) -> None:
     elif place == "muufl":
         muufl(root / "muufl_gulfport_campus_1_hsi_220_label.mat")
     elif place == "yellow_river_estuary":
-        listed = spread((1185, 1342), [1, 2] * 18)  # codes 1, 2, ... of one pixel that trains, then two that test
+        listed = spread((1185, 1342), [3, 2] * 18)  # odd codes train, even ones test
         write_mat(root / "data_gt.mat", "data", (listed + 1) // 2)
         index = {
             f"{role}_index": np.argwhere(of)
@@ -285,7 +285,7 @@ def test_a_split_may_list_rows_and_columns(tmp_path: Path) -> None:
     file = read_scene_file(path)
     (scene,) = file.scenes(["sar"])
     (roles,) = file.roles([scene], MasksSplit.model_validate({**read_yaml(path.parent)["split"], "validation": 0}))
-    assert [np.bincount(scene.labels[roles == role], minlength=18).tolist() for role in (1, 3)] == [[1] * 18, [2] * 18]
+    assert [np.bincount(scene.labels[roles == role], minlength=18).tolist() for role in (1, 3)] == [[3] * 18, [2] * 18]
     scipy.io.savemat(tmp_path / "data_index.mat", {"train_index": [[1185, 0]], "test_index": [[0, 0]]})
     with pytest.raises(GridError, match=r"`train_index` of .* 0 to 1185(.|\n)*a row \(0 to 1184\)"):
         file.roles([scene])

@@ -464,3 +464,53 @@ def test_mistakes_are_reported_in_words(tmp_path: Path) -> None:
         from_authors(tmp_path / "sam.pth")
     with pytest.raises(ModelError, match="with 3 modalities"):
         from_authors(tmp_path / "sam.pth", {name: Modality(3) for name in "abc"})
+
+
+@pytest.mark.parametrize("finetune", ["adapter", "lora", "both"])
+@pytest.mark.parametrize("exchange", [True, False])
+def test_without_exchange_a_modality_keeps_to_itself(finetune: str, exchange: bool) -> None:
+    model = randomised(MFNet(TWO, 3, settings(finetune=finetune, exchange=exchange))).eval()
+    x = images(model)
+    with torch.no_grad():
+        (before,), _ = model.features(x)
+        (after,), _ = model.features(x | {"dsm": x["dsm"] + 1})
+    assert torch.equal(before, after) == (not exchange)
+    assert any(name.endswith("exchange.own") for name, _ in model.named_parameters()) == exchange
+
+
+@pytest.mark.parametrize("encoder", ["plain", "sam2"])
+def test_without_deep_fusion_the_decoder_enlarges_a_sum(encoder: str) -> None:
+    four = {"encoder": "sam2_hiera_tiny", "encoder_options": {}, "finetune": "none"}
+    model = MFNet(TWO, 3, settings(deep_fusion=False, **(four if encoder == "sam2" else {}))).train()
+    x = images(model, 1)
+    maps = model.features(x)
+    fused = model.fusion(maps)
+    assert len(fused) == (4 if encoder == "sam2" else 1)
+    assert all(torch.equal(f, a + b) for f, a, b in zip(fused, *maps, strict=True))
+    logits = model(x)
+    assert logits.shape == (1, 3, 64, 64)
+    logits.square().sum().backward()
+    assert [name for name, p in model.decoder.named_parameters() if p.grad is None] == []
+    assert not list(model.fusion.parameters())
+
+
+def test_heat_maps_are_grad_cam_of_each_modality() -> None:
+    model = randomised(MFNet(TWO, 3, settings(core=32))).eval()
+    x = images(model)
+    wanted = torch.zeros(2, 3, 32, 32)
+    wanted[:, 1, 4:9, 20:30] = 1
+    heat = model.heat_maps(x, wanted)
+    assert sum(float(each.amax(dim=(1, 2)).sum()) for each in heat) > 1
+    maps = [[x.detach().double().requires_grad_() for x in each] for each in model.features(x)]
+    model.double()
+    decoded = F.interpolate(model.decoder(model.fusion(maps)), size=(64, 64), mode="bilinear", align_corners=False)
+    for image in range(2):
+        score = decoded[image, 1, 16 + 4 : 16 + 9, 16 + 20 : 16 + 30].sum()
+        for (features,), got in zip(maps, heat, strict=True):
+            (slope,) = torch.autograd.grad(score, features, retain_graph=True)
+            truth = sum(slope[image, c].mean() * features[image, c] for c in range(256)).clamp(min=0)
+            assert got.shape == (2, 64, 64)
+            truth = F.interpolate(
+                truth[None, None] / truth.max().clamp(min=1e-30), size=(64, 64), mode="bilinear", align_corners=False
+            )
+            torch.testing.assert_close(got[image].double(), truth[0, 0].detach(), rtol=1e-3, atol=1e-3)

@@ -12,6 +12,7 @@ from torch import Tensor
 from landfuse.errors import ModelError
 from landfuse.layers.vit_encoder import StackedEncoder
 from landfuse.models import mfnet_weights
+from landfuse.models.checkpoints import read_tensors
 
 PLAIN, BIASED, GATED = "vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb", "vit_small_plus_patch16_dinov3"
 
@@ -87,7 +88,7 @@ def test_layouts_are_read(tmp_path: Path, layout: type, name: str) -> None:
     state = source.vit.state_dict()
     safetensors.torch.save_file({k: v.contiguous() for k, v in layout(state).items()}, tmp_path / "w.safetensors")
     fresh = StackedEncoder(name, 32, {"depth": 2})
-    read = mfnet_weights.encoder_state(mfnet_weights.read(tmp_path / "w.safetensors"))
+    read = mfnet_weights.encoder_state(read_tensors(tmp_path / "w.safetensors"))
     mfnet_weights.fit(fresh.vit, read, "w.safetensors")
     for key, value in state.items():
         assert torch.equal(fresh.vit.state_dict()[key], value), key

@@ -19,6 +19,7 @@ from landfuse.errors import MissingFileError, ModelError
 from landfuse.layers.vit_encoder import StackedEncoder
 from landfuse.models import mfnet_weights
 from landfuse.models.base import Modality
+from landfuse.models.checkpoints import read_tensors
 from landfuse.models.mfnet import MFNet
 
 WIDTH, HEADS, WINDOW, GRID = 16, 2, 3, 8
@@ -97,7 +98,7 @@ def test_published_layouts_are_read(tmp_path: Path, layout: str, suffix: str) ->
     else:
         safetensors.torch.save_file(in_layout(layout), path)
     encoder = StackedEncoder(NAME, 128, TINY)
-    mfnet_weights.fit(encoder.vit, mfnet_weights.encoder_state(mfnet_weights.read(path)), str(path))
+    mfnet_weights.fit(encoder.vit, mfnet_weights.encoder_state(read_tensors(path)), str(path))
     truth = official()
     for block in range(2):
         for ours, theirs in (("fc1", "lin1"), ("fc2", "lin2")):
@@ -204,22 +205,22 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, suffix: str) -> None:
         safetensors.torch.save_file(official(), path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ModelError, match=r"cannot be read(.|\n)*may be truncated"):
-        mfnet_weights.read(path)
+        read_tensors(path)
     path.write_bytes(b"")
     with pytest.raises(ModelError, match="cannot be read"):
-        mfnet_weights.read(path)
+        read_tensors(path)
     path.unlink()
     with pytest.raises(MissingFileError, match="there is no file"):
-        mfnet_weights.read(path)
+        read_tensors(path)
 
 
 def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
     with pytest.raises(ModelError, match="cannot be read"):
-        mfnet_weights.read(tmp_path / "whole.pth")
+        read_tensors(tmp_path / "whole.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ModelError, match="holds list, not named tensors"):
-        mfnet_weights.read(tmp_path / "list.pth")
+        read_tensors(tmp_path / "list.pth")
 
 
 CONTENT = b"weights of an encoder"

@@ -127,7 +127,12 @@ def test_loads_the_authors_checkpoints(tmp_path: Path) -> None:
     assert loaded.modalities == TWO
     x = images(model)
     with torch.no_grad():
-        assert torch.equal(loaded.eval()(x), model.eval()(x))
+        truth = model.eval()(x)
+        assert torch.equal(loaded.eval()(x), truth)
+        of_four = from_authors(path, view=64, core=32, classes=4)  # the first of five is their background
+        torch.testing.assert_close(of_four.eval()(x), truth[:, 1:, 16:48, 16:48])
+    with pytest.raises(ModelError, match="has 5 classes(.|\n)*3, with or without a background"):
+        from_authors(path, classes=3)
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -137,6 +142,13 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"opt_encoder\.conv1\.weight"):
         from_authors(tmp_path / "foreign.pth")
     state = authors_names(make())
+    decoder = {name: value for name, value in state.items() if "encoder" not in name}
+    torch.save({"state_dict": decoder}, tmp_path / "decoder.pth")
+    with pytest.raises(ModelError, match=r"lacks `opt_encoder\.conv1\.weight`"):
+        from_authors(tmp_path / "decoder.pth")
+    torch.save({"state_dict": state | {"seg_head.0.weight": torch.tensor(1.0)}}, tmp_path / "scalar.pth")
+    with pytest.raises(ModelError, match=r"`seg_head\.0\.weight` is \(\)"):
+        from_authors(tmp_path / "scalar.pth")
     torch.save({"state_dict": state}, tmp_path / "deep.pth")
     with pytest.raises(ModelError, match="does not fit"):
         from_authors(tmp_path / "deep.pth", encoder="resnet34")
@@ -145,15 +157,27 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
         from_authors(tmp_path / "extra.pth", encoder="resnet18")
 
 
-@pytest.mark.parametrize("off", ["", "share", "difference", "enhance"])
+@pytest.mark.parametrize("off", ["", "share", "difference", "enhance", "concatenate", "sum"])
 def test_every_parameter_learns_whatever_is_switched_off(off: str) -> None:
-    model = make(**({off: False} if off else {}), auxiliary_weight=1.0, drop_path=0.0)
+    fusion = {"fusion": off} if off in ("concatenate", "sum") else {off: False} if off else {}
+    model = make(**fusion, auxiliary_weight=1.0, drop_path=0.0)
     target = torch.randint(0, 5, (2, 64, 64), dtype=torch.uint8)
     loss = model.loss(images(model), target)
     assert ("auxiliary" in loss) == (off != "enhance")
     loss["loss"].backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     assert [name for name, p in model.decoder.named_parameters() if not p.grad.abs().sum() > 0] == []
+
+
+def test_plain_fusions_are_a_sum_and_a_convolution() -> None:
+    a, b = torch.randn(2, 1, 8, 5, 5).unbind()
+    fuse = make(fusion="sum").decoder.scales[0].fuse
+    assert torch.equal(fuse([a, b]).fused, a + b)
+    assert not list(fuse.parameters())
+    fuse = make(fusion="concatenate").eval().decoder.scales[0].fuse
+    kernels = fuse.join[0].weight
+    each = F.conv2d(a, kernels[:, :8], padding=1) + F.conv2d(b, kernels[:, 8:], padding=1)
+    torch.testing.assert_close(fuse([a, b]).fused, F.relu(each / (1 + 1e-5) ** 0.5), rtol=1e-4, atol=1e-5)
 
 
 def test_the_auxiliary_losses_have_their_weight() -> None:
@@ -247,5 +271,7 @@ def test_mistakes(values: dict[str, Any], error: type[Exception], words: list[st
 
 
 def test_settings_that_leave_nothing_to_fuse() -> None:
+    with pytest.raises(SettingsError, match="belong to `fusion: decompose`"):
+        parse(RefNet.Settings, {"share": False, "fusion": "sum"}, "recipe.yaml")
     with pytest.raises(SettingsError, match="nothing would be left"):
         parse(RefNet.Settings, {"share": False, "difference": False}, "recipe.yaml")

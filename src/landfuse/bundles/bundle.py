@@ -130,13 +130,16 @@ class Bundle(nn.Module):
         Returns:
             (B, K, core, core).
         """
+        logits: Tensor = self.model(self.mapped(images))
+        return logits
+
+    def mapped(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the model takes, of raw pixels as in `forward`."""
         stand_ins = dict.fromkeys(self.droppable, math.nan)
-        mapped = {
+        return {
             name: pixel_map(images[name].permute(0, 2, 3, 1), stand_ins.get(name)).permute(0, 3, 1, 2)
             for name, pixel_map in self.maps.items()
         }
-        logits: Tensor = self.model(mapped)
-        return logits
 
     def predictor(self, options: PredictorOptions = PredictorOptions()) -> Predictor:  # noqa: B008  (frozen)
         """Makes the bundle ready to map; raises a SettingsError if the options do not fit."""

@@ -15,6 +15,7 @@ import traceback
 import warnings
 from importlib import import_module
 from importlib.metadata import version
+from keyword import iskeyword
 from typing import Annotated, Any
 
 import typer
@@ -46,6 +47,7 @@ COMMANDS = {
     "report": ("report", "Write a page that shows a run's map, how good it is, and where it came from."),
     "sample": ("evaluate", "Draw a reference sample of a map at random, by which `evaluate` estimates its accuracy."),
     "export": ("train", "Write a bundle that opens anywhere, with its frozen encoder."),
+    "import": ("train", "Make a bundle of a checkpoint that the authors of REF-Net or MFNet trained with their code."),
     "fetch": ("data", "Download the data of a benchmark, or say what to download and where to put it."),
     "reproduce": ("studies", "Train a benchmark's methods on splits with and without leaks, beside published scores."),
     "demo": (
@@ -138,7 +140,7 @@ def _refuse_setting(option: str, value: str) -> None:
 def command(name: str) -> Any:
     """Imports a command's function and makes a command of it; its help is its docstring."""
     alone = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
-    function = getattr(import_module(f"landfuse.cli.{COMMANDS[name][0]}"), name)
+    function = getattr(import_module(f"landfuse.cli.{COMMANDS[name][0]}"), f"{name}_" if iskeyword(name) else name)
     words = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(function) or "")  # Typer would keep the source's lines
     alone.command(name, cls=_Command, help=words)(function)
     return typer.main.get_command(alone)

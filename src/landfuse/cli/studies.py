@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from landfuse.cli.console import Overwrite, Quiet, a_folder, hint, number, once, out, say, table
+from landfuse.errors import SettingsError
 from landfuse.markup import percent
 from landfuse.progress import bar
 
@@ -198,13 +200,28 @@ def modalities(
         list[Path] | None,
         typer.Option(help="A run, or a folder of runs, with fewer modalities; may be given several times."),
     ] = None,
+    heat_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead, draw where each modality's features speak for this class (Grad-CAM, of mfnet), in the view "
+            "with most of its test pixels; may be given several times."
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Report what each modality gives: the trained model with one withheld, and models trained without it.
 
     Scores are those of the run's test pixels, as its folder `split` has them. Writes modalities.json, .csv and
-    .png into the run folder.
+    .png into the run folder; with --heat-map, heat_maps-CODE.png.
     """
+    if heat_map:
+        from landfuse.studies.heat_maps import save_heat_maps
+
+        if alone:
+            raise SettingsError("--alone with --heat-map", "one of the two", "leave one out")
+        for run, name in itertools.product(runs, heat_map):
+            say(f"heat maps: {save_heat_maps(run, name)}")
+        return
     from landfuse.studies.modalities import modality_table
 
     for run in runs:

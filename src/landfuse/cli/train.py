@@ -1,4 +1,4 @@
-"""The commands `train`, `export` and `models`."""
+"""The commands `train`, `export`, `import` and `models`."""
 
 from __future__ import annotations
 
@@ -126,6 +126,37 @@ def export(
 def _kinds(layers: list[str]) -> str:
     """The last parts of the layers' names, each once."""
     return ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+
+
+def import_(
+    model: Annotated[str, typer.Argument(help="The method: refnet or mfnet.")],
+    checkpoint: Annotated[Path, typer.Argument(help="The file that its authors' training wrote.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="A recipe of the method: its scene, pixel maps (`given` or `none`), view and core.")
+    ],
+    assignments: Annotated[
+        list[str] | None, typer.Argument(help="Settings that win over the file, e.g. model.core=192.", callback=once)
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the bundle.", callback=a_folder)] = Path(
+        "bundle"
+    ),
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a bundle of a checkpoint that the authors of a method trained with their own code.
+
+    The recipe is not trained. Its scene names the bands and classes in the order of the checkpoint; of a checkpoint
+    with one class more, the first one is left out, the background.
+    """
+    from landfuse.training.recipe import read_recipe
+
+    read = read_recipe(recipe, assignments or ())
+    if read.model["name"] != model:
+        raise SettingsError(f"{recipe} is a recipe of `{read.model['name']}`", f"one of `{model}`", "name another")
+    from landfuse.interop.authors import import_checkpoint
+
+    import_checkpoint(checkpoint, read).save(output, overwrite=overwrite)
+    hint("landfuse", "predict", output, "SCENE", "-o", "map.tif")
+    say(f"bundle: {output}")
 
 
 def models(

@@ -92,18 +92,18 @@ class AdaptedAttention(nn.Module):
 
 
 class AdaptedMlp(nn.Module):
-    """An MLP with adapters beside it, whose outputs are exchanged between the modalities."""
+    """An MLP with adapters beside it, whose outputs may be exchanged between the modalities."""
 
-    def __init__(self, inner: nn.Module, modalities: int, features: int, hidden: int) -> None:
+    def __init__(self, inner: nn.Module, modalities: int, features: int, hidden: int, exchange: bool = True) -> None:
         super().__init__()
         self.inner = inner
         self.modalities = modalities
         self.adapters = Bottlenecks(modalities, features, hidden)
-        self.exchange = Exchange(modalities)
+        self.exchange = Exchange(modalities) if exchange else None
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.inner(x)
-        fractions = self.exchange() if self.modalities > 1 else None
+        fractions = self.exchange() if self.exchange is not None and self.modalities > 1 else None
         update: Tensor = self.adapters(by_modality(x, self.modalities), fractions)
         return y + update.view(y.shape)
 
@@ -115,6 +115,7 @@ class Mechanism:
         modalities: M, the number of modalities stacked along the batch, at least 1.
         rank: r of low-rank updates.
         bottleneck: width of an adapter's hidden layer, as a part of the block's width; above 0, at most 1.
+        exchange: whether updates are exchanged between the modalities.
 
     Raises:
         ModelError: if one of them is out of range.
@@ -122,7 +123,7 @@ class Mechanism:
 
     trains_encoder: ClassVar[bool] = False
 
-    def __init__(self, modalities: int, *, rank: int = 4, bottleneck: float = 0.25) -> None:
+    def __init__(self, modalities: int, *, rank: int = 4, bottleneck: float = 0.25, exchange: bool = True) -> None:
         if modalities < 1:
             raise ModelError(
                 f"the fine-tuning got {modalities} modalities", "at least 1", "name the modalities in the scene file"
@@ -131,7 +132,7 @@ class Mechanism:
             raise ModelError(
                 f"`bottleneck` is {bottleneck}", "a part of the width: above 0, at most 1", "set it to 0.25"
             )
-        self.modalities, self.rank, self.bottleneck = modalities, rank, bottleneck
+        self.modalities, self.rank, self.bottleneck, self.exchange = modalities, rank, bottleneck, exchange
 
     def attach(self, block: nn.Module) -> None:
         """Replaces modules of one block (`attn`, `mlp` or parts of them); parameters that it makes are trained."""
@@ -155,9 +156,9 @@ class Adapter(Mechanism):
     """The multimodal Adapter: after attention, and beside the MLP with exchange."""
 
     def attach(self, block: nn.Module) -> None:
-        features = _width(block)
-        block.attn = AdaptedAttention(block.get_submodule("attn"), self.modalities, features, self.hidden(features))
-        block.mlp = AdaptedMlp(block.get_submodule("mlp"), self.modalities, features, self.hidden(features))
+        sizes = (self.modalities, features := _width(block), self.hidden(features))
+        block.attn = AdaptedAttention(block.get_submodule("attn"), *sizes)
+        block.mlp = AdaptedMlp(block.get_submodule("mlp"), *sizes, self.exchange)
 
 
 class Lora(Mechanism):
@@ -183,7 +184,8 @@ class Lora(Mechanism):
             )
         for name, child in list(mlp.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(mlp, name, ExchangedLoraLinear(child, self.modalities, self.rank))
+                kind = ExchangedLoraLinear if self.exchange else LoraLinear
+                setattr(mlp, name, kind(child, self.modalities, self.rank))
 
 
 class AdapterAndLora(Mechanism):
@@ -191,7 +193,8 @@ class AdapterAndLora(Mechanism):
 
     def attach(self, block: nn.Module) -> None:
         for mechanism in (Lora, Adapter):  # the adapters then wrap layers that hold LoRA
-            mechanism(self.modalities, rank=self.rank, bottleneck=self.bottleneck).attach(block)
+            one = mechanism(self.modalities, rank=self.rank, bottleneck=self.bottleneck, exchange=self.exchange)
+            one.attach(block)
 
 
 def _width(block: nn.Module) -> int:

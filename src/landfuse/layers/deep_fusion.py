@@ -97,6 +97,14 @@ class DeepFusion(nn.Module):
         return fused
 
 
+class SumFusion(nn.Module):
+    """The sum of the modalities' maps at each scale, for comparison with `DeepFusion`."""
+
+    def forward(self, maps: list[list[Tensor]]) -> list[Tensor]:
+        """Per modality its maps -> as many fused maps."""
+        return [functools.reduce(torch.add, scale) for scale in zip(*maps, strict=True)]
+
+
 def neck(channels: int, plain: bool) -> nn.Module:
     """What brings an encoder's map to the pyramid's width, where the encoder has no neck of its own."""
     if channels == WIDTH and plain:

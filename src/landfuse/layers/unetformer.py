@@ -110,27 +110,30 @@ class GlobalLocalBlock(nn.Module):
 
 
 class WeightedFusion(nn.Module):
-    """Doubles a map and adds a skip to it, by two learned weights, not negative, that sum to 1."""
+    """Doubles a map and adds a skip, if there is one, by two learned weights, not negative, that sum to 1."""
 
-    def __init__(self, skip_channels: int, features: int) -> None:
+    def __init__(self, skip_channels: int | None, features: int) -> None:
         super().__init__()
-        self.pre = nn.Conv2d(skip_channels, features, 1, bias=False)
-        self.shares = nn.Parameter(torch.ones(2))  # saved models have this name
+        if skip_channels is not None:
+            self.pre = nn.Conv2d(skip_channels, features, 1, bias=False)
+            self.shares = nn.Parameter(torch.ones(2))  # saved models have this name
         self.post = convolution(features, features, 3, relu=True)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """(B, D, H, W) and (B, C, 2 H, 2 W) -> (B, D, 2 H, 2 W)."""
         x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        weights = F.relu(self.shares)
-        weights = weights / (weights.sum() + 1e-8)
-        y: Tensor = self.post(weights[0] * self.pre(skip) + weights[1] * x)
+        if skip is not None:
+            weights = F.relu(self.shares)
+            weights = weights / (weights.sum() + 1e-8)
+            x = weights[0] * self.pre(skip) + weights[1] * x
+        y: Tensor = self.post(x)
         return y
 
 
 class RefinementHead(nn.Module):
     """Weighted fusion, refined by attention over pixels and over channels."""
 
-    def __init__(self, skip_channels: int, features: int) -> None:
+    def __init__(self, skip_channels: int | None, features: int) -> None:
         super().__init__()
         self.fusion = WeightedFusion(skip_channels, features)
         self.pixel = nn.Sequential(nn.Conv2d(features, features, 3, padding=1, groups=features), nn.Sigmoid())
@@ -145,7 +148,7 @@ class RefinementHead(nn.Module):
         self.shortcut = convolution(features, features, 1)
         self.proj = separable(features, 3)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """(B, D, H, W) and (B, C, 2 H, 2 W) -> (B, D, 2 H, 2 W)."""
         x = self.fusion(x, skip)
         refined = self.pixel(x) * x + self.channel(x) * x
@@ -153,10 +156,10 @@ class RefinementHead(nn.Module):
 
 
 class UNetFormerDecoder(nn.Module):
-    """Four maps, each half as wide as the one before, to class scores at the width of the finest.
+    """Four maps, each half as wide as the one before, to class scores at the width of the finest; or one map, enlarged.
 
     Args:
-        channels: channels of the four maps, finest first.
+        channels: channels of the four maps, finest first; or of the one.
         features: D within the decoder, a multiple of 8.
         classes: K.
         dropout: of whole channels before the scores, 0..1.
@@ -165,13 +168,15 @@ class UNetFormerDecoder(nn.Module):
     def __init__(self, channels: Sequence[int], classes: int, *, features: int = 64, dropout: float = 0.1) -> None:
         super().__init__()
         heads = window = 8
-        self.pre = convolution(channels[3], features, 1)
+        *skips, coarsest = channels
+        finest, second, third = skips or (None, None, None)
+        self.pre = convolution(coarsest, features, 1)
         self.block4 = GlobalLocalBlock(features, heads, window)
-        self.fusion3 = WeightedFusion(channels[2], features)
+        self.fusion3 = WeightedFusion(third, features)
         self.block3 = GlobalLocalBlock(features, heads, window)
-        self.fusion2 = WeightedFusion(channels[1], features)
+        self.fusion2 = WeightedFusion(second, features)
         self.block2 = GlobalLocalBlock(features, heads, window)
-        self.refine = RefinementHead(channels[0], features)
+        self.refine = RefinementHead(finest, features)
         self.head = nn.Sequential(
             convolution(features, features, 3, relu=True),
             nn.Dropout2d(dropout),
@@ -179,9 +184,11 @@ class UNetFormerDecoder(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """(B, channels[i], H / 2**i, W / 2**i) for i in 0..3 -> (B, K, H, W)."""
-        x = self.block4(self.pre(maps[3]))
-        x = self.block3(self.fusion3(x, maps[2]))
-        x = self.block2(self.fusion2(x, maps[1]))
-        y: Tensor = self.head(self.refine(x, maps[0]))
+        """(B, channels[i], H / 2**i, W / 2**i) for i in 0..3 -> (B, K, H, W); or one map, (B, C, H / 8, W / 8)."""
+        *skips, coarsest = maps
+        finest, second, third = skips or (None, None, None)
+        x = self.block4(self.pre(coarsest))
+        x = self.block3(self.fusion3(x, third))
+        x = self.block2(self.fusion2(x, second))
+        y: Tensor = self.head(self.refine(x, finest))
         return y

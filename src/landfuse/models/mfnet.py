@@ -32,18 +32,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse import settings
 from landfuse.errors import ModelError
 from landfuse.layers.adapters import MECHANISMS, fine_tune
-from landfuse.layers.deep_fusion import WIDTH, DeepFusion, Stem, neck
+from landfuse.layers.deep_fusion import WIDTH, DeepFusion, Stem, SumFusion, neck
 from landfuse.layers.lora import merge_lora
 from landfuse.layers.unetformer import UNetFormerDecoder, mirrored
 from landfuse.layers.vit_encoder import StackedEncoder
 from landfuse.models import mfnet_authors, mfnet_weights
 from landfuse.models.base import FusionModel, Modality, settings_of
+from landfuse.models.checkpoints import read_tensors
 from landfuse.models.settings import MFNetSettings
 
 MAX_SIDE = 4096  # px; global attention over more patches than 256 x 256 fits no machine
@@ -85,7 +87,9 @@ class MFNet(FusionModel):
         super().__init__(modalities, classes, view=config.view, core=config.core or config.view)
         self.config = config
         self.zoom = _zoom(self.modalities, config)
-        mechanism = MECHANISMS[config.finetune](len(modalities), rank=config.rank, bottleneck=config.bottleneck)
+        mechanism = MECHANISMS[config.finetune](
+            len(modalities), rank=config.rank, bottleneck=config.bottleneck, exchange=config.exchange
+        )
         self.encoder = StackedEncoder(
             config.encoder,
             config.view * self.zoom,
@@ -102,8 +106,9 @@ class MFNet(FusionModel):
         self.stems = nn.ModuleList(Stem(modality.channels) for modality in self.modalities.values())
         channels = self.encoder.channels
         self.necks = nn.ModuleList(neck(each, len(channels) == 1) for each in channels)
-        self.fusion = DeepFusion(len(modalities), len(channels))
-        self.decoder = UNetFormerDecoder([WIDTH] * 4, classes, features=config.decoder_features, dropout=config.dropout)
+        self.fusion = DeepFusion(len(modalities), len(channels)) if config.deep_fusion else SumFusion()
+        scales = [WIDTH] * (4 if config.deep_fusion else len(channels))
+        self.decoder = UNetFormerDecoder(scales, classes, features=config.decoder_features, dropout=config.dropout)
         if config.merged:
             self.merge()
 
@@ -119,12 +124,14 @@ class MFNet(FusionModel):
             self._reference = mfnet_weights.by_name(config.encoder)
         else:
             self._reference = mfnet_weights.from_file(config.encoder, config.weights)
-        state = mfnet_weights.encoder_state(mfnet_weights.read(self._reference.path))
+        state = mfnet_weights.encoder_state(read_tensors(self._reference.path))
         mfnet_weights.fit(self.encoder.vit, state, self._reference, self._published)
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
         height, width = self.size_of(images)
-        maps = self.features(images)
+        return self._decoded(self.features(images), height, width)
+
+    def _decoded(self, maps: list[list[Tensor]], height: int, width: int) -> Tensor:
         logits = self.decoder(self.fusion(maps))
         size = (self.encoder.padded, self.encoder.padded)
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
@@ -155,6 +162,33 @@ class MFNet(FusionModel):
         prepared = [self._prepared(stem(images[name]), size) for name, stem in stems]
         maps = self.encoder(prepared)
         return [[neck(x) for neck, x in zip(self.necks, each, strict=True)] for each in maps]
+
+    def heat_maps(self, images: dict[str, Tensor], wanted: Tensor) -> list[Tensor]:
+        """Where each modality's features speak for a class: Grad-CAM at the encoder's coarsest map.
+
+        As in the authors' release (test_heatmap.py), which takes the score of one pixel; here it may be that of
+        several, as in Vinogradova et al. 2020, doi 10.1609/aaai.v34i10.7244.
+
+        Args:
+            images: as in `forward`.
+            wanted: what the scores are weighed by, of the shape of the logits: 1 at a class and its pixels, else 0.
+
+        Returns:
+            Per modality (B, H * zoom, W * zoom): the channels of its features, weighed by the mean gradient of the
+            score, summed, from 0 (nothing, or against it) to 1 at its largest.
+        """
+        height, width = self.size_of(images)
+        with torch.no_grad():
+            maps = self.features(images)
+        coarsest = [each[-1].requires_grad_() for each in maps]
+        score = (self._decoded(maps, height, width) * wanted).sum()
+        heat = []
+        for x, slope in zip(coarsest, torch.autograd.grad(score, coarsest), strict=True):
+            each = F.relu((x.detach() * slope.mean(dim=(2, 3), keepdim=True)).sum(1, keepdim=True))
+            each = each / each.amax(dim=(2, 3), keepdim=True).clamp(min=1e-30)
+            each = F.interpolate(each, size=(self.encoder.padded,) * 2, mode="bilinear", align_corners=False)
+            heat.append(each[:, 0, : height * self.zoom, : width * self.zoom])
+        return heat
 
     def _prepared(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if x.shape[-1] > size[1]:
@@ -242,13 +276,20 @@ def _zoom(modalities: Mapping[str, Modality], config: MFNetSettings) -> int:
     return zoom
 
 
-def from_authors(path: str | Path, modalities: Mapping[str, Modality] | None = None, *, view: int = 256) -> MFNet:
+def from_authors(
+    path: str | Path,
+    modalities: Mapping[str, Modality] | None = None,
+    *,
+    view: int = 256,
+    core: int | None = None,
+) -> MFNet:
     """MFNet from a checkpoint that was trained with the authors' code (https://github.com/sstary/SSRS).
 
     Args:
         path: the state_dict that their training saved, or the same as .safetensors.
         modalities: two; if not given, `optical` with three channels and `dsm` with one, at zoom 1.
         view: side of the images in pixels; the authors train at 256.
+        core: side of the square that is labelled; by default the view.
 
     Returns:
         A model with the same logits. It stores its encoder when it is saved, and needs no other file.
@@ -265,9 +306,9 @@ def from_authors(path: str | Path, modalities: Mapping[str, Modality] | None = N
             "two modalities, each with one or three channels",
             "name the optical image first and the heights second",
         )
-    values, state = mfnet_authors.convert(mfnet_weights.read(path), view, str(path))
+    values, state = mfnet_authors.convert(read_tensors(path), view, str(path))
     classes = state["decoder.head.2.weight"].shape[0]
-    config = settings.parse(MFNetSettings, values, str(path))
+    config = settings.parse(MFNetSettings, {**values, "core": core}, str(path))
     model = MFNet(modalities, classes, config)
     wanted = model.state_dict()
     for name in state.keys() & wanted.keys():

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 import urllib.error
 import urllib.request
@@ -25,8 +24,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import timm
 import torch
 from timm.models import eva, hieradet_sam2, vision_transformer_sam
@@ -156,39 +153,6 @@ def _hub_sha256(address: str) -> str | None:
         headers = error.headers
     stated = (headers.get("X-Linked-Etag") or "").strip('"')
     return stated if re.fullmatch("[0-9a-f]{64}", stated) else None
-
-
-def read(path: str | Path) -> dict[str, Tensor]:
-    """Reads all tensors of a checkpoint, without running any code in it.
-
-    Raises:
-        MissingFileError: if there is no such file.
-        ModelError: if it is truncated or holds something else.
-    """
-    path = Path(path).expanduser()
-    try:
-        if path.suffix == ".safetensors":
-            tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
-            return tensors
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise MissingFileError(f"there is no file {path}", "a checkpoint", "check the path") from None
-    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
-        raise ModelError(
-            f"{path} cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            "a whole checkpoint of tensors (.pth, .pt or .safetensors)",
-            "it may be truncated: fetch it again and compare its size",
-        ) from None
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
-        raise ModelError(
-            f"{path} holds {type(state).__name__}, not named tensors",
-            "a checkpoint of weights",
-            "save the model's state_dict, not the model",
-        )
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
 _SAM_BY_HUGGING_FACE = (

@@ -30,7 +30,9 @@ from torch.nn import functional as F
 from landfuse.errors import MissingFileError, ModelError
 from landfuse.layers.state_space import VSSBlock, from_vmamba
 from landfuse.models.base import FusionModel, Modality, cross_entropy, refuse_zoom, settings_of
+from landfuse.models.checkpoints import read_checkpoint, tensors_of, timm_weights
 from landfuse.models.settings import RefNetSettings
+from landfuse.settings import parse
 
 # The authors' names -> ours; {0} is a scale from 1 (finest) to 5.
 _AUTHORS = (
@@ -109,13 +111,7 @@ class MdfVss(nn.Module):
         super().__init__()
         width = config.width
         self.shared_block = _vss(config) if config.share else None
-        self.join = (
-            nn.Sequential(
-                nn.Conv2d(modalities * width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-            )
-            if config.share
-            else None
-        )
+        self.join = _join(modalities, width) if config.share else None
         self.difference_block = _vss(config) if config.difference else None
         self.smooth = Smooth(width)
 
@@ -138,6 +134,25 @@ class MdfVss(nn.Module):
         return Parts(shared, differing, self.smooth(sum(present[1:], present[0])), by_modality)
 
 
+class PlainFusion(nn.Module):
+    """Fuses features without splitting them, for comparison: by a convolution of all, or their sum."""
+
+    def __init__(self, modalities: int, config: RefNetSettings) -> None:
+        super().__init__()
+        self.join = _join(modalities, config.width) if config.fusion == "concatenate" else None
+
+    def forward(self, features: Sequence[Tensor]) -> Parts:
+        """One (B, width, H, W) per modality."""
+        fused = sum(features[1:], features[0]) if self.join is None else self.join(torch.cat(list(features), dim=1))
+        return Parts(None, None, fused, [])
+
+
+def _join(modalities: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(modalities * width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+    )
+
+
 class Scale(nn.Module):
     """One scale of both decoders.
 
@@ -151,7 +166,7 @@ class Scale(nn.Module):
         super().__init__()
         width = config.width
         self.project = nn.ModuleList(nn.Conv2d(c, width, 1, bias=False) for c in channels)
-        self.fuse = MdfVss(len(channels), config)
+        self.fuse = (MdfVss if config.fusion == "decompose" else PlainFusion)(len(channels), config)
         self.refine = _vss(config)
         self.smooth = None if coarsest else Smooth(width)
         enhanced = range(len(channels)) if config.enhance else ()
@@ -269,7 +284,8 @@ class RefNet(FusionModel):
                 raise MissingFileError(
                     f"there is no file {file}", f"weights for the encoder of `{name}`", "check the path"
                 )
-            overlay = None if file is None else {"file": str(file)}
+            backbone = str(_backbone(name, self.config))
+            overlay = None if file is None else {"state_dict": timm_weights(file, backbone, encoder)}
             with torch.random.fork_rng(devices=[]):  # what is drawn there is not kept
                 published = _encoder(
                     name, modality.channels, self.config, pretrained=True, pretrained_cfg_overlay=overlay
@@ -334,8 +350,12 @@ def _initialise(decoder: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def _backbone(modality: str, config: RefNetSettings) -> str | None:
+    return config.encoder if isinstance(config.encoder, str) else config.encoder.get(modality)
+
+
 def _encoder(modality: str, channels: int, config: RefNetSettings, **options: Any) -> nn.Module:
-    name = config.encoder if isinstance(config.encoder, str) else config.encoder.get(modality)
+    name = _backbone(modality, config)
     if name is None or not timm.is_model(name):
         near = timm.list_models(f"*{name}*")[:5] if name else []
         raise ModelError(
@@ -358,45 +378,71 @@ def _encoder(modality: str, channels: int, config: RefNetSettings, **options: An
 
 
 def from_authors(
-    path: str | Path, names: tuple[str, str] = ("optical", "sar"), encoder: str | None = None, view: int = 256
+    path: str | Path,
+    names: tuple[str, str] = ("optical", "sar"),
+    encoder: str | Mapping[str, str] | None = None,
+    view: int = 256,
+    *,
+    core: int | None = None,
+    classes: int | None = None,
 ) -> RefNet:
     """Loads a checkpoint of the authors' release.
 
     Args:
         path: the file that their training wrote.
         names: of the optical and the SAR modality.
-        encoder: timm's name of the backbone; by default what the checkpoint says, or resnet50.
+        encoder: timm's name of the backbone, or one for each modality; by default what the checkpoint says, or
+            resnet50.
         view: side of the square that the model looks at.
+        core: side of the square that it labels; by default the view.
+        classes: K; where the checkpoint has one more, its first is left out, the background that the authors' loss
+            ignores. By default as in the checkpoint.
 
     Raises:
         MissingFileError: if there is no such file.
-        ModelError: if it is no checkpoint of REF-Net.
+        ModelError: if it is no checkpoint of REF-Net, or one of other classes.
     """
-    path = Path(path)
-    if not path.exists():
-        raise MissingFileError(f"there is no file {path}", "a checkpoint of REF-Net", "check the path")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    state = {name.removeprefix("module."): value for name, value in checkpoint.get("state_dict", checkpoint).items()}
-    for name in ("opt_encoder.conv1.weight", "sar_encoder.conv1.weight", "seg_head.0.weight"):
-        if name not in state:
-            raise ModelError(f"{path} lacks `{name}`", "a checkpoint of REF-Net with ResNet encoders", "check the file")
-    backbones = (checkpoint.get(key) or "resnet50" for key in ("opt_backbone", "sar_backbone"))
-    encoders = {name: encoder or backbone for name, backbone in zip(names, backbones, strict=True)}
-    config = RefNetSettings(
-        view=view,
-        encoder=encoders,
-        width=state["seg_head.0.weight"].shape[1],
-        states=state["decoder.st_block_1.1.op.A_logs"].shape[1],
-        enhance="opt_seg_head.0.weight" in state,
-    )
-    modalities = {
-        name: Modality(state[f"{theirs}_encoder.conv1.weight"].shape[1])
-        for name, theirs in zip(names, ("opt", "sar"), strict=True)
+    checkpoint = read_checkpoint(path)
+    state = tensors_of(checkpoint, path)
+    needed = {
+        "opt_encoder.conv1.weight": 4,
+        "sar_encoder.conv1.weight": 4,
+        "seg_head.0.weight": 4,
+        "decoder.st_block_1.1.op.A_logs": 2,
     }
-    model = RefNet(modalities, state["seg_head.0.weight"].shape[0], config)
+    for name, axes in needed.items():
+        if name not in state or state[name].dim() != axes:
+            raise ModelError(
+                f"{path} lacks `{name}`" if name not in state else f"`{name}` is {tuple(state[name].shape)} in {path}",
+                "a checkpoint of REF-Net with ResNet encoders",
+                "check the file",
+            )
+    known = len(state["seg_head.0.weight"])
+    if classes not in (None, known, known - 1):
+        raise ModelError(
+            f"{path} has {known} classes", f"{classes}, with or without a background before them", "check the legend"
+        )
+    backbones = (checkpoint.get(key) or "resnet50" for key in ("opt_backbone", "sar_backbone"))
+    encoders = dict(zip(names, backbones, strict=True))
+    encoders |= dict.fromkeys(names, encoder) if isinstance(encoder, str) else encoder or {}
+    values = {
+        "view": view,
+        "core": core,
+        "encoder": encoders,
+        "width": state["seg_head.0.weight"].shape[1],
+        "states": state["decoder.st_block_1.1.op.A_logs"].shape[-1],
+        "enhance": "opt_seg_head.0.weight" in state,
+    }
+    channels = (state[f"{theirs}_encoder.conv1.weight"].shape[1] for theirs in ("opt", "sar"))
     try:
-        model.load_state_dict(rename_authors(state))
-    except RuntimeError as error:
+        model = RefNet(
+            dict(zip(names, channels, strict=True)), classes or known, parse(RefNetSettings, values, str(path))
+        )
+        renamed = rename_authors(state)
+        for name in [name for name in renamed if "head" in name.split(".")[0] and classes == known - 1]:
+            renamed[name] = renamed[name][1:]
+        model.load_state_dict(renamed)
+    except (RuntimeError, IndexError) as error:
         raise ModelError(
             f"{path} does not fit REF-Net with {encoders}: {error}",
             "the backbone it was trained with",

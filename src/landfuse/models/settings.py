@@ -153,6 +153,10 @@ class MFNetSettings(Settings):
         default=0, ge=0, le=1000, description="Blocks before it are not fine-tuned, and keep no activations; from 0."
     )
     rank: int = Field(default=4, ge=1, le=16_384, description="Rank of LoRA.")
+    exchange: bool = Field(
+        default=True,
+        description="Exchange the updates of adapters and LoRA between the modalities; false for plain ones of each.",
+    )
     bottleneck: float = Field(
         default=0.25, gt=0, le=1, description="Width of an adapter's hidden layer, as a fraction of the encoder's."
     )
@@ -163,6 +167,11 @@ class MFNetSettings(Settings):
     view: Side = Field(default=256, description="Side of the square that is looked at, px of the scene's grid.")
     core: Side | None = Field(
         default=None, description="Side of the centred square that is labelled, px; by default the view."
+    )
+    deep_fusion: bool = Field(
+        default=True,
+        description="Fuse by the Deep Fusion Module: a pyramid of each modality, gated at four scales. False for the "
+        "sum of the modalities' features, which the decoder then only enlarges.",
     )
     decoder_features: int = Field(
         default=64, ge=8, le=16_384, multiple_of=8, description="Channels within the decoder, a multiple of 8."
@@ -215,12 +224,19 @@ class RefNetSettings(Settings):
         default=0.1, description="Fraction of samples for which a branch of a VSS block is left out in training."
     )
     auxiliary_weight: Weight = Field(default=0.005, description="Weight of the auxiliary losses.")
-    share: bool = Field(default=True, description="Use the shared features.")
-    difference: bool = Field(default=True, description="Use the differing features.")
+    fusion: Literal["decompose", "concatenate", "sum"] = Field(
+        default="decompose",
+        description="How features of the modalities are fused: `decompose` into what they share and what they differ "
+        "in (MDF-VSS); for comparison `concatenate`, by a 3 x 3 convolution, or their `sum`.",
+    )
+    share: bool = Field(default=True, description="Use the shared features; of `decompose`.")
+    difference: bool = Field(default=True, description="Use the differing features; of `decompose`.")
     enhance: bool = Field(default=True, description="Train the MSIE decoder and its auxiliary heads.")
 
     @model_validator(mode="after")
     def _something_is_fused(self) -> RefNetSettings:
+        if self.fusion != "decompose" and not (self.share and self.difference):
+            raise ValueError(f"`share` and `difference` belong to `fusion: decompose`, and `fusion` is {self.fusion}")
         if not (self.share or self.difference):
             raise ValueError("with both `share` and `difference` off nothing would be left to fuse")
         return self
@@ -239,7 +255,8 @@ class StackedSettings(Settings):
     )
     weights: str | None = Field(
         default=None,
-        description="Pretrained weights by their name there, e.g. `imagenet` (fetched once); null for none.",
+        description="Pretrained weights: their name there, e.g. `imagenet` (fetched once); or, of a `tu-` encoder, the "
+        "path of a file (.pth, .pt, .safetensors); null for none.",
     )
     view: Side = Field(default=128, description="Side of the window, px.")
     core: Side | None = Field(

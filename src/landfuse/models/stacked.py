@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from landfuse.errors import ModelError
 from landfuse.models.base import FusionModel, Modality, settings_of
+from landfuse.models.checkpoints import timm_weights
 from landfuse.models.settings import StackedSettings
 
 
@@ -58,6 +60,17 @@ class Stacked(FusionModel):
 
     def _built(self, weights: str | None) -> nn.Module:
         config, known = self.config, _architectures()
+        options: dict[str, Any] = {}
+        if weights is not None and Path(weights).suffix in (".pth", ".pt", ".safetensors"):
+            name = config.encoder.removeprefix("tu-")
+            if name == config.encoder:
+                raise ModelError(
+                    f"model.weights names the file {weights}, and model.encoder is `{name}`",
+                    "for weights from a file a backbone of timm, `tu-` and its name",
+                    f"set model.encoder=tu-{name} if timm has it",
+                )
+            state = timm_weights(weights, name, self.network.get_submodule("encoder.model"))
+            options["pretrained_cfg_overlay"] = {"state_dict": state}
         if config.architecture.lower() not in known:
             near = difflib.get_close_matches(config.architecture.lower(), known, n=1)
             raise ModelError(
@@ -68,9 +81,10 @@ class Stacked(FusionModel):
         try:
             return known[config.architecture.lower()](
                 encoder_name=config.encoder,
-                encoder_weights=weights,
+                encoder_weights=True if options else weights,
                 in_channels=sum(modality.channels for modality in self.modalities.values()),
                 classes=self.classes,
+                **options,
             )
         except (KeyError, ValueError, RuntimeError) as error:
             raise ModelError(
@@ -88,9 +102,10 @@ class Stacked(FusionModel):
     def load_pretrained(self, *, missing_only: bool = False) -> None:
         """Reads the encoder's published weights, if `weights` names some."""
         if self.config.weights is not None and not missing_only:
+            encoder = self.network.get_submodule("encoder")
             with torch.random.fork_rng(devices=[]):  # what is drawn there is not kept
-                published = self._built(self.config.weights)
-            self.network.get_submodule("encoder").load_state_dict(published.get_submodule("encoder").state_dict())
+                published = self._built(self.config.weights).get_submodule("encoder")
+            encoder.load_state_dict(published.state_dict())
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
         height, width = self.size_of(images)

@@ -30,12 +30,12 @@ from landfuse.errors import (
 from landfuse.files import file_name
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.palette import class_colours
+from landfuse.rasters.decoding import StretchedRaster
 from landfuse.rasters.geotiff import BY_GDAL, GdalRaster, ResamplingName, crs_name, is_file_name, seen_from
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
 from landfuse.rasters.polygons import Join, Polygons, read_polygons, read_rows
 from landfuse.rasters.stacked import StackedRaster
-from landfuse.rasters.stretched import StretchedRaster
 from landfuse.scenes.benchmarks import places
 from landfuse.scenes.labels import read_colours
 from landfuse.scenes.scene import Scene, SceneModality
@@ -600,7 +600,7 @@ def read_mask(scene: Scene, path: str, variable: str | None, axes: str) -> NDArr
     return raster.read_codes()
 
 
-def _listed(places: NDArray[np.generic], grid: Grid, what: str) -> NDArray[np.generic]:
+def _listed(places: NDArray[Any], grid: Grid, what: str) -> NDArray[np.generic]:
     """A mask of pixels that are listed by row and column, (N, 2)."""
     size = (grid.height, grid.width)
     if places.size and (

@@ -152,7 +152,7 @@ def modality_table(
     if len(names) < 2:
         raise ModelError(f"the model of {run} has one modality, `{names[0]}`", "two or more", "choose another run")
     trained, notes = _trained_without(record, alone)
-    data = _test_data(run)
+    data = test_data(run)
     truths = data.targets(TEST)
     ways: list[tuple[How, str | None, Run | None]] = [("all", None, None)]
     for name in names:
@@ -189,7 +189,7 @@ def modality_table(
     return ModalityTable(run, tuple(rows), tuple(notes))
 
 
-def _test_data(run: Path) -> TrainingData:
+def test_data(run: Path) -> TrainingData:
     """The scenes of a run, and the roles that it wrote down."""
     recipe = read_recipe(run / "recipe.json")
     file = recipe.read_scene()

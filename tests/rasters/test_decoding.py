@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from landfuse.rasters.decoding import StretchedRaster
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
-from landfuse.rasters.stretched import StretchedRaster
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene_file import open_scene
 
