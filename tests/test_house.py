@@ -74,7 +74,7 @@ def faults_of_imports(path: str, source: str) -> list[str]:
         own = path.removeprefix("models/").removesuffix(".py").split("_")[0]
         if here == "models" and path != "models/__init__.py" and inside[:1] == ["models"]:
             module = inside[1] if len(inside) > 2 else ""
-            if module not in ("", "base", "checkpoints", "settings") and module.split("_")[0] != own:
+            if module not in ("", "base", "settings") and module.split("_")[0] != own:
                 faults.append(f"{path} imports another model, {target}")
         if here in NO_TORCH and top in ("torch", "lightning", "timm"):
             faults.append(f"{path} imports {top}")

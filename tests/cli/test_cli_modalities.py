@@ -12,7 +12,7 @@ import rasterio
 import yaml
 from typer.testing import Result
 
-from landfuse.errors import FaultsError, SettingsError
+from landfuse.errors import FaultsError, LandfuseError, SettingsError
 from landfuse.training.train import train
 
 Run = Callable[..., Result]
@@ -68,3 +68,32 @@ def test_modalities_prints_and_writes_the_table(trained: Path, invoke: Run) -> N
     assert (trained / "run" / "modalities.png").read_bytes().startswith(b"\x89PNG")
     assert f"{rows[0]['scores']['OA']:.4f}" in done.output
     assert f"({rows[3]['differences']['OA']:+.3f})" in done.output
+
+
+def test_heat_maps_are_drawn_for_a_class_of_mfnet(place: Path, trained: Path, tmp_path: Path, invoke: Run) -> None:
+    options = {"embed_dim": 16, "depth": 1, "num_heads": 2, "window_size": 3, "global_attn_indexes": [0]}
+    model = {"name": "mfnet", "encoder_options": options, "weights": "random", "view": 32, "core": 16}
+    recipe = {
+        "scene": str(place / "scene.yaml"),
+        "model": {**model, "decoder_features": 8, "deep_fusion": False, "finetune": "none"},
+        "samples": {"batch": 8, "windows": 8, "modality_dropout": {"b": 0.3}},
+        "training": {"epochs": 1, "precision": "float32"},
+        "run": str(tmp_path / "run"),
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    train(tmp_path / "recipe.yaml", progress=False)
+    legend = yaml.safe_load((place / "scene.yaml").read_text())["legend"]
+    name, code = legend[1]["name"], legend[1]["code"]
+    done = invoke("modalities", tmp_path / "run", "--heat-map", name)
+    assert done.exit_code == 0, done.exception
+    with rasterio.open(tmp_path / "run" / f"heat_maps-{code}.png") as file:
+        assert (file.read(1) < 255).mean() > 0.2
+    assert not (tmp_path / "run" / "modalities.json").exists()
+    for words, found in (
+        ((tmp_path / "run", "--heat-map", f"{name}s"), f"perhaps {name}"),
+        ((trained / "run", "--heat-map", name), "is `two_branch`"),
+        ((tmp_path / "run", "--heat-map", name, "--alone", trained), "--alone with --heat-map"),
+    ):
+        refused = invoke("modalities", *words)
+        assert isinstance(refused.exception, LandfuseError)
+        assert found in str(refused.exception)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rasterio
 import safetensors.torch
 import timm
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +22,8 @@ from landfuse.layers.unetformer import GlobalLocalAttention, mirrored
 from landfuse.layers.vit_encoder import StackedEncoder
 from landfuse.models.base import Modality
 from landfuse.models.mfnet import MFNet, from_authors
+from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.rasters.grid import Grid
 from landfuse.settings import parse
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "window_size": 3, "global_attn_indexes": [1]}
@@ -61,6 +66,48 @@ def test_the_authors_checkpoint_gives_the_authors_outputs(shared: Path, tmp_path
         assert (got - truth).abs().max() < 1e-4, name
         # The logits are small, so a difference is also held against their own size.
         assert (got - truth).abs().max() < 1e-4 * truth.abs().max(), name
+
+
+def test_import_makes_a_bundle_that_maps(shared: Path, tmp_path: Path, invoke: Callable[..., Any]) -> None:
+    """Images divided by 255 and heights from 0 to 1 in the tile, as in the authors' code."""
+    golden = safetensors.torch.load_file(shared / "golden" / "mfnet_adapter.safetensors")
+    state = {name.removeprefix("state/"): t for name, t in golden.items() if name.startswith("state/")}
+    torch.save(state, tmp_path / "theirs.pth")
+    optical, heights = golden["input/optical"][0] * 255, golden["input/dsm"][0, None] * 40 + 300
+    grid = Grid(256, 256, (1.0, 0.0, 0.0, 0.0, -1.0, 0.0), "EPSG:32632")
+    for name, image in (("optical", optical), ("dsm", heights)):
+        write_raster(tmp_path / f"{name}.tif", grid, image.numpy())
+    scene = {
+        "name": "tile",
+        "modalities": {"optical": {"path": "optical.tif"}, "dsm": {"path": "dsm.tif", "stretch": True}},
+        "legend": [{"name": name} for name in "abcdef"],
+    }
+    recipe = {
+        "scene": "scene.yaml",
+        "model": {"name": "mfnet"},
+        "pixel_maps": {
+            "optical": {"kind": "given", "mean": [0, 0, 0], "std": [255, 255, 255]},
+            "dsm": {"kind": "none"},
+        },
+    }
+    for name, text in (("scene", scene), ("recipe", recipe)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+    words = ("import", "mfnet", tmp_path / "theirs.pth", tmp_path / "recipe.yaml", "-o", tmp_path / "bundle")
+    assert invoke(*words).exit_code == 0
+    done = invoke("predict", tmp_path / "bundle", tmp_path / "scene.yaml", "-o", tmp_path / "map.tif")
+    assert done.exit_code == 0, done.exception
+    low, high = heights.double().min(), heights.double().max()
+    batch = {"optical": optical[None] / 255, "dsm": ((heights.double() - low) / (high - low)).float()[None]}
+    with torch.no_grad():
+        logits = from_authors(tmp_path / "theirs.pth").eval()(batch)[0]
+    best = logits.topk(2, dim=0).values
+    with rasterio.open(tmp_path / "map.tif") as file:
+        same = file.read(1) == logits.argmax(0).numpy() + 1
+    assert same[(best[0] - best[1] > 1e-5).numpy()].all()
+    assert same.mean() > 0.99
+    refused = invoke(*words, "modalities=[dsm, optical]", "--overwrite")
+    assert isinstance(refused.exception, ModelError)
+    assert "the first with three channels" in str(refused.exception)
 
 
 def test_relative_attention_is_the_sum_that_sam_writes_out() -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from landfuse.errors import ModelError
+from landfuse.layers.checkpoints import read_tensors
 from landfuse.layers.vit_encoder import StackedEncoder
 from landfuse.models import mfnet_weights
-from landfuse.models.checkpoints import read_tensors
 
 PLAIN, BIASED, GATED = "vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb", "vit_small_plus_patch16_dinov3"
 

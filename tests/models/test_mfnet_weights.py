@@ -16,10 +16,10 @@ from torch import Tensor
 
 from landfuse import download
 from landfuse.errors import MissingFileError, ModelError
+from landfuse.layers.checkpoints import read_tensors
 from landfuse.layers.vit_encoder import StackedEncoder
 from landfuse.models import mfnet_weights
 from landfuse.models.base import Modality
-from landfuse.models.checkpoints import read_tensors
 from landfuse.models.mfnet import MFNet
 
 WIDTH, HEADS, WINDOW, GRID = 16, 2, 3, 8

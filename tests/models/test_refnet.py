@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import rasterio
 import safetensors.torch
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landfuse.errors import MissingFileError, ModelError, SettingsError
+from landfuse.errors import LandfuseError, MissingFileError, ModelError, SettingsError
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import Modality
 from landfuse.models.refnet import Decoder, RefNet, from_authors, rename_authors
+from landfuse.scenes.scene_file import open_scene
 from landfuse.settings import parse
 
 TWO = {"optical": Modality(4), "sar": Modality(2)}
@@ -131,8 +136,51 @@ def test_loads_the_authors_checkpoints(tmp_path: Path) -> None:
         assert torch.equal(loaded.eval()(x), truth)
         of_four = from_authors(path, view=64, core=32, classes=4)  # the first of five is their background
         torch.testing.assert_close(of_four.eval()(x), truth[:, 1:, 16:48, 16:48])
-    with pytest.raises(ModelError, match="has 5 classes(.|\n)*3, with or without a background"):
+    with pytest.raises(ModelError, match=r"has 5 classes(.|\n)*3, with or without a background"):
         from_authors(path, classes=3)
+
+
+def test_import_makes_a_bundle_that_maps(place: Path, tmp_path: Path, invoke: Callable[..., Any]) -> None:
+    """Of a checkpoint of the full layout; its first class is the background."""
+    model = make({"a": Modality(3), "b": Modality(2)})
+    torch.save({"state_dict": authors_names(model)}, tmp_path / "ckpt.pth")
+    given = {"a": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]}, "b": {"mean": [-1.0, 1.0], "std": [0.5, 0.7]}}
+    recipe = {
+        "scene": str(place / "scene.yaml"),
+        "model": {"name": "refnet", "encoder": "resnet18", "view": 96},
+        "pixel_maps": {name: {"kind": "given", **values} for name, values in given.items()},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    words = ("import", "refnet", tmp_path / "ckpt.pth", tmp_path / "recipe.yaml")
+    done = invoke(*words, "-o", tmp_path / "bundle")
+    assert done.exit_code == 0, done.exception
+    done = invoke("predict", tmp_path / "bundle", place / "scene.yaml", "-o", tmp_path / "map.tif")
+    assert done.exit_code == 0, done.exception
+    scene = open_scene(place / "scene.yaml")
+    mapped = {}
+    for name, values in given.items():
+        mean, std = (torch.tensor(values[key])[:, None, None] for key in ("mean", "std"))
+        image = torch.from_numpy(scene.read(name, scene.grid.window))
+        mapped[name] = torch.nan_to_num((image - mean) / std)[None]
+    with torch.no_grad():
+        truth = model.eval()(mapped)[0, 1:].argmax(0).numpy()
+    with rasterio.open(tmp_path / "map.tif") as file:
+        codes = file.read(1)
+    known = codes != 255
+    assert known[6:].all()
+    assert np.array_equal(scene.legend.to_classes(codes)[known], truth[known])
+    assert len(set(codes[known])) > 1
+    for change, found in (
+        ("pixel_maps.b={kind: standardise}", "the pixel map of `b` is `standardise`"),
+        ("modalities=[a]", "the recipe has the modalities a"),
+        ("modalities=[b, a]", "takes 3 bands of `b` at zoom 1, 2 bands of `a`"),
+        ("model={name: stacked}", "is a recipe of `stacked`"),
+        ("model.encoder=resnet34", "does not fit REF-Net"),
+    ):
+        refused = invoke(*words, change, "-o", tmp_path / "other")
+        assert isinstance(refused.exception, LandfuseError), change
+        assert found in str(refused.exception)
+        assert not (tmp_path / "other").exists()
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:

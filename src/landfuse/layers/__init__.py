@@ -1,1 +1,1 @@
-"""Parts of networks: adapters, LoRA, fusion, state-space blocks, guidance, decoders; tensors, never files."""
+"""Parts of networks: adapters, LoRA, fusion, state-space blocks, guidance, decoders; and weights from files of others."""

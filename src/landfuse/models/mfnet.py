@@ -39,13 +39,13 @@ from torch.nn import functional as F
 from landfuse import settings
 from landfuse.errors import ModelError
 from landfuse.layers.adapters import MECHANISMS, fine_tune
+from landfuse.layers.checkpoints import read_tensors
 from landfuse.layers.deep_fusion import WIDTH, DeepFusion, Stem, SumFusion, neck
 from landfuse.layers.lora import merge_lora
 from landfuse.layers.unetformer import UNetFormerDecoder, mirrored
 from landfuse.layers.vit_encoder import StackedEncoder
 from landfuse.models import mfnet_authors, mfnet_weights
 from landfuse.models.base import FusionModel, Modality, settings_of
-from landfuse.models.checkpoints import read_tensors
 from landfuse.models.settings import MFNetSettings
 
 MAX_SIDE = 4096  # px; global attention over more patches than 256 x 256 fits no machine
@@ -296,14 +296,15 @@ def from_authors(
 
     Raises:
         MissingFileError: if there is no such file.
-        ModelError: if it is no such checkpoint, or the modalities are not two of one or three channels.
+        ModelError: if it is no such checkpoint, or the modalities are not two of three, and one or three channels.
     """
     modalities = modalities or {"optical": Modality(3), "dsm": Modality(1)}
-    if len(modalities) != 2 or any(modality.channels not in (1, 3) for modality in modalities.values()):
+    channels = [modality.channels for modality in modalities.values()]
+    if channels not in ([3, 1], [3, 3]):
         raise ModelError(
             f"the authors' MFNet was asked for with {len(modalities)} modalities of "
-            f"{', '.join(str(modality.channels) for modality in modalities.values())} channels",
-            "two modalities, each with one or three channels",
+            f"{', '.join(map(str, channels))} channels",
+            "two modalities, the first with three channels, the second with one or three",
             "name the optical image first and the heights second",
         )
     values, state = mfnet_authors.convert(read_tensors(path), view, str(path))

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.errors import MissingFileError, ModelError
+from landfuse.layers.checkpoints import read_checkpoint, tensors_of, timm_weights
 from landfuse.layers.state_space import VSSBlock, from_vmamba
 from landfuse.models.base import FusionModel, Modality, cross_entropy, refuse_zoom, settings_of
-from landfuse.models.checkpoints import read_checkpoint, tensors_of, timm_weights
 from landfuse.models.settings import RefNetSettings
 from landfuse.settings import parse
 

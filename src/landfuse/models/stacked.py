@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.errors import ModelError
+from landfuse.layers.checkpoints import timm_weights
 from landfuse.models.base import FusionModel, Modality, settings_of
-from landfuse.models.checkpoints import timm_weights
 from landfuse.models.settings import StackedSettings
 
 

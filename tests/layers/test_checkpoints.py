@@ -11,7 +11,7 @@ import timm
 import torch
 
 from landfuse.errors import ModelError
-from landfuse.models.checkpoints import read_checkpoint, read_tensors, timm_weights
+from landfuse.layers.checkpoints import read_checkpoint, read_tensors, timm_weights
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 cut off", bytes(range(256)) * 9, b"\x80\x02]q\x00."])
@@ -38,7 +38,7 @@ def test_junk_that_unpickles_part_of_the_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [3.0, torch.tensor(1.0), [torch.zeros(1)], {}, {"model": 3}, {"a": 1}, "text"])
 def test_what_holds_no_named_tensors(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "file.pth")
-    with pytest.raises(ModelError, match="holds .*, not named tensors"):
+    with pytest.raises(ModelError, match=r"holds .*, not named tensors"):
         read_tensors(tmp_path / "file.pth")
 
 
@@ -52,7 +52,7 @@ def test_names_of_another_library_and_missing_weights(tmp_path: Path) -> None:
     found = timm_weights(tmp_path / "other.pth", "resnet10t", encoder)
     assert list(found) == list(state)
     assert all(torch.equal(found[name], value) for name, value in state.items())
-    with pytest.raises(ModelError, match="lacks [0-9]+ weights of resnet14t, such as `"):
+    with pytest.raises(ModelError, match=r"lacks [0-9]+ weights of resnet14t, such as `"):
         timm_weights(tmp_path / "other.pth", "resnet14t", timm.create_model("resnet14t", features_only=True))
     del state["layer3.0.conv1.weight"]
     torch.save(state, tmp_path / "less.pth")
