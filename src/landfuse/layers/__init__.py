@@ -1,1 +1,1 @@
-"""Parts of networks: adapters, LoRA, fusion, state-space blocks, guidance, decoders; and weights from files of others."""
+"""Parts of networks: adapters, LoRA, fusion, state-space blocks, guidance, decoders; weights from files of others."""
