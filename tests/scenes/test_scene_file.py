@@ -338,6 +338,12 @@ def test_the_nodata_of_labels_in_a_mat_file(folder: Path, text: dict[str, Any]) 
     np.testing.assert_array_equal(open_scene(save(folder, text)).labels, np.choose(codes(), [U, 0, 1]))
 
 
+def test_the_reference_may_come_after_other_modalities(folder: Path, text: dict[str, Any]) -> None:
+    scene = open_scene(save(folder, text | {"reference": "dem"}))
+    np.testing.assert_array_equal(scene.read("s2", GRID.window), values(4))
+    np.testing.assert_array_equal(scene.read("dem", GRID.window), values(1, seed=1))
+
+
 def test_only_some_modalities(folder: Path, text: dict[str, Any]) -> None:
     (folder / "dem.tif").unlink()
     (scene,) = read_scene_file(save(folder, text)).scenes(only=["s2", "not there"])

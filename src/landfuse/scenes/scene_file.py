@@ -476,7 +476,7 @@ class SceneFile:
         reference = settings.reference_name
         sources: dict[str, Any] = {"labels": settings.labels, **settings.modalities}
         try:
-            own = self._raster(tile, sources[reference], f"{self.path}: `{reference}`", None)
+            own = first = self._raster(tile, sources[reference], f"{self.path}: `{reference}`", None)
             grid = own.grid
             lacks = [what for what, there in (("CRS", grid.crs), ("geotransform", grid.located)) if not there]
             if lacks and settings.georeferenced and not isinstance(own, MatRaster):
@@ -499,8 +499,7 @@ class SceneFile:
             m = settings.modalities[name]
             try:
                 fine = grid and grid.zoomed(m.zoom)
-                if name != reference:
-                    own = self._raster(tile, m, f"{self.path}: `{name}`", fine)
+                own = first if name == reference else self._raster(tile, m, f"{self.path}: `{name}`", fine)
                 if fine:
                     names = () if m.dates else m.names  # which are those of a date
                     if names and len(names) != own.bands:
