@@ -23,6 +23,7 @@ from landfuse.diffusion.trained_denoiser import load_denoiser
 from landfuse.errors import BundleError, FaultsError, ModelError, SettingsError
 from landfuse.mapping.engine import map_array
 from landfuse.rasters.geotiff_writer import write_raster
+from landfuse.scenes.leaks import leak_fraction
 from landfuse.scenes.scene_file import open_scene
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
 from landfuse.training.pretrain import pretrain
@@ -76,11 +77,15 @@ def test_a_run_with_features_trains_maps_and_reloads(read: Read, tmp_path: Path,
     scores = json.loads((run / "scores.json").read_text())
     assert scores["pretrain"]["fit_on"] == "scene"
     assert scores["pretrain"]["transductive"] is True
+    roles = base_of(recipe).roles
+    assert leak_fraction(roles, 5) < leak_fraction(roles, 5 + 2 * 56) == scores["leak_fraction"]
+    assert scores["pretrain"]["reach"] == 56, "px that the features see around the view"
     assert scores["pretrain"]["modalities"] == ["a", "b"]
     with (run / "pretrain.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == ["2.0", "4.0"]
+    assert [row["step"] for row in rows] == ["0.0", "2.0", "4.0"]
     assert {"D_a", "r_b", "w_a", "denoise_b", "loss"} <= rows[0].keys()
+    assert all(0 < float(row["probe_validation"]) <= 1 for row in rows), "before training, and at eighths of it"
     assert (run / "balance.png").stat().st_size > 5000
     assert not (run / "checkpoints").exists()
     assert load_denoiser(run).digest == classifier.features.denoiser.digest  # type: ignore[union-attr]
@@ -265,7 +270,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
 ) -> None:
     step = Denoising.step
 
-    def broken(self: Denoising) -> dict[str, float]:
+    def broken(self: Denoising) -> dict[str, torch.Tensor]:
         if self.done == 3:
             self.network.noise_heads["b"].bias.data.fill_(float("nan"))
         return step(self)
@@ -274,7 +279,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
     with pytest.raises(ModelError, match="denoise_b of pre-training step 3 is not finite"):
         train(read(), progress=False)
     saved = torch.load(tmp_path / "runs" / "run" / "checkpoints" / "denoiser.pt", weights_only=True)
-    assert saved["state"]["done"] == 3
+    assert saved["state"]["done"] == 2, "what was good when the losses were last looked at"
     assert all(torch.isfinite(value).all() for value in saved["state"]["average"].values())
 
 

@@ -92,7 +92,7 @@ class TorchPredictor:
         mapped = MappedPixels(window, prepared, zooms)
         running: deque[Tensor] = deque()
         for places in batches:
-            running.append(self._run(mapped, torch.from_numpy(places).to(self.device)))
+            running.append(self._run(mapped, torch.from_numpy(places)))
             if self.device.type == "cpu" or len(running) > 1:
                 yield running.popleft().float().cpu().numpy()
         while running:

@@ -141,15 +141,20 @@ class ModalityBalance(nn.Module):
         self.register_buffer("losses", torch.zeros(len(self.names)))
         self.register_buffer("probes", torch.tensor(0))
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """The weight of each modality's loss; they sum to 1."""
+    def loss_weights(self) -> Tensor:
+        """The weight of each modality's loss, (M,); they sum to 1. Nothing waits for a GPU."""
         logits = self.log_weights.clone()
         places = [self.names.index(name) for name in self.balanced]
-        if self.settings.kind != "none" and places and bool(self.losses[places].all()):
+        if self.settings.kind != "none" and places:
             losses = self.losses[places].log()
-            logits[places] += (_PROGRESS * (losses.mean() - losses)).clamp(-_FARTHEST, _FARTHEST)
-        return dict(zip(self.names, logits.softmax(dim=0).tolist(), strict=True))
+            progress = (_PROGRESS * (losses.mean() - losses)).clamp(-_FARTHEST, _FARTHEST)
+            logits[places] += torch.where(self.losses[places].all(), progress, 0.0)
+        return logits.softmax(dim=0)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each modality's loss by its name."""
+        return dict(zip(self.names, self.loss_weights().tolist(), strict=True))
 
     def swaps(self, step: int) -> bool:
         """Whether modalities are swapped in a step."""
@@ -179,7 +184,7 @@ class ModalityBalance(nn.Module):
     def add_losses(self, losses: Mapping[str, Tensor]) -> None:
         """Updates the running means of the losses by those of a step."""
         now = torch.stack([losses[name].detach().float() for name in self.names])
-        self.losses.copy_(now if not bool(self.losses.any()) else 0.98 * self.losses + 0.02 * now)
+        self.losses.copy_(torch.where(self.losses.any(), 0.98 * self.losses + 0.02 * now, now))
 
     def update(self, scores: Mapping[str, float]) -> None:
         """Updates the smoothed scores by those of a probe."""

@@ -49,7 +49,7 @@ class Crops:
                 )
 
     def draw(self, entropy: tuple[int, ...], count: int, augment: bool) -> dict[str, Tensor]:
-        """Draws crops: name -> (count, D + 1, side * zoom, side * zoom).
+        """Draws crops: name -> (count, D + 1, side * zoom, side * zoom), on the device of the store.
 
         Args:
             entropy: seeds the draw.
@@ -75,14 +75,18 @@ class Crops:
             parts = mapped.views(rows, cols, self.side, turns[members])
             if self._shown is not None:
                 squares = mapped.targets(self._shown[number], rows, cols, self.side, turns[members])
-                shown = (squares == 1).to(torch.float32)[:, None]  # mirrored pixels are not looked up, and not shown
+                shown = (squares == 1).to(self.store.device, torch.float32)[:, None]  # mirrored pixels are not shown
                 zooms = mapped.zooms
                 parts = {
                     name: part * shown.repeat_interleave(zooms[name], 2).repeat_interleave(zooms[name], 3)
                     for name, part in parts.items()
                 }
+            if len(members) == count:
+                return parts
+            members = members.to(self.store.device)
             for name, part in parts.items():
                 if name not in views:
-                    views[name] = torch.empty((count, *part.shape[1:]), memory_format=torch.channels_last)
+                    shape = (count, *part.shape[1:])
+                    views[name] = torch.empty(shape, device=part.device, memory_format=torch.channels_last)
                 views[name][members] = part
         return views

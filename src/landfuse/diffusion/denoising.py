@@ -43,8 +43,13 @@ class Denoising:
         self.average = denoiser.network.to(self.device)
         constants = constant(denoiser.maps)
         self.balance = ModalityBalance(self.network.channels, settings.balance, constants)
+        for name in ("losses", "log_weights"):  # what changes in every step; masks are drawn on the CPU
+            setattr(self.balance, name, getattr(self.balance, name).to(self.device))
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay
+            self.network.parameters(),
+            lr=settings.rate,
+            weight_decay=settings.weight_decay,
+            fused=self.device.type == "cuda",
         )
         self.done = 0
         self._scored: tuple[int, dict[str, float]] = (-1, {})
@@ -56,10 +61,15 @@ class Denoising:
         settings = self.settings
         views = self.crops.draw((settings.seed, self.done, purpose), count, settings.augment)
         images, missing = self.denoiser.images(views)
-        seed = np.random.SeedSequence((settings.seed, self.done, purpose, 1)).generate_state(1)[0]
-        generator = torch.Generator().manual_seed(int(seed))
-        noise = {name: torch.randn(image.shape, generator=generator) for name, image in images.items()}
-        return *(self._there(values) for values in (images, missing, noise)), generator  # type: ignore[return-value]
+        seed = int(np.random.SeedSequence((settings.seed, self.done, purpose, 1)).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
+        images, missing = self._there(images), self._there(missing)
+        there = generator if self.device.type == "cpu" else torch.Generator(self.device).manual_seed(seed)
+        noise = {
+            name: torch.randn(image.shape, generator=there, device=self.device).to(memory_format=torch.channels_last)
+            for name, image in images.items()
+        }
+        return images, missing, noise, generator
 
     def _there(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.device, memory_format=torch.channels_last) for name, value in values.items()}
@@ -75,11 +85,10 @@ class Denoising:
             self._scored = (self.done, swap_scores(self.probe()))
         return self._scored[1]
 
-    def step(self) -> dict[str, float]:
-        """Takes one step of the optimiser and returns the loss, and its parts by modality.
+    def step(self) -> dict[str, Tensor]:
+        """Takes one step of the optimiser and returns the loss, its parts by modality, and the gradient's norm.
 
-        Raises:
-            ModelError: if the loss or its gradient is not finite; nothing is changed by this step.
+        Nothing waits for a GPU, so they are scalars on the device; `run_steps` finds out whether they are finite.
         """
         settings, balance = self.settings, self.balance
         if self.done % settings.balance.every == 0 and self.done and len(balance.balanced) > 1:
@@ -92,29 +101,19 @@ class Denoising:
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
             parts = denoising_losses(self.network, images, missing, masked, noise, timestep)
-        weights = balance.weights
-        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-        values = {f"denoise_{name}": float(part.detach()) for name, part in parts.items()}
+        loss = (balance.loss_weights() * torch.stack(list(parts.values()))).sum()
         if balance.swaps(self.done):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
                 uneven = balance.unevenness(Probe(self.network, images, missing, noise), generator)
             loss = loss + EVENNESS * loss.detach() * uneven
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad or not math.isfinite(float(norm)):
-            raise ModelError(
-                f"{', '.join(bad) or 'the gradient'} of pre-training step {self.done} is not finite "
-                f"({', '.join(f'{name} {value:.4g}' for name, value in values.items())})",
-                "finite losses",
-                "lower pretrain.rate, or set pretrain.precision=float32; the last good state is kept, and the same "
-                "command goes on from it",
-            )
         self.optimizer.step()
         balance.add_losses(parts)
         self.done += 1
         self._follow()
-        return {"loss": float(loss.detach()), **values}
+        values = {f"denoise_{name}": part.detach() for name, part in parts.items()}
+        return {"loss": loss.detach(), **values, "gradient": norm}
 
     def _pace(self) -> float:
         """Fraction of the rate at this step: it rises over the first 5% of the steps, then falls as a cosine to 0."""
@@ -126,8 +125,7 @@ class Denoising:
     def _follow(self) -> None:
         """Moves the mean weights; while there are few steps behind them, the mean is over those."""
         weight = min(self.settings.average, (1 + self.done) / (10 + self.done))
-        for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            mean.lerp_(now, 1 - weight)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - weight)
 
     def measured(self) -> dict[str, float]:
         """The balance now: D (dominance), r (fraction masked) and w (loss weight) of each modality."""
@@ -167,18 +165,35 @@ class Denoising:
 def run_steps(
     training: Denoising, steps: int, progress: Callable[[int, dict[str, float]], None] = lambda step, row: None
 ) -> None:
-    """Trains up to a number of steps.
+    """Trains up to a number of steps; losses are looked at after every `balance.every` steps and at the end.
 
     Args:
         training: what goes on.
         steps: when it ends.
-        progress: called after every `balance.every` steps and at the end with the steps done, and the means of the
-            losses since the last call with the balance.
+        progress: called then with the steps done, and the means of the losses since the last call with the balance.
+
+    Raises:
+        ModelError: if a loss or its gradient is not finite; the training is as it was at the last look.
     """
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, Tensor]] = []
+    good = copy.deepcopy(training.state())
     while training.done < steps:
         rows.append(training.step())
         if training.done % training.settings.balance.every == 0 or training.done == steps:
-            means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+            table = torch.stack([torch.stack([value.float() for value in row.values()]) for row in rows]).cpu()
+            names, first = list(rows[0]), training.done - len(rows)
+            for row in (~table.isfinite().all(dim=1)).nonzero().flatten().tolist()[:1]:
+                training.load_state(good)
+                values = {name: value for name, value in zip(names, table[row].tolist(), strict=True) if "_" in name}
+                bad = [name for name, value in values.items() if not math.isfinite(value)]
+                raise ModelError(
+                    f"{', '.join(bad) or 'the gradient'} of pre-training step {first + row} is not finite "
+                    f"({', '.join(f'{name} {value:.4g}' for name, value in values.items())})",
+                    "finite losses",
+                    "lower pretrain.rate, or set pretrain.precision=float32; the last good state is kept, and the same "
+                    "command goes on from it",
+                )
+            good = copy.deepcopy(training.state())
+            means = dict(zip(names, table.double().mean(dim=0).tolist(), strict=True))
             progress(training.done, {**means, **training.measured()})
             rows = []

@@ -651,13 +651,25 @@ def curves_figure(
 def balance_figure(rows: Sequence[Mapping[str, float]], modalities: Sequence[str]) -> Picture:
     """The balance of a denoiser's modalities: dominance, fraction hidden and weight of the loss over the steps.
 
+    Where a linear classifier of its features was scored, its accuracy is the last panel.
+
     Args:
-        rows: with `step`, and `D_`, `r_` and `w_` before each modality's name.
+        rows: with `step`, and `D_`, `r_` and `w_` before each modality's name; some with `probe_training` and
+            `probe_validation`.
         modalities: their names.
     """
-    figure = _FIGURE.get()(figsize=(11, 3.4), layout="constrained")
+    probed = [row for row in rows if "probe_validation" in row]
+    figure = _FIGURE.get()(figsize=(15 if probed else 11, 3.4), layout="constrained")
     titles = {"D": "dominance D", "r": "fraction of samples in which it is hidden, r", "w": "weight of its loss, w"}
-    for axis, (letter, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+    axes = figure.subplots(1, 3 + bool(probed))
+    if probed:
+        for name in ("training", "validation"):
+            axes[3].plot(
+                [row["step"] for row in probed], [row[f"probe_{name}"] for row in probed], label=f"{name} pixels"
+            )
+        axes[3].set(title="accuracy of a linear classifier of the features", xlabel="step")
+        _finish(axes[3])
+    for axis, (letter, title) in zip(axes[:3], titles.items(), strict=True):
         for name in modalities:
             points = [(row["step"], row[f"{letter}_{name}"]) for row in rows if f"{letter}_{name}" in row]
             axis.plot(*zip(*points, strict=True), label=name)

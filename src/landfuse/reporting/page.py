@@ -243,10 +243,11 @@ def _tile_words(grid: Grid, own: Confusion) -> str:
 
 def _scores(run: Run, tally: Tally, left_out: Sequence[str]) -> dict[str, Any]:
     """The accuracy of the map, as numbers and sentences."""
+    reach = (run.scores.get("pretrain") or {}).get("reach", 0)
     legend, confusion, leak = tally.legend, tally.confusion, run.scores.get("leak_fraction")
     intervals = tally.intervals(_REPLICATES if len(tally.blocks) > 1 else 0)
     return {
-        "findings": findings(confusion, intervals, legend, leak, run.cross_validated),
+        "findings": findings(confusion, intervals, legend, leak, run.cross_validated, reach),
         "warnings": [
             *cross_validation_words(run.cross_validated),
             *warnings(confusion, intervals, run.scores),

@@ -43,8 +43,9 @@ def findings(
     legend: Legend,
     leak_fraction: float | None,
     cross_validated: str = "",
+    reach: int = 0,
 ) -> list[str]:
-    """What the scores say, in plain sentences."""
+    """What the scores say, in plain sentences; `reach`: how far diffusion features see beyond the view, px."""
     said = []
     if not confusion.pixels:
         return ["No test label is on the map, so its accuracy is not known."]
@@ -82,13 +83,14 @@ def findings(
             f"{percent(confusion.unmapped_fraction)} of the labelled test pixels have no class in the map; "
             "they are not scored."
         )
+    view = f"a view, with the {reach} px around it that its diffusion features see," if reach else "a view"
     if leak_fraction:
         said.append(
-            f"{percent(leak_fraction)} of the test pixels were labelled from a view that holds a training or "
+            f"{percent(leak_fraction)} of the test pixels were labelled from {view} that holds a training or "
             "validation pixel: their scores are too high."
         )
     elif leak_fraction == 0:
-        said.append("No test pixel was labelled from a view that holds a training or validation pixel.")
+        said.append(f"No test pixel was labelled from {view} that holds a training or validation pixel.")
     return said
 
 

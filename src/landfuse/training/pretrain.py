@@ -1,7 +1,7 @@
 """Pre-training: a denoiser learns from the scenes of a run, without labels, before the model learns from them.
 
-The run folder gets `denoiser/`, `pretrain.csv` (losses and balance), `balance.png`, and, until the denoiser is there,
-`checkpoints/denoiser.pt` to go on from.
+The run folder gets `denoiser/`, `pretrain.csv` (losses, balance, and what a linear probe of the features reaches),
+`balance.png`, and, until the denoiser is there, `checkpoints/denoiser.pt` to go on from.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from landfuse.diffusion.trained_denoiser import TrainedDenoiser, constant, load_
 from landfuse.errors import LandfuseError, ModelError, SettingsError
 from landfuse.figures.figures import balance_figure, save
 from landfuse.files import whole_file
+from landfuse.markup import percent
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
 from landfuse.training.checkpoints import read_checkpoint, write_checkpoint
+from landfuse.training.linear_probe import LinearProbe
 from landfuse.training.run import read_history
 from landfuse.training.training_data import TrainingData
 from landfuse.views.store import Store
@@ -37,6 +39,9 @@ Progress = Callable[[int, int, str], None]
 
 _BETWEEN_CHECKPOINTS = 30.0
 """Seconds."""
+
+_PROBES = 8
+"""How often the features are probed in a training, evenly, beside once before it."""
 
 
 def pretrain(
@@ -51,7 +56,7 @@ def pretrain(
 
     Args:
         settings: how it learns.
-        base: the scenes, and every pixel's role; labels are not looked at.
+        base: the scenes, every pixel's role, and its label, by which features are probed; nothing is learnt from it.
         run: the run folder; the folders beside it, and those in the folders beside its parent (an ablation's variants),
             are searched for a denoiser of the same settings and scenes.
         memory: scenes up to this many bytes are held in memory.
@@ -85,10 +90,12 @@ def pretrain(
     if settings.fit_on == "train":
         over = [roles == TRAIN for roles in base.roles]
         shown = [(roles != TEST) & (roles != VALIDATION) for roles in base.roles]
-    crops = Crops(Store(base.scenes, denoiser.maps, settings.crop, memory), settings.crop, over, shown)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    store = Store(base.scenes, denoiser.maps, settings.crop, memory, device=device)
+    crops = Crops(store, settings.crop, over, shown)
     training = Denoising(denoiser, settings, crops, device)
-    rows = _fit(training, key, run, progress)
+    probe = LinearProbe(store, base, crops.side, settings.seed) if LinearProbe.possible(base) else None
+    rows = _fit(training, key, run, probe, progress)
     denoiser = training.finished()
     denoiser.facts = {
         "key": key,
@@ -101,6 +108,12 @@ def pretrain(
     denoiser.save(run / "denoiser")
     if rows:
         save(balance_figure(rows, list(denoiser.maps)), run / "balance.png")
+        probed = [row["probe_validation"] for row in rows if "probe_validation" in row]
+        if probed:
+            log.info(
+                "a linear probe of the denoiser's features labels %s of the validation pixels correctly; before "
+                "training %s", percent(probed[-1]), percent(probed[0]),
+            )  # fmt: skip
     for done in (run / "checkpoints").glob("*denoiser.pt"):
         done.unlink()
     return denoiser
@@ -154,7 +167,9 @@ def _tell(denoiser: TrainedDenoiser, settings: PretrainSettings) -> None:
         log.info("the denoiser learns from all pixels of the scene, test pixels too, without labels (transductive)")
 
 
-def _fit(training: Denoising, key: str, run: Path, progress: Progress) -> list[dict[str, float]]:
+def _fit(
+    training: Denoising, key: str, run: Path, probe: LinearProbe | None, progress: Progress
+) -> list[dict[str, float]]:
     """Runs the steps that are left; gives the rows of `pretrain.csv`."""
     checkpoint, table = run / "checkpoints" / "denoiser.pt", run / "pretrain.csv"
     saved = read_checkpoint(checkpoint, lambda values: values["key"] == key, training.device)
@@ -167,7 +182,10 @@ def _fit(training: Denoising, key: str, run: Path, progress: Progress) -> list[d
         write_checkpoint({"key": key, "state": training.state()}, checkpoint)
 
     def report(step: int, row: dict[str, float]) -> None:
-        nonlocal last
+        nonlocal last, probed
+        due = step * _PROBES // total
+        if probe is not None and due > probed:
+            row, probed = {**row, **probe(training.denoiser)}, due
         rows.append({"step": float(step), **row})
         _write(table, rows)
         progress(step, total, f"loss {row['loss']:.3f}")
@@ -176,6 +194,9 @@ def _fit(training: Denoising, key: str, run: Path, progress: Progress) -> list[d
             last = time.monotonic()
 
     total = training.settings.total
+    probed = training.done * _PROBES // max(1, total)
+    if probe is not None and not rows:
+        rows.append({"step": 0.0, **probe(training.denoiser)})
     progress(training.done, total, "")
     try:
         run_steps(training, total, report)
@@ -196,4 +217,5 @@ def _write(path: Path, rows: Sequence[dict[str, float]]) -> None:
 def facts_of(denoiser: TrainedDenoiser) -> dict[str, Any]:
     """What `scores.json` says of the denoiser."""
     kept = {name: denoiser.facts.get(name) for name in ("fit_on", "transductive", "steps", "last")}
-    return {**kept, "modalities": list(denoiser.maps), "parameters": sum(p.numel() for p in denoiser.parameters())}
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    return {**kept, "reach": denoiser.network.REACH, "modalities": list(denoiser.maps), "parameters": parameters}

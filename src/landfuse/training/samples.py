@@ -93,7 +93,8 @@ class Samples(Dataset[Sample]):
                 break
             for name, view in views.items():
                 if name not in images:
-                    images[name] = torch.empty((count, *view.shape[1:]), memory_format=torch.channels_last)
+                    shape = (count, *view.shape[1:])
+                    images[name] = torch.empty(shape, device=view.device, memory_format=torch.channels_last)
                 images[name][members] = view
             target[members] = squares
         if draws.dropped.any():

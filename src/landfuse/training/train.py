@@ -301,7 +301,9 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _
     if folds is None:
         held_out.add(classifier, data, recipe.mapping, partial(meter, "scoring test"))
         learnt, _ = learnt_ground([scene.grid for scene in data.scenes], data.roles)
-        facts["leak_fraction"] = leak_fraction(data.roles, model.view, model.core, classifier.stride, learnt)
+        reach = features.denoiser.network.REACH if features is not None else 0
+        seen = model.view + 2 * reach
+        facts["leak_fraction"] = leak_fraction(data.roles, seen, model.core, classifier.stride, learnt)
         facts["polygon_leak_fraction"] = polygon_leak_fraction(data.scenes, data.roles)
     confusion, before, after = held_out.confusion, held_out.before.to_dict(), held_out.after.to_dict()
     facts["calibration"] = {

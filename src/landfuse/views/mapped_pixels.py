@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ _LARGE = 32
 """Side of squares from which on it is quicker to copy their rows than to look up their pixels."""
 
 
+@lru_cache(16)
 def _turned(side: int) -> Tensor:
     """Where each pixel of a square comes from under the eight flips and turns: (8, side, side, 2) row and column."""
     row, col = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
@@ -56,22 +58,19 @@ class MappedPixels:
         self.valid = np.ones((window.height, window.width), bool) if valid is None else valid
         self._turns: dict[int, Tensor] = {}
 
-    def _offsets(self, side: int, turns: Tensor | None) -> Tensor:
-        """Row and column of each pixel of turned squares: (B or 1, side, side, 2)."""
+    def _indices(self, rows: Tensor, cols: Tensor, side: int, zoom: int, turns: Tensor | None, inside: bool) -> Tensor:
+        """Table indices of squares: (B * side * side,); beyond the window the scene's mirror image."""
         if side not in self._turns:
             self._turns[side] = _turned(side).to(next(iter(self.tables.values())).device)
-        return self._turns[side][:1] if turns is None else self._turns[side][turns]
-
-    def _indices(self, rows: Tensor, cols: Tensor, side: int, zoom: int, turns: Tensor | None) -> Tensor:
-        """Table indices of squares: (B * side * side,); beyond the window the scene's mirror image."""
-        offsets = self._offsets(side, turns)
+        squares = self._turns[side]
+        rows, cols = rows.to(squares.device), cols.to(squares.device)
+        offsets = squares[:1] if turns is None else squares[turns.to(squares.device)]
         height, width = self.window.height * zoom, self.window.width * zoom
         row = (rows - self.window.row)[:, None, None] * zoom + offsets[..., 0]
         col = (cols - self.window.col)[:, None, None] * zoom + offsets[..., 1]
-        for index, size in ((row, height), (col, width)):
-            if int(index.min()) < 0 or int(index.max()) >= size:
-                index.remainder_(2 * size)
-                torch.minimum(index, 2 * size - 1 - index, out=index)
+        for index, size in () if inside else ((row, height), (col, width)):
+            index.remainder_(2 * size)
+            torch.minimum(index, 2 * size - 1 - index, out=index)
         return (row * width + col).reshape(-1)
 
     def _holds(self, rows: Tensor, cols: Tensor, side: int) -> bool:
@@ -84,25 +83,25 @@ class MappedPixels:
         """Gathers squares.
 
         Args:
-            rows: (B,) first row of each square, in the scene's pixels.
+            rows: (B,) first row of each square, in the scene's pixels; in the CPU's memory, as all places are.
             cols: (B,) likewise.
             side: of the square, in the scene's pixels.
             turns: (B,) 0..7, how each is flipped and turned; None for not at all.
 
         Returns:
-            name -> (B, D, side * zoom, side * zoom), in channels-last memory order.
+            name -> (B, D, side * zoom, side * zoom), in channels-last memory order, where the tables are.
         """
         images = {}
-        cut = turns is None and self._holds(rows, cols, side)
+        inside = self._holds(rows, cols, side)
         for name, table in self.tables.items():
             zoom = self.zooms[name]
             fine = side * zoom
-            if cut and fine >= _LARGE:
+            if inside and turns is None and fine >= _LARGE:
                 image = table.view(self.window.height * zoom, self.window.width * zoom, -1)
                 corners = torch.stack([rows - self.window.row, cols - self.window.col], dim=1) * zoom
                 squares = torch.stack([image[row : row + fine, col : col + fine] for row, col in corners.tolist()])
             else:
-                index = self._indices(rows, cols, fine, zoom, turns)
+                index = self._indices(rows, cols, fine, zoom, turns, inside)
                 squares = table.index_select(0, index).view(len(rows), fine, fine, -1)
             images[name] = squares.permute(0, 3, 1, 2)
         return images
@@ -117,7 +116,7 @@ class MappedPixels:
         Returns:
             (B, side, side) uint8; `UNLABELLED` beyond the scene and where a pixel cannot be mapped.
         """
-        offsets = self._offsets(side, turns)
+        offsets = _turned(side)[turns]
         row, col = rows[:, None, None] + offsets[..., 0], cols[:, None, None] + offsets[..., 1]
         height, width = classes.shape
         inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)

@@ -27,6 +27,7 @@ class Store:
         reach: how far a view may extend beyond the pixel that it is asked for, px.
         memory: bytes that may be held.
         stand_ins: what takes the place of a modality without data; see `read_window`.
+        device: where scenes are held, if all of them take at most half of its free memory; otherwise on the CPU.
     """
 
     def __init__(
@@ -36,11 +37,15 @@ class Store:
         reach: int,
         memory: int,
         stand_ins: Mapping[str, float] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.stand_ins = dict(stand_ins or {})
         self.scenes, self.pixel_maps, self.reach, self.memory = list(scenes), dict(pixel_maps), reach, memory
         depth = sum(m.channels * scenes[0].modalities[name].zoom ** 2 for name, m in self.pixel_maps.items())
-        self.in_memory = 4 * depth * sum(scene.grid.window.pixels for scene in scenes) <= memory
+        size = 4 * depth * sum(scene.grid.window.pixels for scene in scenes)
+        self.in_memory, self.device = size <= memory, torch.device(device)
+        if self.device.type == "cuda" and not (self.in_memory and 2 * size <= torch.cuda.mem_get_info(self.device)[0]):
+            self.device = torch.device("cpu")
         self._held: OrderedDict[tuple[int, int, int], MappedPixels] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -76,7 +81,9 @@ class Store:
                 scene = self.scenes[key[0]]
                 block = Window(key[1] * _BLOCK, key[2] * _BLOCK, _BLOCK, _BLOCK).padded(self.reach)
                 window = scene.grid.window if self.in_memory else block
-                held = self._held[key] = read_mapped_pixels(scene, window, self.pixel_maps, self.stand_ins)
+                held = read_mapped_pixels(scene, window, self.pixel_maps, self.stand_ins)
+                held.tables = {name: table.to(self.device) for name, table in held.tables.items()}
+                self._held[key] = held
                 while not self.in_memory and len(self._held) > 1 and self.held_bytes > self.memory:
                     self._held.popitem(last=False)
             self._held.move_to_end(key)
