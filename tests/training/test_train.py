@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
 from landfuse.studies.modalities import modality_table
+from landfuse.training.checkpoints import Checkpoints, write_checkpoint
 from landfuse.training.lightning_task import Task
 from landfuse.training.recipe import read_recipe
 from landfuse.training.run import read_history
@@ -174,6 +176,24 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     for key in ("test", "validation", "epoch", "epochs"):
         assert scores(tmp_path / "broken")[key] == scores(tmp_path / "straight")[key]
     assert not (tmp_path / "broken" / "checkpoints").exists()
+
+
+def test_a_run_interrupted_while_a_checkpoint_is_written_keeps_the_one_before(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt_before: Callable[[int], None]
+) -> None:
+    def half(self: Checkpoints, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if Path(path).name == "last.ckpt" and Path(path).exists():
+            Path(path).replace(Path(path).with_name("before-last.ckpt"))
+            raise KeyboardInterrupt
+        write_checkpoint(checkpoint, Path(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save_checkpoint", half)
+        with pytest.raises(KeyboardInterrupt):
+            train(write(), progress=False)
+    assert len(read_history(tmp_path / "run" / "metrics.csv")) == 2
+    interrupt_before(0)  # it would stop there if it began again
+    train(write(), progress=False)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> dict[str, torch.Tensor]:
@@ -426,7 +446,7 @@ def test_control_c_and_on(write: Write, tmp_path: Path) -> None:
     running = command("train", path)
     metrics = tmp_path / "run" / "metrics.csv"
     while running.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 2):
-        pass
+        time.sleep(0.01)
     os.kill(running.pid, signal.SIGINT)
     out, err = running.communicate(timeout=100)
     assert running.returncode == 130, err

@@ -46,7 +46,7 @@ class LinearProbe:
 
     @staticmethod
     def possible(data: TrainingData) -> bool:
-        """Whether there are two classes to tell apart in training, and validation pixels to score."""
+        """Whether there are two classes to distinguish in training, and validation pixels to score."""
         classes = {value for target in data.targets(TRAIN) for value in np.unique(target)} - {UNLABELLED}
         return len(classes) > 1 and data.has(VALIDATION)
 

@@ -176,6 +176,8 @@ def _fit(
     if saved is not None:
         training.load_state(saved[1]["state"])
     rows = [row for row in read_history(table, "step") if row["step"] <= training.done]
+    total = training.settings.total
+    probed = training.done * _PROBES // max(1, total)
     last = time.monotonic()
 
     def keep() -> None:
@@ -193,8 +195,6 @@ def _fit(
             keep()
             last = time.monotonic()
 
-    total = training.settings.total
-    probed = training.done * _PROBES // max(1, total)
     if probe is not None and not rows:
         rows.append({"step": 0.0, **probe(training.denoiser)})
     progress(training.done, total, "")

@@ -116,7 +116,7 @@ def train_on(
             meter = stack.enter_context(bars(not progress or bool(further), _PARTS))
             return _train(recipe, data, run, meter, folds)
         except BaseException:
-            learnt = [*run.glob("checkpoints/last.ckpt"), *run.glob("checkpoints/denoiser.pt")]
+            learnt = [*run.glob("checkpoints/*last.ckpt"), *run.glob("checkpoints/*denoiser.pt")]  # or the one before
             if claimed and not learnt and not any(run.glob("folds/*/recipe.json")):
                 release(run)
             raise
