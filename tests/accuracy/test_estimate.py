@@ -267,13 +267,13 @@ def test_a_census_leaves_nothing_unseen() -> None:
     assert notes == (
         "the whole map was observed: a census, without sampling error",
         "d: no sampled point is mapped as it; its user's accuracy is not known",
-        "d: no sampled point is it; its producer's accuracy is not known",
+        "d: no sampled point has this reference; its producer's accuracy is not known",
     )
     notes = estimate(truth, truth, list("abc"), strata=truth, sizes={**sizes, 1: 40}).notes
     unseen = [note.split(";")[0] for note in notes if "would go unseen" in note]
     assert unseen == [  # all that is mapped as a and c was observed, yet more of them may be in the rest of b
-        "a: all 5 sampled points that are it are right",
+        "a: all 5 sampled points with this reference are right",
         "b: all 30 sampled points mapped as it are right",
-        "b: all 30 sampled points that are it are right",
-        "c: all 5 sampled points that are it are right",
+        "b: all 30 sampled points with this reference are right",
+        "c: all 5 sampled points with this reference are right",
     ]

@@ -509,6 +509,14 @@ def test_init_writes_and_checks(place: Path, tmp_path: Path, landfuse: Callable[
     assert "is there already" in again.err
 
 
+def test_without_labels_nothing_is_trained(place: Path, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
+    ended = landfuse("map", place / "a.tif", place / "b.tif", "-o", tmp_path / "out")
+    assert ended.code == 2
+    assert "no labels to train by" in ended.err
+    assert not (tmp_path / "out").exists()
+    assert "next: landfuse predict RUN" in landfuse("init", place / "a.tif", "-o", tmp_path / "out").err
+
+
 def test_map_goes_from_files_to_the_report(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landfuse: Callable[..., Any]
 ) -> None:

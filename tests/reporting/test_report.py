@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from PIL import Image
 from landfuse import cli
 from landfuse import report as report_function
 from landfuse.accuracy.bootstrap import Interval, block_confusions, scores_of
+from landfuse.accuracy.draw_sample import draw_sample
 from landfuse.accuracy.evaluate import Tally, evaluate, read_map
 from landfuse.errors import LandfuseError
 from landfuse.figures.images import Coded, Photograph, data_uris, unlike
 from landfuse.legend import UNLABELLED, LandClass, Legend
+from landfuse.mapping.map_extras import write_mosaics
 from landfuse.markup import decimals, percent
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
@@ -124,6 +127,33 @@ def test_the_areas_are_counted_from_the_maps(run: Path, page: str) -> None:
     assert [int(pixels.replace(",", "")) for _, pixels in found] == counts.tolist()
     for (hectares, _), count in zip(found, counts, strict=True):
         assert float(hectares.replace(",", "")) == pytest.approx(count * 100 / 10_000, rel=0.005)
+
+
+def test_a_reference_sample_adds_accuracy_and_hectares_of_the_whole_map(run: Path, page: str, tmp_path: Path) -> None:
+    maps = shutil.copytree(run / "maps", tmp_path / "maps")
+    scenes = {scene.name: scene for scene in open_scenes(run.parent / "scene.yaml")}
+    write_mosaics(
+        maps, {name: (one.grid, maps / f"{name}.tif") for name, one in scenes.items()}, scenes["north"].legend
+    )
+    sample = draw_sample(maps, 80)
+    truth = np.where(np.arange(80) % 5 == 0, 1, sample.code)  # each fifth point is water
+    replace(sample, reference=[str(code) for code in truth]).save(tmp_path / "filled.gpkg")
+    text = report(run, tmp_path / "page.html", maps=maps, sample=tmp_path / "filled.gpkg").read_text(encoding="utf-8")
+    sizes = np.array([sample.sizes[stratum] for stratum in range(1, 5)])
+    parts = [truth[sample.code == code] for code in range(1, 5)]  # Olofsson et al. 2014, equations 2 and 9
+    right, water = (
+        [float((part == code).mean()) for part, code in zip(parts, of, strict=True)] for of in ((1, 2, 3, 4), (1,) * 4)
+    )
+    overall, area = (float(sizes @ of / sizes.sum()) for of in (right, water))
+    assert f"Of the whole map, {overall:.1%} are mapped correctly" in text
+    assert "80 points of a reference sample" in text
+    row = re.search(r"water</th>(.*?)</tr>", text[text.index("Area of each class") :])
+    cells = re.findall(r">([^<]+)</td>", row.group(1)) if row else []
+    assert cells[3] == f"{area:.1%}"
+    assert float(cells[0]) == pytest.approx(area * sizes.sum() / 100, rel=0.006)
+    assert "--sample filled.gpkg" in text
+    assert str(tmp_path) not in text
+    assert "Of the whole map" not in page
 
 
 def test_the_pictures_are_the_map_the_labels_the_errors_and_the_split(run: Path, page: str) -> None:

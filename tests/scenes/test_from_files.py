@@ -356,8 +356,8 @@ def test_the_column_is_named_or_asked_for(tmp_path: Path) -> None:
     named = propose([tmp_path / "data"], tmp_path, column="land_cover")
     asked = propose([tmp_path / "data"], tmp_path, choose=lambda question, columns: columns[1])
     assert [c.name for c in named.file.settings.legend] == [c.name for c in asked.file.settings.legend] == ["c", "d"]
-    with pytest.raises(SceneError, match="no column `cropp`"):
-        propose([tmp_path / "data"], tmp_path, column="cropp")
+    with pytest.raises(SceneError, match=r"no column `Crop`[^?]*did you mean `crop`\?"):
+        propose([tmp_path / "data"], tmp_path, column="Crop")
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:

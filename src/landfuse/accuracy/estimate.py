@@ -347,10 +347,10 @@ def _notes(design: _Units, classes: Sequence[ClassEstimate], as_class: NDArray[n
             notes.append(f"{c.name}: no sampled point is mapped as it; its user's accuracy is not known")
         if c.truth_points == 0:
             area = "" if census else ", nor how large it may be"
-            notes.append(f"{c.name}: no sampled point is it; its producer's accuracy is not known{area}")
+            notes.append(f"{c.name}: no sampled point has this reference; its producer's accuracy is not known{area}")
         for points, figure, what, whole in (
             (c.mapped_points, c.users, "mapped as it", census or design.seen_whole(mapped)),
-            (c.truth_points, c.producers, "that are it", census),
+            (c.truth_points, c.producers, "with this reference", census),
         ):
             if points and figure.error == 0 and figure.value in (0.0, 1.0) and not whole:
                 agree, unseen = ("right", "errors") if figure.value == 1 else ("wrong", "hits")

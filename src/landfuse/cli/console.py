@@ -73,7 +73,8 @@ PANELS = {
     panel: names.split()
     for panel, names in {
         "What is done": "seeds folds only model own role split design intervals against methods views tile n "
-        "allocation minimum expected side seed classes alone heat_map merge labels label_column maps scene bands",
+        "allocation minimum expected side seed classes alone heat_map merge labels label_column maps scene bands "
+        "sample",
         "Layers of the map": "probabilities confidence entropy layer",
         "Beside the map": "picture polygons minimum_area stac taken",
         "Data that are missing or differ": "allow allow_missing mean_for",

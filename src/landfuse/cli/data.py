@@ -79,7 +79,9 @@ def _print_report(report: Report, quiet: bool) -> None:
         from landfuse.scenes.benchmarks import recipes
 
         beside = next(iter(recipes(report.file.path.parent).values()), None)
-        if beside is None:
+        if report.file.settings.labels is None:
+            hint("landfuse", "predict", "RUN", report.file.path, "-o", "map.tif")
+        elif beside is None:
             hint("write a recipe, whose models `landfuse models` lists, and train it: landfuse train RECIPE")
         else:
             hint("landfuse", "train", beside)

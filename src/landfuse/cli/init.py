@@ -59,14 +59,16 @@ def map(
     from landfuse.cli.report import report
     from landfuse.cli.train import train
 
-    file = _write(places, labels, label_column, output)
+    file = _write(places, labels, label_column, output, train=True)
     run, maps = output / "run", output / ("maps" if len(file.tiles) > 1 else "map.tif")
     train(file.path.with_name("recipe.yaml"), [f"run={run}"], quiet=quiet)
     predict(run, file.path, str(maps), quiet=quiet)
     report(run, output / "report.html", maps=maps, quiet=quiet)
 
 
-def _write(places: Sequence[Path], labels: Path | None, column: str | None, output: Path) -> SceneFile:
+def _write(
+    places: Sequence[Path], labels: Path | None, column: str | None, output: Path, train: bool = False
+) -> SceneFile:
     """Proposes the scene file and the recipe, prints what was chosen, and writes them; returns the scene file."""
     from landfuse.scenes.from_files import propose
 
@@ -74,6 +76,8 @@ def _write(places: Sequence[Path], labels: Path | None, column: str | None, outp
     found = propose(places, output, labels=labels, column=column, choose=asks)
     for note in found.notes:
         say(f"note: {note}")
+    if train and found.file.settings.labels is None:
+        raise SceneError("there are no labels to train by", "a raster of classes or polygons", "name them by --labels")
     scene, recipe = found.write()
     say(f"scene file: {scene}")
     say(f"recipe:     {recipe}")

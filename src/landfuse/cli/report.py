@@ -34,6 +34,13 @@ def report(
     block: Annotated[
         int, typer.Option(min=1, max=10**6, help="Side of the blocks of ground for the intervals, px.")
     ] = 64,
+    sample: Annotated[
+        Path | None,
+        typer.Option(
+            help="A sample of `sample`, its reference filled in: accuracy and areas of the whole map are estimated "
+            "from it."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -46,7 +53,7 @@ def report(
     with bars(quiet) as progress:
         page = write(
             run, output, maps=maps, scene=scene, bands=dict(map(_bands, bands or ())), block=block,
-            overwrite=overwrite, progress=progress,
+            sample=sample, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     hint(f"open {page} in a browser; it is one file, which can be sent to others")
     say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")

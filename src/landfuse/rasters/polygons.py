@@ -359,7 +359,7 @@ def _read_file(path: str, column: str, crs: str | None) -> Any:
     if not fitting:
         present = list(dict.fromkeys(name for columns in fields.values() for name in columns))
         raise SceneError(
-            f"{path} has no attribute `{column}`", f"one of: {', '.join(present) or 'none'}", _nearest(column, present)
+            f"{path} has no attribute `{column}`", f"one of: {', '.join(present) or 'none'}", nearest(column, present)
         )
     if len(fitting) > 1:
         raise SceneError(
@@ -386,7 +386,7 @@ def _points(path: str, column: str, crs: str | None, do: str) -> Any:
         )
     if column not in table.columns:
         raise SceneError(
-            f"{path} has no column `{column}`", f"one of: {', '.join(table.columns)}", _nearest(column, table.columns)
+            f"{path} has no column `{column}`", f"one of: {', '.join(table.columns)}", nearest(column, table.columns)
         )
     try:
         places = np.array([[table.number(row[name]) for name in pair] for row in table.rows]).reshape(-1, 2)
@@ -438,7 +438,7 @@ def polygons_of(frame: Any, attribute: str) -> Polygons:
         raise SceneError(
             f"{source} has no column `{attribute}`",
             f"one of: {', '.join(present) or 'none'}",
-            _nearest(attribute, present),
+            nearest(attribute, present),
         )
     shapes = _shapes(frame, source, "add it, e.g. by `.set_crs('EPSG:32632')`")
     return Polygons(shapes.geometry, [_text(value) for value in shapes[attribute]], source)
@@ -452,7 +452,7 @@ def _table(join: Join, attribute: str) -> dict[str, str | None]:
             raise SceneError(
                 f"{join.path} has no column `{column}`, the {what}",
                 f"one of: {', '.join(found.columns) or 'none; it is empty'}",
-                _nearest(column, found.columns),
+                nearest(column, found.columns),
             )
     table: dict[str, str | None] = {}
     for line, row in zip(found.lines, found.rows, strict=True):
@@ -468,7 +468,8 @@ def _table(join: Join, attribute: str) -> dict[str, str | None]:
     return table
 
 
-def _nearest(wanted: str, present: Sequence[str]) -> str:
+def nearest(wanted: str, present: Sequence[str]) -> str:
+    """What to do about a column that is not present."""
     lower = {name.lower(): name for name in present}
     near = difflib.get_close_matches(wanted.lower(), lower, n=1)
     return f"did you mean `{lower[near[0]]}`?" if near else "name one of these"

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from landfuse.accuracy.bootstrap import OF_CLASS, BlockIntervals, Interval
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Tally, read_map
-from landfuse.errors import OutputError, SettingsError
+from landfuse.errors import OutputError, SceneError, SettingsError
 from landfuse.figures.figures import areas_figure, curves_figure, dark_variables, reliability_figure, svg
 from landfuse.figures.images import Coded, data_uris, unlike
 from landfuse.files import check_replaceable, write_text
@@ -51,6 +51,9 @@ from landfuse.scenes.split_rules import TEST, Roles
 from landfuse.training.recipe import merged_split
 from landfuse.training.run import Run, read_run
 
+if TYPE_CHECKING:
+    from landfuse.accuracy.estimate import AccuracyEstimate
+
 LARGEST = 15_000_000
 """Bytes of a report, at most."""
 
@@ -78,6 +81,7 @@ def report(
     scene: str | Path | None = None,
     bands: Mapping[str, Sequence[int]] | None = None,
     block: int = 64,
+    sample: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Path:
@@ -91,6 +95,7 @@ def report(
         scene: the scene file's place, if it has moved.
         bands: modality -> the bands to show it by, from 1: three for red, green and blue, or one for grey.
         block: side of the blocks of ground that the intervals come from, px.
+        sample: a reference sample that is filled in, from which accuracy and areas of the whole map are estimated.
         overwrite: replace a file that is no report.
         progress: called with (what is done, done, total).
 
@@ -117,14 +122,16 @@ def report(
     shown_by = _from_zero(bands or {}, scenes[0])
     roles = read_roles(read, file, scenes)
     paths = find_maps(read, scenes, maps, progress)
+    sampled = None if sample is None else _sampled(sample, paths, file.legend)
     tally = Tally(file.legend, block)
     tiles, areas, overview = _tiles(read, scenes, roles, paths, tally, shown_by, progress)
     pixels = sum(scene.grid.window.pixels for scene in scenes)
     # Errors of the folds' models say nothing exact of this map's areas.
-    rows = area_rows(Tally(file.legend, block) if read.cross_validated else tally, areas, _REPLICATES)
+    rows = area_rows(Tally(file.legend, block) if read.cross_validated else tally, areas, _REPLICATES, sampled)
     context = {
         **_scores(read, tally, left_out),
         "areas": rows,
+        "sampled": sampled,
         "cross_validated": bool(read.cross_validated),
         "corrected": not math.isnan(rows[0]["corrected"].value),
         "area_chart": svg(areas_figure(rows), "chart-areas"),
@@ -135,10 +142,25 @@ def report(
         "kept": [{**tiles[0], "layers": [{**layer, "uri": ""} for layer in tiles[0]["layers"]]}, *tiles[1:]],
         "all_tiles": len(scenes),
         "overview": overview,
-        "commands": commands(read, file.path.name, block, with_maps=maps is not None),
+        "commands": commands(read, file.path.name, block, with_maps=maps is not None, sample=sample),
     }
     write_text(page, _rendered(context))
     return page
+
+
+def _sampled(sample: str | Path, paths: Sequence[Path], legend: Legend) -> AccuracyEstimate:
+    """What a reference sample says of the map."""
+    from landfuse.accuracy.from_sample import evaluate_sample  # imports scipy.stats, which is slow
+
+    found = evaluate_sample(paths[0] if len(paths) == 1 else paths[0].parent, sample)
+    unknown = set(legend.names) - {c.name for c in found.classes}
+    if unknown:
+        raise SceneError(
+            f"the sample {sample} and the map have no class {', '.join(sorted(unknown))}",
+            "a sample of the run's map",
+            "draw one by `landfuse sample`",
+        )
+    return found
 
 
 def _from_zero(bands: Mapping[str, Sequence[int]], scene: Scene) -> dict[str, list[int]]:

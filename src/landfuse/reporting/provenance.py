@@ -113,7 +113,9 @@ def hashes(run: Run) -> dict[str, str]:
     return {name: sha256_of(run.folder / "bundle" / name) for name in ("model.safetensors", "model.json")}
 
 
-def commands(run: Run, scene: str, block: int, with_maps: bool) -> list[tuple[str, str]]:
+def commands(
+    run: Run, scene: str, block: int, with_maps: bool, sample: str | Path | None = None
+) -> list[tuple[str, str]]:
     """(what it does, the command line) of all that leads to the report, from the folder that holds the run."""
     name = run.folder.resolve().name
     maps = "maps" if with_maps else f"{name}/maps"
@@ -123,12 +125,17 @@ def commands(run: Run, scene: str, block: int, with_maps: bool) -> list[tuple[st
     )
     if run.cross_validated:
         score = ("Draw points to score the map by", ["sample", maps, "-n", "500", "-o", "sample.gpkg"])
+    points = [Path(sample).name] if sample is not None else []
     lines = [
         ("Look at the data", ["check", scene]),
         ("Train again, into another folder", ["train", f"{name}/recipe.json", f"run={name}-again"]),
         ("Map the scene", ["predict", name, scene, "-o", maps, "--confidence"]),
         score,
-        ("Write this report", ["report", name, *(["--maps", maps] if with_maps else [])]),
+        *(("Estimate accuracy and areas from the reference sample", ["evaluate", maps, point]) for point in points),
+        (
+            "Write this report",
+            ["report", name, *(["--maps", maps] if with_maps else []), *(w for p in points for w in ("--sample", p))],
+        ),
     ]
     return [(what, shlex.join(["landfuse", *words])) for what, words in lines]
 

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landfuse.accuracy.bootstrap import BlockIntervals, area_intervals
+from landfuse.accuracy.bootstrap import BlockIntervals, Interval, area_intervals
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Tally
 from landfuse.legend import Legend
 from landfuse.markup import decimals, percent
 from landfuse.scenes.land_cover_map import ClassArea
 
+if TYPE_CHECKING:
+    from landfuse.accuracy.estimate import AccuracyEstimate
 
-def area_rows(tally: Tally, tiles: Sequence[Mapping[str, ClassArea]], replicates: int = 0) -> list[dict[str, Any]]:
+
+def area_rows(
+    tally: Tally,
+    tiles: Sequence[Mapping[str, ClassArea]],
+    replicates: int = 0,
+    sampled: AccuracyEstimate | None = None,
+) -> list[dict[str, Any]]:
     """Each class with its pixels, fraction of the mapped area, hectares (None where a tile's are not known), and its
-    fraction as corrected by the errors on the test labels, an interval."""
+    fraction as corrected by the errors on the test labels, or as estimated from a sample, an interval."""
     rows: list[dict[str, Any]] = []
     for c in tally.legend:
         found = [areas[c.name] for areas in tiles]
@@ -32,7 +40,11 @@ def area_rows(tally: Tally, tiles: Sequence[Mapping[str, ClassArea]], replicates
         )
     known = all(row["hectares"] is not None for row in rows)
     sizes = np.array([row["hectares" if known else "pixels"] for row in rows], float)
-    corrected = area_intervals(tally.blocks, sizes, replicates if len(tally.blocks) > 1 else 0)
+    if sampled is not None:
+        fractions_of = {c.name: Interval(c.fraction.value, c.fraction.low, c.fraction.high) for c in sampled.classes}
+        corrected = [fractions_of[c.name] for c in tally.legend]
+    else:
+        corrected = area_intervals(tally.blocks, sizes, replicates if len(tally.blocks) > 1 else 0)
     fractions = (sizes / (sizes.sum() or 1)).tolist()
     return [{**row, "fraction": f, "corrected": one} for row, f, one in zip(rows, fractions, corrected, strict=True)]
 

@@ -19,7 +19,7 @@ from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneE
 from landfuse.files import write_text
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff import GdalRaster
-from landfuse.rasters.polygons import read_rows
+from landfuse.rasters.polygons import nearest, read_rows
 from landfuse.rasters.windows import Window
 from landfuse.scenes.land_cover_map import class_names
 from landfuse.scenes.scene import Scene
@@ -136,7 +136,9 @@ class Proposal:
         for place, text in zip(places, (self.scene, self.recipe), strict=True):
             if place.exists() and place.read_text(encoding="utf-8", errors="replace") != text:
                 raise OutputError(
-                    f"{place} is there already", "a folder without it", "remove it, or name another folder by -o"
+                    f"{place} is there already, and differs from what these files give",
+                    "a folder without it",
+                    "go on with it by `landfuse train`; or remove it, or name another folder by -o",
                 )
         for place, text in zip(places, (self.scene, self.recipe), strict=True):
             write_text(place, text)
@@ -583,7 +585,9 @@ def _column(
     if column is not None:
         if column not in present:
             raise SceneError(
-                f"{path} has no column `{column}`", f"one of: {', '.join(present) or 'none'}", "correct it"
+                f"{path} has no column `{column}`",
+                f"one of: {', '.join(present) or 'none'}",
+                nearest(column, present),
             )
         return column, "as named"
     kinds = {name: {row[name] for row in rows} - {None} for name in present}
