@@ -116,6 +116,19 @@ def _copernicus(home: Path) -> None:
     fields(home / "Flächen.gpkg")
 
 
+def _safe_folders(home: Path) -> None:
+    """As Copernicus delivers: the tile is one of several things that differ, in folders too."""
+    for n, (tile, day, orbit) in enumerate(
+        (("T32UQD", "20240612T101559", "R022"), ("T33UUT", "20240701T101601", "R122"))
+    ):
+        folder = (
+            home / f"S2A_MSIL2A_{day}_N0510_{orbit}_{tile}.SAFE" / "GRANULE" / f"L2A_{tile}_A01{n}_{day}" / "IMG_DATA"
+        )
+        for band in ("B02", "B08"):
+            tif(folder / "R10m" / f"{tile}_{day}_{band}_10m.tif", east=1000.0 * n)
+    fields(home / "fields.gpkg")
+
+
 def _bands_without_a_sensor(home: Path) -> None:
     tif(home / "flight_red.tif"), tif(home / "flight_nir.tif"), codes(home / "labels.tif")
 
@@ -238,6 +251,15 @@ FOLDERS: dict[Callable[[Path], None], dict[str, Any]] = {
             "alt.tif and 1 more are left out: it",
             "B02_20m.tif and 1 more",
         ],
+    },
+    _safe_folders: {
+        "modalities": {
+            "s2": tuple(
+                f"S2A_MSIL2A_*_N0510_*_{{tile}}.SAFE/GRANULE/L2A_{{tile}}_*_*/IMG_DATA/R10m/{{tile}}_*_{band}_10m.tif"
+                for band in ("B02", "B08")
+            )
+        },
+        "tiles": ["T32UQD", "T33UUT"],
     },
     _bands_without_a_sensor: {"modalities": {"flight": ("flight_nir.tif", "flight_red.tif")}},
     _bands_of_tiles: {"modalities": {"s2": ("s2/{tile}_B04.tif", "s2/{tile}_B08.tif")}, "tiles": ["a", "b"]},

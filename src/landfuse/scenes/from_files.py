@@ -341,8 +341,8 @@ def _laid_out(same: Sequence[_File]) -> list[tuple[str, str, dict[str, _File]]]:
         label = "" if _sensor(same[0])[0] or "/" in same[0].name else label
         return [(label, same[0].name, {"": same[0]})]
     if pattern and "*" in pattern[0]:
-        of_tiles = (pattern[0].replace("{tile}", glob.escape(tile)).rpartition("/")[2] for tile in pattern[1])
-        if any(len(list(one.path.parent.glob(of_tile))) > 1 for one, of_tile in zip(same, of_tiles, strict=True)):
+        top = Path(str(same[0].path.resolve()).removesuffix(same[0].name.replace("/", os.sep)))
+        if any(len(list(top.glob(pattern[0].replace("{tile}", glob.escape(tile))))) > 1 for tile in pattern[1]):
             pattern = None  # other files fit as well
     if pattern is None or same[0].raster.own_grid == same[1].raster.own_grid:  # several images of one place
         labels = pattern[1] if pattern else stems
@@ -353,7 +353,7 @@ def _laid_out(same: Sequence[_File]) -> list[tuple[str, str, dict[str, _File]]]:
 def _pattern(names: Sequence[str], wild: bool) -> tuple[str, list[str]] | None:
     """One pattern with `{tile}` that fits all names, and what stands for it; None if they differ in several places.
 
-    With `wild`, `*` stands for what else differs in the names of files, e.g. the date.
+    With `wild`, `*` stands for what else differs, e.g. the date.
     """
     split = [re.split(r"([_\-. /]+)", name) for name in names]
     shortest = min(map(len, split))
@@ -363,16 +363,16 @@ def _pattern(names: Sequence[str], wild: bool) -> tuple[str, list[str]] | None:
     choices = [(middles, [[*t[:head], m, *t[len(t) - tail :]] for t, m in zip(split, middles, strict=True)])]
     if len(set(map(len, split))) == 1:
         choices += [([t[i] for t in split], split) for i in range(head, shortest) if len({t[i] for t in split}) > 1]
-    found: list[tuple[bool, bool, str, list[str]]] = []
+    found: list[tuple[tuple[bool, bool, int], tuple[str, list[str]]]] = []
     for values, tokens in choices:
         if len(set(values)) < len(names) or any(not v or "/" in v or v.startswith(".") for v in values):
             continue
         named = [["{tile}" if x == v else x for x in t] for t, v in zip(tokens, values, strict=True)]
         pattern = "".join(column[0] if len(set(column)) == 1 else "*" for column in zip(*named, strict=True))
         dated = all(re.match(r"\d{6,}", v) for v in values)
-        if "*" not in pattern or (wild and "*" not in pattern.rpartition("/")[0] and "{tile}" in pattern):
-            found.append(("*" in pattern, dated, pattern, values))
-    return min(found, key=lambda one: one[:2])[2:] if found else None
+        if "*" not in pattern or (wild and "[" not in pattern and "{tile}" in pattern):
+            found.append((("*" in pattern, dated, -pattern.count("{tile}")), (pattern, values)))
+    return min(found, key=lambda one: one[0])[1] if found else None
 
 
 def _identifier(text: str) -> str:

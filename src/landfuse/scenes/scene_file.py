@@ -209,10 +209,8 @@ class SceneFile:
 
     def fitting(self, path: str) -> Iterator[Path]:
         """The files that a path of the scene file names, with whatever tile."""
-        first, *others = self._around_tile(path)
-        start = Path(first + "x")
-        around = [start.name[:-1], *others]
-        return start.parent.glob("*".join(_wild(glob.escape(part), "*", "?", "*") for part in around))
+        around = (_wild(glob.escape(part), "*", "?", "*") for part in self._around_tile(path))
+        return _glob(Path("*".join(around)))
 
     def _resolve(self, path: str, tile: str | None = None) -> str:
         if not is_file_name(self.root):
@@ -229,10 +227,12 @@ class SceneFile:
             return [one for written in self._dated(path, tile).values() for one in self._matching(written, tile)]
         if not set("*?") & set(path):
             return [path]
-        written = Path(path)
-        folder = Path(self._resolve(written.parent.as_posix(), tile))
-        found = [p.name for p in folder.glob(expand(written.name, tile=glob.escape(tile)))]
-        return [written.with_name(name).as_posix() for name in sorted(found, key=natural)]
+        parts = Path(path).parts
+        fixed = next(number for number, part in enumerate(parts) if set("*?") & set(part))
+        start, rest = Path(*parts[:fixed]), Path(*parts[fixed:]).as_posix()
+        folder = Path(self._resolve(start.as_posix(), tile))
+        found = [p.relative_to(folder).as_posix() for p in folder.glob(expand(rest, tile=glob.escape(tile)))]
+        return [(start / name).as_posix() for name in sorted(found, key=natural)]
 
     def _raster(self, tile: str, m: ModalitySettings | LabelSettings, where: str, home: Grid | None) -> Any:
         """A raster, or several stacked, on its own grid; `home` is that which it belongs on, None for the reference."""
@@ -281,8 +281,7 @@ class SceneFile:
         first, *others = (_wild(re.escape(part), r"[^/\\]*", r"[^/\\]", "") for part in where.split("\3"))
         shape = re.compile(f"{first}(?P<date>{text}){'(?P=date)'.join(others)}")
         found: dict[date, str] = {}
-        pattern = Path(_wild(glob.escape(where), "*", "?", "*"))
-        for name in sorted(map(str, Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))):
+        for name in sorted(map(str, _glob(Path(_wild(glob.escape(where), "*", "?", "*"))))):
             if match := shape.fullmatch(name):
                 written = found.setdefault(parse_day(match["date"], name), match["date"])
                 if written != match["date"]:
@@ -621,6 +620,10 @@ _WILD = {ord("*"): "\1", ord("?"): "\2"}
 
 def _wild(escaped: str, several: str, one: str, date: str) -> str:
     return escaped.replace("\1", several).replace("\2", one).replace("\3", date)
+
+
+def _glob(pattern: Path) -> Iterator[Path]:
+    return Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
 
 
 def natural(name: str) -> list[int | str]:
