@@ -11,7 +11,11 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
+import landfuse as lf
 from landfuse.errors import LandfuseError
+from landfuse.figures.overview import shown_bands
+from landfuse.legend import UNLABELLED as U
+from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window, blocks
@@ -247,3 +251,52 @@ def test_files_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> None:
     assert "20230431.tif: '20230431' is no date" in refused(tmp_path, {})
     (tmp_path / "s2" / "20230431.tif").rename(tmp_path / "s2" / "2023-4-6.tif")
     assert "'2023-4-6' is no date" in refused(tmp_path, {})
+
+
+def trainable(folder: Path, dates: dict[str, Any], **keys: Any) -> Path:
+    """A scene file with labels, and a recipe of a forest, of six dates in a folder; returns the recipe."""
+    labels = (np.indices((24, 30)) // 6).sum(axis=0) % 2 + 1
+    write_raster(folder / "labels.tif", GRID, labels.astype(np.uint8))
+    text = {
+        "name": "place",
+        "modalities": {"s2": {"path": "s2/{date}.tif", "dates": dates, **keys}},
+        "labels": {"path": "labels.tif"},
+        "legend": [{"name": "water"}, {"name": "wood"}],
+        "split": {"kind": "blocks", "size": 6},
+    }
+    (folder / "scene.yaml").write_text(yaml.safe_dump(text))
+    (folder / "recipe.yaml").write_text("scene: scene.yaml\nmodel: {name: forest, trees: 3}\n")
+    return folder / "recipe.yaml"
+
+
+def test_a_model_learns_maps_and_refuses_other_periods(tmp_path: Path) -> None:
+    for number, day in enumerate(DATES):
+        write_raster(tmp_path / "s2" / f"{day}.tif", GRID, clear_values()[number], nodata=float("nan"))
+    dates = {"every": "1 month", "between": "2023-04/2023-07"}  # with gaps
+    classifier = lf.train(trainable(tmp_path, dates), f"run={tmp_path / 'run'}", progress=False)
+    scene_file = tmp_path / "scene.yaml"
+    for side in (7, 64):
+        lf.predict(classifier, open_scene(scene_file), tmp_path / f"{side}.tif", block=side)
+    whole, cut = (GdalRaster(str(tmp_path / f"{side}.tif")).read_codes() for side in (64, 7))
+    np.testing.assert_array_equal(whole, cut)
+    np.testing.assert_array_equal(whole != U, np.isfinite(clear_values()).any(axis=(0, 1)))
+    for path in (tmp_path / "s2").iterdir():
+        path.rename(path.with_name(path.name.replace("2023", "2024")))  # the same months of another year
+    for months, message in (("2024-04/2024-07", ""), ("2024-05/2024-08", "2024-05 in place of 2023-04")):
+        scene_file.write_text(yaml.safe_dump({**yaml.safe_load(scene_file.read_text()), "split": None}))
+        trainable(tmp_path, {**dates, "between": months})
+        if not message:
+            lf.predict(classifier, open_scene(scene_file), tmp_path / "next.tif")
+            np.testing.assert_array_equal(GdalRaster(str(tmp_path / "next.tif")).read_codes(), whole)
+            continue
+        with pytest.raises(LandfuseError, match=message):
+            lf.predict(classifier, open_scene(scene_file), tmp_path / "other.tif")
+
+
+def test_check_names_periods_without_a_clear_date_and_shows_the_one_in_the_middle(folder: Path, tmp_path: Path) -> None:
+    found = scene(folder, {"mask": MASK, "every": "1 month", "fill": "linear"}, tmp_path)
+    report = lf.check(tmp_path / "scene.yaml")
+    assert report.faults == []
+    assert "`s2` is nowhere clear in 2023-06, in all of the tile `place`" in report.notes
+    assert report.modalities["s2"].missing == (~np.isfinite(clear_values()).any(axis=(0, 1))).sum()
+    assert shown_bands(found, "s2") == ((6, 7, 8), "2023-06: bands 1, 2 and 3 as red, green and blue")

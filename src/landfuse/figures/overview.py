@@ -168,9 +168,18 @@ def shown_bands(scene: Scene, modality: str) -> tuple[tuple[int, ...], str]:
     """Which bands show a modality as people know it, from 0, and what they are, in words.
 
     By the bands' wavelengths or names, by Sentinel-2's order where the modality is called so, the first three of three
-    or four, or three spread over many.
+    or four, or three spread over many; of a series, those of the period in the middle.
     """
     info = scene.modalities[modality].info
+    if not info.per_step:
+        return _shown_bands(scene, modality, info)
+    middle, count = len(info.steps) // 2, info.per_step
+    names = tuple(name.partition(" ")[2] for name in info.names[:count])
+    chosen, how = _shown_bands(scene, modality, dataclasses.replace(info, bands=count, names=names))
+    return tuple(middle * count + band for band in chosen), f"{info.steps[middle]}: {how}"
+
+
+def _shown_bands(scene: Scene, modality: str, info: ModalityInfo) -> tuple[tuple[int, ...], str]:
     count = info.bands
     if _height(scene, modality):
         return (0,), "height, lit from the north-west"

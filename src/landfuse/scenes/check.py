@@ -35,6 +35,7 @@ from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.scene_keys import CountSettings, LabelSettings
 from landfuse.scenes.split_rules import ROLES, Roles
 from landfuse.scenes.splits import counts_per_class, groups_per_class
+from landfuse.series.series_raster import SeriesRaster
 
 VIEWS = ((1, 1), (7, 1), (11, 1), (15, 1), (32, 32), (64, 64), (128, 128), (256, 256))
 """(view, core) that models use: single pixels, patches around a pixel, dense windows; px."""
@@ -73,6 +74,7 @@ class ModalityCheck:
         covered: the tiles that have a pixel with data in all bands.
         undeclared: pixels with a number that is no value and not declared as nodata.
         named: some of these numbers.
+        steps: of a series: tile -> which of its periods have a pixel with data, (T,).
     """
 
     bands: int
@@ -88,6 +90,7 @@ class ModalityCheck:
     undeclared: int = 0
     named: set[str] = field(default_factory=set)
     covered: set[str] = field(default_factory=set)
+    steps: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.lows, self.highs = np.full(self.bands, math.inf), np.full(self.bands, -math.inf)
@@ -121,6 +124,10 @@ class ModalityCheck:
         self.missing += missing
         if missing < values[0].size:
             self.covered.add(tile)
+        if info.per_step:
+            series: Any = known[: info.per_step * len(info.steps)].reshape(len(info.steps), info.per_step, -1)
+            seen = series.all(axis=1).any(axis=1)
+            self.steps[tile] = seen | self.steps[tile] if tile in self.steps else seen
         self.lows = np.minimum(self.lows, values.min(axis=(1, 2), initial=math.inf, where=known))
         self.highs = np.maximum(self.highs, values.max(axis=(1, 2), initial=-math.inf, where=known))
         self.total += float(values.sum(dtype=np.float64, where=known))
@@ -327,6 +334,7 @@ def _check_modalities(
                 )
                 broken.add((scene.name, name))
     infos = {(scene.name, name): part.info for scene in scenes for name, part in scene.modalities.items()}
+    unfilled = {scene.name: _unfilled(scene) for scene in scenes}
     for scene, block in windows:
         for name, part in scene.modalities.items():
             if (scene.name, name) in broken:
@@ -334,7 +342,8 @@ def _check_modalities(
             raster: Any = part.raster
             row = report.modalities[name]
             try:
-                if row.add(scene.read(name, block), scene.name, infos[scene.name, name]):
+                values = unfilled[scene.name].read(name, block)
+                if row.add(values, scene.name, infos[scene.name, name]):
                     row.add_undeclared(raster.undeclared(block.scaled(part.zoom)))
             except LandfuseError as error:
                 report.faults.append(error)
@@ -350,6 +359,8 @@ def _check_modalities(
             )
         raster = next(scene.modalities[name].raster for scene in scenes if name in scene.modalities)
         numbers = np.array(raster.numbers if isinstance(raster, GdalRaster) else range(1, row.bands + 1))
+        if isinstance(raster, SeriesRaster):
+            numbers = np.array(raster.names)
         decode = getattr(raster, "_decoding", getattr(raster, "decoding", Decoding()))
         for fill in _FILLS:
             value = decode(np.full((row.bands, 1, 1), fill))[:, 0, 0]
@@ -361,6 +372,10 @@ def _check_modalities(
                 )
         if not whole or not row.pixels or (name in {n for _, n in broken}):
             continue
+        for tile, seen in row.steps.items():
+            bare = np.array(infos[tile, name].steps)[~seen].tolist()
+            if bare and seen.any() and isinstance(raster, SeriesRaster) and raster.how.every is not None:
+                report.notes.append(f"`{name}` is nowhere clear in {few(bare, 12)}, in all of the tile `{tile}`")
         if row.missing == row.pixels:
             dead = numbers[row.lows > row.highs]
             if not row.values:
@@ -384,6 +399,13 @@ def _check_modalities(
         bare = [scene.name for scene in scenes if name in scene.modalities and scene.name not in row.covered]
         if bare:
             report.notes.append(f"`{name}` has no data in {len(bare)} of {len(scenes)} tiles: {few(bare)}")
+
+
+def _unfilled(scene: Scene) -> Scene:
+    """Without what fills the gaps of series, which says nothing of the files."""
+    parts = scene.modalities.items()
+    series = {name: replace(m, raster=m.raster.unfilled) for name, m in parts if isinstance(m.raster, SeriesRaster)}
+    return scene.with_modalities(series)
 
 
 def _band(numbers: NDArray[Any]) -> str:

@@ -163,6 +163,11 @@ class SeriesRaster:
         """The grid that it is read on."""
         return self.dates[0].raster.grid
 
+    @property
+    def unfilled(self) -> SeriesRaster:
+        """The same without what fills gaps."""
+        return replace(self, how=self.how.model_copy(update={"fill": "none"}))
+
     def placed(self, place: Callable[[Any], Any]) -> SeriesRaster:
         """The same dates on another grid."""
         return replace(self, dates=tuple(one.placed(place) for one in self.dates))
@@ -184,12 +189,9 @@ class SeriesRaster:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be known of the dates: those of another grid, periods without a date, what their files say."""
+        """What is to be known of the dates: those of another grid, and what their files say."""
         odd = [str(one.day) for one in self.dates if getattr(one.raster, "own_grid", self.own_grid) != self.own_grid]
-        bare = [str(period) for period in self.periods if not any(one.day in period for one in self.dates)]
         found = [f"dates on another grid than most, to which they are brought: {few(odd, 12)}"] if odd else []
-        if bare and self.how.every is not None:
-            found.append(f"no date of {self.path} lies in {few(bare, 12)}")
         notes = [f"{one.day}: {note}" for one in self.dates for note in getattr(one.raster, "notes", ())]
         return found + notes[:12]
 

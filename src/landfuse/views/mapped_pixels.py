@@ -179,7 +179,8 @@ def fit_pixel_maps(
     Raises:
         ModelError: if a modality has no data in the wanted pixels.
     """
-    statistics = {name: PixelStatistics(scenes[0].modalities[name].raster.bands) for name in settings}
+    infos = {name: scenes[0].modalities[name].info for name in settings}
+    statistics = {name: PixelStatistics(info.bands, gaps=info.per_step > 0) for name, info in infos.items()}
     jobs = [
         (scene, mask, block)
         for scene, mask in zip(scenes, wanted, strict=True)

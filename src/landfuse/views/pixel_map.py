@@ -98,13 +98,16 @@ class PixelStatistics:
 
     Args:
         bands: C.
+        gaps: whether pixels may lack bands, as those of series do; each band is standardised by those that have it.
     """
 
     bands: int
+    gaps: bool = False
     count: int = 0
     mean: Tensor = field(init=False)
     scatter: Tensor = field(init=False)
     seen: Tensor = field(init=False)
+    _single: Tensor = field(init=False)  # of each band: number, sum and sum of squares
     _low: Tensor = field(init=False)
     _high: Tensor = field(init=False)
     _sample: Tensor = field(init=False)
@@ -116,11 +119,15 @@ class PixelStatistics:
         self.mean = torch.zeros(self.bands, dtype=torch.float64)
         self.scatter = torch.zeros(self.bands, self.bands, dtype=torch.float64)
         self.seen = torch.zeros(self.bands, dtype=torch.bool)
+        self._single = torch.zeros(3, self.bands, dtype=torch.float64)
 
     def update(self, pixels: Tensor) -> None:
         """Adds pixels, (P, C); those with a NaN are left out. Chan et al. 1979, the pairwise update."""
         finite = torch.isfinite(pixels)
         self.seen |= finite.any(dim=0)
+        if self.gaps:
+            values = torch.where(finite, pixels, 0).to(torch.float64)
+            self._single += torch.stack([finite.sum(dim=0), values.sum(dim=0), values.square().sum(dim=0)])
         known = pixels[finite.all(dim=1)].to(torch.float64)
         if not len(known):
             return
@@ -168,7 +175,8 @@ class PixelStatistics:
             return PixelMap(
                 weight, -torch.tensor(settings.mean, dtype=torch.float64) * weight, settings.clip or float("inf")
             )
-        if self.count == 0:
+        single = self.gaps and settings.kind == "standardise"
+        if not self.seen.any() or (self.count == 0 and not single):
             dead = [str(band + 1) for band in range(self.bands) if not self.seen[band]]
             raise ModelError(
                 "no training pixel has data in "
@@ -177,14 +185,17 @@ class PixelStatistics:
                 "at least one pixel with data in every band under the training labels",
                 "check its nodata value, that it covers the labels, and its `bands`: `landfuse check` shows more",
             )
-        covariance = self.scatter / self.count
+        covariance, mean = self.scatter / self.count, self.mean
         clip = settings.clip or float("inf")
         if settings.kind == "standardise":
             deviation = covariance.diagonal().sqrt()
+            if single:
+                mean, square = self._single[1:] / self._single[0].clamp(min=1)
+                deviation = (square - mean.square()).clamp(min=0).sqrt()
             # A constant band carries nothing: it becomes 0 instead of noise blown up by 1 / 0.
-            constant = deviation <= 1e-7 * self.mean.abs().clamp(min=1e-12)
+            constant = deviation <= 1e-7 * mean.abs().clamp(min=1e-12)
             weight = torch.where(constant, 0.0, 1 / deviation.masked_fill(constant, 1.0))
-            return PixelMap(weight, -self.mean * weight, clip)
+            return PixelMap(weight, -mean * weight, clip)
         if settings.components > self.bands:
             raise ModelError(
                 f"PCA of `{modality}` is to keep {settings.components} components of {self.bands} bands",
