@@ -2,7 +2,7 @@
 
     python benchmarks/speed/series.py [--side 1024] [--repeats 3]
 
-24 dates of 10 bands, 16-bit numbers in deflated tiles, with a cloud mask each that hides 40%; six periods of four dates.
+24 dates of 10 bands, 16-bit numbers in deflated tiles, each with a cloud mask that hides 40%; six periods of four.
 Each measurement is a process of its own, in turns; medians of seconds of the processor, which a busy machine changes
 less than those of the clock.
 """

@@ -98,6 +98,14 @@ def _two_dates(home: Path) -> None:
     tif(home / "s2_20230115.tif", 3), tif(home / "s2_20230715.tif", 3), codes(home / "labels.tif")
 
 
+def _dates_of_tiles(home: Path) -> None:
+    for n, tile in enumerate(("T1", "T2")):
+        for day in ("20230701T101559", "20230711T101559"):
+            for band in ("B04", "B08"):
+                tif(home / f"{tile}_{day}_{band}.tif", east=1000.0 * n)
+        tif(home / f"{tile}_S1_12345678.tif", 2, east=1000.0 * n), codes(home / f"{tile}_labels.tif", east=1000.0 * n)
+
+
 def _a_file_per_band(home: Path) -> None:
     for band, pixel in (("B01", 20.0), ("B02", 10.0), ("B8A", 20.0), ("B11", 20.0)):
         tif(home / "T32UQD" / f"T32UQD_20230701_{band}.tif", pixel=pixel, values=None)
@@ -227,7 +235,15 @@ FOLDERS: dict[Callable[[Path], None], dict[str, Any]] = {
         "notes": ["tiles that lack a modality are left out: c (1 in all)"],
     },
     _linear_radar: {"modalities": {"s1": "GRD_VV_VH.tif"}, "labels": "gt.tif", "text": ["decibel: true"]},
-    _two_dates: {"modalities": {"s2_20230115": "s2_20230115.tif", "s2_20230715": "s2_20230715.tif"}},
+    _two_dates: {
+        "modalities": {"s2": "s2_{date}.tif"},
+        "text": ["dates: {every: 1 month, fill: linear}  # 2 dates, 2023-01-15 to 2023-07-15"],
+    },
+    _dates_of_tiles: {
+        "modalities": {"s1": "{tile}_S1_12345678.tif", "s2": ("{tile}_{date}_B04.tif", "{tile}_{date}_B08.tif")},
+        "tiles": ["T1", "T2"],
+        "text": ["dates: {fill: linear}  # 2 dates, 2023-07-01 to 2023-07-11; add a `mask`", "names: [B04, B08]"],
+    },
     _a_file_per_band: {
         "modalities": {
             "s1": ("VH.tif", "VV.tif"),

@@ -8,14 +8,16 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneError, SplitError
+from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneError, SettingsError, SplitError
 from landfuse.files import write_text
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff import GdalRaster
@@ -27,6 +29,7 @@ from landfuse.scenes.scene_file import SceneFile, natural
 from landfuse.scenes.scene_keys import SceneSettings
 from landfuse.scenes.split_rules import ROLES
 from landfuse.scenes.splits import counts_per_class
+from landfuse.series.dates import DATE, parse_day
 from landfuse.settings import parse
 
 RASTERS = (".tif", ".tiff", ".vrt", ".img", ".jp2", ".dat", ".bsq", ".bil", ".bip", ".asc")
@@ -66,13 +69,15 @@ _FEW_TILES = 6  # below, tiles are too few to be split whole
 _FEW_LABELS = 2_000  # px, below which a forest is trained
 _MANY_PIXELS = 4_000_000  # px, beyond which a forest maps
 _VIEW = 9  # px
+_MONTHS = 62  # days, beyond which dates are brought to months
 
 
 @dataclass(frozen=True)
 class _File:
     path: Path
-    name: str  # from the common folder, with slashes
+    name: str  # from the common folder, with slashes; of several that differ by their date alone, with `{date}`
     raster: GdalRaster
+    days: tuple[date, ...] = ()  # of these
 
     @property
     def words(self) -> list[list[str]]:
@@ -188,7 +193,7 @@ def propose(
         raise MissingFileError(
             f"no raster is in {', '.join(map(str, places))}", "images that GDAL reads", "check the path"
         )
-    groups = _modalities(images)
+    groups = _modalities(_by_date(images))
     label_group = _grouped("labels", truth, "") if truth else []
     if len(label_group) > 1:
         raise SceneError(
@@ -237,6 +242,30 @@ def _find(
         elif kind in _OTHERS:
             left.setdefault(_OTHERS[kind], []).append(path)
     return rasters, vectors
+
+
+def _by_date(files: Sequence[_File]) -> list[_File]:
+    """The files, those of one place that differ by a date alone as one."""
+    groups: dict[str, dict[date, _File]] = {}
+    for one in files:
+        texts = set(re.findall(rf"(?<!\d){DATE}(?!\d)", one.name))
+        name, day = one.name, date.min
+        if len(texts) == 1:
+            with suppress(SettingsError):  # a number that is no date
+                text = texts.pop()
+                day = parse_day(text, one.name)
+                name = one.name.replace(text, "{date}")
+        if groups.setdefault(name, {}).setdefault(day, one) is not one:
+            groups[one.name] = {day: one}
+    found: list[_File] = []
+    for name, dated in groups.items():
+        several, first = list(dated.values()), next(iter(dated.values()))
+        kinds = [(one.raster.bands, one.raster.own_grid) for one in several]
+        if len(several) > 1 and kinds.count(kinds[0]) == len(kinds):
+            found.append(replace(first, name=name, days=tuple(sorted(dated))))
+        else:
+            found += several
+    return found
 
 
 def _label_files(rasters: Sequence[_File], labels: str | Path | None) -> list[_File]:
@@ -387,7 +416,7 @@ class _Text:
     def __init__(self, groups: Sequence[_Group], labels: _Group | None, folder: Path) -> None:
         self.groups, self.labels, self.folder = list(groups), labels, folder
         first = self.groups[0].first
-        self.top = Path(str(first.path.resolve()).removesuffix(first.name.replace("/", os.sep)))
+        self.top = first.path.resolve().parents[first.name.count("/")]
         self.root = Path(os.path.relpath(self.top, folder.resolve())).as_posix()
         self.legend: list[dict[str, Any]] = []
         self.label_lines: list[str] = []
@@ -624,6 +653,9 @@ def _modality_lines(group: _Group, onto: _Group | None) -> list[str]:
         f"  {group.name}:  # {size}{tiles}{f'; {group.why}' if group.why else ''}",
         f"    path: {paths}" if len(group.patterns) == 1 else f"    path: [{paths}]",
     ]
+    if days := group.first.days:
+        every = "every: 1 month, " if (days[-1] - days[0]).days > _MONTHS else ""
+        lines.append(f"    dates: {{{every}fill: linear}}  # {len(days)} dates, {days[0]} to {days[-1]}; add a `mask`")
     if group.names:
         lines.append(f"    names: [{', '.join(group.names)}]")
     grid = raster.own_grid
