@@ -66,7 +66,7 @@ def test_periods_are_those_of_the_calendar_or_begin_with_between() -> None:
     assert [*map(str, periods_of("1 month", None, DAYS))] == ["2023-02", "2023-03", "2023-04", "2023-05", "2023-06"]
     sixteen = periods_of("16 days", None, DAYS)
     assert (sixteen[0].first.timetuple().tm_yday - 1) % 16 == 0  # of the year, as MODIS has them
-    span = parse_period("2023-03-10/2023-05-20", "")
+    span = "2023-03-10/2023-05-20"
     assert [*map(str, periods_of("1 month", span, DAYS))] == [
         "2023-03-10/2023-03-31",
         "2023-04",
@@ -74,14 +74,14 @@ def test_periods_are_those_of_the_calendar_or_begin_with_between() -> None:
     ]
     assert [*map(str, periods_of("10 days", span, ()))][:2] == ["2023-03-10/2023-03-19", "2023-03-20/2023-03-29"]
     assert [*map(str, periods_of(None, span, DAYS))] == ["2023-03-31", "2023-04-01"]
-    assert periods_of((span,), None, ()) == (span,)
+    assert periods_of((span,), None, ()) == (parse_period(span, ""),)
     with pytest.raises(SettingsError, match="more than 1000 periods"):
-        periods_of("1 day", parse_period("2000/2023", ""), ())
+        periods_of("1 day", "2000/2023", ())
 
 
 def test_periods_of_another_year_are_the_same_and_others_are_named() -> None:
     def words(every: str, span: str) -> list[str]:
-        return [*map(str, periods_of(every, parse_period(span, ""), ()))]
+        return [*map(str, periods_of(every, span, ()))]
 
     known = words("1 month", "2023-03/2023-10")
     assert other_period(known, words("1 month", "2024-03/2024-10")) == ""

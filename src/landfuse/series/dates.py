@@ -113,30 +113,29 @@ def step_of(every: str) -> tuple[int, str]:
     return int(match[1] or 1), match[2]
 
 
-def periods_of(
-    every: str | Sequence[Period] | None, between: Period | None, days: Collection[date]
-) -> tuple[Period, ...]:
+def periods_of(every: str | Sequence[str] | None, between: str | None, days: Collection[date]) -> tuple[Period, ...]:
     """The periods that a series has.
 
     Args:
-        every: their length in words, or themselves; None for each date as a period of its own.
-        between: what they lie in, and begin at; by default they begin with a year, and the first and the last hold a
-            date.
+        every: their length, `16 days`, or themselves; None for each date as a period of its own.
+        between: the period that they lie in, and begin at; by default they begin with a year, and the first and the
+            last hold a date.
         days: the dates of all tiles.
 
     Raises:
         SettingsError: if they are too many.
     """
-    kept = sorted(day for day in days if between is None or day in between)
+    within = parse_period(between, "`between`") if between else None
+    kept = sorted(day for day in days if within is None or day in within)
     if every is None:
         return tuple(Period(day, day) for day in kept)
     if not isinstance(every, str):
-        return tuple(every)
-    if not kept and between is None:
+        return tuple(parse_period(one, "`every`") for one in every)
+    if not kept and within is None:
         return ()
-    span = between or Period(kept[0], kept[-1])
+    span = within or Period(kept[0], kept[-1])
     number, unit = step_of(every)
-    start = span.first if between else date(span.first.year, 1, 1)
+    start = span.first if within else date(span.first.year, 1, 1)
     found = []
     while start <= span.last:
         if unit in ("month", "year"):
@@ -145,7 +144,7 @@ def periods_of(
             after = start + timedelta(number * (7 if unit == "week" else 1))
         last = after - timedelta(1)
         if last >= span.first:
-            found.append(Period(start, min(last, between.last) if between else last))
+            found.append(Period(start, min(last, within.last) if within else last))
         start = after
         if len(found) > _MOST:
             raise SettingsError(

@@ -9,19 +9,23 @@ import pydantic
 from pydantic import Field
 
 from landfuse.errors import SettingsError
-from landfuse.series.dates import Period, parse_period, step_of
+from landfuse.series.dates import parse_period, step_of
 from landfuse.settings import Settings
 
 Word = Annotated[str, Field(coerce_numbers_to_str=True, min_length=1)]
 
 
-def _parsed(value: Any) -> Any:
+def _words_of_period(text: str) -> str:
     try:
-        return parse_period(str(value), "it") if isinstance(value, str | int) else value
+        parse_period(text, "it")
     except SettingsError as error:
         raise ValueError(
             f"{error.found.removeprefix('it: ')}; write days, months or years, as 2023-03/2023-10"
         ) from None
+    return text
+
+
+PeriodWord = Annotated[str, Field(coerce_numbers_to_str=True), pydantic.AfterValidator(_words_of_period)]
 
 
 class MaskSettings(Settings):
@@ -89,12 +93,12 @@ class DateSettings(Settings):
         "says which to use.",
     )
     mask: MaskSettings | None = Field(default=None, description="Which pixels are clear at each date.")
-    between: Period | None = Field(
+    between: PeriodWord | None = Field(
         default=None,
         description="Dates outside are not used: `2023-03/2023-10`, `2023`, `2023-04-01/2023-09-30`. Periods begin at "
         "it; by default they begin with a year.",
     )
-    every: str | tuple[Period, ...] | None = Field(
+    every: str | tuple[PeriodWord, ...] | None = Field(
         default=None,
         description="Periods that dates are combined to: `1 month`, `16 days`, or a list, `[2023-03/2023-05, 2023-06]`."
         " By default each date is one of its own.",
@@ -125,22 +129,16 @@ class DateSettings(Settings):
         "not say.",
     )
 
-    @pydantic.field_validator("between", mode="before")
-    @classmethod
-    def _period(cls, value: Any) -> Any:
-        return _parsed(value)
-
-    @pydantic.field_validator("every", mode="before")
+    @pydantic.field_validator("every")
     @classmethod
     def _periods(cls, value: Any) -> Any:
         if isinstance(value, str):
             step_of(value)
-        if not isinstance(value, list):
-            return value
-        found = [_parsed(one) for one in value]
-        if not found or any(one.last >= other.first for one, other in itertools.pairwise(found)):
-            raise ValueError("list periods in order of time that do not overlap")
-        return found
+        elif value is not None:
+            found = [parse_period(one, "it") for one in value]
+            if not found or any(one.last >= other.first for one, other in itertools.pairwise(found)):
+                raise ValueError("list periods in order of time that do not overlap")
+        return value
 
     @pydantic.field_validator("days")
     @classmethod
