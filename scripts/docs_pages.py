@@ -11,6 +11,7 @@ from landfuse.cli.commands import COMMANDS, command
 from landfuse.models import SETTINGS
 from landfuse.scenes.scene_keys import SceneSettings
 from landfuse.settings import Settings, describe
+from landfuse.studies.ablation import AblationSettings
 from landfuse.training.recipe import Recipe
 
 
@@ -34,6 +35,11 @@ def pages() -> dict[str, str]:
             "Keys of a recipe",
             "A recipe describes one training: one file is one run. `model` holds `name`, and "
             "the settings of [that model](models/index.md).",
+        ),
+        "reference/ablation.md": _keys(
+            AblationSettings,
+            "Keys of an ablation",
+            "An ablation names a recipe and what each variant changes in it ([example](../concepts.md#several-runs)).",
         ),
         "reference/models/index.md": _models(),
         **models,

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -343,15 +343,21 @@ def _message(kind: type[Settings], values: Mapping[str, Any], fault: Any) -> str
         tags = [value for one in kinds for value in _choices(one, tag)]
         if fault["type"] == "union_tag_not_found":
             return f"the key `{key}.{tag}` is missing; one of: {', '.join(tags)}"
-        near = difflib.get_close_matches(str(fault["ctx"]["tag"]), tags, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"`{key}.{tag}` is {fault['ctx']['tag']!r}, not one of: {', '.join(tags)}{hint}"
+        return _not_one_of(f"{key}.{tag}", fault["ctx"]["tag"], tags)
+    if fault["type"] == "literal_error":
+        return _not_one_of(key, fault["input"], re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
     message, value = str(fault["msg"]).removeprefix("Value error, "), fault.get("input")
     message = _TYPES.get(fault["type"], message)
     if fault["type"] == "string_type" and isinstance(value, bool | int | float):
         message += "; write it in quotes"
     shown = repr(value)
     return f"`{key}` is {shown if len(shown) < 80 else shown[:77] + '...'}: {message}" if key else message
+
+
+def _not_one_of(key: str, value: object, words: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(value), words, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"`{key}` is {value!r}, not one of: {', '.join(words)}{hint}"
 
 
 def _way(values: Any, location: Iterable[str | int]) -> list[str | int]:

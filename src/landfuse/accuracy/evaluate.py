@@ -174,6 +174,7 @@ def map_of(maps: str | Path, scene: Scene, tiles: int) -> Path:
 
     Raises:
         MissingFileError: if it is not there.
+        SceneError: if one map is named for several tiles.
     """
     path = _place(maps, scene, tiles)
     if not path.exists():
@@ -187,6 +188,12 @@ def map_of(maps: str | Path, scene: Scene, tiles: int) -> Path:
 
 def _place(maps: str | Path, scene: Scene, tiles: int) -> Path:
     maps = Path(maps)
+    if tiles > 1 and maps.is_file():
+        raise SceneError(
+            f"{maps} is one map, and the scene has {tiles} tiles",
+            "the folder of the tiles' maps, as `landfuse predict` writes it",
+            "name that folder, or the scene that was mapped",
+        )
     return maps / f"{scene.name}.tif" if tiles > 1 or maps.is_dir() else maps
 
 

@@ -73,7 +73,8 @@ def train(
     scores = ended.scores
     print_scores(scores["test"], scores["classes"], f"{run}: {ended.scored_on}")
     if scores.get("leak_fraction"):
-        out.print(f"[red]{percent(scores['leak_fraction'])} of the test pixels have a training pixel in their view[/]")
+        leak = percent(scores["leak_fraction"])
+        out.print(f"[red]{leak} of the test pixels have a training or validation pixel in their view[/]")
     for line in polygon_leak_words(scores.get("polygon_leak_fraction")):
         out.print(f"[red]{line}[/]", soft_wrap=True)
     say(f"bundle: {run / 'bundle'}")

@@ -162,6 +162,7 @@ def svg(figure: Picture, name: str) -> str:
         name: unique in the page; its ids begin with it.
     """
     buffer = io.StringIO()
+    figure.draw_without_rendering()  # ticks change with the room that the first layout leaves
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()
@@ -617,7 +618,7 @@ def curves_figure(
 
     Args:
         history: rows as `landfuse.training.run.read_history` returns them.
-        chosen: the epoch that was kept.
+        chosen: the epoch that was kept; like those of `history` counted from 0, and drawn from 1 as training says it.
         kinds: `loss`, `score` or both, side by side.
     """
     figure = _FIGURE.get()(figsize=(4.2 * len(kinds), 3.4), layout="constrained")
@@ -628,12 +629,12 @@ def curves_figure(
     said = []
     for axis, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         for name in [name for name in names if name.startswith("val_") == (kind == "score")]:
-            points = [(row["epoch"], row[name]) for row in history if name in row]
+            points = [(row["epoch"] + 1, row[name]) for row in history if name in row]
             label = name.removeprefix("val_").removeprefix("train_")
             axis.plot(*zip(*points, strict=True), label=label)
             said.append(f"{label} from {points[0][1]:.3f} to {points[-1][1]:.3f}")
         if chosen is not None:
-            axis.axvline(chosen, color=INK[0], ls=":", lw=1.2, marker="", label="kept epoch")
+            axis.axvline(chosen + 1, color=INK[0], ls=":", lw=1.2, marker="", label="kept epoch")
         axis.set(title="Training loss" if kind == "loss" else "Validation scores", xlabel="epoch", ylabel=kind)
         axis.xaxis.get_major_locator().set_params(integer=True)
         if kind == "loss" and losses and min(losses) > 0 and max(losses) > 20 * min(losses):
@@ -642,7 +643,7 @@ def curves_figure(
             axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.minorticks_off()
         _finish(axis)
-    kept = "" if chosen is None else f" The dotted line marks epoch {chosen}, which was kept."
+    kept = "" if chosen is None else f" The dotted line marks epoch {chosen + 1}, which was kept."
     figure.words = f"{'; '.join(said)}.{kept}"
     return figure
 

@@ -147,7 +147,7 @@ def cost(run: Run) -> list[tuple[str, str]]:
     if scores.get("parameters"):
         said.append(("parameters", f"{scores['parameters']:,}"))
     if scores.get("epoch") is not None:
-        said.append(("epoch that was kept", f"{scores['epoch']} (the first is 0) of {scores.get('epochs', '?')}"))
+        said.append(("epoch that was kept", f"{scores['epoch'] + 1} of {scores.get('epochs', '?')}"))
     for key, name in (("training_seconds", "training"), ("test_mapping_seconds", "mapping the test pixels")):
         if scores.get(key) is not None:
             said.append((name, _time(scores[key])))
