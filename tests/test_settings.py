@@ -52,6 +52,7 @@ class Tree(Settings):
     trunk: Annotated[Oak | Pine, pydantic.Field(discriminator="kind")] | None = None
     bark: Oak | Leaf | None = None
     size: int | str = 1
+    age: Literal["old", "young"] = "old"
 
     @pydantic.field_validator("name")
     @classmethod
@@ -79,7 +80,10 @@ def test_right_values() -> None:
     ("values", "message"),
     [
         ({"nmae": "x"}, "unknown key `nmae`; did you mean `name`?"),
-        ({"zzz": 1}, "unknown key `zzz`; known here: bark, height, leaf, leaves, name, named, nested, size, trunk"),
+        (
+            {"zzz": 1},
+            "unknown key `zzz`; known here: age, bark, height, leaf, leaves, name, named, nested, size, trunk",
+        ),
         ({"leaf": {"widht": 1}}, "unknown key `leaf.widht`; did you mean `width`?"),
         ({"leaves": [{}, {"color": 1}]}, "unknown key `leaves.1.color`; did you mean `colour`?"),
         ({"named": {"a": {"widht": 1}}}, "unknown key `named.a.widht`; did you mean `width`?"),
@@ -95,6 +99,7 @@ def test_right_values() -> None:
         ({"trunk": {"needles": 1}}, "the key `trunk.kind` is missing; one of: oak, pine"),
         ({"trunk": {"kind": "pine", "needles": -1}}, "`trunk.needles` is -1: Input should be greater than"),
         ({"height": "tall"}, "`height` is 'tall': expected a number"),
+        ({"age": "yuong"}, "`age` is 'yuong', not one of: old, young; did you mean young?"),
         ({"leaf": None}, "`leaf` is None: expected keys with values"),
         ({"named": {1: {}}}, "`named.1` is 1: expected text"),
     ],

@@ -98,8 +98,8 @@ HISTORY = [{"epoch": 0.0, "train_loss": 1.5, "val_mIoU": 0.2}, {"epoch": 1.0, "t
 def test_curves_of_losses_and_scores_are_apart() -> None:
     loss, score = curves_figure(HISTORY, 1).axes
     assert [loss.get_title(), score.get_title()] == ["Training loss", "Validation scores"]
-    np.testing.assert_array_equal(loss.lines[0].get_xydata(), [[0, 1.5], [1, 0.75]])
-    np.testing.assert_array_equal(score.lines[0].get_xydata(), [[0, 0.2], [1, 0.4]])
+    np.testing.assert_array_equal(loss.lines[0].get_xydata(), [[1, 1.5], [2, 0.75]])
+    np.testing.assert_array_equal(score.lines[0].get_xydata(), [[1, 0.2], [2, 0.4]])
     assert score.get_ylim() == pytest.approx((0.19, 0.41)), "zoomed to the values"
     assert [axis.get_yscale() for axis in (loss, score)] == ["linear", "linear"]
     falling = [{"epoch": 0.0, "train_loss": 90.0}, {"epoch": 1.0, "train_loss": 1.0}]
@@ -170,6 +170,10 @@ def test_a_picture_for_a_page_has_a_title_words_and_colours_for_both_pages() -> 
         assert "http" not in text
     assert "> 9</text>" in second, "how many pixels the bin holds"
     assert "0.500 of 9 px stated 0.600" in second
+    near = [{"epoch": float(at), "val_OA": 0.46 + at / 100, "val_mIoU": 0.125 + at / 100} for at in range(2)]
+    left = re.search(r'x="([\d.]+)"[^>]*>score<', svg(curves_figure(near, 1, ("score",)), "near"))
+    assert left is not None
+    assert float(left[1]) > 8, "the name of the axis was cut off where ticks became wider after the first layout"
     names = [set(re.findall(r' id="([^"]+)"', text)) for text in (first, second)]
     assert not names[0] & names[1], "the ids of two pictures in one page"
     assert "stroke: var(--0b5cad, #0b5cad)" in first

@@ -10,6 +10,8 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor
 
+from landfuse.accuracy.reliability import Reliability
+from landfuse.bundles.calibration import fit_temperature, probabilities_of
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import Modality
 from landfuse.models.forest import Forest
@@ -53,7 +55,7 @@ def test_the_shares_are_those_of_scikit_learn(options: dict[str, object], zoom: 
     expected[:, truth.classes_.astype(int)] = truth.predict_proba(x)
     found = model(images)
     assert found.shape == (1500, 6, 1, 1)
-    np.testing.assert_allclose(found[:, :, 0, 0].exp().numpy(), np.maximum(expected, 1e-6), atol=2e-6)
+    np.testing.assert_allclose(found[:, :, 0, 0].exp().numpy(), expected + 1 / 16, atol=2e-6)  # for 11 trees
     assert (found[:, :, 0, 0].argmax(1).numpy() == expected.argmax(1)).mean() > 0.999
 
 
@@ -65,8 +67,25 @@ def test_a_pixel_on_a_threshold_goes_the_way_of_scikit_learn() -> None:
     images = {"a": torch.from_numpy(x)[:, None, None, None]}
     model.fit([(images, torch.from_numpy(y)[:, None, None])], seed=0)
     truth = RandomForestClassifier(3, random_state=0).fit(x[:, None], y)
-    expected = np.maximum(truth.predict_proba(x[:, None]), 1e-6)
+    expected = truth.predict_proba(x[:, None]) + 1 / 4  # about one vote of three
     np.testing.assert_allclose(model(images)[:, :, 0, 0].exp().numpy(), expected, atol=1e-6)
+
+
+def test_a_class_without_a_vote_does_not_decide_on_the_temperature() -> None:
+    # One held-out label in twenty is of a class that few trees or none vote for. At a probability of 1e-6 these pixels
+    # alone set the temperature, and the error of the others' probabilities was 0.106.
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 8, 3000)
+    x = (np.eye(8)[truth] * 4 + rng.normal(size=(3000, 8))).astype(np.float32)
+    odd = (rng.random(3000) < 0.05) & (np.arange(3000) >= 1000)
+    labels = np.where(odd, rng.integers(0, 8, 3000), truth).astype(np.uint8)
+    images, target = torch.from_numpy(x)[:, :, None, None], torch.from_numpy(labels)[:, None, None]
+    model = Forest({"a": Modality(8)}, 8, Forest.Settings(trees=50))
+    model.fit([({"a": images[:1000]}, target[:1000])], seed=0)
+    logits = model({"a": images[1000:]})[:, :, 0, 0].numpy()
+    after = Reliability()
+    after.update(probabilities_of(logits[1000:].T, fit_temperature(logits[:1000], labels[1000:2000])).T, labels[2000:])
+    assert after.error < 0.03
 
 
 def test_too_many_pixels_are_thinned_out_by_the_seed() -> None:

@@ -230,6 +230,8 @@ def test_a_map_that_is_there_is_not_made_again(run: Path, page: str, tmp_path: P
     (other / "west.tif").unlink()
     with pytest.raises(LandfuseError, match=r"there is no map .*west\.tif"):
         report(run, tmp_path / "none.html", maps=other)
+    with pytest.raises(LandfuseError, match=rf"north\.tif is one map, and the scene has {len(TILES)} tiles"):
+        report(run, tmp_path / "none.html", maps=other / "north.tif")
     assert not (tmp_path / "none.html").exists()
 
 
@@ -504,6 +506,11 @@ def test_a_calibration_that_made_the_test_worse_is_a_warning(ece: float, nll: fl
     said = " ".join(warnings(tally.confusion, tally.intervals(0), {"test": {}, "calibration": {"test": test}}))
     assert ("Calibration made" in said) == (warned is not None)
     assert (warned or "") in said
+    fit = {"before": {"ECE": 0.2}, "after": {"ECE": 0.1, "pixels": 1234}}
+    said = " ".join(
+        warnings(tally.confusion, tally.intervals(0), {"test": {}, "calibration": {"test": test, "validation": fit}})
+    )
+    assert ("fitted to 1,234 validation pixels, whose error went from 0.200 to 0.100" in said) == (warned is not None)
 
 
 def test_a_class_that_is_not_scored_is_named_and_stays_out_of_the_means(run: Path, page: str, tmp_path: Path) -> None:

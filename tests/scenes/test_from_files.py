@@ -204,6 +204,16 @@ def _parts(home: Path) -> None:
     fields(home / "train_1.gpkg"), fields(home / "train_2.gpkg")
 
 
+def _keys_of_a_table(home: Path) -> None:
+    """Crowns with a number only, their species in a table; spectra of larger pixels than the photograph."""
+    tif(home / "hsi.tif", 40), tif(home / "rgb.tif", 3, pixel=2.5)
+    fields(home / "crowns.shp", id=[1] * 64, tree=[f"t{n}" for n in range(64)])
+    species = ["oak", "pine"] * 31 + ["rare", "rare"]
+    (home / "sheet.csv").write_text("id,note\n9,x\n")  # of something else
+    lines = [f"t{n},{kind},{n % 9}" for n, kind in enumerate(species)]
+    (home / "trees.csv").write_text("\n".join(["tree,species,height", *lines, "t99,elm,3"]))
+
+
 FOLDERS: dict[Callable[[Path], None], dict[str, Any]] = {
     _one_of_each: {
         "modalities": {"dem": "dem.tif", "s1": "s1.tif", "s2": "s2.tif"},
@@ -304,6 +314,17 @@ FOLDERS: dict[Callable[[Path], None], dict[str, Any]] = {
         "polygons": ("field work/crops.geojson",),
         "legend": ["beet", "maize", "wheat"],
     },
+    _keys_of_a_table: {
+        "reference": "hsi",
+        "attribute": "species",
+        "legend": ["oak", "pine"],
+        "text": [
+            "join: {path: trees.csv, key: tree}  # it has the attribute of 64 shapes",
+            "unlisted: unlabelled  # classes of one or two shapes, too few to train, validate and test: rare",
+            "resampling: average",
+        ],
+        "notes": ["left out are classes of one or two shapes"],
+    },
     _parts: {"polygons": ("train_1.gpkg", "train_2.gpkg"), "legend": ["beet", "maize", "wheat"]},
 }
 
@@ -362,6 +383,11 @@ def _two_columns(home: Path) -> None:
     fields(home / "fields.gpkg", crop=["a", "b"] * 32, land_cover=["c", "d"] * 32)
 
 
+def _only_matlab(home: Path) -> None:
+    home.mkdir()
+    (home / "cube.mat").write_bytes(b"x")
+
+
 def _only_numbers_of_fields(home: Path) -> None:
     tif(home / "s2.tif", 3)
     fields(home / "fields.gpkg", number=range(64))
@@ -371,6 +397,7 @@ def _only_numbers_of_fields(home: Path) -> None:
     ("folder", "kind", "words"),
     [
         (_nothing, MissingFileError, "no raster is in"),
+        (_only_matlab, MissingFileError, "docs/how-to/matlab.md"),
         (_measurements_as_labels, SceneError, "4095 different numbers"),
         (_tiles_of_other_names, SceneError, "the same names of tiles"),
         (_unlike_vectors, SceneError, "--labels"),

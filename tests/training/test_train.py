@@ -516,6 +516,7 @@ def test_the_temperature_is_fitted_on_what_mapping_gives(
     assert calibration["temperature"] == classifier.temperature
     assert calibration["test"]["after"]["NLL"] == pytest.approx(surprise[TEST][0], rel=1e-5)
     assert calibration["test"]["before"]["NLL"] == pytest.approx(surprise[TEST][3], rel=1e-5)
+    assert calibration["validation"]["after"]["NLL"] == pytest.approx(surprise[VALIDATION][0], rel=1e-5)
     assert calibration["test"]["before"]["pixels"] == scores(run)["test"]["pixels"]
     np.testing.assert_array_equal(
         part.classes[known], part.probabilities[:, known].argmax(axis=0), "the map is what it was"

@@ -87,6 +87,11 @@ class LogitSample:
         self._logits.append(logits[kept])
         self._truth.append(truth[kept])
 
+    @property
+    def arrays(self) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
+        """The sample: (N, K) logits and (N,) classes."""
+        return np.concatenate(self._logits), np.concatenate(self._truth)
+
     def temperature(self) -> float:
         """`fit_temperature` of the sample; 1 without any pixel."""
-        return fit_temperature(np.concatenate(self._logits), np.concatenate(self._truth)) if self._logits else 1.0
+        return fit_temperature(*self.arrays) if self._logits else 1.0

@@ -129,7 +129,7 @@ def ablation(
 ) -> None:
     """Train a recipe in several variants, with the same seeds and folds, and compare them with the first.
 
-    The file holds e.g. `base: recipe.yaml` and `variants: {all: {}, no-sar: {modalities: [hsi]}}`, perhaps `seeds: 0..4`.
+    The file holds e.g. `base: recipe.yaml` and `variants: {all: {}, no-sar: {modalities: [hsi]}}`.
 
     Runs are in folders such as runs/NAME/VARIANT/fold-0-seed-1. The same command continues after an interruption; runs
     that have ended are not repeated.

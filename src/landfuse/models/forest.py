@@ -35,7 +35,8 @@ class Forest(DirectFit):
         ModelError: if the modalities cannot be used.
 
     `fit` grows the trees on batches of images, name -> (B, C, H * zoom, W * zoom), and targets, (B, H, W) uint8 with
-    classes or 255; `forward` takes images of any size and returns the logarithm of probabilities, (B, K, H, W).
+    classes or 255; `forward` takes images of any size and returns logits, the logarithm of each class's fraction
+    of the votes, with about one vote in all added to each, (B, K, H, W).
 
     >>> import torch, landfuse as lf
     >>> forest = lf.models.Forest({"s2": 10}, classes=2, trees=5)
@@ -134,12 +135,14 @@ class Forest(DirectFit):
             threshold[number, : len(own)] = np.where(single > exact, np.nextafter(single, np.float32(-np.inf)), single)
             value = tree.value[:, 0, :]
             share[number, : len(own)][:, grown.classes_.astype(int)] = value / value.sum(axis=1, keepdims=True)
+        # A class without a vote is not impossible: about one vote in all is added. As powers of two sums stay exact.
+        share += np.float32(0.5 ** np.ceil(np.log2(count)))
         self.branches, self.feature = torch.from_numpy(children), torch.from_numpy(feature)
         self.threshold, self.share = torch.from_numpy(threshold), torch.from_numpy(share)
         self.depth = torch.tensor(max(tree.max_depth for tree in trees), dtype=torch.int32)
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
-        """Log of the mean probability of each class over the trees, (B, K, H, W)."""
+        """Log of the trees' mean vote for each class, (B, K, H, W)."""
         height, width = self.size_of(images)
         logits = torch.from_numpy(self.tables.logits(self._channels(images))).to(self.share.device)
         return logits.unflatten(0, (-1, height, width)).permute(0, 3, 1, 2)

@@ -37,7 +37,7 @@ class Trees:
         branches: (T, nodes, 2) left and right; a leaf is its own child.
         feature: (T, nodes) channel that is compared.
         threshold: (T, nodes) go left if <=.
-        share: (T, nodes, K) fraction of training pixels of each class.
+        share: (T, nodes, K) fraction of training pixels of each class, and a little for each.
         depth: steps from any root to its deepest leaf.
     """
 
@@ -48,7 +48,7 @@ class Trees:
     depth: int
 
     def logits(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Log of the mean probability of each class over the trees: (P, C) -> (P, K)."""
+        """Log of the trees' mean vote for each class: (P, C) -> (P, K)."""
         found = np.zeros((len(pixels), self.share.shape[2]), np.float32)
         for branches, feature, threshold, share in zip(
             self.branches, self.feature, self.threshold, self.share, strict=True

@@ -144,9 +144,16 @@ def warnings(confusion: Confusion, intervals: BlockIntervals, written_run: Mappi
         if before.get(key) is not None and after.get(key) is not None and after[key] > before[key] + 0.0005
     ]
     if worse:
+        fit = [((calibration.get("validation") or {}).get(key) or {}).get("ECE") for key in ("before", "after")]
+        pixels = calibration["validation"]["after"]["pixels"] if None not in fit else 0
+        on_fit = (
+            f" It was fitted to {pixels:,} validation pixels, whose error went from {decimals(fit[0])} to "
+            f"{decimals(fit[1])}: they are too few, or of other ground than the test."
+        )
         said.append(
-            f"Calibration made the stated probabilities worse on the test pixels: {'; '.join(worse)}. The classes of "
-            "the map are the same with and without it; do not rely on its probabilities."
+            f"Calibration made the stated probabilities worse on the test pixels: {'; '.join(worse)}."
+            f"{on_fit if pixels else ''} The classes of the map are the same with and without it; do not rely on its "
+            "probabilities."
         )
     written, own = written_run["test"], confusion.scores()
     accuracy, pixels = written.get("OA"), written.get("pixels")

@@ -21,7 +21,7 @@ from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneE
 from landfuse.files import write_text
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff import GdalRaster
-from landfuse.rasters.polygons import nearest, read_rows
+from landfuse.rasters.polygons import TEXT, nearest, read_rows
 from landfuse.rasters.windows import Window
 from landfuse.scenes.land_cover_map import class_names
 from landfuse.scenes.scene import Scene
@@ -35,7 +35,7 @@ from landfuse.settings import parse
 RASTERS = (".tif", ".tiff", ".vrt", ".img", ".jp2", ".dat", ".bsq", ".bil", ".bip", ".asc")
 VECTORS = (".gpkg", ".shp", ".geojson", ".fgb", ".gml", ".kml")
 _OTHERS = {
-    ".mat": "its variable and axes have to be named by hand: docs/add-a-scene.md",
+    ".mat": "its variable and axes have to be named in a scene file: docs/how-to/matlab.md",
     ".nc": "name a subdataset by hand: docs/add-a-scene.md",
     ".h5": "name a subdataset by hand: docs/add-a-scene.md",
     ".hdf": "name a subdataset by hand: docs/add-a-scene.md",
@@ -191,7 +191,9 @@ def propose(
         notes.append(f"{paths[0]} {f'and {len(paths) - 1} more are' if paths[1:] else 'is'} left out: {why}")
     if not images:
         raise MissingFileError(
-            f"no raster is in {', '.join(map(str, places))}", "images that GDAL reads", "check the path"
+            f"no raster is in {', '.join(map(str, places))}",
+            "images that GDAL reads",
+            "; ".join(notes) or "check the path",
         )
     groups = _modalities(_by_date(images))
     label_group = _grouped("labels", truth, "") if truth else []
@@ -203,7 +205,7 @@ def propose(
         )
     scene = _Text(groups, label_group[0] if label_group else None, Path(folder))
     if not truth:
-        scene.add_polygons(_vectors(vectors, labels), column, choose, notes)
+        scene.add_polygons(_vectors(vectors, labels), column, choose, places, notes)
     return scene.finish(notes)
 
 
@@ -432,7 +434,10 @@ class _Text:
                 return fitting[0].name, "it is on the grid of the labels, which are never resampled"
             return "labels", "labels are never resampled: the images are brought to their grid"
         tiled = [g for g in self.groups if len(g.tiles) > 1] or self.groups
-        finest = min(tiled, key=lambda g: g.pixel)
+        wide = [g for g in tiled if g.first.raster.bands > _WIDE]
+        finest = min(wide or tiled, key=lambda g: g.pixel)
+        if any(g.pixel < finest.pixel for g in tiled):
+            return finest.name, "finer pixels of other images would only repeat its many bands"
         return finest.name, "it has the smallest pixels" if len(self.groups) > 1 else "it is the only image"
 
     def add_polygons(
@@ -440,19 +445,34 @@ class _Text:
         files: Sequence[tuple[Path, list[dict[str, str | None]]]],
         column: str | None,
         choose: Callable[[str, Sequence[str]], str] | None,
+        places: Sequence[str | Path],
         notes: list[str],
     ) -> None:
-        """Labels from vector files; nothing where there is none."""
+        """Labels from vector files, perhaps with a table of `places`; nothing where there is none."""
         if not files:
             notes.append("no labels were found: name them by --labels; without them a scene can be mapped, not trained")
             return
-        rows = [row for _, some in files for row in some]
-        name, why = _column(files[0][0], rows, column, choose)
+        shapes = rows = [row for _, some in files for row in some]
+        source, key = files[0][0], ""
+        if not ([column] if column in _columns(rows) else column is None and _of_classes_in(rows)):
+            source, key, rows = _joined(rows, places) or (source, key, rows)
+        name, why = _column(source, rows, column, choose)
         counts = Counter(value for row in rows if (value := row[name]) is not None)
-        self.legend = [{"name": v, "comment": f"{counts[v]} shapes"} for v in sorted(counts, key=natural)]
+        few = sorted((v for v in counts if counts[v] < len(ROLES)), key=natural)
+        few = few if len(few) + 1 < len(counts) else []
+        kept = sorted(counts.keys() - set(few), key=natural)
+        self.legend = [{"name": v, "comment": f"{counts[v]} shape{'s' * (counts[v] > 1)}"} for v in kept]
         paths = [_quoted(Path(os.path.relpath(path.resolve(), self.top)).as_posix()) for path, _ in files]
-        self.label_lines = [f"  polygons: [{', '.join(paths)}]  # {len(rows)} shapes"]
+        self.label_lines = [f"  polygons: [{', '.join(paths)}]  # {len(shapes)} shapes"]
         self.label_lines.append(f"  attribute: {_quoted(name)}  # {why}")
+        if key:
+            table = _quoted(Path(os.path.relpath(source.resolve(), self.top)).as_posix())
+            line = f"  join: {{path: {table}, key: {_quoted(key)}}}  # it has the attribute of {len(rows)} shapes"
+            self.label_lines.append(line)
+        if few:
+            why = f"classes of one or two shapes, too few to train, validate and test: {', '.join(few)}"
+            self.label_lines.append(f"  unlisted: unlabelled  # {why}")
+            notes.append(f"left out are {why}")
 
     def finish(self, notes: list[str]) -> Proposal:
         """The whole text, after the scene that it describes was opened and its labels were read."""
@@ -566,21 +586,29 @@ class _Text:
         return "\n".join(lines) + "\n", _VIEW
 
     def _split(self, body: Sequence[str], scenes: Sequence[Scene], buffer: int, notes: list[str]) -> str:
-        """The split that loses no class: whole polygons, whole tiles, or blocks as large as possible."""
-        trials = []
-        if self.labels is None:
-            why = "whole polygons go to one role"
-            if buffer:
-                trials.append((f"kind: polygons, buffer: {buffer}", f"{why}, no view reaches from one to another"))
-            trials.append(("kind: polygons", why))
+        """The split that loses no class: whole polygons, whole tiles, or blocks as large as possible.
+
+        One that leaks is taken only where the others leave a class without training.
+        """
+        drawn, why = self.labels is None, "whole polygons go to one role"
+        trials = []  # settings, why, and whether test pixels see, or lie in, what trains
+        if drawn and buffer:
+            trials.append((f"kind: polygons, buffer: {buffer}", f"{why}, no view reaches from one to another", False))
+        elif drawn:
+            trials.append(("kind: polygons", why, False))
         if sum(bool((scene.labels != UNLABELLED).any()) for scene in scenes) >= _FEW_TILES:
-            trials.append(("kind: tiles", "whole tiles go to one role"))
+            trials.append(("kind: tiles", "whole tiles go to one role", False))
+        if drawn and buffer:
+            trials.append(("kind: polygons", f"{why}; a buffer would lose classes, so that views reach others", True))
         size = 1 << max(1, (max(max(s.grid.height, s.grid.width) for s in scenes) // 2).bit_length() - 1)
         while size >= 8:
-            trials.append((f"kind: blocks, size: {size}, buffer: {buffer}", "the largest blocks that lose no class"))
+            why = "the largest blocks that lose no class"
+            trials.append((f"kind: blocks, size: {size}, buffer: {buffer}", why, drawn))
             size //= 2
-        best: tuple[int, str] | None = None
-        for settings, why in trials:
+        best: tuple[list[int], str] | None = None
+        for settings, why, leaks in trials:
+            if leaks and best is not None and not best[0][0]:
+                break
             line = f"split: {{{settings}, test: 0.3}}  # {why}"
             file = self._opened([*body, line])
             try:
@@ -588,10 +616,10 @@ class _Text:
             except SplitError:  # a role without any pixel
                 continue
             counts = counts_per_class(roles, [scene.labels for scene in scenes], len(file.legend))
-            lost = int(sum((counts[name] == 0).sum() for name in ROLES))
+            lost = [int((counts["train"] == 0).sum()), int(sum((counts[name] == 0).sum() for name in ROLES))]
             if best is None or lost < best[0]:
                 best = lost, line
-            if not lost:
+            if not lost[1]:
                 return line
         if best is None:
             raise SplitError(
@@ -603,6 +631,35 @@ class _Text:
         return f"{best[1].split('  # ')[0]}  # no split keeps every class in each role; this one loses fewest"
 
 
+def _columns(rows: Sequence[Mapping[str, str | None]]) -> list[str]:
+    return list(rows[0]) if rows else []
+
+
+def _of_classes_in(rows: Sequence[Mapping[str, str | None]]) -> list[str]:
+    """The columns of few values, which come more than once."""
+    kinds = {name: {row[name] for row in rows} - {None} for name in _columns(rows)}
+    return [n for n, values in kinds.items() if 2 <= len(values) <= min(_MOST_VALUES, max(2, len(rows) - 1))]
+
+
+def _joined(
+    rows: Sequence[Mapping[str, str | None]], places: Sequence[str | Path]
+) -> tuple[Path, str, list[dict[str, str | None]]] | None:
+    """A table that knows the key of most shapes: its path, the key, and its row for each of these shapes."""
+    for path in (p for place in map(Path, places) for p in ([place] if place.is_file() else sorted(place.rglob("*")))):
+        if path.suffix.lower() not in TEXT:
+            continue
+        try:
+            table = read_rows(path)
+        except LandfuseError:
+            continue  # of something else
+        for key in [name for name in _columns(rows) if name in _columns(table)]:
+            known = {row[key]: row for row in table if row[key] is not None}
+            found = [known[row[key]] for row in rows if row[key] in known]
+            if 2 * len(found) > len(rows):
+                return path, key, found
+    return None
+
+
 def _column(
     path: Path,
     rows: Sequence[Mapping[str, str | None]],
@@ -610,7 +667,7 @@ def _column(
     choose: Callable[[str, Sequence[str]], str] | None,
 ) -> tuple[str, str]:
     """The column that names the class, and why it is that one."""
-    present = list(rows[0]) if rows else []
+    present = _columns(rows)
     if column is not None:
         if column not in present:
             raise SceneError(
@@ -619,8 +676,7 @@ def _column(
                 nearest(column, present),
             )
         return column, "as named"
-    kinds = {name: {row[name] for row in rows} - {None} for name in present}
-    fitting = [n for n, values in kinds.items() if 2 <= len(values) <= min(_MOST_VALUES, max(2, len(rows) - 1))]
+    fitting = _of_classes_in(rows)
     named = [name for name in fitting if re.fullmatch(_COLUMN, name.lower())]
     for some, why in (
         (named, "its name and its few values look like classes"),
@@ -634,7 +690,7 @@ def _column(
             f"a column of 2 to {_MOST_VALUES} values that come more than once",
             f"name it by --label-column; there are: {', '.join(present) or 'none'}",
         )
-    shown = [f"{name} ({', '.join(sorted(map(str, kinds[name]))[:3])}, ...)" for name in fitting]
+    shown = [f"{name} ({', '.join(sorted({str(row[name]) for row in rows})[:3])}, ...)" for name in fitting]
     if choose is None:
         raise SceneError(
             f"several columns of {path} could name the class: {'; '.join(shown)}", "one", "name it by --label-column"

@@ -289,6 +289,7 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _
     facts["parameters"] = sum(p.numel() for p in model.parameters())
     classifier.eval()
     held_out = _HeldOut(data) if folds is None else folds.held_out
+    fitted_before, fitted_after = Reliability(), Reliability()
     if folds is not None:
         classifier.temperature = folds.temperature
         facts |= folds.facts
@@ -298,6 +299,9 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _
         show = partial(meter, "scoring validation")
         facts["validation"] = score_role(classifier, data, VALIDATION, recipe.mapping, logits.update, show).scores()
         classifier.temperature = logits.temperature()
+        values, truth = logits.arrays
+        for one, by in ((fitted_before, 1.0), (fitted_after, classifier.temperature)):
+            one.update(probabilities_of(values.T, by).T, truth)
     if folds is None:
         held_out.add(classifier, data, recipe.mapping, partial(meter, "scoring test"))
         learnt, _ = learnt_ground([scene.grid for scene in data.scenes], data.roles)
@@ -310,6 +314,7 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _
         "temperature": classifier.temperature,
         "fitted_on": "the folds' validation" if folds else "validation" if validation is not None else None,
         "test": {"before": before, "after": after},
+        "validation": {"before": fitted_before.to_dict(), "after": fitted_after.to_dict()},
     }
     facts["test_mapping_seconds"] = round(held_out.seconds, 3)
     facts["peak_memory_bytes"] = peak_memory()
