@@ -30,6 +30,7 @@ from landfuse.scenes import splits
 from landfuse.scenes.scene_keys import ClassSettings, JoinSettings, LabelSettings, ModalitySettings, SceneSettings
 from landfuse.settings import kind_of, parse, read_yaml
 from landfuse.studies.ablation import ablation_members
+from landfuse.studies.ablation import AblationSettings
 from landfuse.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,7 +187,9 @@ def test_add_a_scene_explains_every_key() -> None:
 def test_documented_settings_are_accepted(path: Path, number: int) -> None:
     """Whole files, or sections of them."""
     values, where = yaml.safe_load(blocks(path, "yaml")[number]), f"block {number} of {name_of(path)}"
-    if "scene" in values or not values.keys() <= SceneSettings.model_fields.keys():
+    if "variants" in values:
+        parse(AblationSettings, values, where)
+    elif "scene" in values or not values.keys() <= SceneSettings.model_fields.keys():
         parse(Recipe, {"scene": "scene.yaml", "model": "forest", **values}, where)
     else:
         parse(SceneSettings, {"name": "x", "modalities": {"s2": {"path": "s2.tif"}}, **values}, where)

@@ -14,7 +14,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -179,11 +179,11 @@ class Run:
     """
 
     folder: Path
-    recipe: Mapping[str, Any]
-    scores: Mapping[str, Any]
-    bundle: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    withheld: Mapping[str, Any] | None
+    recipe: Mapping[str, Any] = field(repr=False)
+    scores: Mapping[str, Any] = field(repr=False)
+    bundle: Mapping[str, Any] = field(repr=False)
+    environment: Mapping[str, Any] = field(repr=False)
+    withheld: Mapping[str, Any] | None = field(repr=False)
 
     @property
     def scene(self) -> Path:
