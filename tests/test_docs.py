@@ -29,8 +29,7 @@ from landfuse.rasters.grid import Grid
 from landfuse.scenes import splits
 from landfuse.scenes.scene_keys import ClassSettings, JoinSettings, LabelSettings, ModalitySettings, SceneSettings
 from landfuse.settings import kind_of, parse, read_yaml
-from landfuse.studies.ablation import ablation_members
-from landfuse.studies.ablation import AblationSettings
+from landfuse.studies.ablation import AblationSettings, ablation_members
 from landfuse.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
