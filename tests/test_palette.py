@@ -88,6 +88,9 @@ def test_the_colours_of_names_differ_from_each_other_and_from_white() -> None:
     [
         ("water WATER Wasser Gewässer agua вода 水体 Lakes", "#3075D1"),
         ("forest Forêts Wald bosque лес 林地 Trees", "#2D701F"),
+        ("Wasserfläche freshwater", "#3075D1"),
+        ("Waldflächen Auwald rainforest", "#2D701F"),
+        ("Offenboden Rohböden", "#BC8F5C"),
         ("buildings Gebäude bâti edificação houses 建筑", "#A8484E"),
     ],
 )
@@ -98,7 +101,7 @@ def test_a_known_name_has_its_colour_in_any_language(names: str, colour: str) ->
 def test_a_longer_name_has_the_colour_of_its_last_or_first_word_and_a_denied_one_none() -> None:
     known = {"Permanent water (3)": "#3075D1", "stressed grass": "#A8D658", "bosque de ribera": "#2D701F"}
     assert class_colours(tuple(known)) == tuple(known.values())
-    assert class_colours(("Non-forest", "no water", "field 1", "", "???")) == PALETTE[:5]
+    assert class_colours(("Non-forest", "no water", "field 1", "", "???", "nonforest")) == PALETTE[:6]
     assert class_colours(("Non-irrigated arable land",)) == ("#E39E22",)
 
 

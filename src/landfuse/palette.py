@@ -38,7 +38,7 @@ NAMED = {
     "#0B4D3C": "conifer, coniferous, coniferous forest, evergreen forest, needleleaf, pine, spruce, nadelwald, kiefer, "
     "fichte, resineux, coniferas, pinar, naaldbos, хвойный лес, 针叶林",
     "#857E15": "shrub, shrubland, scrub, bush, bushes, heath, heathland, strauch, gebuesch, gebüsch, heide, lande, "
-    "garrigue, matorral, arbusto, кустарник, 灌木, 灌木林",
+    "gehoelz, gehölz, garrigue, matorral, arbusto, кустарник, 灌木, 灌木林",
     "#A8D658": "grass, grassland, low vegetation, herbaceous, rangeland, savanna, lawn, gras, gruenland, grünland, "
     "rasen, wiese, prairie, pelouse, pastizal, prato, трава, луг, 草地, 草原",
     "#D9F09B": "pasture, meadow, weide, paturage, pasto, dehesa, pascolo, pastagem, weiland, 牧场",
@@ -58,7 +58,7 @@ NAMED = {
     "#DB8F92": "residential, residential area, wohngebiet, residentiel, residencial, residenziale, 住宅",
     "#86508F": "industrial, commercial, industrial area, industry, industrie, gewerbe, industria, 工业, 商业",
     "#494A5A": "road, highway, street, asphalt, impervious surface, pavement, strasse, versiegelt, route, carretera, "
-    "calle, strada, estrada, rua, weg, droga, дорога, 道路, 公路",
+    "verkehr, calle, strada, estrada, rua, weg, droga, дорога, 道路, 公路",
     "#8B7AA0": "railway, rail, train, gleis, bahn, voie ferree, ferrocarril, ferrovia, spoorweg, 铁路",
     "#9BA3B0": "parking, parking lot, parkplatz, stationnement, aparcamiento, parcheggio, 停车场",
     "#F1437A": "car, vehicle, fahrzeug, auto, voiture, coche, veicolo, carro, 汽车",
@@ -181,10 +181,14 @@ def _by_name() -> dict[str, str]:
 
 
 def _known(name: str) -> str | None:
-    """The colour that people expect: of the whole name, else of its last word, else of its first."""
+    """The colour that people expect: of the whole name, else of its last word, its first, or the end of a compound."""
     plain = _plain(name)
     words = plain.split() or [""]
-    tried = (plain,) if _DENIED & set(words) else (plain, words[-1], words[0])
+    tried = [plain] if _DENIED & set(words) else [plain, words[-1], words[0]]
+    if len(tried) > 1 and not words[-1].startswith((*_DENIED, "un")):
+        last = re.sub(r"s?flachen?$", "", words[-1])  # "Wasserfläche"
+        ends = (word for word in _by_name() if last.endswith(word) and (len(word) > 4 or word == "wald"))
+        tried += sorted(ends, key=len, reverse=True)  # "Offenboden"
     return next((_by_name()[word] for word in tried if word in _by_name()), None)
 
 
