@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Evaluation, Tally, refuse_learnt
 from landfuse.bundles.description import Description
+from landfuse.bundles.forest_bundle import ForestBundle, load_model
 from landfuse.bundles.predictor import Model, Predictor
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import GridError, ModelError, SceneError, SettingsError, SplitError
@@ -126,7 +127,7 @@ class Classifier:
         own = (modalities, pixel_maps, pretrain, features, split, samples, training, mapping)
         self._given: dict[str, Any] = {"model": model, **dict(zip(_OWN, own, strict=True)), **settings}
         _check_names(model, settings)
-        self._bundle: Bundle | None = None
+        self._model: Model | None = None
         self._run: Run | None = None
         self._split: SplitSettings | None = None
         self._roles: Roles | None = None
@@ -154,7 +155,7 @@ class Classifier:
 
     def __sklearn_is_fitted__(self) -> bool:
         """Whether `fit` was called, or it was loaded."""
-        return self._bundle is not None
+        return self._model is not None
 
     def __repr__(self) -> str:
         defaults = _defaults(self._given["model"])
@@ -274,7 +275,7 @@ class Classifier:
             return checked_data([scene], given, scene.legend, split)
 
         bundle = train_on(recipe, read, progress=progress)
-        self._bundle, self._split = bundle, used
+        self._model, self._split = bundle, used
         self._roles = roles if bundle.cross_validation is None else all_train(scene.labels)
         self._run = read_run(folder) if (folder / "scores.json").exists() else None  # none on a further rank of several
         return self
@@ -286,11 +287,20 @@ class Classifier:
         Raises:
             ModelError: if it is not fitted.
         """
-        if self._bundle is None:
+        model = self._fitted_model
+        if isinstance(model, ForestBundle):  # which was loaded without torch
+            from landfuse.bundles.bundle_files import load_bundle
+
+            model = self._model = load_bundle(model.folder)
+        return cast("Bundle", model)
+
+    @property
+    def _fitted_model(self) -> Model:
+        if self._model is None:
             raise ModelError(
                 "this Classifier is not fitted", "`fit`, before its results are used", "call fit(images, labels)"
             )
-        return self._bundle
+        return self._model
 
     @property
     def run(self) -> Run:
@@ -299,7 +309,7 @@ class Classifier:
         Raises:
             ModelError: if it is not fitted, or was loaded from a bundle, which holds no run.
         """
-        _ = self.bundle
+        _ = self._fitted_model
         if self._run is None:
             raise ModelError("this Classifier was loaded from a bundle", "a run's folder, to know its run", "load that")
         return self._run
@@ -307,7 +317,7 @@ class Classifier:
     @property
     def legend(self) -> Legend:
         """The classes: names, codes and colours."""
-        return self.bundle.legend
+        return self.description.legend
 
     @property
     def classes_(self) -> NDArray[np.uint8]:
@@ -414,7 +424,7 @@ class Classifier:
         expected = self.description.modalities
         if not isinstance(images, Scene) and isinstance(images, Mapping):
             options = self._options()
-            needed = [name for name in expected if name not in (*self.bundle.droppable, *options.mean_for)]
+            needed = [name for name in expected if name not in (*self.description.droppable, *options.mean_for)]
             unknown = [str(name) for name in images if name not in expected]
             missing = [name for name in needed if name not in images]
             if unknown or missing or not images:
@@ -434,7 +444,7 @@ class Classifier:
 
     def _mapped(self, scene: Scene, progress: bool, wanted: NDArray[np.bool_] | None = None) -> Iterator[BlockMap]:
         """Maps a scene block by block."""
-        engine = Engine(self.bundle, scene, self._options())
+        engine = Engine(self._fitted_model, scene, self._options())
         if wanted is None:
             engine.check_values()
         windows = engine.cut(engine.options.block or block_side(engine), wanted)
@@ -454,11 +464,11 @@ class Classifier:
     @property
     def description(self) -> Description:
         """All that is known of the fitted model beside its weights: modalities, legend, view, core, stride."""
-        return self.bundle.description
+        return self._fitted_model.description
 
     def predictor(self, options: PredictorOptions = PredictorOptions()) -> Predictor:  # noqa: B008  (frozen)
         """Makes it ready for the mapping engine; for `landfuse.predict` and `landfuse.map_array`."""
-        return self.bundle.predictor(options)
+        return self._fitted_model.predictor(options)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Writes the fitted model as a bundle: `model.safetensors` and `model.json`, all that mapping needs.
@@ -483,24 +493,23 @@ def load(folder: str | Path, *, model: type[FusionModel] | None = None) -> Class
         >>> lf.load("runs/first").legend.names == lf.open_scene("scene.yaml").legend.names
         True
     """
-    from landfuse.bundles.bundle_files import load_bundle
-
-    bundle, path = load_bundle(folder, model=model), Path(folder)
+    found, path = load_model(folder, model=model), Path(folder)
     run = path if (path / "recipe.json").exists() else path.parent
     whole = path.name == "bundle" or run == path
     if whole and (run / "scores.json").exists() and (run / "recipe.json").exists():
-        return _fitted(bundle, read_run(run))
-    return _fitted(bundle)
+        return _fitted(found, read_run(run))
+    return _fitted(found)
 
 
-def _fitted(bundle: Bundle, run: Run | None = None) -> Classifier:
+def _fitted(fitted: Model, run: Run | None = None) -> Classifier:
     """A classifier of a bundle, with the parameters of its run where there is one."""
+    known = fitted.description
     recipe: Mapping[str, Any] = run.recipe if run is not None else {
-        "model": {"name": bundle.spec.name, **bundle.spec.settings},
-        "mapping": {"stride": None if bundle.stride == bundle.model.core else bundle.stride, "weights": bundle.weights},
+        "model": {"name": known.spec.name, **known.spec.settings},
+        "mapping": {"stride": None if known.stride == known.core else known.stride, "weights": known.weights},
     }  # fmt: skip
     name = str(recipe["model"]["name"])
-    model = bundle.spec.kind or name
+    model = known.spec.kind or name
     homes, params = _homes(model), dict[str, Any]()
     for section, kind in (("model", _kind(model) or Settings), *_SECTIONS.items()):
         usual = _plain(kind)
@@ -518,7 +527,7 @@ def _fitted(bundle: Bundle, run: Run | None = None) -> Classifier:
         if recipe.get(key):
             params[key] = recipe[key]
     classifier = Classifier(**{"model": model, **params})
-    classifier._bundle, classifier._run = bundle, run
+    classifier._model, classifier._run = fitted, run
     return classifier
 
 
@@ -588,8 +597,6 @@ def predict(
         'again.tif'
     """
     if isinstance(model, str | Path):
-        from landfuse.bundles.forest_bundle import load_model
-
         known = load_model(model)
     else:
         known = model

@@ -104,7 +104,16 @@ class Missing:
 
 sys.meta_path.insert(0, Missing)
 import landfuse as lf
-lf.predict(sys.argv[1], lf.open_scene(sys.argv[2]), sys.argv[3], confidence=True)
+classifier, scene = lf.load(sys.argv[1]), lf.open_scene(sys.argv[2])
+lf.predict(classifier, scene, sys.argv[3], confidence=True, memory="700MiB")
+codes = lf.open_map(sys.argv[3]).legend.to_codes(lf.open_map(sys.argv[3]).classes)
+assert (classifier.predict(scene, progress=False) == codes).all()
+try:
+    classifier.bundle
+except lf.LandfuseError as error:
+    assert "landfuse[train]" in error.do
+else:
+    raise AssertionError
 """
 
 

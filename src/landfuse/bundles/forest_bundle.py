@@ -55,7 +55,7 @@ class ForestBundle:
 
     def __init__(self, folder: Path) -> None:
         known = read_json(folder)
-        self._folder, self._tensors = folder, read_tensors(folder, known.weights, safetensors.numpy.load_file)
+        self.folder, self._tensors = folder, read_tensors(folder, known.weights, safetensors.numpy.load_file)
         parse(ForestSettings, known.model.settings, "model `forest`", saved=True)
         self.description = Description(
             ModelSpec("forest", known.model.settings), known.modalities, (), Legend(tuple(known.legend)), 1, 1, 1,
@@ -89,7 +89,7 @@ class ForestBundle:
 
     def save(self, folder: str | Path) -> None:
         """Copies its files."""
-        shutil.copytree(self._folder, folder, dirs_exist_ok=True)
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
 
 
 class ForestPredictor:
