@@ -9,7 +9,8 @@ from typing import Any
 from landfuse.errors import MissingExtraError
 
 _EXTRAS = {
-    "train": ("torch", "lightning", "timm", "segmentation_models_pytorch", "tensorboard", "sklearn"),
+    "train": ("torch", "lightning", "timm", "segmentation_models_pytorch", "sklearn"),
+    "matlab": ("h5py",),
     "cluster": ("distributed",),
     "stac": ("pystac",),
     "torchgeo": ("torchgeo",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ import scipy.io
 import scipy.sparse
 from numpy.typing import NDArray
 
-from landfuse.errors import GridError, MissingFileError, SceneError
+from landfuse.errors import GridError, MissingExtraError, MissingFileError, SceneError
 from landfuse.rasters import matlab
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.grid import Grid
@@ -409,3 +410,12 @@ def test_a_table_of_samples_is_named_as_one(tmp_path: Path) -> None:
             open_mat(tmp_path / "x.mat", "data", axes, expected=expected)
     with pytest.raises(SceneError, match=r"write `axes: WH`$"):
         open_mat(tmp_path / "x.mat", "data", "HW", expected=(7, 50))
+
+
+def test_a_file_of_version_7_3_names_the_extra_that_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_73(tmp_path / "x.mat", {"x": np.ones((2, 3))})
+    write_5(tmp_path / "y.mat", {"x": np.ones((2, 3))})
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert open_mat(tmp_path / "y.mat", "x", "HW").bands == 1
+    with pytest.raises(MissingExtraError, match=r'pip install "landfuse\[matlab\]"'):
+        open_mat(tmp_path / "x.mat", "x", "HW")

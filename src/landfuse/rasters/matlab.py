@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import scipy.io
 import scipy.sparse
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from scipy.io.matlab import MatReadError
 
 from landfuse.errors import GridError, LandfuseError, MissingFileError, SceneError
+from landfuse.extras import missing_extra
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.mat_fields import ArrayNode, Hdf5Node, follow, inside, parts_of
@@ -282,12 +282,26 @@ def _missing(path: str) -> MissingFileError:
     )
 
 
+def _hdf5() -> Any:
+    """The library; most landfuse is installed without it."""
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from None
+    return h5py
+
+
+def _is_hdf5(path: str) -> bool:
+    with Path(path).open("rb") as file:
+        return any(file.seek(start) == start and file.read(8) == b"\x89HDF\r\n\x1a\n" for start in (0, 512, 1024, 2048))
+
+
 def _header(path: str, variable: str) -> tuple[bool, _Header]:
     """Whether a file is of version 7.3, and the header of a variable, which is found to be numeric."""
     if not Path(path).is_file():
         raise _missing(path)
     with _readable(path):
-        hdf5 = h5py.is_hdf5(path)
+        hdf5 = _is_hdf5(path)
         found = _hdf5_headers(path) if hdf5 else _old_headers(path)
         top = parts_of(variable)[0]
         if variable not in found and top in found:
@@ -323,7 +337,7 @@ def _not_numeric(path: str, variable: str, kind: str, held: str = "") -> SceneEr
 
 @contextmanager
 def _hdf5_node(path: str, variable: str) -> Iterator[Hdf5Node]:
-    with _readable(path), h5py.File(path, "r") as file:
+    with _readable(path), _hdf5().File(path, "r") as file:
         if variable in file:  # whatever it is called
             yield Hdf5Node(file, file[variable])
         else:
@@ -353,14 +367,14 @@ def _old_headers(path: str) -> dict[str, _Header]:
 
 
 def _hdf5_headers(path: str) -> dict[str, _Header]:
-    with h5py.File(path, "r") as file:
+    with _hdf5().File(path, "r") as file:
         return {name: _hdf5_header(item) for name, item in file.items() if not name.startswith("#")}
 
 
 def _hdf5_header(item: Any) -> _Header:
     kind = item.attrs.get("MATLAB_class", b"")
     kind = kind.decode() if isinstance(kind, bytes) else str(kind)
-    if isinstance(item, h5py.Group):
+    if hasattr(item, "keys"):
         return _Header((), "", "sparse" if "MATLAB_sparse" in item.attrs else kind or "struct")
     if item.attrs.get("MATLAB_empty", 0):
         return _Header(tuple(int(n) for n in np.ravel(item[()])), _TYPES.get(kind, ""), kind)

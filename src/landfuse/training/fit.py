@@ -6,6 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def fit(
             "gradient_clip_val": settings.clip,
             "callbacks": callbacks,
             "plugins": [Checkpoints()],
-            "logger": TensorBoardLogger(run, name="tensorboard", version=""),
+            "logger": find_spec("tensorboard") is not None and TensorBoardLogger(run, name="tensorboard", version=""),
             "use_distributed_sampler": False,  # WindowSampler deals out the ranks' windows
             "enable_progress_bar": False,
             "enable_model_summary": False,
