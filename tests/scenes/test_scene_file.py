@@ -809,6 +809,11 @@ def test_a_table_lists_the_tiles_and_their_files(tmp_path: Path) -> None:
         ("north", 0.0),
         ("south", 1.0),
     ]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in (*tmp_path.glob("*.tif"), tmp_path / "tiles.csv"):
+            archive.write(path, path.name)
+    (tmp_path / "zipped.yaml").write_text(yaml.safe_dump({**written, "root": "zip://all.zip"}))
+    assert [scene.name for scene in open_scenes(tmp_path / "zipped.yaml")] == ["north", "south"]
     for table, words in (
         ("tile,radar\na,\n", "nothing in the column"),
         ("tile,radar\na,x\na,y\n", "twice"),

@@ -278,9 +278,14 @@ def read_polygons(
     return _read(texts, attribute, join, crs, stamps)
 
 
+def _elsewhere(path: str) -> bool:
+    """Whether it is at an address or in an archive, where only GDAL reads it."""
+    return "://" in path or path.startswith("/vsi")
+
+
 def _stamp(path: str) -> tuple[int, int]:
     """When a file changed and how large it is."""
-    if "://" in path or path.startswith("/vsi"):
+    if _elsewhere(path):
         return 0, 0
     place = Path(path)
     if not place.exists():
@@ -527,7 +532,8 @@ def read_rows(path: str | Path) -> list[dict[str, str | None]]:
         SceneError: if it cannot be read, or has shapes in several layers.
     """
     _stamp(str(path))
-    if Path(path).suffix.lower() in TEXT:
+    text = Path(path).suffix.lower() in TEXT
+    if text and not _elsewhere(str(path)):
         table = read_table(path)
         decimal = re.compile(rf"[-+]?\d+{re.escape(table.decimal)}\d+([eE][-+]?\d+)?")
         return [
@@ -539,7 +545,7 @@ def read_rows(path: str | Path) -> list[dict[str, str | None]]:
         ]
     try:
         with _literal(str(path)) as literal:
-            layers = [str(name) for name, kind in pyogrio.list_layers(literal) if kind is not None]
+            layers = [str(name) for name, kind in pyogrio.list_layers(literal) if text or kind is not None]
             frame = pyogrio.read_dataframe(literal, read_geometry=False, layer=layers[0]) if len(layers) == 1 else None
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError, ValueError) as error:
         raise SceneError(
