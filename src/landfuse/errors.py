@@ -22,7 +22,7 @@ and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 _SHOWN = 20
@@ -153,7 +153,19 @@ class FaultsError(LandfuseError):
 
     def __init__(self, faults: Sequence[LandfuseError]) -> None:
         self.faults = tuple(faults)
-        super().__init__("\n".join(str(fault) for fault in faults))
+        super().__init__("\n".join(few_alike(faults)))
+
+
+def few_alike(faults: Iterable[LandfuseError], most: int = 5) -> list[str]:
+    """The faults as text; of those with the same remedy only the first, and how many more there are."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for fault in faults:
+        kinds.setdefault((fault.expected, fault.do), []).append(str(fault))
+    return [
+        text
+        for alike in kinds.values()
+        for text in [*alike[:most], *([f"and {len(alike) - most:,} more like the last"] if alike[most:] else [])]
+    ]
 
 
 def of_the_system(error: Exception) -> LandfuseError | None:

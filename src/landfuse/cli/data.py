@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from landfuse.cli.console import Overwrite, Quiet, ScenePath, hint, out, say, table
-from landfuse.errors import SettingsError
+from landfuse.errors import SettingsError, few_alike
 from landfuse.files import to_json
 from landfuse.markup import percent
 from landfuse.progress import bars, err
@@ -73,7 +73,7 @@ def _print_report(report: Report, quiet: bool) -> None:
         out.print(f"as published: {', '.join(report.confirmed)}", width=_width())
     for note in report.notes:
         say(_filled(f"note: {note}"))
-    for fault in report.faults:
+    for fault in few_alike(report.faults):
         err.print(f"[bold red]fault[/] {escape(_filled(f'fault {fault}').removeprefix('fault '))}", soft_wrap=True)
     if not report.faults and report.file is not None:
         from landfuse.scenes.benchmarks import recipes
