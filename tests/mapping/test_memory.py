@@ -70,7 +70,7 @@ def test_more_bands_classes_and_larger_views_take_more() -> None:
 
 
 def test_too_little_memory_is_reported() -> None:
-    with pytest.raises(SettingsError, match=r"10 MiB of memory are too few(.|\n)*at least 1\.\d+ GiB"):
+    with pytest.raises(SettingsError, match=r"10 MiB of memory is too little(.|\n)*at least 1\.\d+ GiB"):
         block_side(engine_of(3000, memory="10MiB"))
 
 

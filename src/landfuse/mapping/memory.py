@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 import zlib
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from landfuse.mapping.window_owners import CARRIED
 from landfuse.rasters.windows import Window, blocks
 from landfuse.series.series_raster import HELD
 
-_BASE = 1000 * 2**20
-"""Bytes of the interpreter and the libraries, as measured with torch 2.15 (torch alone 530, with all models 975)."""
+_BASE, _WITHOUT_TORCH = 1000 * 2**20, 300 * 2**20
+"""Bytes of the interpreter and the libraries, as measured with torch 2.15 (torch alone 530, with all models 975); and
+those of a forest's process, which imports no torch (measured 210)."""
 
 _ACTIVATIONS = 512
 """Numbers that a network is taken to hold per pixel of a batch; large ones need more than `--memory` then says."""
@@ -51,7 +53,7 @@ def block_bytes(engine: Engine, block: int) -> int:
     series = any(info.steps for info in known.inputs.values())
     depth = len(known.legend) + sum(layer.values is not None for layer in layers_of(engine.options, known.legend))
     return (
-        _BASE
+        (_BASE if "torch" in sys.modules else _WITHOUT_TORCH)
         + engine.predictor.nbytes
         + _gdal_cache()
         + (CARRIED if known.core > 1 else 0)
@@ -83,7 +85,7 @@ def block_side(engine: Engine) -> int:
             return side
     least = block_bytes(engine, unit)
     raise SettingsError(
-        f"{in_bytes(memory)} of memory are too few: a block of {unit} px takes {in_bytes(least)}",
+        f"{in_bytes(memory)} of memory is too little: a block of {unit} px takes {in_bytes(least)}",
         f"at least {in_bytes(least)}",
         "raise --memory, or lower --batch",
     )
