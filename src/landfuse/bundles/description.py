@@ -249,7 +249,9 @@ class Description:
                     "correct `scale`, `offset` or `nodata` in the scene file; or map it all the same, at your own "
                     "risk: --allow values",
                 )
-            narrow = (end - start) * _NARROW < last - first
+            # Tiles of one kind of ground are narrow too: their values are among those that most training pixels have.
+            usual = (start >= first) & (end <= last)
+            narrow = ((end - start) * _NARROW < last - first) & ~usual
             shown = [
                 f"{bands[band]} "
                 + (f"{start[band]:.4g} to {end[band]:.4g} only" if narrow[band] else f"{outside[band]:.0%}")
@@ -260,7 +262,7 @@ class Description:
                 more = f" and {len(shown) - _SHOWN} more bands" if len(shown) > _SHOWN else ""
                 notes.append(
                     f"`{name}` of `{scene.name}` has values that the model was not trained on, where the map may be "
-                    f"wrong: {', '.join(shown[:_SHOWN])}{more}, of a sample of {len(pixels):,} pixels"
+                    f"wrong: {', '.join(shown[:_SHOWN])}{more}, in a sample of pixels"
                 )
         return notes
 
