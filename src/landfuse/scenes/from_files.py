@@ -193,15 +193,15 @@ def propose(
         raise MissingFileError(
             f"no raster is in {', '.join(map(str, places))}",
             "images that GDAL reads",
-            "; ".join(notes) or "check the path",
+            "; ".join(notes) or "check the path; unpack archives",
         )
     groups = _modalities(_by_date(images))
     label_group = _grouped("labels", truth, "") if truth else []
     if len(label_group) > 1:
         raise SceneError(
             f"several rasters could be the labels: {', '.join(g.first.name for g in label_group[:4])}",
-            "one, or one for each tile",
-            "name it by --labels",
+            "one, or one for each tile, like TILE/labels.tif or labels/TILE.tif",
+            "name it by --labels; or write a scene file, where `tiles` is a table of the files",
         )
     scene = _Text(groups, label_group[0] if label_group else None, Path(folder))
     if not truth:
