@@ -72,6 +72,16 @@ def test_check_and_a_refused_recipe_need_no_torch(place: Path, tmp_path: Path) -
     (tmp_path / "recipe.yaml").write_text("scene: scene.yaml\nmodel: forest\ntrainig: {}\n")
     assert not loaded_by_command("check", str(place)) & LARGE
     assert not loaded_by_command("train", str(tmp_path / "recipe.yaml"), ends_with=2) & LARGE
+    (tmp_path / "recipe.yaml").write_text("scene: gone.yaml\nmodel: forest\n")
+    assert not loaded_by_command("train", str(tmp_path / "recipe.yaml"), ends_with=2) & LARGE
+
+
+@pytest.mark.parametrize(
+    "words", ["report", "compare", "modalities", "export -o x", "predict SCENE -o x", "evaluate x"]
+)
+def test_what_is_not_there_is_refused_before_anything_is_loaded(words: str, place: Path) -> None:
+    name, *rest = words.replace("SCENE", str(place)).split()
+    assert not loaded_by_command(name, "gone", *rest, ends_with=2) & {*LARGE, "rasterio", "matplotlib"}
 
 
 WITHOUT_EXTRAS = """

@@ -24,6 +24,8 @@ def test_off_a_terminal_a_line_comes_soon_and_then_rarely(
         assert capsys.readouterr().err == "reading: 25%\n"
         meter("reading", 3, 4, "quickly", now=True)
         assert capsys.readouterr().err.startswith("reading: 75%, quickly, 0:00:00 left")
+        meter("loading", 0, 0, now=True)
+        assert capsys.readouterr().err == "loading: ...\n"
         assert Meter.active == 1
     assert not Meter.active
     with bars(quiet=True) as meter:

@@ -44,7 +44,8 @@ class Meter:
         hidden = not shown or not err.is_terminal
         self._bar = Progress(*columns, console=err, transient=True, disable=hidden, redirect_stdout=both)
         self._task = self._bar.add_task("", total=None, words="")
-        self._what, self._words, self._fraction = "", "", 0.0
+        self._what, self._words = "", ""
+        self._fraction: float | None = None  # where it is not known
         self._start = self._before = 0.0
         self._due = time.monotonic() + FIRST
         self._lock, self._ended = threading.Lock(), threading.Event()
@@ -69,7 +70,7 @@ class Meter:
             spent, left = time.monotonic() - self._start, ""
             if first < done < total:
                 left = f"{timedelta(seconds=round((total - done) * spent / (done - first)))} left"
-            self._fraction = done / total if total else 0.0
+            self._fraction = done / total if total else None
             self._words = ", ".join(filter(None, (words, left)))
             self._bar.update(
                 self._task, description=what, completed=self._done(), total=1.0 if total else None, words=self._words
@@ -79,19 +80,20 @@ class Meter:
 
     def _done(self) -> float:
         """The fraction of the bar that is filled."""
+        fraction = self._fraction or 0.0
         if self._what not in self._parts:
-            return self._fraction
+            return fraction
         names = [*self._parts]
         earlier = sum(self._parts[name] for name in names[: names.index(self._what)])
-        return (earlier + self._parts[self._what] * self._fraction) / sum(self._parts.values())
+        return (earlier + self._parts[self._what] * fraction) / sum(self._parts.values())
 
     def line(self) -> None:
         """Prints a line where there is no bar."""
         with self._lock:
             if self._lines and self._what:
                 self._due = time.monotonic() + EVERY
-                words = f", {self._words}" if self._words else ""
-                err.print(f"{self._what}: {self._fraction:.0%}{words}", markup=False, soft_wrap=True)
+                far = "..." if self._fraction is None else f"{self._fraction:.0%}"
+                err.print(", ".join(filter(None, (f"{self._what}: {far}", self._words))), markup=False, soft_wrap=True)
 
     def _watch(self) -> None:
         while not self._ended.wait(0.25):

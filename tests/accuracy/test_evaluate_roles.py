@@ -60,7 +60,9 @@ def test_without_the_run_another_split_is_refused(
         evaluate(apart / "map.tif", other)
     same = evaluate(apart / "map.tif", apart / "scene.yaml")
     assert same.notes == ("scored are the test pixels of the split that the model was trained with",)
-    every = evaluate(apart / "map.tif", other, role="all")
+    said: list[tuple[int, int]] = []
+    every = evaluate(apart / "map.tif", other, role="all", progress=lambda *of: said.append(of))
+    assert said == [(0, 1)], "tiles done, and in all"
     assert every.notes == ("all labelled pixels are scored, those that the model was trained on too",)
     by_run = evaluate(apart / "map.tif", other, split=mapped / "runs/first/split")
     assert by_run.confusion.scores() == same.confusion.scores()

@@ -171,7 +171,10 @@ def mistakes(place: Path, trained: Path, tmp_path: Path) -> dict[str, tuple[list
         ),
         "split key": (["train", recipe, "split.sise=2"], r"the recipe's split: unknown key(.|\n)*did you mean `size`"),
         "unwritable": (["train", recipe, "run=/dev/null/x"], r"/dev/null/x cannot be written"),
-        "no bundle": (["predict", tmp_path, place, "-o", tmp_path / "m.tif"], r"holds no bundle: model\.json and"),
+        "no bundle": (
+            ["predict", tmp_path, place, "-o", tmp_path / "m.tif"],
+            r"holds no bundle: there is no model\.json and",
+        ),
         "truncated": (["predict", tmp_path / "truncated", place, "-o", tmp_path / "m.tif"], r"is broken"),
         "kind": (["predict", trained, wide, "-o", tmp_path / "m.tif"], r"3 bands of `a`, this scene has 2(.|\n)*units"),
         "no scene": (["predict", trained, tmp_path / "no", "-o", tmp_path / "m.tif"], r"there is no file"),
@@ -185,7 +188,7 @@ def mistakes(place: Path, trained: Path, tmp_path: Path) -> dict[str, tuple[list
         ),
         "output": (["predict", trained, place, "-o", "/dev/null/m.tif"], r"/dev/null/m\.tif cannot be written"),
         "grid": (["evaluate", tmp_path / "small.tif", place], r"has the grid 5 x 5 px(.|\n)*96 x 96 px"),
-        "no map": (["evaluate", tmp_path / "no.tif", place], r"there is no map"),
+        "no map": (["evaluate", tmp_path / "no.tif", place], r"there is no file or folder .*no\.tif"),
         "role": (
             ["evaluate", place / "labels.tif", place, "--role", "exam"],
             r"no role `exam`(.|\n)*train, validation",
@@ -271,7 +274,7 @@ def test_a_dry_run_says_what_mapping_takes_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
     done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif", "--memory", "50MB")
     assert done.code == 2
-    assert re.search(r"47\.68 MiB of memory are too few: a block of 64 px takes 1\.\d+ GiB", done.err)
+    assert re.search(r"47\.68 MiB of memory is too little: a block of 64 px takes 1\.\d+ GiB", done.err)
 
 
 def tiles_of(place: Path, folder: Path) -> Path:

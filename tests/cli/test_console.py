@@ -131,8 +131,8 @@ def test_a_command_that_shows_nothing_says_that_it_starts(
     landfuse: Run, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commands, "FIRST_WORDS", 0.05)
-    monkeypatch.setattr("landfuse.accuracy.evaluate.evaluate", lambda *_, **__: time.sleep(0.3) or 1 / 0)
-    done = landfuse("evaluate", place / "labels.tif", place)
+    monkeypatch.setattr("landfuse.accuracy.from_sample.evaluate_sample", lambda *_, **__: time.sleep(0.3) or 1 / 0)
+    done = landfuse("evaluate", place / "labels.tif", "sample.gpkg")
     assert done.err.startswith("landfuse evaluate: starting\n")
     assert done.code == 1
     assert "report it with the lines above at https://github.com/landfuse/landfuse/issues" in done.err
@@ -183,6 +183,8 @@ def test_files_of_another_kind_are_refused_before_anything_is_loaded(
     words: list[str], found: str, do: str, landfuse: Run, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "m.tif").touch()
 
     def real(text: str) -> str:
         return text.replace("PLACE", str(place)).replace("EMPTY", str(tmp_path))
@@ -191,7 +193,7 @@ def test_files_of_another_kind_are_refused_before_anything_is_loaded(
     assert done.code == 2
     assert real(found) in done.err
     assert real(do) in done.err
-    assert not [*tmp_path.iterdir()]
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "m.tif"}
 
 
 def test_the_next_step_is_that_of_the_last_part(landfuse: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -205,6 +205,7 @@ def evaluate(
     split: str | Path | None = None,
     block: int = 64,
     against: str | Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Scores the map of a scene file against its labels; every map is read once.
 
@@ -217,6 +218,7 @@ def evaluate(
         block: side of the blocks of ground for intervals, px; larger than the distance over which errors are
             correlated. No block spans two tiles.
         against: another map of the scene, or the folder of its tiles' maps.
+        progress: called with (tiles done, tiles in all).
 
     Raises:
         SceneError: if the scene has no labels.
@@ -247,7 +249,7 @@ def evaluate(
     pair = None if against is None else (Tally(file.legend, block), Tally(file.legend, block))
     left_out = 0
     for truth, (mapped, *others) in _scored_tiles(
-        [maps] if against is None else [maps, against], scenes, chosen, roles
+        [maps] if against is None else [maps, against], scenes, chosen, roles, progress
     ):
         tally.add(truth, mapped)
         if pair is not None:
@@ -379,14 +381,19 @@ def _role_of(file: SceneFile, role: str | None, split: str | Path | None) -> str
 
 
 def _scored_tiles(
-    maps: Sequence[str | Path], scenes: Sequence[Scene], role: str, roles: Sequence[Roles | None]
+    maps: Sequence[str | Path],
+    scenes: Sequence[Scene],
+    role: str,
+    roles: Sequence[Roles | None],
+    progress: Callable[[int, int], None],
 ) -> Iterator[tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]]:
     """The labels of a role and the classes of the maps, tile by tile; tiles without such labels are skipped.
 
     Returns:
         (H, W) classes of the labels, `UNLABELLED` elsewhere, and an array of classes for each of the maps.
     """
-    for scene, scene_roles in zip(scenes, roles, strict=True):
+    for done, (scene, scene_roles) in enumerate(zip(scenes, roles, strict=True)):
+        progress(done, len(scenes))
         truth = scene.labels
         if scene_roles is not None:
             truth = np.where(scene_roles == ROLES[role], truth, UNLABELLED).astype(np.uint8)

@@ -139,7 +139,7 @@ def _unreadable(folder: Path, error: OSError) -> BundleError:
     if not missing:
         return BundleError(f"the bundle {folder} cannot be read: {error}", "a bundle", "check the path")
     return BundleError(
-        f"{folder} holds no bundle: {' and '.join(missing)} is missing",
+        f"{folder} holds no bundle: there is no {' and no '.join(missing)}",
         "a folder with model.json and model.safetensors, as `landfuse train` writes it",
         "check the path, or whether the training ended",
     )

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from landfuse.errors import LandfuseError, SettingsError
+from landfuse.errors import LandfuseError, MissingFileError, SettingsError
 from landfuse.markup import percent
 from landfuse.progress import bars
 
@@ -54,6 +54,14 @@ def once(pairs: list[str] | None) -> list[str] | None:
         if keys.count(key) > 1:
             raise SettingsError(f"{key} is given {keys.count(key)} times", "once", "choose one")
     return pairs
+
+
+def there(paths: Any) -> Any:
+    """Refuses what is not there before large libraries are imported for it."""
+    for path in paths if isinstance(paths, list) else [paths] if paths else []:
+        if not path.exists():
+            raise MissingFileError(f"there is no file or folder {path}", "one that is there", "check the path")
+    return paths
 
 
 _FILES = (

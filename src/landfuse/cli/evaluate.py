@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Overwrite, Quiet, a_folder, hint, number, once, out, print_scores, say, table
+from landfuse.cli.console import Overwrite, Quiet, a_folder, hint, number, once, out, print_scores, say, table, there
 from landfuse.errors import SettingsError
 from landfuse.files import check_replaceable, write_text
 from landfuse.progress import bar
@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    maps: Annotated[Path, typer.Argument(help="The map (.tif), or the folder of the tiles' maps.")],
+    maps: Annotated[Path, typer.Argument(help="The map (.tif), or the folder of the tiles' maps.", callback=there)],
     scene: Annotated[
         Path,
         typer.Argument(help="The scene file with labels, or a sample of `sample`, its reference filled in."),
     ],
     role: Annotated[str | None, typer.Option(help="train, validation, test or all; by default test.")] = None,
-    split: Annotated[Path | None, typer.Option(help="A written split, e.g. the folder `split` of a run.")] = None,
+    split: Annotated[
+        Path | None, typer.Option(help="A written split, e.g. the folder `split` of a run.", callback=there)
+    ] = None,
     design: Annotated[str | None, typer.Option(help="Of a sample: stratified, simple or cluster.")] = None,
     intervals: Annotated[bool, typer.Option("--intervals", help="With 95% intervals, from blocks of ground.")] = False,
-    against: Annotated[Path | None, typer.Option(help="Another map of the scene: is the first one better?")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another map of the scene: is the first one better?", callback=there)
+    ] = None,
     block: Annotated[int, typer.Option(min=1, max=10**6, help="Side of the blocks of ground, px.")] = 64,
     output: Annotated[
         Path | None,
@@ -38,6 +42,7 @@ def evaluate(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Score a map against labels, or estimate its accuracy and the areas of its classes from a reference sample."""
     from landfuse.accuracy.evaluate import evaluate as score
@@ -55,7 +60,9 @@ def evaluate(
             "a sample drawn at random: labels of a scene do not give the whole map's accuracy and areas",
             f"draw one by `landfuse sample {maps} -n 500 -o sample.gpkg`; or leave --design out",
         )
-    result = score(maps, scene, role=role, split=split, block=block, against=against)
+    with bar("scoring, tiles", quiet) as advance:
+        advance(0, 0)
+        result = score(maps, scene, role=role, split=split, block=block, against=against, progress=advance)
     print_scores(
         result.confusion.scores(), result.confusion.per_class(result.legend.names), f"{maps}: {result.role} pixels"
     )

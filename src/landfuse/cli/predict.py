@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landfuse.cli.console import Events, Overwrite, OwnModel, Quiet, ScenePath, hint, own_model
+from landfuse.cli.console import Events, Overwrite, OwnModel, Quiet, ScenePath, hint, own_model, there
 from landfuse.cli.map_extras import MapExtras
 from landfuse.errors import (
     ClusterError,
@@ -49,7 +49,7 @@ def _option(field: str, *names: str) -> Any:
 
 
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="The bundle, or the run folder that holds it.")],
+    bundle: Annotated[Path, typer.Argument(help="The bundle, or the run folder that holds it.", callback=there)],
     scene: ScenePath,
     output: Annotated[
         str,
@@ -282,7 +282,7 @@ def _map_tiles(
                 incomplete[one.name] = error
                 for where, fault in error.faults.items():
                     events.print("fault", "", tile=one.name, block=where, found=fault.found)
-            except (OutputError, ClusterError):  # the next tile would fail as well
+            except (OutputError, ClusterError, SettingsError):  # the next tile would fail as well
                 raise
             except LandfuseError as error:
                 if not keep_going:

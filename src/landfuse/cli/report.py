@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import Overwrite, Quiet, hint, once, say
+from landfuse.cli.console import Overwrite, Quiet, hint, once, say, there
 from landfuse.errors import SettingsError
 from landfuse.progress import bars
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: Annotated[Path, typer.Argument(help="The run folder.", callback=there)],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The page (.html); by default report.html in the run folder.")
     ] = None,
@@ -21,10 +21,13 @@ def report(
         Path | None,
         typer.Option(
             help="The map (.tif), or the folder of the tiles' maps; by default `maps` in the run folder, where missing "
-            "ones are made."
+            "ones are made.",
+            callback=there,
         ),
     ] = None,
-    scene: Annotated[Path | None, typer.Option(help="The scene file, if it has moved since the training.")] = None,
+    scene: Annotated[
+        Path | None, typer.Option(help="The scene file, if it has moved since the training.", callback=there)
+    ] = None,
     bands: Annotated[
         list[str] | None,
         typer.Option(

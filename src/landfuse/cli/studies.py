@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Overwrite, Quiet, a_folder, hint, number, once, out, say, table
+from landfuse.cli.console import Overwrite, Quiet, a_folder, hint, number, once, out, say, table, there
 from landfuse.errors import SettingsError
 from landfuse.markup import percent
 from landfuse.progress import bar
+from landfuse.settings import read_yaml
 
 if TYPE_CHECKING:
     from landfuse.studies.compare import Comparison, Spread
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs; the first is the reference.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders, or folders of runs; the first is the reference.", callback=there)
+    ],
     classes: Annotated[bool, typer.Option("--classes", help="Also print the F1 and IoU of each class.")] = False,
     output: Annotated[
         Path | None,
@@ -33,12 +36,15 @@ def compare(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare recipes over their seeds and folds: mean ± standard deviation, costs, and paired differences."""
-    from landfuse.studies.compare import compare as run_comparison
-    from landfuse.studies.tables import save
+    with bar("comparing the runs", quiet) as advance:
+        advance(0, 0)
+        from landfuse.studies.compare import compare as run_comparison
+        from landfuse.studies.tables import save
 
-    result = run_comparison(runs)
+        result = run_comparison(runs)
     print_comparison(result, classes=classes)
     if output is not None:
         for path in save(result, output, overwrite=overwrite):
@@ -134,6 +140,7 @@ def ablation(
     Runs are in folders such as runs/NAME/VARIANT/fold-0-seed-1. The same command continues after an interruption; runs
     that have ended are not repeated.
     """
+    read_yaml(file)  # what is refused at once needs no torch
     from landfuse.studies.ablation import ablate
     from landfuse.studies.tables import save
 
@@ -197,10 +204,14 @@ def reproduce(
 
 
 def modalities(
-    runs: Annotated[list[Path], typer.Argument(help="Finished runs of models with two or more modalities.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Finished runs of models with two or more modalities.", callback=there)
+    ],
     alone: Annotated[
         list[Path] | None,
-        typer.Option(help="A run, or a folder of runs, with fewer modalities; may be given several times."),
+        typer.Option(
+            help="A run, or a folder of runs, with fewer modalities; may be given several times.", callback=there
+        ),
     ] = None,
     heat_map: Annotated[
         list[str] | None,

@@ -20,10 +20,12 @@ from landfuse.cli.console import (
     print_scores,
     say,
     table,
+    there,
 )
 from landfuse.cli.studies import print_comparison
 from landfuse.errors import SettingsError
 from landfuse.markup import percent
+from landfuse.progress import bar
 
 
 def train(
@@ -63,9 +65,11 @@ def train(
     from landfuse.training.run import read_run
 
     read = read_recipe(recipe, assignments or ())
-    from landfuse.training.train import train as run_training  # a recipe that is refused needs no torch
-
     run = Path(read.run or "")
+    if not (run / "scores.json").exists():
+        read.read_scene()  # what is refused at once needs no torch
+    from landfuse.training.train import train as run_training
+
     run_training(read, progress=not quiet, restart=restart)
     if not (run / "scores.json").exists():
         return  # a further rank of several; the first one reports
@@ -99,17 +103,20 @@ def _train_series(
 
 
 def export(
-    bundle: Annotated[Path, typer.Argument(help="The bundle, or the run folder that holds it.")],
+    bundle: Annotated[Path, typer.Argument(help="The bundle, or the run folder that holds it.", callback=there)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the new bundle.", callback=a_folder)],
     merge: Annotated[
         bool, typer.Option("--merge", help="Fold LoRA into the weights, where the scores stay the same.")
     ] = False,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a bundle that opens anywhere: with its frozen encoder, which a run's own bundle only refers to."""
-    from landfuse.interop.export import export as write
+    with bar("reading the bundle and writing it again", quiet) as advance:
+        advance(0, 0)
+        from landfuse.interop.export import export as write
 
-    done = write(bundle, output, merge=merge, overwrite=overwrite)
+        done = write(bundle, output, merge=merge, overwrite=overwrite)
     if merge:
         say(f"folded into its weights: {len(done.folded)} layers ({_kinds(done.folded)})")
     if done.kept:
