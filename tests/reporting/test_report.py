@@ -646,9 +646,9 @@ def test_the_public_name_is_the_function() -> None:
     [
         (["report", "RUN", "-o", "PAGE", "-q", "--bands", "s2=8,4,3"], 0, r"report: .* \(0\.\d MB\)"),
         (["report", "RUN", "-o", "PAGE", "--bands", "s2"], 2, "a modality and its bands"),
-        (["report", "RUN", "-o", "PAGE", "--scene", "gone.yaml"], 2, "is not there"),
+        (["report", "RUN", "-o", "PAGE", "--scene", "gone.yaml"], 2, "there is no file or folder gone.yaml"),
         (["report", "RUN", "-o", "RUN"], 2, "the name of a page"),
-        (["report", "nowhere"], 2, "is no run"),
+        (["report", "nowhere"], 2, "there is no file or folder nowhere"),
     ],
 )
 def test_the_command_says_one_thing_and_its_exit_code(
