@@ -1,4 +1,4 @@
-"""Rasters that run from 0 to 1: right values, whatever the window; bands; nodata."""
+"""Rasters whose values run from 0 to 1."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from landfuse.rasters.decoding import StretchedRaster
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
+from landfuse.scenes.check import check
 from landfuse.scenes.scene_file import open_scene
 
 
@@ -30,6 +31,16 @@ def test_each_band_runs_from_0_to_1_over_the_whole_tile(tmp_path: Path) -> None:
     for raster in (modality.raster, pickle.loads(pickle.dumps(modality.raster))):
         np.testing.assert_allclose(raster.read(window), truth[:, 3:13, 4:24], atol=1e-6)
     assert (modality.raster.read(window)[2] == 0).all()
+    assert not any("extreme" in note for note in check(tmp_path / "scene.yaml", []).notes)
     other = modality.raster.with_bands([1, 0])
     assert isinstance(other, StretchedRaster)
     np.testing.assert_allclose(other.read(window), truth[[1, 0], 3:13, 4:24], atol=1e-6)
+
+
+def test_a_nodata_that_is_not_declared_is_noted_all_the_same(tmp_path: Path) -> None:
+    image = np.full((1, 30, 40), 300, "float32")
+    image[0, 3, 3], image[0, 4, 4] = -9999, 310
+    write_raster(tmp_path / "dsm.tif", Grid(30, 40, (1.0, 0.0, 0.0, 0.0, -1.0, 0.0), "EPSG:32632"), image, nodata=None)
+    text = {"name": "t", "root": ".", "modalities": {"dsm": {"path": "dsm.tif", "stretch": True}}}
+    (tmp_path / "scene.yaml").write_text(yaml.safe_dump(text))
+    assert any("holds -9999 as an extreme" in note for note in check(tmp_path / "scene.yaml", []).notes)

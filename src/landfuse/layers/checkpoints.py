@@ -95,17 +95,16 @@ def timm_weights(path: str | Path, name: str, encoder: nn.Module) -> dict[str, T
         whole = timm.create_model(name).state_dict()
     if not state.keys() & whole.keys() and _outline(state) == _outline(whole):
         state = dict(zip(whole, state.values(), strict=True))
-    known = {_plain(key) for key in state}
-    missing = [
-        key for key in encoder.state_dict() if _plain(key) not in known and not key.endswith("num_batches_tracked")
-    ]
+    known = {_plain(key): key for key in state}
+    wanted = [key for key in encoder.state_dict() if _plain(key) in known or not key.endswith("num_batches_tracked")]
+    missing = [key for key in wanted if _plain(key) not in known]
     if missing:
         raise ModelError(
             f"{path} lacks {len(missing)} weights of {name}, such as `{missing[0]}`",
             f"weights of {name}, by timm's names or in the order of its model",
             "check the encoder's name and the file",
         )
-    return state
+    return {known[_plain(key)]: state[known[_plain(key)]] for key in wanted}
 
 
 def _outline(state: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:

@@ -446,6 +446,6 @@ def from_authors(
         raise ModelError(
             f"{path} does not fit REF-Net with {encoders}: {error}",
             "the backbone it was trained with",
-            "name it: from_authors(path, encoder=...)",
+            "name it by `encoder`",
         ) from None
     return model

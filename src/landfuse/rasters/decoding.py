@@ -126,6 +126,14 @@ class StretchedRaster:
 
     def read(self, window: Window) -> NDArray[np.float32]:
         """See `Raster`."""
+        return self._stretched(self.raster.read(window))
+
+    def _decoding(self, numbers: NDArray[np.generic]) -> NDArray[np.float32]:
+        """What numbers in the file become: a nodata that is not declared is looked for among the ends."""
+        decode = getattr(self.raster, "_decoding", getattr(self.raster, "decoding", Decoding()))
+        return self._stretched(decode(numbers))
+
+    def _stretched(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         low, span = self.ends
-        values: NDArray[np.float32] = (self.raster.read(window) - low) / span
-        return values
+        result: NDArray[np.float32] = (values - low) / span
+        return result
