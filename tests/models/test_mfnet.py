@@ -66,6 +66,11 @@ def test_the_authors_checkpoint_gives_the_authors_outputs(shared: Path, tmp_path
         assert (got - truth).abs().max() < 1e-4, name
         # The logits are small, so a difference is also held against their own size.
         assert (got - truth).abs().max() < 1e-4 * truth.abs().max(), name
+    name = next(name for name in state if name.endswith(("MLPy_Adapter.D_fc2.bias", "lin2.lora_By")))
+    for broken in ({name: torch.tensor(1.0)}, {}):
+        torch.save({key: value for key, value in state.items() if key != name} | broken, tmp_path / "broken.pth")
+        with pytest.raises(ModelError, match="missing or of another shape"):
+            from_authors(tmp_path / "broken.pth")
 
 
 def test_import_makes_a_bundle_that_maps(shared: Path, tmp_path: Path, invoke: Callable[..., Any]) -> None:

@@ -1,1 +1,1 @@
-"""Other people's formats: torchgeo, and models that run without landfuse."""
+"""Other people's formats: torchgeo, checkpoints of papers' authors, and models that run without landfuse."""

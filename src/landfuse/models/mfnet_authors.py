@@ -66,6 +66,19 @@ def convert(state: dict[str, Tensor], side: int, where: str) -> tuple[dict[str, 
             "the state_dict of their UNetFormer with multimodal Adapter or LoRA, two modalities",
             "for weights of Segment Anything alone, build MFNet with `weights: path/to/file`",
         )
+    try:
+        return _converted(state, side, adapter, lora)
+    except (RuntimeError, LookupError) as error:
+        raise ModelError(
+            f"weights of {where} are missing or of another shape: {error}",
+            "the whole state_dict of the authors' MFNet",
+            "save it again",
+        ) from None
+
+
+def _converted(
+    state: dict[str, Tensor], side: int, adapter: bool, lora: bool
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     settings: dict[str, Any] = {
         "finetune": "both" if adapter and lora else "adapter" if adapter else "lora",
         "weights": "random",

@@ -442,7 +442,7 @@ def from_authors(
         for name in [name for name in renamed if "head" in name.split(".")[0] and classes == known - 1]:
             renamed[name] = renamed[name][1:]
         model.load_state_dict(renamed)
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, LookupError) as error:
         raise ModelError(
             f"{path} does not fit REF-Net with {encoders}: {error}",
             "the backbone it was trained with",
