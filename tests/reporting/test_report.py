@@ -37,7 +37,7 @@ from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.reporting import LARGEST, report
 from landfuse.reporting.mosaic import Mosaic
-from landfuse.reporting.page import _class_rows
+from landfuse.reporting.page import _class_rows, _in_order
 from landfuse.reporting.provenance import bare
 from landfuse.reporting.scores import area_rows, findings, warnings
 from landfuse.scenes.land_cover_map import ClassArea
@@ -386,6 +386,12 @@ def test_an_overview_shows_tiles_where_they_lie_or_side_by_side() -> None:
         for index, box in enumerate(apart.boxes.tolist()):
             apart.put(index, np.full((20, 20), index, np.uint8))
             assert (apart.values[box[1] : box[3], box[0] : box[2]] == index).all()
+
+
+def test_the_tile_of_most_classes_is_seen_first() -> None:
+    tiles = [{"name": name, "tested": name != "a"} for name in "abcd"]
+    order = _in_order(tiles, {"a": 9, "b": 1, "c": 4, "d": 2})
+    assert [tile["name"] for tile in order] == ["c", "b", "d", "a"]
 
 
 def test_tiles_are_listed_the_worst_first(run: Path, page: str) -> None:

@@ -181,6 +181,12 @@ def _shown(roles: Sequence[Roles]) -> list[int]:
     return sorted([*tested, *others][:MOST_TILES])
 
 
+def _in_order(tiles: Sequence[dict[str, Any]], classes: Mapping[str, int]) -> list[dict[str, Any]]:
+    """First the tested tile of most classes, since one of a single class shows nothing; then the others tested."""
+    first = max(tiles, key=lambda tile: (tile["tested"], classes[tile["name"]]))
+    return sorted(tiles, key=lambda tile: (tile is not first, not tile["tested"]))
+
+
 def _tiles(
     run: Run,
     scenes: Sequence[Scene],
@@ -196,7 +202,7 @@ def _tiles(
     side = int(np.clip(math.sqrt(_ROOM * 0.75 / (count * _BYTES_PER_PIXEL)), _COARSEST, _FINEST))
     room = _ROOM
     tiles: list[dict[str, Any]] = []
-    areas, accuracies = [], []
+    areas, accuracies, classes = [], [], dict[str, int]()
     mosaic = Mosaic([scene.grid for scene in scenes])
     for index, (scene, role, path) in enumerate(zip(scenes, roles, paths, strict=True)):
         progress("reading tiles", index, len(scenes))
@@ -209,6 +215,7 @@ def _tiles(
         areas.append(opened.areas())
         accuracies.append((own.overall_accuracy, own.pixels))
         mosaic.put(index, opened.classes)
+        classes[scene.name] = len(np.unique(opened.classes))
         if index not in shown:
             continue
         layers = tile_layers(scene, tally.legend, opened.classes, role, path, run.modalities, side, bands)
@@ -227,7 +234,7 @@ def _tiles(
             }
         )
     progress("reading tiles", len(scenes), len(scenes))
-    tiles.sort(key=lambda tile: not tile["tested"])
+    tiles = _in_order(tiles, classes)
     at = {tile["name"]: number for number, tile in enumerate(tiles)}
     rows: list[dict[str, Any]] = [
         {"name": scene.name, "accuracy": accuracy, "pixels": pixels, "at": at.get(scene.name), "place": place}
