@@ -128,6 +128,8 @@ def test_files_of_the_official_layout_are_read_and_the_recipe_trains(make: Any, 
     scenes = file.scenes()
     roles = [set(np.unique(roles)) - {0} for roles in file.roles(scenes)]
     assert sum(role == {3} for role in roles) == tests
+    if make is c2seg_bw:
+        return  # it trains as dfc2020
     few = {"c2seg": ["pixel_maps.hsi.components=3"]}.get(make.__name__, [])
     train(recipe, *SMALL, *few, f"run={tmp_path / 'run'}", progress=False)
     assert (tmp_path / "run" / "scores.json").exists()

@@ -175,7 +175,6 @@ def test_import_makes_a_bundle_that_maps(place: Path, tmp_path: Path, invoke: Ca
         ("modalities=[a]", "the recipe has the modalities a"),
         ("modalities=[b, a]", "takes 3 bands of `b` at zoom 1, 2 bands of `a`"),
         ("model={name: stacked}", "is a recipe of `stacked`"),
-        ("model.encoder=resnet34", "does not fit REF-Net"),
     ):
         refused = invoke(*words, change, "-o", tmp_path / "other")
         assert isinstance(refused.exception, LandfuseError), change
