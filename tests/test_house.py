@@ -32,7 +32,7 @@ ONLY_IN = {
     "geopandas": {"rasters/polygons.py", "rasters/vector_map.py"},
     "pyogrio": {"rasters/polygons.py"},
     "matplotlib": {"figures/figures.py"},
-    "sklearn": {"models/forest.py", "training/linear_probe.py"},
+    "sklearn": {"models/pixel_models.py", "training/linear_probe.py"},
     "segmentation_models_pytorch": {"models/stacked.py"},
     "distributed": {"mapping/cluster.py"},
     "filelock": {"mapping/locks.py"},

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Evaluation, Tally, refuse_learnt
 from landfuse.bundles.description import Description
-from landfuse.bundles.forest_bundle import ForestBundle, load_model
 from landfuse.bundles.predictor import Model, Predictor
 from landfuse.bundles.settings import PredictorOptions
+from landfuse.bundles.table_bundle import TableBundle, load_model
 from landfuse.errors import GridError, ModelError, SceneError, SettingsError, SplitError
 from landfuse.figures.figures import (
     by_pyplot,
@@ -288,7 +288,7 @@ class Classifier:
             ModelError: if it is not fitted.
         """
         model = self._fitted_model
-        if isinstance(model, ForestBundle):  # which was loaded without torch
+        if isinstance(model, TableBundle):  # which was loaded without torch
             from landfuse.bundles.bundle_files import load_bundle
 
             model = self._model = load_bundle(model.folder)

@@ -34,25 +34,38 @@ class Settings(pydantic.BaseModel):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Sets of defaults by name, for a field `preset`."""
 
+    earlier: ClassVar[Mapping[str, Any]] = {}
+    """What it means where something saved lacks a setting, since it is older than that, if not the default."""
+
     retired: ClassVar[Mapping[str, tuple[object, str]]] = {}
     """Settings that no longer exist: name -> (the old default, at which files may still set it; what to do)."""
     retired_training: ClassVar[frozenset[str]] = frozenset()
     """Those of them that only concerned training: what is saved may set them to anything."""
 
     @classmethod
-    def with_preset(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values, and those of the preset that they name in its place; what is written out wins over it."""
+    def written_out(cls, values: Mapping[str, Any], *, saved: bool = False) -> dict[str, Any]:
+        """The values, with those that files must not leave to a later version: of `earlier`, and of a preset.
+
+        Args:
+            values: what is written out wins.
+            saved: they are those of a trained model.
+        """
+        own = {}
+        for name, before in cls.earlier.items():
+            value = before if saved else cls.model_fields[name].default
+            own[name] = list(value) if isinstance(value, tuple) else value  # as in files
         chosen = values.get("preset")
         if not isinstance(chosen, str) or chosen not in cls.presets:
-            return dict(values)
-        return {**cls.presets[chosen], **{name: value for name, value in values.items() if name != "preset"}}
+            return {**own, **values}
+        return {**own, **cls.presets[chosen], **{name: value for name, value in values.items() if name != "preset"}}
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _without_retired(cls, values: Any, info: pydantic.ValidationInfo) -> Any:
         if not isinstance(values, Mapping):
             return values
-        ignored = cls.retired_training if (info.context or {}).get("saved") else ()
+        saved = bool((info.context or {}).get("saved"))
+        ignored = cls.retired_training if saved else ()
         faults = [
             f"`{name}` no longer exists; {do}"
             for name, (default, do) in cls.retired.items()
@@ -60,7 +73,7 @@ class Settings(pydantic.BaseModel):
         ]
         if faults:
             raise ValueError("; and ".join(faults))
-        return {name: value for name, value in cls.with_preset(values).items() if name not in cls.retired}
+        return {name: value for name, value in cls.written_out(values, saved=saved).items() if name not in cls.retired}
 
 
 S = TypeVar("S", bound=Settings)

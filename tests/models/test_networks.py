@@ -23,7 +23,7 @@ DENSE: dict[str, dict[str, Any]] = {
     "RefNet": {"encoder": "resnet18", "width": 8, "view": 64},
     "Stacked": {"architecture": "Linknet", "view": 64},
     "MFNet": {"view": 64, "encoder_options": TINY},
-    "Forest": {"trees": 3},
+    "Forest": {"trees": 3, "context": ()},
 }
 PATCH: dict[str, dict[str, Any]] = {"TwoBranch": {"view": 7, "width": 8}, "Bdgf": {"view": 7, "core": 3, "width": 16}}
 

@@ -33,7 +33,7 @@ def test_paths_and_defaults(recipe: Path, tmp_path: Path, monkeypatch: pytest.Mo
         assert read.training.epochs == 3
         assert read.training.rate == 1e-3
     assert read_recipe(recipe, ["run=elsewhere"]).run == "elsewhere"
-    assert read_recipe(recipe, ["model=forest"]).model == {"name": "forest"}
+    assert read_recipe(recipe, ["model=forest"]).model == {"name": "forest", "context": [3, 7, 15]}
     assert read_recipe(recipe, ["scene=other.yaml"]).run == "runs/other-small"
 
 
@@ -71,7 +71,7 @@ def test_what_was_resolved_reads_back(recipe: Path, tmp_path: Path) -> None:
         ("samples.memory=much", r"'much' is no size; write one like 2GiB"),
         ("pixel_maps.a.kind=whiten", r"`pixel_maps.a.kind` is 'whiten'"),
         ("pixel_maps.a.component=3", r"unknown key `pixel_maps.a.component`; did you mean `components`\?"),
-        ("model.name=two_brunch", r"no model 'two_brunch'; known: bdgf, forest"),
+        ("model.name=two_brunch", r"no model 'two_brunch'; known: bdgf, boosted, forest"),
         ("model.widht=3", r"model `two_branch`: unknown key `widht`; did you mean `width`\?"),
         ("model.width=1", r"model `two_branch`: `width` is 1"),
         ("model=3", r"no model 3"),

@@ -76,7 +76,7 @@ def scores(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("model", "overlap"),
     [
-        ({"name": "forest", "trees": 20}, {}),
+        ({"name": "forest", "trees": 20, "context": [3]}, {}),
         ({"name": "two_branch", "view": 5, "width": 8}, {}),
         (
             {"name": "stacked", "view": 16, "core": 12, "architecture": "Linknet", "encoder": "tu-test_resnet"},
@@ -321,8 +321,8 @@ def test_the_test_split_is_read_once_at_the_end(write: Write, monkeypatch: pytes
 
 
 def test_nothing_of_the_test_split_gets_into_the_bundle(place: Path, write: Write, tmp_path: Path) -> None:
-    """A forest sees single pixels: other values and labels under test and validation change no byte of it."""
-    forest = {"name": "forest", "trees": 5}
+    """Here a forest sees single pixels: other values and labels under test and validation change no byte of it."""
+    forest = {"name": "forest", "trees": 5, "context": []}
     train(write(model=forest, run=str(tmp_path / "one")), progress=False)
     scene = lf.open_scene(place)
     roles = GdalRaster(str(tmp_path / "one" / "split" / "chequers.tif")).read_numbers(scene.grid.window)

@@ -44,7 +44,7 @@ def write(folder: Path, scene: Path, **sections: Any) -> Path:
     text = {
         "scene": str(scene),
         "run": str(folder / "run"),
-        "model": {"name": "forest", "trees": 8},
+        "model": {"name": "forest", "trees": 8, "context": []},
         "split": {"folds": 2},
         "training": {"use": "all"},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +15,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from landfuse.bundles.description import Description, ModelSpec, digest_of
-from landfuse.bundles.forest_bundle import ForestPredictor
 from landfuse.bundles.predictor import Predictor
 from landfuse.bundles.settings import PredictorOptions
+from landfuse.bundles.table_bundle import TablePredictor
 from landfuse.bundles.torch_predictor import TorchPredictor
 from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.errors import BundleError
@@ -24,10 +25,11 @@ from landfuse.files import check_replaceable, sha256_of, unwritable, whole_file
 from landfuse.legend import Legend
 from landfuse.models import MODELS, package_of
 from landfuse.models.base import FusionModel, Modality
+from landfuse.models.pixel_tables import TABLES
 from landfuse.models.placeholders import WithPlaceholders
 from landfuse.rasters.windows import CoreWeights
-from landfuse.scenes.scene import ModalityInfo
-from landfuse.settings import parse
+from landfuse.scenes.scene import ModalityInfo, Scene
+from landfuse.settings import Settings, parse
 from landfuse.views.pixel_map import PixelMap
 
 
@@ -85,15 +87,17 @@ class Bundle(nn.Module):
         droppable: Iterable[str] = (),
     ) -> None:
         super().__init__()
-        self.spec, self.inputs, self.legend, self.features = spec, dict(inputs), legend, features
+        self.inputs, self.legend, self.features = dict(inputs), legend, features
         self.temperature = 1.0
         self.roles: dict[str, str] | None = None
         self.cross_validation: dict[str, Any] | None = None
         self.pixel_maps = nn.ModuleDict(pixel_maps)
         modalities = {name: Modality(m.channels, inputs[name].zoom) for name, m in pixel_maps.items()}
         built = model or build_model(spec, modalities, len(legend))
-        names = [name for name in pixel_maps if name in set(droppable)]
-        self.model = WithPlaceholders(built, names) if names else built
+        settings = getattr(type(built), "Settings", Settings).written_out(spec.settings)
+        self.spec = replace(spec, settings=settings)
+        self.droppable = tuple(name for name in pixel_maps if name in set(droppable))
+        self.model = WithPlaceholders(built, self.droppable) if self.droppable and not built.takes_dropped else built
         self.stride = stride or self.model.core
         self.weights: CoreWeights = weights
         if not 1 <= self.stride <= self.model.core:
@@ -105,11 +109,6 @@ class Bundle(nn.Module):
     def maps(self) -> dict[str, PixelMap]:
         """The pixel maps by name, in the order of the modalities."""
         return {name: module for name, module in self.pixel_maps.items() if isinstance(module, PixelMap)}
-
-    @property
-    def droppable(self) -> tuple[str, ...]:
-        """The modalities that the model is trained to do without."""
-        return tuple(self.model.placeholders) if isinstance(self.model, WithPlaceholders) else ()
 
     @property
     def description(self) -> Description:
@@ -135,19 +134,26 @@ class Bundle(nn.Module):
 
     def mapped(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the model takes, of raw pixels as in `forward`."""
-        stand_ins = dict.fromkeys(self.droppable, math.nan)
+        stand_ins, missing = dict.fromkeys(self.droppable, math.nan), math.nan if self.model.marks_missing else 0.0
         return {
-            name: pixel_map(images[name].permute(0, 2, 3, 1), stand_ins.get(name)).permute(0, 3, 1, 2)
+            name: pixel_map(images[name].permute(0, 2, 3, 1), stand_ins.get(name), missing).permute(0, 3, 1, 2)
             for name, pixel_map in self.maps.items()
         }
 
     def predictor(self, options: PredictorOptions = PredictorOptions()) -> Predictor:  # noqa: B008  (frozen)
         """Makes the bundle ready to map; raises a SettingsError if the options do not fit."""
-        if self.spec.name == "forest" and self.features is None:
-            maps = {name: one.arrays for name, one in self.maps.items()}
-            return ForestPredictor(self.description, cast(Any, self.model).tables, maps, lambda: self.digest, options)
+        if self.spec.name in TABLES:
+            maps, model = {name: one.arrays for name, one in self.maps.items()}, cast(Any, self.model)
+            windows, complete = model.pixel_settings.windows, self.with_features
+            return TablePredictor(
+                self.description, model.tables, windows, maps, lambda: self.digest, options, complete
+            )  # fmt: skip
         self.eval()
         return TorchPredictor(self.description, self.model, self.maps, self.features, lambda: self.digest, options)
+
+    def with_features(self, scene: Scene) -> Scene:
+        """The scene with its diffusion features, where the model takes some."""
+        return scene if self.features is None else scene.with_modalities(self.features.of(scene))
 
     @property
     def digest(self) -> str:

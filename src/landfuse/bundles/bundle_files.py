@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landfuse.bundles.bundle import Bundle, build_model
 from landfuse.bundles.description import ModelSpec
-from landfuse.bundles.model_files import Package, bundle_folder, damaged, read_json, read_tensors
+from landfuse.bundles.model_files import Package, bundle_folder, damaged, read_json, read_tensors, saved_spec
 from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.diffusion.settings import FeatureSettings
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser
@@ -44,8 +44,8 @@ def load_bundle(folder: str | Path, *, model: type[FusionModel] | None = None) -
     folder = bundle_folder(folder)
     description = read_json(folder)
     tensors = read_tensors(folder, description.weights, safetensors.torch.load_file)
-    spec = ModelSpec(description.model.name, description.model.settings, model)
-    _check_model(folder, spec, description.package)
+    _check_model(folder, ModelSpec(description.model.name, kind=model), description.package)
+    spec = saved_spec(description, model)
     maps = {name: PixelMap(torch.empty(shape), torch.empty(shape[0])) for name, shape in description.pixel_maps.items()}
     modalities = {name: Modality(m.channels, description.modalities[name].zoom) for name, m in maps.items()}
     features = None

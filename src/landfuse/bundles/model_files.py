@@ -11,18 +11,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import pydantic
 from pydantic import Field
 from safetensors import SafetensorError
 
-from landfuse.bundles.description import FORMAT
+from landfuse.bundles.description import FORMAT, ModelSpec
 from landfuse.errors import BundleError
 from landfuse.files import sha256_of
 from landfuse.legend import LandClass, Legend
+from landfuse.models import SETTINGS
 from landfuse.rasters.windows import CoreWeights
 from landfuse.scenes.scene import ModalityInfo
+
+if TYPE_CHECKING:
+    from landfuse.models.base import FusionModel
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +117,14 @@ def read_json(folder: Path) -> ModelFile:
         raise damaged(folder, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(folder, error) from None
+
+
+def saved_spec(known: ModelFile, kind: type[FusionModel] | None = None) -> ModelSpec:
+    """The model of a bundle, with the settings that it is older than."""
+    settings = (SETTINGS[known.model.name] if kind is None else kind.Settings).written_out(
+        known.model.settings, saved=True
+    )
+    return ModelSpec(known.model.name, settings, kind)
 
 
 def read_tensors(folder: Path, digest: str | None, load: Callable[[Path], _Tensors]) -> _Tensors:

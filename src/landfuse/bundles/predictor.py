@@ -36,8 +36,16 @@ class Predictor(Protocol):
         """What takes the place of modalities without data, by name; see `Description.stand_ins`."""
 
     @property
+    def view(self) -> int:
+        """Side of what is held for each window of a batch, px: the model's view, or 1 where it needs no more."""
+
+    @property
+    def marks_missing(self) -> bool:
+        """Whether pixels beyond the scene's edges have no data; else they are mirrored."""
+
+    @property
     def channels(self) -> Mapping[str, int]:
-        """The channels that the pixel maps make of each input."""
+        """Numbers that `prepare` makes of each pixel of an input: the channels of its pixel map, in most cases."""
 
     @property
     def nbytes(self) -> int:

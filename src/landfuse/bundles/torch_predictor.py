@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -59,6 +60,7 @@ class TorchPredictor:
             ) from None
         self.maps = {name: pixel_map.to("cpu") for name, pixel_map in pixel_maps.items()}
         self.stand_ins = self.description.stand_ins(options)
+        self.view, self.marks_missing = description.view, model.marks_missing
         self.channels = {name: pixel_map.channels for name, pixel_map in self.maps.items()}
         network = getattr(self.model, "network", self.model)  # behind placeholders
         parameters = sum(p.numel() for p in self.model.parameters())
@@ -82,7 +84,8 @@ class TorchPredictor:
 
     def prepare(self, name: str, values: NDArray[np.float32]) -> Tensor:
         """Returns a table of mapped pixels, (pixels, D), on the device."""
-        return pixel_table(values, self.maps[name], self.stand_ins.get(name)).to(self.device)
+        missing = math.nan if self.marks_missing else 0.0
+        return pixel_table(values, self.maps[name], self.stand_ins.get(name), missing).to(self.device)
 
     def logits(
         self, window: Window, prepared: Mapping[str, Tensor], batches: Iterable[NDArray[np.int64]]

@@ -139,8 +139,8 @@ def predict(
 
     destination = Destination(output, tile or ())
     read_scene_file(scene)  # what is refused at once needs no torch
-    from landfuse.bundles.forest_bundle import load_model
     from landfuse.bundles.model_files import bundle_folder
+    from landfuse.bundles.table_bundle import load_model
     from landfuse.mapping.map_layers import layers_of
     from landfuse.mapping.part_folder import PartFolder
     from landfuse.mapping.predict import predict as run_mapping

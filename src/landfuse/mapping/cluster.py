@@ -86,7 +86,7 @@ def _job(order: bytes) -> tuple[Job, bool]:
 
 
 def _model(order: _Order) -> Model:
-    from landfuse.bundles.forest_bundle import load_model  # the worker's own; mapping itself needs no torch
+    from landfuse.bundles.table_bundle import load_model  # the worker's own; mapping itself needs no torch
 
     if order.digest not in _models:
         bundle = load_model(order.bundle, model=order.kind)

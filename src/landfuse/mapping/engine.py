@@ -135,7 +135,7 @@ class Engine:
         self.scene = self.predictor.complete(replace(scene, modalities=shown))
         grid, core = self.scene.grid, self.description.core
         self.windows = len(self._starts(0, grid.height, grid.height)) * len(self._starts(0, grid.width, grid.width))
-        self.batch = options.batch or batch_size(self.description.view, self.windows)
+        self.batch = options.batch or batch_size(self.predictor.view, self.windows)
         self.depth = len(self.description.legend) + len(options.layers)
         self._along = core_weights(core, self.description.weights)
         even = self.description.weights == "uniform"
@@ -192,7 +192,8 @@ class Engine:
             known.update(values.data)
             receive(name, values)
 
-        valid = read_window(self.scene, window, self.description.inputs, self.predictor.stand_ins, note)
+        mirror = not self.predictor.marks_missing
+        valid = read_window(self.scene, window, self.description.inputs, self.predictor.stand_ins, note, mirror=mirror)
         return valid, known.hexdigest()
 
     def digest(self, window: Window) -> str:

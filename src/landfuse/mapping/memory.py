@@ -58,7 +58,7 @@ def block_bytes(engine: Engine, block: int) -> int:
         + _gdal_cache()
         + (CARRIED if known.core > 1 else 0)
         + (_PER_HELD * HELD if series else 0)
-        + 4 * engine.batch * known.view**2 * (views + _ACTIVATIONS)
+        + 4 * engine.batch * engine.predictor.view**2 * (views + _ACTIVATIONS)
         + pixels * (2 * (4 * views + 1) + reading)
         + height * width * (2 * 4 * depth + 16)
     )

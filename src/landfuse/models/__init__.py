@@ -1,4 +1,4 @@
-"""The fusion models, one file each, and the door to them: by name, imported when they are looked up.
+"""The models, and the door to them: by name, imported when they are looked up.
 
 Further models come from other packages, by the entry points of the group `landfuse.models` (name -> class), or from the
 user: by `register`, `load_bundle(..., model=Class)` or `--model package.module:Class`. What a file names is never
@@ -23,8 +23,8 @@ from landfuse.settings import Settings
 if TYPE_CHECKING:
     from landfuse.models.base import DirectFit, FusionModel, Modality
     from landfuse.models.bdgf import Bdgf
-    from landfuse.models.forest import Forest
     from landfuse.models.mfnet import MFNet
+    from landfuse.models.pixel_models import Boosted, Forest, Logistic
     from landfuse.models.refnet import RefNet
     from landfuse.models.stacked import Stacked
     from landfuse.models.two_branch import TwoBranch
@@ -33,9 +33,11 @@ __all__ = [
     "MODELS",
     "SETTINGS",
     "Bdgf",
+    "Boosted",
     "DirectFit",
     "Forest",
     "FusionModel",
+    "Logistic",
     "MFNet",
     "Modality",
     "RefNet",
@@ -49,17 +51,28 @@ log = logging.getLogger(__name__)
 GROUP = "landfuse.models"
 """The group of entry points by which other packages offer models."""
 
-_OWN: dict[str, tuple[str, type[Settings]]] = {
-    "bdgf": ("Bdgf", _settings.BdgfSettings),
-    "forest": ("Forest", _settings.ForestSettings),
-    "mfnet": ("MFNet", _settings.MFNetSettings),
-    "refnet": ("RefNet", _settings.RefNetSettings),
-    "stacked": ("Stacked", _settings.StackedSettings),
-    "two_branch": ("TwoBranch", _settings.TwoBranchSettings),
-}
-"""landfuse's own models: name, which is also its file's -> class, settings."""
 
-_HOMES = {kind: name for name, (kind, _) in _OWN.items()}
+class _Own(NamedTuple):
+    """A model of landfuse's own: its file, its class and its settings."""
+
+    file: str
+    kind: str
+    settings: type[Settings]
+
+
+_OWN: dict[str, _Own] = {
+    "bdgf": _Own("bdgf", "Bdgf", _settings.BdgfSettings),
+    "boosted": _Own("pixel_models", "Boosted", _settings.BoostedSettings),
+    "forest": _Own("pixel_models", "Forest", _settings.ForestSettings),
+    "logistic": _Own("pixel_models", "Logistic", _settings.LogisticSettings),
+    "mfnet": _Own("mfnet", "MFNet", _settings.MFNetSettings),
+    "refnet": _Own("refnet", "RefNet", _settings.RefNetSettings),
+    "stacked": _Own("stacked", "Stacked", _settings.StackedSettings),
+    "two_branch": _Own("two_branch", "TwoBranch", _settings.TwoBranchSettings),
+}
+"""By name."""
+
+_HOMES = {own.kind: own.file for own in _OWN.values()}
 _HOMES |= dict.fromkeys(("DirectFit", "FusionModel", "Modality"), "base")
 """Where each class is defined, in this package."""
 
@@ -151,14 +164,15 @@ class _Models(Mapping[str, "type[FusionModel]"]):
     Examples:
         >>> import landfuse as lf
         >>> sorted(lf.MODELS)[:3]
-        ['bdgf', 'forest', 'mfnet']
+        ['bdgf', 'boosted', 'forest']
         >>> lf.MODELS["two_branch"].__name__
         'TwoBranch'
     """
 
     def __getitem__(self, name: str) -> type[FusionModel]:
         if name in _OWN:
-            found: type[FusionModel] = getattr(import_module(f"{__name__}.{name}"), _OWN[name][0])
+            own = _OWN[name]
+            found: type[FusionModel] = getattr(import_module(f"{__name__}.{own.file}"), own.kind)
             return found
         if name in _registered:
             return _registered[name]
@@ -180,7 +194,7 @@ class _Settings(Mapping[str, type[Settings]]):
     """Name -> settings class; those of landfuse's own models without torch."""
 
     def __getitem__(self, name: str) -> type[Settings]:
-        return _OWN[name][1] if name in _OWN else MODELS[name].Settings
+        return _OWN[name].settings if name in _OWN else MODELS[name].Settings
 
     def __contains__(self, name: object) -> bool:
         return name in MODELS
@@ -249,7 +263,7 @@ def name_of(model: str | type[FusionModel]) -> str:
             raise ModelError(f"there is no model `{model}`", ", ".join(MODELS), unknown(model))
         return model
     place = f"{model.__module__}:{model.__qualname__}"
-    known = {f"{__name__}.{name}:{kind}": name for name, (kind, _) in _OWN.items()}
+    known = {f"{__name__}.{own.file}:{own.kind}": name for name, own in _OWN.items()}
     if place in known:
         return known[place]
     point = _point_of(model)

@@ -55,6 +55,13 @@ class FusionModel(nn.Module):
 
     Settings: ClassVar[type[settings.Settings]]
 
+    marks_missing: bool = False
+    """Whether its images hold NaN where there is no data, and beyond the scene's edges, instead of 0 and a mirror
+    image; may be set by instance."""
+
+    takes_dropped: ClassVar[bool] = False
+    """Whether it learns from modalities that are missing as they are (NaN), without placeholders."""
+
     progress: float = 1.0
     """Fraction of the training's steps that are done, 0..1; set before each step, so that `loss` may ramp by it."""
 
@@ -204,11 +211,31 @@ class FusionModel(nn.Module):
         self.load_state_dict(dict(state))
 
 
-class DirectFit(FusionModel):
-    """A model that is fitted in one pass over all samples instead of by gradient descent (a forest, say)."""
+Batches = Iterable[tuple[dict[str, Tensor], Tensor]]
+"""Images and target, as for `FusionModel.loss`."""
 
-    def fit(self, samples: Iterable[tuple[dict[str, Tensor], Tensor]], seed: int) -> None:
-        """Fits to batches of (images, target), as for `loss`; the same seed gives the same model."""
+
+class DirectFit(FusionModel):
+    """A model that is fitted in one pass over all samples instead of by gradient descent (a forest, say).
+
+    Attributes:
+        most: training windows at most, drawn at random where there are more; None for all.
+    """
+
+    most: int | None = None
+
+    def fit(self, samples: Batches, seed: int, validation: Batches = (), epochs: int | None = None) -> dict[str, Any]:
+        """Fits to batches; the same seed gives the same model.
+
+        Args:
+            samples: to learn from.
+            seed: of all that is drawn.
+            validation: to decide by when to stop, for a model that has rounds of training.
+            epochs: how many rounds it takes instead, where that is known.
+
+        Returns:
+            Facts for the run's scores, e.g. `epochs`.
+        """
         raise NotImplementedError
 
 

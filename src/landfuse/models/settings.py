@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from landfuse.settings import Chance, Count, Options, Settings, Side, Weight
+from landfuse.settings import Chance, Count, Options, Rate, Settings, Side, Weight
 
 Operator = Literal["fusion", "group_attention", "cross_attention"]
 
@@ -108,21 +108,89 @@ class BdgfSettings(Settings):
         return self
 
 
-class ForestSettings(Settings):
-    """Settings of the random forest."""
+class PixelSettings(Settings):
+    """Settings of every model that sees a pixel and the windows around it as a table of numbers."""
 
-    about: ClassVar[str] = "random forest on single pixels, the simplest baseline"
-    cost: ClassVar[str] = "seconds on a CPU"
-    trees: int = Field(default=200, ge=1, le=100_000, description="Number of trees.")
-    depth: int | None = Field(default=None, ge=1, le=10**6, description="Limit of their depth; null for none.")
-    leaf: Count = Field(default=1, description="Fewest training pixels in a leaf.")
-    features: Annotated[float, Field(gt=0, le=1)] | Literal["sqrt", "log2"] = Field(
-        default="sqrt", description="Fraction of the channels tried at a split; `sqrt` for their square root."
+    earlier: ClassVar[Mapping[str, Any]] = {"context": []}
+    context: tuple[Annotated[int, Field(ge=3, le=255)], ...] = Field(
+        default=(3, 7, 15),
+        description="Sides of square windows around the pixel, px of the scene's grid, odd: the mean and the standard "
+        "deviation of each channel in each of them are further features. Pixels without data are left out, as is what "
+        "lies beyond the scene. `[]` for the pixel alone.",
     )
     pixels: int = Field(
         default=100_000, ge=2, le=10**9, description="Training pixels at most, drawn at random where there are more."
     )
     balanced: bool = Field(default=False, description="Weigh classes by the inverse of their frequency.")
+
+    @field_validator("context")
+    @classmethod
+    def _odd_and_rising(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(size % 2 == 0 for size in value) or list(value) != sorted(set(value)):
+            raise ValueError("windows have odd sides, which rise, e.g. [3, 7, 15]")
+        return value
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The sides of the windows that are used."""
+        return self.context
+
+    @property
+    def view(self) -> int:
+        """Side of the square that the model looks at, px."""
+        return max(self.windows, default=1)
+
+
+class BoostedSettings(PixelSettings):
+    """Settings of gradient boosting."""
+
+    about: ClassVar[str] = "gradient-boosted trees on a pixel and its surroundings; takes missing modalities"
+    cost: ClassVar[str] = "seconds on a CPU"
+    rounds: int = Field(
+        default=300,
+        ge=1,
+        le=10**5,
+        description="Rounds at most, of one tree per class each. Where there are validation pixels, it stops after "
+        "`patience` rounds that do not improve their loss.",
+    )
+    patience: int = Field(default=10, ge=1, le=10**5, description="Rounds without a better validation loss.")
+    rate: Rate = Field(default=0.1, description="Learning rate: how much of each tree is added.")
+    leaves: int = Field(default=31, ge=2, le=10**5, description="Leaves of a tree at most.")
+    leaf: Count = Field(default=5, description="Fewest training pixels in a leaf.")
+    ridge: Weight = Field(default=1.0, description="L2 penalty of the leaves' values.")
+
+
+class ForestSettings(PixelSettings):
+    """Settings of the random forest."""
+
+    about: ClassVar[str] = "random forest on a pixel and its surroundings, the baseline to beat"
+    cost: ClassVar[str] = "seconds on a CPU"
+    trees: int = Field(default=200, ge=1, le=100_000, description="Number of trees.")
+    depth: int | None = Field(default=None, ge=1, le=10**6, description="Limit of their depth; null for none.")
+    leaf: Count = Field(default=1, description="Fewest training pixels in a leaf.")
+    features: Annotated[float, Field(gt=0, le=1)] | Literal["sqrt", "log2"] = Field(
+        default="sqrt", description="Fraction of the features tried at a split; `sqrt` for their square root."
+    )
+
+
+class LogisticSettings(PixelSettings):
+    """Settings of logistic regression."""
+
+    about: ClassVar[str] = "logistic regression, the linear probe of pixels, surroundings or diffusion features"
+    cost: ClassVar[str] = "seconds on a CPU"
+    features: Literal["pixels", "context", "diffusion"] = Field(
+        default="context",
+        description="`pixels`: the channels of the pixel; `context`: those of its surroundings too; `diffusion`: only "
+        "the pixel's diffusion features, which `pretrain:` and `features:` of the recipe make.",
+    )
+    inverse_penalty: float = Field(
+        default=1.0, gt=0, le=1e9, description="Inverse strength of the L2 penalty, C in scikit-learn."
+    )
+    steps: Count = Field(default=1000, description="Steps of the solver (L-BFGS) at most.")
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        return self.context if self.features == "context" else ()
 
 
 class MFNetSettings(Settings):

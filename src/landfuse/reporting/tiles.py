@@ -87,7 +87,7 @@ def find_maps(run: Run, scenes: Sequence[Scene], maps: str | Path | None, progre
     paths = [run.folder / "maps" / f"{scene.name}.tif" for scene in scenes]
     missing = [(path, scene) for path, scene in zip(paths, scenes, strict=True) if not path.exists()]
     if missing:  # mapping by a network needs torch, a report on existing maps does not
-        from landfuse.bundles.forest_bundle import load_model
+        from landfuse.bundles.table_bundle import load_model
         from landfuse.mapping.predict import predict
         from landfuse.mapping.settings import MapOptions
 

@@ -70,6 +70,7 @@ _FEW_LABELS = 2_000  # px, below which a forest is trained
 _MANY_PIXELS = 4_000_000  # px, beyond which a forest maps
 _VIEW = 9  # px
 _MONTHS = 62  # days, beyond which dates are brought to months
+_CONTEXT = 15  # px, the view of a forest
 
 
 @dataclass(frozen=True)
@@ -574,7 +575,7 @@ class _Text:
                 f"{labelled:,} labelled pixels are few for a network" if few else f"fast on a CPU: {pixels:,} px to map"
             )
             lines.append(f"model: forest  # {why}")
-            return "\n".join(lines) + "\n", 1
+            return "\n".join(lines) + "\n", _CONTEXT
         lines += [
             f"model: {{name: two_branch, view: {_VIEW}}}  # a small network; {labelled:,} labelled pixels suffice",
             "samples: {balanced: true, windows: 6000}  # rare classes are drawn as often as others",

@@ -91,13 +91,12 @@ class Recipe(Settings):
             named = value.get("name") if isinstance(value, Mapping) else value
             raise ValueError(f"there is no model {named!r}; known: {', '.join(SETTINGS)}; {unknown(str(named))}")
         config = {key: item for key, item in value.items() if key != "name"}
+        saved = bool((info.context or {}).get("saved"))
         try:
-            saved = bool((info.context or {}).get("saved"))
             parse(SETTINGS[value["name"]], config, f"model `{value['name']}`", saved=saved)
         except SettingsError as error:
             raise ValueError(str(error)) from None
-        # Written out, so that runs and bundles mean the same when a preset has changed.
-        return {"name": value["name"], **SETTINGS[value["name"]].with_preset(config)}
+        return {"name": value["name"], **SETTINGS[value["name"]].written_out(config, saved=saved)}
 
     @pydantic.model_validator(mode="after")
     def _features_of_something(self) -> Recipe:

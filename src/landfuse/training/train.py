@@ -25,6 +25,7 @@ import lightning
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
+from torch import Tensor
 
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Tally
@@ -268,17 +269,17 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _
         classifier.roles[str(scene.grid)] = f"{digests} {roles_digest(roles, scene.grid)}".lstrip()
     model = classifier.model
     stand_ins = dict.fromkeys(dropped, math.nan)
-    store = Store(data.scenes, maps, model.view, recipe.samples.memory, stand_ins)
+    memory, marks = recipe.samples.memory, model.marks_missing
+    store = Store(data.scenes, maps, model.view, memory, stand_ins, marks_missing=marks)
     training = Samples(store, data.targets(TRAIN), model.view, model.core)
     validation = Samples(store, data.targets(VALIDATION), model.view, model.core) if data.has(VALIDATION) else None
 
     start = time.perf_counter()
     facts: dict[str, Any] = {}
     if isinstance(model, DirectFit):
-        whole = recipe.samples.model_copy(update={"augment": False, "windows": None})
         meter("training", 0, 0)
-        batches = loader(training, WindowSampler(training, whole, train=True, seed=recipe.training.seed))
-        model.fit(((batch.images, batch.target) for batch in batches), recipe.training.seed)
+        first, second = (_whole(model, samples, recipe) for samples in (training, validation))
+        facts = model.fit(first, recipe.training.seed, second, folds.epochs if folds else None)
     else:
         trainer, facts = fit(
             recipe, run, model, data.legend, training, validation, meter, folds.epochs if folds else None
@@ -336,6 +337,16 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _
     write_text(run / "scores.json", to_json(scores))  # last: it marks the end
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     return classifier
+
+
+def _whole(model: DirectFit, samples: Samples | None, recipe: Recipe) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """All samples for a model that is fitted in one pass, or as many at random as it takes."""
+    if samples is not None:
+        labelled = sum(int((target != UNLABELLED).sum()) for target in samples.targets)
+        most = None if model.most is None else min(model.most, labelled)
+        whole = recipe.samples.model_copy(update={"augment": False, "windows": most})
+        for batch in loader(samples, WindowSampler(samples, whole, train=True, seed=recipe.training.seed)):
+            yield batch.images, batch.target
 
 
 def score_role(

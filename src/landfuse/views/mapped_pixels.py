@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
@@ -132,7 +133,12 @@ class MappedPixels:
 
 
 def read_mapped_pixels(
-    scene: Scene, window: Window, pixel_maps: Mapping[str, PixelMap], stand_ins: Mapping[str, float] | None = None
+    scene: Scene,
+    window: Window,
+    pixel_maps: Mapping[str, PixelMap],
+    stand_ins: Mapping[str, float] | None = None,
+    *,
+    marks_missing: bool = False,
 ) -> MappedPixels:
     """Reads and maps one window of a scene; it may reach beyond the scene's edges.
 
@@ -141,24 +147,28 @@ def read_mapped_pixels(
         window: what is read.
         pixel_maps: name -> map, for the modalities to read.
         stand_ins: what takes the place of a modality without data; see `read_window`.
+        marks_missing: NaN is where there is no data, and beyond the scene; see `FusionModel`.
     """
     modalities = {name: scene.modalities[name].info for name in pixel_maps}
     tables: dict[str, Tensor] = {}
 
     def take(name: str, values: NDArray[np.float32]) -> None:
-        tables[name] = pixel_table(values, pixel_maps[name], (stand_ins or {}).get(name))
+        missing = math.nan if marks_missing else 0.0
+        tables[name] = pixel_table(values, pixel_maps[name], (stand_ins or {}).get(name), missing)
 
-    valid = read_window(scene, window, modalities, stand_ins or {}, take)
+    valid = read_window(scene, window, modalities, stand_ins or {}, take, mirror=not marks_missing)
     return MappedPixels(window, tables, {name: info.zoom for name, info in modalities.items()}, valid)
 
 
-def pixel_table(values: NDArray[np.float32], pixel_map: PixelMap, stand_in: float | None) -> Tensor:
-    """Maps (C, H, W) to a table of pixels, (H * W, D), in strips that stay in the cache."""
+def pixel_table(
+    values: NDArray[np.float32], pixel_map: PixelMap, stand_in: float | None, missing: float = 0.0
+) -> Tensor:
+    """Maps (C, H, W) to a table of pixels, (H * W, D), in strips that stay in the cache; see `PixelMap.forward`."""
     flat = torch.from_numpy(values).flatten(1)
     table = torch.empty((flat.shape[1], pixel_map.channels))
     step = max(1, _STRIP // (4 * pixel_map.bands * CHUNK)) * CHUNK
     for start in range(0, len(table), step):
-        table[start : start + step] = pixel_map(flat[:, start : start + step].T, stand_in)
+        table[start : start + step] = pixel_map(flat[:, start : start + step].T, stand_in, missing)
     return table
 
 

@@ -26,7 +26,9 @@ class PixelArrays:
     bias: NDArray[np.float32]
     clip: float = math.inf
 
-    def __call__(self, pixels: NDArray[np.float32], stand_in: float | None = None) -> NDArray[np.float32]:
+    def __call__(
+        self, pixels: NDArray[np.float32], stand_in: float | None = None, missing: float = 0.0
+    ) -> NDArray[np.float32]:
         """Maps pixels, (P, C) float32, to (P, D); see `PixelMap.forward`."""
         if self.weight.ndim == 1:
             mapped = pixels * self.weight + self.bias
@@ -38,7 +40,7 @@ class PixelArrays:
                 total[:] = self.bias
                 for band, weights in enumerate(self.weight.T):
                     total += part[:, band, None] * weights
-        mapped = np.nan_to_num(mapped.clip(-self.clip, self.clip), copy=False, nan=0.0)
+        mapped = np.nan_to_num(mapped.clip(-self.clip, self.clip), copy=False, nan=missing)
         if stand_in is not None:
             mapped[~np.isfinite(pixels).all(axis=1)] = stand_in
         return mapped

@@ -54,15 +54,16 @@ class PixelMap(nn.Module):
         return self.weight.shape[0]
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor, stand_in: float | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, stand_in: float | None = None, missing: float = 0.0) -> Tensor:
         """Maps pixels.
 
         Args:
             pixels: (..., C) float32, NaN where there is no data.
             stand_in: what all channels of a pixel become where a band has no data; None leaves the other bands.
+            missing: what a channel becomes where a band that goes into it has no data; 0 is the mean.
 
         Returns:
-            (..., D) float32, 0 (the mean) where a band that goes into a channel had no data.
+            (..., D) float32.
         """
         if self.weight.dim() == 1:
             # Two roundings everywhere: a fused multiply-add rounds once, and not every code path is fused.
@@ -80,7 +81,7 @@ class PixelMap(nn.Module):
             mapped = mapped.reshape(*pixels.shape[:-1], self.channels)
         if torch.isfinite(self.clip):
             mapped = mapped.clamp(-self.clip, self.clip)
-        mapped = torch.nan_to_num_(mapped, nan=0.0)
+        mapped = torch.nan_to_num_(mapped, nan=missing)
         if stand_in is None:
             return mapped
         return torch.where(torch.isfinite(pixels).all(dim=-1, keepdim=True), mapped, stand_in)

@@ -17,6 +17,8 @@ def read_window(
     modalities: Mapping[str, ModalityInfo],
     stand_ins: Mapping[str, float],
     receive: Callable[[str, NDArray[np.float32]], None],
+    *,
+    mirror: bool = True,
 ) -> NDArray[np.bool_]:
     """Reads a window modality by modality, so that only one is held as raw values at a time.
 
@@ -27,16 +29,22 @@ def read_window(
         stand_ins: modality -> what takes the place of its mapped values where it has no data: NaN for the model's
             placeholder, 0 for the training mean. A modality without a stand-in must have data.
         receive: called with each modality's name and its values, (C, height * zoom, width * zoom), NaN without data.
+        mirror: beyond the scene's edges is its mirror image; else no data.
 
     Returns:
         (height, width), true where a pixel can be mapped: every modality without a stand-in has data, and at least
         one of all.
     """
     valid = np.ones((window.height, window.width), dtype=bool)
-    seen = np.zeros_like(valid)
+    seen, beyond, inside = np.zeros_like(valid), None, window.intersection(scene.grid.window)
+    if not mirror and inside != window:
+        beyond = np.ones_like(valid)
+        beyond[inside.within(window)] = False
     for name, info in modalities.items():
         if name in scene.modalities:
             values = scene.read(name, window)
+            if beyond is not None:
+                values[:, beyond.repeat(info.zoom, axis=0).repeat(info.zoom, axis=1)] = np.nan
             known = validity(values, info)
         else:
             shape = (info.bands, window.height * info.zoom, window.width * info.zoom)

@@ -28,6 +28,7 @@ class Store:
         memory: bytes that may be held.
         stand_ins: what takes the place of a modality without data; see `read_window`.
         device: where scenes are held, if all of them take at most half of its free memory; otherwise on the CPU.
+        marks_missing: NaN is where there is no data, and beyond the scene; see `FusionModel`.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class Store:
         memory: int,
         stand_ins: Mapping[str, float] | None = None,
         device: torch.device | str = "cpu",
+        *,
+        marks_missing: bool = False,
     ) -> None:
-        self.stand_ins = dict(stand_ins or {})
+        self.stand_ins, self.marks_missing = dict(stand_ins or {}), marks_missing
         self.scenes, self.pixel_maps, self.reach, self.memory = list(scenes), dict(pixel_maps), reach, memory
         depth = sum(m.channels * scenes[0].modalities[name].zoom ** 2 for name, m in self.pixel_maps.items())
         size = 4 * depth * sum(scene.grid.window.pixels for scene in scenes)
@@ -80,8 +83,11 @@ class Store:
             if held is None:
                 scene = self.scenes[key[0]]
                 block = Window(key[1] * _BLOCK, key[2] * _BLOCK, _BLOCK, _BLOCK).padded(self.reach)
-                window = scene.grid.window if self.in_memory else block
-                held = read_mapped_pixels(scene, window, self.pixel_maps, self.stand_ins)
+                whole = scene.grid.window.padded(self.reach if self.marks_missing else 0)
+                window = whole if self.in_memory else block
+                held = read_mapped_pixels(
+                    scene, window, self.pixel_maps, self.stand_ins, marks_missing=self.marks_missing
+                )
                 held.tables = {name: table.to(self.device) for name, table in held.tables.items()}
                 self._held[key] = held
                 while not self.in_memory and len(self._held) > 1 and self.held_bytes > self.memory:

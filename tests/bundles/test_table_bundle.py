@@ -1,4 +1,4 @@
-"""A forest's bundle maps without torch, and as it does by torch."""
+"""The bundles of forest, boosted trees and logistic regression map without torch, and as they do by torch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ import torch
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.bundles.description import ModelSpec
-from landfuse.bundles.forest_bundle import ForestBundle, load_model
 from landfuse.bundles.settings import PredictorOptions
+from landfuse.bundles.table_bundle import TableBundle, load_model
 from landfuse.bundles.torch_predictor import TorchPredictor
 from landfuse.errors import BundleError, SettingsError
 from landfuse.mapping.engine import map_array
 from landfuse.mapping.predict import predict
-from landfuse.models.base import Modality
-from landfuse.models.forest import Forest
 from landfuse.rasters.arrays import ArrayRaster
 from landfuse.rasters.grid import Grid
 from landfuse.scenes.scene import Scene, SceneModality
@@ -35,25 +33,33 @@ from landfuse.views.pixel_map import PixelMap
 @pytest.fixture(scope="module")
 def scene() -> Scene:
     flat = simulate_flat(40, 60, {"a": 3})
-    values = np.random.default_rng(0).normal(size=(2, 80, 120)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(2, 80, 120)).astype(np.float32)
+    classes = (rng.integers(0, 2, (40, 60)) + 2 * (values[0, ::2, ::2] > 0)).astype(np.uint8)
     grid = Grid(80, 120, (5.0, *flat.grid.transform[1:4], -5.0, flat.grid.transform[5]), flat.grid.crs)
-    return replace(
-        flat, modalities={**flat.modalities, "b": SceneModality(ArrayRaster(values, "CHW", grid, "b"), zoom=2)}
-    )
+    modalities = {**flat.modalities, "b": SceneModality(ArrayRaster(values, "CHW", grid, "b"), zoom=2)}
+    return replace(flat, modalities=modalities, read_labels=lambda: classes)
 
 
-@pytest.fixture(scope="module")
-def bundle(scene: Scene) -> Bundle:
-    model = Forest({"a": Modality(3), "b": Modality(2, 2)}, len(scene.legend), trees=7, depth=9)
+SETTINGS = {
+    "forest": {"trees": 7, "depth": 9, "context": [3, 7]},
+    "boosted": {"rounds": 4, "context": [5]},
+    "logistic": {"features": "pixels", "steps": 20},
+}
+
+
+@pytest.fixture(scope="module", params=list(SETTINGS))
+def bundle(request: pytest.FixtureRequest, scene: Scene) -> Bundle:
+    torch.manual_seed(0)
     infos = {name: part.info for name, part in scene.modalities.items()}
     maps = {"a": PixelMap(torch.rand(3), torch.rand(3), clip=2), "b": PixelMap(torch.rand(2), torch.rand(2))}
-    window = scene.grid.window
+    made = Bundle(ModelSpec(request.param, SETTINGS[request.param]), maps, infos, scene.legend)
+    window = scene.grid.window.padded(made.model.halo)
     images = {
         name: one(torch.from_numpy(scene.read(name, window)).permute(1, 2, 0)).permute(2, 0, 1)[None]
         for name, one in maps.items()
     }
-    model.fit([(images, torch.from_numpy(scene.labels)[None])], seed=0)
-    made = Bundle(ModelSpec("forest", {"trees": 7, "depth": 9}), maps, infos, scene.legend, model=model)
+    made.model.fit([(images, torch.from_numpy(scene.labels)[None])], seed=0)
     made.temperature, made.roles = 1.3, {"a grid": "its digest"}
     return made.eval()
 
@@ -61,7 +67,7 @@ def bundle(scene: Scene) -> Bundle:
 def test_it_is_the_bundle_of_torch_bit_for_bit(bundle: Bundle, scene: Scene, tmp_path: Path) -> None:
     bundle.save(tmp_path / "bundle")
     own = load_model(tmp_path / "bundle")
-    assert isinstance(own, ForestBundle)
+    assert isinstance(own, TableBundle)
     loaded = load_bundle(tmp_path / "bundle")
     assert own.digest == bundle.digest == loaded.digest
     assert own.description.roles == {"a grid": "its digest"}
@@ -69,7 +75,7 @@ def test_it_is_the_bundle_of_torch_bit_for_bit(bundle: Bundle, scene: Scene, tmp
     for options in (PredictorOptions(), PredictorOptions(mean_for=("b",), withheld=("b",))):
         by_torch = TorchPredictor(bundle.description, bundle.model, bundle.maps, None, lambda: "", options)
         predictors = [own.predictor(options), loaded.predictor(options), by_torch]
-        window, corners = scene.grid.window, np.argwhere(np.ones((40, 60), bool))
+        window, corners = scene.grid.window.padded(bundle.model.halo), np.argwhere(np.ones((40, 60), bool))
         values = {name: scene.read(name, window) for name in scene.modalities}
         values["b"][:, :9, :7] = np.nan
         found = []
@@ -79,6 +85,7 @@ def test_it_is_the_bundle_of_torch_bit_for_bit(bundle: Bundle, scene: Scene, tmp
         assert np.array_equal(found[0], found[1])
         assert np.array_equal(found[0], found[2])
         assert found[0].dtype == np.float32
+        assert np.isfinite(found[0]).all()
     own.save(tmp_path / "copy")
     assert load_model(tmp_path / "copy").digest == own.digest
     with pytest.raises(SettingsError, match="has no layer shared"):
@@ -87,7 +94,7 @@ def test_it_is_the_bundle_of_torch_bit_for_bit(bundle: Bundle, scene: Scene, tmp
 
 def test_the_map_does_not_depend_on_the_block(bundle: Bundle, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = map_array(bundle, scene)
-    monkeypatch.setattr("landfuse.bundles.forest_bundle._STRIP", 700)
+    monkeypatch.setattr("landfuse.bundles.table_bundle._STRIP", 700)
     np.testing.assert_array_equal(map_array(bundle, scene, block=13), whole)
 
 
@@ -128,6 +135,7 @@ def test_a_run_maps_where_torch_is_not_installed(trained: Path, place: Path, tmp
         assert (tmp_path / f"with{name}.tif").read_bytes() == (tmp_path / f"without{name}.tif").read_bytes()
 
 
+@pytest.mark.parametrize("bundle", ["forest"], indirect=True)
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [

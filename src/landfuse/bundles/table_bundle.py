@@ -1,0 +1,172 @@
+"""Bundles of models that are tables of numbers, run by numpy alone; and the choice between them and PyTorch's."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from landfuse.bundles.description import Description, digest_of
+from landfuse.bundles.model_files import bundle_folder, damaged, read_json, read_tensors, saved_spec
+from landfuse.bundles.predictor import About, Model
+from landfuse.bundles.settings import PredictorOptions
+from landfuse.legend import Legend
+from landfuse.models import SETTINGS
+from landfuse.models.pixel_tables import TABLES, Tables, features_of
+from landfuse.rasters.windows import Window
+from landfuse.scenes.scene import Scene
+from landfuse.settings import parse
+from landfuse.views.pixel_arrays import PixelArrays
+
+if TYPE_CHECKING:
+    from landfuse.models.base import FusionModel
+
+_STRIP = 1 << 19
+"""Numbers that are mapped at once."""
+
+
+def load_model(folder: str | Path, *, model: type[FusionModel] | None = None) -> Model:
+    """Loads what maps: tables without torch, any other model as `load_bundle` does; for its arguments see there."""
+    folder = bundle_folder(folder)
+    known = read_json(folder)
+    if known.model.name in TABLES and model is None and known.features is None:
+        return TableBundle(folder)
+    from landfuse.bundles.bundle_files import load_bundle
+
+    return load_bundle(folder, model=model)
+
+
+class TableBundle:
+    """A `Model`: the bundle of one of `TABLES`.
+
+    Args:
+        folder: of its files.
+
+    Raises:
+        BundleError: if they are damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        known = read_json(folder)
+        self.folder, self._tensors = folder, read_tensors(folder, known.weights, safetensors.numpy.load_file)
+        kind = TABLES[known.model.name]
+        spec = saved_spec(known)
+        settings = parse(SETTINGS[spec.name], spec.settings, f"model `{spec.name}`", saved=True)
+        self.description = Description(
+            spec, known.modalities, (), Legend(tuple(known.legend)), getattr(settings, "view", 1), 1, 1,
+            known.tiling.weights, known.temperature, known.droppable, roles=known.roles,
+            cross_validation=known.cross_validation,
+        )  # fmt: skip
+        self._windows: tuple[int, ...] = getattr(settings, "windows", ())
+        try:
+            self._maps, tables = {}, {one.name: self._tensors[f"model.{one.name}"] for one in fields(kind)}
+            for name in known.modalities:
+                weight, bias, clip = (self._tensors[f"pixel_maps.{name}.{part}"] for part in ("weight", "bias", "clip"))
+                self._maps[name] = PixelArrays(weight, bias, float(clip))
+        except KeyError as error:
+            raise damaged(folder, error) from None
+        self._tables: Tables = kind(**tables)
+        shapes = {name: one.weight.shape for name, one in self._maps.items()}
+        if shapes != known.pixel_maps or self._tables.classes != len(known.legend):
+            raise damaged(folder, "its tensors have other shapes than model.json says")
+        broken = [name for name, one in self._tensors.items() if np.isnan(one).any()]
+        if broken:
+            raise damaged(folder, f"its weights {', '.join(broken[:5])} hold numbers that are not finite")
+
+    def predictor(self, options: PredictorOptions = PredictorOptions()) -> TablePredictor:  # noqa: B008  (frozen)
+        """Makes it ready to map; raises a SettingsError if the options do not fit."""
+        return TablePredictor(self.description, self._tables, self._windows, self._maps, lambda: self.digest, options)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that it holds; that of the same `Bundle` of PyTorch."""
+        words = self.description.packed({name: list(one.weight.shape) for name, one in self._maps.items()})
+        named = sorted(self._tensors.items())
+        return digest_of(words, ((f"{name} torch.{one.dtype} {list(one.shape)}", one.tobytes()) for name, one in named))
+
+    def save(self, folder: str | Path) -> None:
+        """Copies its files."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+
+
+class TablePredictor:
+    """A `Predictor` of tables, whatever device the options name.
+
+    Args:
+        description: of the bundle.
+        tables: what the model learnt.
+        windows: sides of the windows around a pixel that are features, px.
+        pixel_maps: name -> map of each input.
+        digest: SHA-256 of the bundle, computed when it is asked for.
+        options: how it is run.
+        complete: adds the inputs that are computed from the scene.
+
+    Raises:
+        SettingsError: if layers are asked for, which no tables have.
+    """
+
+    view = 1
+
+    def __init__(
+        self,
+        description: Description,
+        tables: Tables,
+        windows: tuple[int, ...],
+        pixel_maps: Mapping[str, PixelArrays],
+        digest: Callable[[], str],
+        options: PredictorOptions,
+        complete: Callable[[Scene], Scene] = lambda scene: scene,
+    ) -> None:
+        description.check_layers(options)
+        self.description, self.complete, self._tables, self._windows = description, complete, tables, windows
+        self._maps, self._digest = pixel_maps, digest
+        self.marks_missing = bool(windows) or tables.takes_dropped
+        self.stand_ins = description.stand_ins(options)
+        zooms = {name: description.inputs[name].zoom for name in pixel_maps}
+        self._depths = {
+            name: len(one.weight) * ((1 if zooms[name] == 1 else 2) + 2 * len(windows))
+            for name, one in pixel_maps.items()
+        }
+        self.channels = {name: -(-depth // zooms[name] ** 2) for name, depth in self._depths.items()}
+        self.nbytes = sum(one.nbytes for one in vars(tables).values())
+        self.about = About(type(tables).__name__, 0, "NumPy", np.__version__)
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What the logits follow from beside the scene."""
+        libraries = ["landfuse", "numpy", *(["torch"] if self.description.computed else [])]
+        return {"the model": self._digest(), "the version": ", ".join(f"{name} {version(name)}" for name in libraries)}
+
+    def prepare(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The features of each pixel but those of the halo, (height, width, features)."""
+        zoom, own, halo = self.description.inputs[name].zoom, self._maps[name], self.description.halo
+        height, width = values.shape[1] // zoom - 2 * halo, values.shape[2] // zoom - 2 * halo
+        found = np.empty((height, width, self._depths[name]), np.float32)
+        step = max(1, 2 * halo, _STRIP // (values.shape[2] * zoom * len(own.weight)))
+        stand_in, missing = self.stand_ins.get(name), math.nan if self.marks_missing else 0.0
+        for row in range(0, height, step):
+            strip = values[:, row * zoom : (row + step + 2 * halo) * zoom]
+            mapped = own(strip.reshape(len(strip), -1).T, stand_in, missing)
+            image = {name: mapped.reshape(1, *strip.shape[1:], -1)}
+            seen = features_of(image, {name: zoom}, self._windows, missing=self._tables.takes_dropped)
+            found[row : row + step] = seen.reshape(-1, width, found.shape[2])
+        return found
+
+    def logits(
+        self, window: Window, prepared: Mapping[str, Any], batches: Iterable[NDArray[np.int64]]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Labels windows, whose cores are pixels, batch by batch."""
+        halo = self.description.halo
+        for places in batches:
+            rows, cols = (places - (window.row + halo, window.col + halo)).T
+            pixels = np.concatenate([prepared[name][rows, cols] for name in self._maps], axis=1)
+            yield self._tables.logits(pixels)[:, :, None, None]
