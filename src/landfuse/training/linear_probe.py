@@ -63,7 +63,7 @@ class LinearProbe:
         (train, truth), (test, validation) = (self._features(denoiser, *part) for part in self._parts)
         if len(np.unique(truth)) < 2:
             return {}
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200)).fit(train, truth)
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-3, max_iter=2000)).fit(train, truth)
         return {
             "probe_training": float(probe.score(train, truth)),
             "probe_validation": float(probe.score(test, validation)),
