@@ -42,6 +42,20 @@ def bundle(scene: Scene) -> Bundle:
     return Bundle(ModelSpec("two_branch", {"view": 5, "width": 8}), maps, notes, scene.legend).eval()
 
 
+def test_a_later_version_finds_the_same_digest(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest, packed = bundle.digest, Description.packed
+
+    def later(self: Description, shapes: Any) -> dict[str, Any]:
+        words = {**packed(self, shapes), "landfuse": "99.0", "calibrated": None}
+        words["modalities"] = {name: {**info, "orbit": ""} for name, info in words["modalities"].items()}
+        return words
+
+    monkeypatch.setattr(Description, "packed", later)
+    assert bundle.digest == digest
+    bundle.temperature = 1.4
+    assert bundle.digest != digest
+
+
 def logits(bundle: Bundle) -> torch.Tensor:
     random = torch.Generator().manual_seed(0)
     images = {name: torch.randn(6, n.bands, 5, 5, generator=random) for name, n in bundle.inputs.items()}
