@@ -278,6 +278,20 @@ def test_truth_that_is_not_known_is_left_out_and_noted(city: Path) -> None:
     assert any("the truth of 1 of 200 points is not known" in note for note in result.notes)
 
 
+def test_what_is_no_class_of_the_map_is_an_error_with_an_area(city: Path) -> None:
+    codes = codes_of(90, 70)
+    everything = filled(draw_points(city, 10**6, design="simple"), codes)
+    bog = np.arange(len(everything)) < len(everything) // 10
+    known = tuple("Other" if lost else text for text, lost in zip(everything.reference, bog, strict=True))
+    result = evaluate_sample(city, replace(everything, reference=known))
+    assert result.overall.value == pytest.approx(1 - bog.mean())
+    assert [c.name for c in result.classes] == ["Water", "Forest", "Town <old>", "other"]
+    assert result.classes[-1].fraction.value == pytest.approx(bog.mean())
+    assert result.classes[-1].hectares is not None
+    assert result.classes[-1].producers.value == 0
+    assert result.classes[-1].mapped_points == 0
+
+
 @pytest.mark.parametrize(("design", "map_crs"), [("stratified", "EPSG:4326"), ("cluster", "EPSG:3395")])
 def test_areas_are_true_ones_wherever_the_map_is(design: str, map_crs: str, tmp_path: Path) -> None:
     step, top = (1.0, 70.0) if map_crs == "EPSG:4326" else (1e5, 9e6)

@@ -20,6 +20,9 @@ from landfuse.rasters.grid import Grid, pixel_areas
 from landfuse.rasters.windows import Window
 from landfuse.scenes.land_cover_map import LandCoverMap, class_names, open_map
 
+OTHER, _OTHER_NAME = UNLABELLED + 1, "other"
+"""The code and the reference of what is no class of the map: an error wherever it is."""
+
 
 def evaluate_sample(
     map_path: str | Path, sample: ReferenceSample | str | Path, design: Design | None = None, finite: bool = True
@@ -75,7 +78,7 @@ def evaluate_sample(
     result = estimate(
         np.array([place[code] for code in truth[known].tolist()], np.int64),
         np.array([place[code] for code in mapped[known].tolist()], np.int64),
-        [names.get(code, f"class {code}") for code in codes],
+        [names.get(code, _OTHER_NAME if code == OTHER else f"class {code}") for code in codes],
         strata=sample.stratum[known],
         sizes=sample.sizes,
         clusters=sample.cluster[known] if sample.design == "cluster" else None,
@@ -117,7 +120,7 @@ def _words(sample: ReferenceSample) -> str:
 
 def _references(texts: Sequence[str | None], names: Mapping[int, str], where: str) -> NDArray[np.int64]:
     """References as codes: (n,); any code is taken where the classes have no names."""
-    of_name = {name.casefold(): code for code, name in names.items()}
+    of_name = {_OTHER_NAME: OTHER, **{name.casefold(): code for code, name in names.items()}}
     codes = []
     for text in texts:
         known = of_name.get(str(text).casefold())
@@ -129,8 +132,9 @@ def _references(texts: Sequence[str | None], names: Mapping[int, str], where: st
             listed = ", ".join(f"{code} {name}" for code, name in sorted(names.items())) or "codes from 0 to 254"
             raise SceneError(
                 f"{where} has the reference {text!r}, which is no class",
-                f"a code or a name: {listed}; {UNLABELLED} where the truth is not known",
-                f"did you mean {names[of_name[near[0]]]}?" if near else "correct it",
+                f"a code or a name: {listed}; {_OTHER_NAME} for what is none of them; {UNLABELLED} where the truth is "
+                "not known",
+                f"did you mean {names.get(of_name[near[0]], _OTHER_NAME)}?" if near else "correct it",
             )
         codes.append(known)
     return np.array(codes, np.int64)
