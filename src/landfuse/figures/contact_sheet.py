@@ -87,7 +87,8 @@ def contact_sheet(sample: ReferenceSample, scenes: Sequence[Scene]) -> str:
         _HEAD,
         f"<h1>{shown:,} of {len(sample):,} points of {html.escape(sample.source)}</h1>",
         f"<p>Write what is in each frame into <code>reference</code>: a code or a name ({html.escape(names)}), "
-        "other for none of them, or 255 where it cannot be known. What the map says is not shown, so that it does not lead the eye.</p><main>",
+        "other for none of them, or 255 where it cannot be known. What the map says is not shown, so that it does not "
+        "lead the eye.</p><main>",
     ]
     order = {point: place for place, point in enumerate(places)}
     for point in range(shown):
