@@ -21,34 +21,42 @@ _SINGULAR = 1e-6
 
 def mean(dates: Iterable[Values]) -> Values:
     """Of each band, over the dates that have it."""
-    every = iter(dates)
-    known = np.isfinite(values := next(every))
-    total, count = np.where(known, values, np.float32(0)).astype(np.float64), known.astype(np.uint16)
-    for values in every:
-        np.isfinite(values, out=known)
-        total += np.where(known, values, np.float32(0))
-        count += known
+    total: Any = None
+    for values in dates:
+        if total is None:
+            total, count = np.zeros(values.shape), np.zeros(values.shape, np.uint16)
+        for band, summed, number in zip(values, total, count, strict=True):
+            known = np.isfinite(band)
+            summed += _zeroed(band, known)
+            number += known
     with np.errstate(invalid="ignore"):
         return np.asarray((total / count).astype(np.float32))
 
 
+def _zeroed(values: Values, known: NDArray[np.bool_]) -> Values:
+    """0 where values are not known, by their bits: numpy's `where` takes five times as long in the shapes of clouds."""
+    mask = np.negative(known.view(np.int8)).astype(np.int32)
+    return (np.ascontiguousarray(values).view(np.int32) & mask).view(np.float32)
+
+
 def median(dates: Iterable[Values]) -> Values:
     """Of each band, over the dates that have it; of an even number, the mean of the two in the middle."""
-    return next(quantiles(np.stack(list(dates)), [0.5]))
+    every = list(dates)
+    return np.stack([next(quantiles([values[band] for values in every], [0.5])) for band in range(len(every[0]))])
 
 
 def first(dates: Iterable[Values]) -> Values:
     """The first date that has all bands."""
     every = iter(dates)
-    whole = np.isfinite(values := next(every)).all(axis=0)
-    result = np.where(whole, values, np.float32(np.nan))
+    result = next(every).copy()
+    missing = ~np.isfinite(result).all(axis=0)
+    result[:, missing] = np.nan
     for values in every:
-        missing = ~whole
         if not missing.any():
             break
-        whole = np.isfinite(values).all(axis=0)
-        np.copyto(result, values, where=whole & missing)
-        whole |= ~missing
+        taken = missing & np.isfinite(values).all(axis=0)
+        result[:, taken] = values[:, taken]
+        missing &= ~taken
     return result
 
 
@@ -61,32 +69,33 @@ def best(dates: Iterable[Values], score: Callable[[Values], Values]) -> Values:
     """
     result: Any = None
     for values in dates:
-        scores = np.where(np.isfinite(values).all(axis=0), score(values), np.float32(np.nan))
+        scores = score(values)
         if result is None:
             result, highest = np.full_like(values, np.nan), np.full_like(scores, -np.inf)
-        better = scores > highest
-        np.copyto(result, values, where=better)
-        np.copyto(highest, scores, where=better)
+        better = (scores > highest) & np.isfinite(values).all(axis=0)
+        result[:, better] = values[:, better]
+        highest[better] = scores[better]
     return result
 
 
-def quantiles(series: Values, fractions: Sequence[float]) -> Iterator[Values]:
-    """Of each band over the dates that have it, between two of them linearly: (C, height, width) for each fraction."""
-    known = np.isfinite(series)
-    ranks = [np.where(there, values, np.float32(np.inf)) for there, values in zip(known, series, strict=True)]
+def quantiles(series: Sequence[Values], fractions: Sequence[float]) -> Iterator[Values]:
+    """Of each pixel, over the dates that have it, between two of them linearly: an array for each fraction."""
+    last = np.sum([np.isfinite(values) for values in series], axis=0, dtype=np.int16) - 1
+    ranks = [np.fmin(values, np.float32(np.inf)) for values in series]  # gaps last
     for low, high in _network(len(ranks)):
         ranks[low], ranks[high] = np.minimum(ranks[low], ranks[high]), np.maximum(ranks[low], ranks[high])
-    ordered, last = np.stack(ranks), known.sum(axis=0, dtype=np.int16) - 1
+    ordered, top = np.stack(ranks), np.maximum(last, 0)
     for fraction in fractions:
-        place = np.maximum(last, 0) * fraction
+        place = top * fraction
         below = np.floor(place).astype(np.intp)
         low, high = (
             np.take_along_axis(ordered, at[None], axis=0)[0].astype(np.float64)
-            for at in (below, np.minimum(below + 1, np.maximum(last, 0)))
+            for at in (below, np.minimum(below + 1, top))
         )
         with np.errstate(invalid="ignore"):
-            between = low + (high - low) * (place - below)
-        yield np.where(last < 0, np.nan, between).astype(np.float32)
+            found = (low + (high - low) * (place - below)).astype(np.float32)
+        found[last < 0] = np.nan
+        yield found
 
 
 @lru_cache
@@ -158,19 +167,19 @@ def fill(series: Values, middles: Sequence[float], nearest: bool) -> None:
         nearest: take the nearer of the two, the earlier of equal ones, instead of a straight line between them.
     """
     known = np.isfinite(series)
+    some = ~known.all(axis=0) & known.any(axis=0)
+    values, known = series[:, some], known[:, some]  # (T, pixels)
     times, last = np.asarray(middles), len(series) - 1
-    places = np.arange(len(series), dtype=np.int16).reshape(-1, 1, 1, 1)
+    places = np.arange(len(series), dtype=np.int16)[:, None]
     before = np.maximum.accumulate(np.where(known, places, -1), axis=0)
     after = np.minimum.accumulate(np.where(known, places, last + 1)[::-1], axis=0)[::-1]
     for place, time in enumerate(times):
-        gaps: Any = ~known[place] & ((before[place] >= 0) | (after[place] <= last))
-        where: Any = np.nonzero(gaps)
-        low, high = before[place][gaps], after[place][gaps]
+        gaps = np.flatnonzero(~known[place])
+        low, high = before[place, gaps], after[place, gaps]
         low, high = np.where(low < 0, high, low), np.where(high > last, low, high)
         if nearest:
-            high = np.where(times[high] - time < time - times[low], high, low)
-            low = high
-        with np.errstate(invalid="ignore"):
-            weight = np.where(high > low, (time - times[low]) / (times[high] - times[low]), 0.0)
-        start, end = (series[(at, *where)].astype(np.float64) for at in (low, high))
-        series[(place, *where)] = start + (end - start) * weight
+            low = high = np.where(times[high] - time < time - times[low], high, low)
+        weight = (time - times[low]) / np.maximum(times[high] - times[low], 0.5)  # 0 or more than half a day apart
+        start, end = (values[at, gaps].astype(np.float64) for at in (low, high))
+        values[place, gaps] = start + (end - start) * weight
+    series[:, some] = values

@@ -84,7 +84,8 @@ class DatedRaster:
         if not clear.any():
             return np.full((self.raster.bands, *clear.shape), np.nan, np.float32)
         values = self.raster.read(window)
-        return np.where(clear, values, np.float32(np.nan))
+        values *= np.where(clear, np.float32(1), np.float32(np.nan))
+        return np.asarray(values)
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ class SeriesRaster:
         """Computes the features of a series, (F * C, height, width), and fills its gaps."""
         wanted, found = self.how.features, list[arithmetic.Values]()
         if wanted.percentiles:
-            found += arithmetic.quantiles(series, [percent / 100 for percent in wanted.percentiles])
+            found += arithmetic.quantiles(list(series), [percent / 100 for percent in wanted.percentiles])
         if wanted.amplitude:
             found.append(arithmetic.amplitude(series))
         if wanted.harmonics:
