@@ -289,3 +289,19 @@ def test_arrays_give_a_pixel_the_same_bits_in_any_company(
     if band_first:  # as rasters come
         part = part.T.copy().T
     assert np.array_equal(arrays(part), arrays(x)[first : first + count])
+
+
+def test_gaps_of_a_series_are_the_mean_of_their_band_and_no_reason_for_a_stand_in() -> None:
+    values = np.random.default_rng(0).normal(5, [1, 2, 3], (900, 3)).astype(np.float32)
+    values[np.arange(900), np.arange(900) % 3] = np.nan  # no pixel has all of its bands
+    statistics = PixelStatistics(3, gaps=True)
+    statistics.update(torch.from_numpy(values[:400]))
+    statistics.update(torch.from_numpy(values[400:]))
+    own = statistics.pixel_map(PixelMapSettings(), "s2")
+    own.gaps = True
+    exact = values.astype(np.float64)
+    expected = np.nan_to_num((exact - np.nanmean(exact, axis=0)) / np.nanstd(exact, axis=0))
+    values[0] = np.nan
+    for mapped in (own(torch.from_numpy(values), 7.0).numpy(), own.arrays(values, 7.0)):
+        np.testing.assert_array_equal(mapped[0], [7, 7, 7])
+        np.testing.assert_allclose(mapped[1:], expected[1:], rtol=1e-5, atol=1e-5)

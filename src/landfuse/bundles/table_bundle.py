@@ -69,9 +69,9 @@ class TableBundle:
         self._windows: tuple[int, ...] = getattr(settings, "windows", ())
         try:
             self._maps, tables = {}, {one.name: self._tensors[f"model.{one.name}"] for one in fields(kind)}
-            for name in known.modalities:
+            for name, info in known.modalities.items():
                 weight, bias, clip = (self._tensors[f"pixel_maps.{name}.{part}"] for part in ("weight", "bias", "clip"))
-                self._maps[name] = PixelArrays(weight, bias, float(clip))
+                self._maps[name] = PixelArrays(weight, bias, float(clip), info.per_step > 0)
         except KeyError as error:
             raise damaged(folder, error) from None
         self._tables: Tables = kind(**tables)

@@ -206,5 +206,5 @@ def fit_pixel_maps(
         progress(done, len(jobs))
     maps = {name: statistics[name].pixel_map(settings[name], name) for name in settings}
     for name, made in maps.items():
-        made.values = statistics[name].values
+        made.values, made.gaps = statistics[name].values, statistics[name].gaps
     return maps

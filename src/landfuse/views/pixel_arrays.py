@@ -20,11 +20,13 @@ class PixelArrays:
         weight: (C,) to scale each band, or (D, C) to mix them; float32.
         bias: (C,) or (D,); float32.
         clip: limit of |y|; infinity for none.
+        gaps: see `PixelMap.gaps`.
     """
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     clip: float = math.inf
+    gaps: bool = False
 
     def __call__(
         self, pixels: NDArray[np.float32], stand_in: float | None = None, missing: float = 0.0
@@ -42,5 +44,6 @@ class PixelArrays:
                     total += part[:, band, None] * weights
         mapped = np.nan_to_num(mapped.clip(-self.clip, self.clip), copy=False, nan=missing)
         if stand_in is not None:
-            mapped[~np.isfinite(pixels).all(axis=1)] = stand_in
+            known = np.isfinite(pixels)
+            mapped[~(known.any(axis=1) if self.gaps else known.all(axis=1))] = stand_in
         return mapped

@@ -36,6 +36,8 @@ class PixelMap(nn.Module):
     clip: Tensor
     values: tuple[tuple[float, ...], ...] = ()
     """For each band, the quantiles `QUANTILES` of the pixels that it was fitted to."""
+    gaps = False
+    """Whether a pixel has data if it has one band, as those of series do."""
 
     def __init__(self, weight: Tensor, bias: Tensor, clip: float = float("inf")) -> None:
         super().__init__()
@@ -59,7 +61,8 @@ class PixelMap(nn.Module):
 
         Args:
             pixels: (..., C) float32, NaN where there is no data.
-            stand_in: what all channels of a pixel become where a band has no data; None leaves the other bands.
+            stand_in: what all channels of a pixel become where a band has no data (of a series, where none has); None
+                leaves the other bands.
             missing: what a channel becomes where a band that goes into it has no data; 0 is the mean.
 
         Returns:
@@ -84,13 +87,15 @@ class PixelMap(nn.Module):
         mapped = torch.nan_to_num_(mapped, nan=missing)
         if stand_in is None:
             return mapped
-        return torch.where(torch.isfinite(pixels).all(dim=-1, keepdim=True), mapped, stand_in)
+        known = torch.isfinite(pixels)
+        there = known.any(dim=-1, keepdim=True) if self.gaps else known.all(dim=-1, keepdim=True)
+        return torch.where(there, mapped, stand_in)
 
     @property
     def arrays(self) -> PixelArrays:
         """The same map as arrays."""
         weight, bias = self.weight.cpu().numpy(), self.bias.cpu().numpy()
-        return PixelArrays(weight, bias, float(self.clip))
+        return PixelArrays(weight, bias, float(self.clip), self.gaps)
 
 
 @dataclass
