@@ -195,6 +195,22 @@ def test_tiles_with_dates_of_their_own_have_the_same_periods(tmp_path: Path) -> 
     }  # fmt: skip
 
 
+def test_dates_may_be_folders_and_bands_files(tmp_path: Path) -> None:
+    coarse = Grid(12, 15, (20.0, 0.0, 500_000.0, 0.0, -20.0, 5_400_000.0), UTM)
+    for day in DATES[:2]:
+        write_raster(tmp_path / day / f"T1_7_{day}_10_B04.tif", coarse, date_values(0, 1)[:, :12, :15], nodata=None)
+        write_raster(tmp_path / day / f"T1_7_{day}_10_B08.tif", GRID, date_values(1, 1), nodata=None)
+    bands = ["{date}/{tile}_{date}_10_B04.tif", "{date}/{tile}_{date}_*_B08.tif"]
+    for path in ("{date}/{tile}_{date}_*_B*.tif", bands):
+        text = {"name": "region", "modalities": {"s2": {"path": path, "dates": {}}}}
+        (tmp_path / "scene.yaml").write_text(yaml.safe_dump(text))
+        [found] = open_scenes(tmp_path / "scene.yaml")
+        info = found.modalities["s2"].info
+        assert (found.name, found.grid, info.steps) == ("T1_7", GRID, ("2023-04-05", "2023-04-20"))
+        assert info.names == tuple(f"{step} {band}" for step in info.steps for band in ("B04", "B08"))
+        np.testing.assert_array_equal(found.read("s2", GRID.window)[[1, 3]], date_values(1, 1).repeat(2, axis=0))
+
+
 def test_a_date_on_another_grid_is_aligned_and_said(tmp_path: Path) -> None:
     for number, day in enumerate(DATES[:3]):
         grid = Grid(12, 15, (20.0, 0.0, 500_000.0, 0.0, -20.0, 5_400_000.0), UTM) if not number else GRID

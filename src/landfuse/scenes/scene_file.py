@@ -277,7 +277,7 @@ class SceneFile:
                 "list them by `dates: days`",
             )
         # With `T1_{date}.tif`, the tile T1 does not take T1_2_20230401.tif; else what begins with a digit is a date.
-        text = DATE if "{tile" in path else rf"{DATE}|\d[^/\\]*?"
+        text = DATE if "{tile" in path or set("*?") & set(path) else rf"{DATE}|\d[^/\\]*?"
         first, *others = (_wild(re.escape(part), r"[^/\\]*", r"[^/\\]", "") for part in where.split("\3"))
         shape = re.compile(f"{first}(?P<date>{text}){'(?P=date)'.join(others)}")
         found: dict[date, str] = {}
