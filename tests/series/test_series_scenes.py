@@ -118,6 +118,7 @@ def test_values_do_not_depend_on_the_block(
     for held, side in ((2**25, 7), (2**8, 30), (2**10, 13)):
         monkeypatch.setattr(series_raster, "HELD", held)
         monkeypatch.setattr(series_raster, "_CACHED", held)
+        monkeypatch.setattr(series_raster, "_STRIP", held // 2)
         for window in blocks(24, 30, side):
             np.testing.assert_array_equal(other.read(window), whole[:, *window.within(GRID.window)])
 

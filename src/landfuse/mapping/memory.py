@@ -31,7 +31,7 @@ _LARGEST = 2048
 
 _SMALLEST = 64
 
-_PER_HELD = 8
+_PER_HELD = 5
 """Bytes that reading a series takes for each of the values that it holds."""
 
 

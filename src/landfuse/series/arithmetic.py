@@ -15,22 +15,33 @@ from numpy.typing import NDArray
 Values = NDArray[np.float32]
 """(C, height, width) of one date or period, or (T, C, height, width) of all; NaN where there is no data."""
 
+_PIECE = 2**16
+"""Pixels of one band that are combined at once."""
+
 _SINGULAR = 1e-6
 """What is left of a pivot, per observation, below which dates do not determine the harmonics of a pixel."""
 
 
 def mean(dates: Iterable[Values]) -> Values:
-    """Of each band, over the dates that have it."""
+    """Of each band, over the dates that have it; in float32, which loses at most its last digits."""
     total: Any = None
     for values in dates:
         if total is None:
-            total, count = np.zeros(values.shape), np.zeros(values.shape, np.uint16)
-        for band, summed, number in zip(values, total, count, strict=True):
-            known = np.isfinite(band)
-            summed += _zeroed(band, known)
-            number += known
+            total, count = np.zeros_like(values), np.zeros(values.shape, np.uint16)
+        for place in _pieces(values):
+            known = np.isfinite(values[place])
+            total[place] += _zeroed(values[place], known)
+            count[place] += known
     with np.errstate(invalid="ignore"):
-        return np.asarray((total / count).astype(np.float32))
+        return np.asarray(np.divide(total, count, out=total))
+
+
+def _pieces(values: Values) -> Iterator[tuple[int, slice]]:
+    """Some rows of one band after the other, so few that a processor keeps them at hand."""
+    rows = max(1, _PIECE // values.shape[2])
+    for band in range(len(values)):
+        for row in range(0, values.shape[1], rows):
+            yield band, slice(row, row + rows)
 
 
 def _zeroed(values: Values, known: NDArray[np.bool_]) -> Values:
@@ -42,7 +53,10 @@ def _zeroed(values: Values, known: NDArray[np.bool_]) -> Values:
 def median(dates: Iterable[Values]) -> Values:
     """Of each band, over the dates that have it; of an even number, the mean of the two in the middle."""
     every = list(dates)
-    return np.stack([next(quantiles([values[band] for values in every], [0.5])) for band in range(len(every[0]))])
+    result = np.empty_like(every[0])
+    for place in _pieces(result):
+        result[place] = next(quantiles([values[place] for values in every], [0.5]))
+    return result
 
 
 def first(dates: Iterable[Values]) -> Values:

@@ -26,8 +26,15 @@ from landfuse.series import arithmetic
 from landfuse.series.dates import Period
 from landfuse.series.settings import DateSettings, MaskSettings, MaximumSettings
 
-HELD = 2**25
-"""Values that are held at once beside those that are returned: windows that need more are read by rows."""
+HELD = 2**26
+"""Values that are held at once beside those that are returned: windows that need more are read by strips of rows."""
+
+_STRIP = 2**20
+"""Values of a date that are combined at once, few enough for memory that is used again, and not fetched each time."""
+
+_TILE = 512
+"""Rows of the tiles of most files; those of a period's dates stay in GDAL's cache from strip to strip, or strips are
+large and end where the tiles do, lest these are decoded twice."""
 
 _CACHED = 2**20
 """Values of a series whose gaps are filled, and whose features are computed, at once."""
@@ -49,7 +56,7 @@ class ClearMask:
         """(height, width); false where the mask has no data."""
         values = self.raster.read(window)[0]
         if self.how.clear:
-            return np.isin(values, self.how.clear)
+            return np.logical_or.reduce([values == code for code in self.how.clear])
         known = np.isfinite(values)
         if self.how.below is not None:
             return np.asarray(values < self.how.below)
@@ -208,20 +215,16 @@ class SeriesRaster:
     def read(self, window: Window) -> NDArray[np.float32]:
         """See `Raster`."""
         wanted, each = self.how.features, len(self.bands_of_date) + len(self.how.indices)
-        most = max(sum(one.day in period for one in self.dates) for period in self.periods)
-        held = len(self.bands_of_date) * (most if self.how.composite == "median" else 4)
-        held += 0 if wanted.series else each * len(self.periods)
-        rows = max(1, HELD // (held * window.width))
+        rows = window.height if wanted.series else max(1, HELD // (each * len(self.periods) * window.width))
         result = np.empty((len(self._every_name), window.height, window.width), np.float32)
-        for top in range(0, window.height, rows):
-            part = Window(window.row + top, window.col, min(rows, window.height - top), window.width)
-            out = result[:, top : top + part.height]
+        for part in _strips(window, rows):
+            out = result[:, part.row - window.row :][:, : part.height]
             shape = (len(self.periods), each, part.height, part.width)
             series = out[: shape[0] * each].reshape(shape) if wanted.series else np.empty(shape, np.float32)
             self._combine(series, part)
             few_rows = max(1, _CACHED // (shape[0] * each * window.width))
-            for start in range(0, part.height, few_rows):
-                some = slice(start, start + few_rows)
+            for row in range(0, part.height, few_rows):
+                some = slice(row, row + few_rows)
                 self._finish(series[:, :, some], out[len(out) - self._features * each :, some])
         return result if self.places is None else result[list(self.places)]
 
@@ -233,9 +236,16 @@ class SeriesRaster:
     def _combine(self, series: arithmetic.Values, window: Window) -> None:
         """Fills (T, C, height, width) with the composites of a window."""
         count, combine = len(self.bands_of_date), self._composite
+        width = count * window.width
         for period, values in zip(self.periods, series, strict=True):
             dates = [one for one in self.dates if one.day in period]
-            values[:count] = combine(one.read(window) for one in dates) if dates else np.nan
+            rows = _STRIP // width
+            if len(dates) * width * _TILE > HELD // 2:
+                rows = HELD // (width * (len(dates) if self.how.composite == "median" else 4))
+                rows -= rows % _TILE if rows > _TILE else 0
+            for part in _strips(window, max(1, rows)):
+                found = combine(one.read(part) for one in dates) if dates else np.nan
+                values[:count, part.row - window.row :][:, : part.height] = found
         for place, index in enumerate(self.how.indices, start=count):
             series[:, place] = self._index(index, series[:, :count], 1)
 
@@ -267,6 +277,12 @@ class SeriesRaster:
             features[:] = np.concatenate(found)
         if wanted.series and self.how.fill != "none":
             arithmetic.fill(series, [period.middle for period in self.periods], self.how.fill == "nearest")
+
+
+def _strips(window: Window, rows: int) -> Iterator[Window]:
+    """Cuts a window where the rows of the raster are multiples of a number."""
+    for start in range(window.row - window.row % rows, window.row + window.height, rows):
+        yield Window(start, window.col, rows, window.width).intersection(window)
 
 
 def place_of(band: str, names: Sequence[str]) -> int | None:
