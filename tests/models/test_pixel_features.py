@@ -21,6 +21,7 @@ from landfuse.models.pixel_models import Forest
 from landfuse.models.pixel_tables import features_of
 from landfuse.rasters.arrays import ArrayRaster
 from landfuse.rasters.grid import Grid
+from landfuse.scenes import from_files
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.settings import parse
 from landfuse.simulate.scene import simulate_flat
@@ -136,3 +137,7 @@ def test_blocks_and_memory_change_no_bit(scene: Scene, monkeypatch: pytest.Monke
 def test_odd_rising_windows_are_asked_for(sizes: list[float]) -> None:
     with pytest.raises(SettingsError, match="context"):
         parse(SETTINGS["forest"], {"context": sizes}, "model `forest`")
+
+
+def test_init_leaves_a_buffer_for_the_view_of_a_forest() -> None:
+    assert SETTINGS["forest"]().view == from_files._CONTEXT  # type: ignore[attr-defined]
