@@ -157,14 +157,16 @@ class FaultsError(LandfuseError):
 
 
 def few_alike(faults: Iterable[LandfuseError], most: int = 5) -> list[str]:
-    """The faults as text; of those with the same remedy only the first, and how many more there are."""
+    """The faults as text; of those that name the same remedy only the first, and how many more there are."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for fault in faults:
         kinds.setdefault((fault.expected, fault.do), []).append(str(fault))
     return [
         text
-        for alike in kinds.values()
-        for text in [*alike[:most], *([f"and {len(alike) - most:,} more like the last"] if alike[most:] else [])]
+        for remedy, alike in kinds.items()
+        for text in (
+            [*alike[:most], f"and {len(alike) - most:,} more like the last"] if any(remedy) and alike[most:] else alike
+        )
     ]
 
 

@@ -39,13 +39,15 @@ class MaskSettings(Settings):
     band: int = Field(
         default=1, ge=1, le=65_536, description="Its band; in the modality's own file, no band of values."
     )
-    clear: tuple[int, ...] = Field(
+    clear: tuple[Annotated[int, Field(ge=-(2**31), lt=2**32)], ...] = Field(
         default=(), description="The codes that are clear, as `[4, 5, 6]` of Sentinel-2's SCL."
     )
     bits: tuple[Annotated[int, Field(ge=0, le=15)], ...] = Field(
         default=(), description="Bits, from 0, of which none is set where it is clear, as `[1, 3, 4]` of Landsat's QA."
     )
-    below: float | None = Field(default=None, description="Clear are numbers below this, as of a cloud probability.")
+    below: float | None = Field(
+        default=None, ge=-1e38, le=1e38, description="Clear are numbers below this, as of a cloud probability."
+    )
 
     @pydantic.model_validator(mode="after")
     def _one(self) -> MaskSettings:
