@@ -252,7 +252,7 @@ FOLDERS: dict[Callable[[Path], None], dict[str, Any]] = {
     _dates_of_tiles: {
         "modalities": {"s1": "{tile}_S1_12345678.tif", "s2": ("{tile}_{date}_B04.tif", "{tile}_{date}_B08.tif")},
         "tiles": ["T1", "T2"],
-        "text": ["dates: {fill: linear}  # 2 dates, 2023-07-01 to 2023-07-11; add a `mask`", "names: [B04, B08]"],
+        "text": ["dates: {fill: linear}  # 2 dates, 2023-07-01 to 2023-07-11; a `mask` hides", "names: [B04, B08]"],
     },
     _a_file_per_band: {
         "modalities": {

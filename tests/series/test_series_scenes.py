@@ -225,6 +225,18 @@ def test_a_date_on_another_grid_is_aligned_and_said(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.read("s2", GRID.window)[:, 5, 5], [0, 0, 1, 1, 2, 2])
 
 
+def test_a_coarser_mask_covers_the_pixels_below_it_whatever_the_block(folder: Path, tmp_path: Path) -> None:
+    coarse = Grid(12, 15, (20.0, 0.0, 500_000.0, 0.0, -20.0, 5_400_000.0), UTM)
+    for number, day in enumerate(DATES):
+        write_raster(tmp_path / f"{day}.tif", coarse, codes(number)[:12, :15], nodata=0)
+    found = scene(folder, {"mask": {**MASK, "path": str(tmp_path / "{date}.tif")}}, tmp_path)
+    whole = found.read("s2", GRID.window)
+    clear = [(codes(n)[:12, :15] // 2 == 2).repeat(2, axis=0).repeat(2, axis=1) for n in range(6)]
+    np.testing.assert_array_equal(np.isfinite(whole.reshape(6, 3, 24, 30)).all(axis=1), clear)
+    for window in blocks(24, 30, 7):
+        np.testing.assert_array_equal(found.read("s2", window), whole[:, *window.within(GRID.window)])
+
+
 def test_bands_of_each_date_are_put_in_one_order_and_what_is_missing_is_named(tmp_path: Path) -> None:
     orders = [["B04", "B08"], ["B08", "B04"], ["B04", "B08"]]
     for number, (day, names) in enumerate(zip(DATES, orders, strict=False)):

@@ -712,7 +712,9 @@ def _modality_lines(group: _Group, onto: _Group | None) -> list[str]:
     ]
     if days := group.first.days:
         every = "every: 1 month, " if (days[-1] - days[0]).days > _MONTHS else ""
-        lines.append(f"    dates: {{{every}fill: linear}}  # {len(days)} dates, {days[0]} to {days[-1]}; add a `mask`")
+        lines.append(
+            f"    dates: {{{every}fill: linear}}  # {len(days)} dates, {days[0]} to {days[-1]}; a `mask` hides clouds"
+        )
     if group.names:
         lines.append(f"    names: [{', '.join(group.names)}]")
     grid = raster.own_grid

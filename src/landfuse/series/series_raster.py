@@ -243,8 +243,11 @@ class SeriesRaster:
             if len(dates) * width * _TILE > HELD // 2:
                 rows = HELD // (width * (len(dates) if self.how.composite == "median" else 4))
                 rows -= rows % _TILE if rows > _TILE else 0
+            single = len(dates) == 1 and self.how.composite in ("median", "mean")  # which combine nothing then
             for part in _strips(window, max(1, rows)):
-                found = combine(one.read(part) for one in dates) if dates else np.nan
+                found: Any = np.nan
+                if dates:
+                    found = dates[0].read(part) if single else combine(one.read(part) for one in dates)
                 values[:count, part.row - window.row :][:, : part.height] = found
         for place, index in enumerate(self.how.indices, start=count):
             series[:, place] = self._index(index, series[:, :count], 1)
