@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from landfuse.scenes.land_cover_map import LandCoverMap, open_map
     from landfuse.scenes.scene import Scene
     from landfuse.scenes.scene_file import open_scene, open_scenes
+    from landfuse.series.from_cube import with_dates
     from landfuse.training.recipe import Recipe, read_recipe
 
 # Before torch is imported: threads that wait by spinning take the cores that others need. On a shared machine of two
@@ -75,6 +76,7 @@ __all__ = [
     "read_recipe",
     "report",
     "train",
+    "with_dates",
 ]
 
 _HOMES = {
@@ -108,6 +110,7 @@ _HOMES = {
     "read_recipe": "training.recipe",
     "report": "reporting.page",
     "train": "api",
+    "with_dates": "series.from_cube",
 }
 """Where each name is defined, in this package."""
 

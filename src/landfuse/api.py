@@ -43,6 +43,7 @@ from landfuse.models import SETTINGS, name_of
 from landfuse.progress import bars
 from landfuse.rasters.arrays import array_raster, is_data_array, like_data_array
 from landfuse.rasters.raster import state_of
+from landfuse.rasters.stacked import StackedRaster
 from landfuse.scenes.check import Report
 from landfuse.scenes.from_arrays import Classes, Image, Labels, scene_from
 from landfuse.scenes.land_cover_map import LandCoverMap, beside, open_map
@@ -50,6 +51,7 @@ from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import read_mask
 from landfuse.scenes.split_rules import TEST, Roles, RolesSplit, SplitSettings
 from landfuse.scenes.splits import all_train, assign, largest_blocks
+from landfuse.series.series_raster import SeriesRaster
 from landfuse.settings import Settings, parse
 from landfuse.training.recipe import ARRAYS, Recipe, merged_split, read_recipe
 from landfuse.training.run import Run, read_run
@@ -218,8 +220,8 @@ class Classifier:
         """Trains the model; as `landfuse.train` does from files, with the same result for the same pixels and settings.
 
         Args:
-            images: name -> array (C, H, W) or (H, W), DataArray, or path, in any mixture; or a scene. See
-                `Scene.from_arrays`.
+            images: name -> array (C, H, W) or (H, W), DataArray, Dataset, `landfuse.with_dates` of one, or path, in any
+                mixture; or a scene. See `Scene.from_arrays`.
             labels: (H, W) whole-number codes: an array, a DataArray or a path; or polygons, with `column`. By default
                 those of a scene.
             split: roles, (H, W) (0 none, 1 train, 2 validation, 3 test), as an array, a DataArray or a path; or the
@@ -346,7 +348,7 @@ class Classifier:
 
         Returns:
             (H, W) uint8 codes of the legend, 255 where there is no data: a DataArray with the coordinates and CRS of
-            the images if one of them is a DataArray, else an array.
+            the images if one of them is a DataArray or Dataset, else an array.
 
         Raises:
             LandfuseError: if the images do not fit together, or are of another kind than those it was fitted to.
@@ -364,7 +366,7 @@ class Classifier:
 
         Returns:
             (K, H, W) float32 in the order of `classes_`, NaN where there is no data; a DataArray with the dimension
-            `class` first if one of the images is a DataArray, else an array.
+            `class` first if one of the images is a DataArray or Dataset, else an array.
         """
         scene = self._scene(images)
         shape = (len(self.legend), scene.grid.height, scene.grid.width)
@@ -746,11 +748,19 @@ def _as_images(
     bands: tuple[str, Sequence[str]] | None = None,
 ) -> Any:
     """Values as what the images were: a DataArray if one of them was one, else an array."""
-    arrays = [] if isinstance(images, Scene) else [image for image in images.values() if is_data_array(image)]
+    rasters = [] if isinstance(images, Scene) else [part.raster for part in scene.modalities.values()]
+    arrays = [one for one in map(_values_of, rasters) if is_data_array(one)]
     if not arrays:
         return values
     coarsest = min(arrays, key=lambda image: array_raster(image, name).grid.height)
     return like_data_array(coarsest, values, scene.grid, name, attributes, bands)
+
+
+def _values_of(raster: Any) -> Any:
+    """The array of a raster, the first one of a series or a stack; None where it is a file."""
+    raster = raster.dates[0].raster if isinstance(raster, SeriesRaster) else raster
+    raster = raster.parts[0] if isinstance(raster, StackedRaster) else raster
+    return getattr(raster, "values", None)
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ _EXTRAS = {
     "stac": ("pystac",),
     "torchgeo": ("torchgeo",),
     "indices": ("spyndex",),
+    "zarr": ("zarr",),
     "xarray": ("xarray", "rioxarray"),
 }
 """Extra -> the packages that it installs, by the name that is imported."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Version of the files; a newer one is refused. 2: placeholders."""
 
-_COMPARED = {"bands": "bands", "zoom": "as zoom", "units": "as units", "dtype": "as data type"}
+_COMPARED = {"bands": "bands", "zoom": "as zoom", "units": "as units", "dtype": "as data type", "decode": "as `decode`"}
 """What a scene's modality must have in common with the training scene's, and how messages word it."""
 
 _SAME_SIZE, _SAME_GRID = 0.01, 0.1
@@ -197,7 +197,8 @@ class Description:
                             f"the model was trained on {getattr(known, what)!r} {unit} of `{name}`, this scene has "
                             f"{getattr(found, what)!r}",
                             "a scene of the same kind as the training scene",
-                            f"correct `modalities: {name}:` in the scene file (bands, scale, units), or train again",
+                            f"correct `modalities: {name}:` in the scene file (bands, scale, decode, units), or train "
+                            "again",
                         )
                     )
         pairs = [(modalities[name].info, known) for name, known in self.modalities.items() if name in modalities]

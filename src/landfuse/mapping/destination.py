@@ -29,7 +29,7 @@ _CHUNK = 16 * 2**20  # bytes
 
 
 _PICTURES = {"png", "jpg", "jpeg", "webp", "svg", "pdf"}
-_NO_MAPS = {*_PICTURES, "gpkg", "shp", "geojson", "img", "jp2", "nc", "html"}
+_NO_MAPS = {*_PICTURES, "gpkg", "shp", "geojson", "img", "jp2", "nc", "html", "zarr"}
 """Endings of what a map is not; a folder of maps may have any other."""
 
 
@@ -50,7 +50,7 @@ class Destination:
         self.address = output.rstrip("/") if "://" in output else None
         self.local = Path(output)
         stem, _, ending = output.rpartition(".")
-        if ending.lower() in _NO_MAPS and not self.local.is_dir():
+        if ending.lower() in _NO_MAPS and (ending.lower() == "zarr" or not self.local.is_dir()):
             do = f"name it {stem}.tif" + (
                 "; a picture of it is written beside it by --picture" * (ending.lower() in _PICTURES)
             )

@@ -1,6 +1,6 @@
 """Rasters in memory: arrays, and xarray's DataArrays at the place that their coordinates give.
 
-The only xarray and rioxarray import; neither is needed before a DataArray is met.
+Neither xarray nor rioxarray is imported before a DataArray is met.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyproj
 from numpy.typing import NDArray
 
 from landfuse.errors import GridError, SceneError
@@ -21,7 +23,7 @@ from landfuse.rasters.geotiff import crs_name
 from landfuse.rasters.grid import Grid, Transform
 from landfuse.rasters.windows import Window, blocks
 
-_SPATIAL = (("y", "x"), ("latitude", "longitude"), ("lat", "lon"))
+SPATIAL = (("y", "x"), ("latitude", "longitude"), ("lat", "lon"))
 """Names of the dimensions that rows and columns may have in a DataArray."""
 
 _UNEVEN = 0.01
@@ -41,6 +43,8 @@ class ArrayRaster:
         grid: where its pixels are.
         name: stands in `path`.
         decoding: from its numbers to values.
+        band_names: of the bands; by default the labels of a DataArray's dimension.
+        store: the folder of a Zarr array that it is read from.
     """
 
     values: Any = field(repr=False)
@@ -48,6 +52,11 @@ class ArrayRaster:
     grid: Grid
     name: str
     decoding: Decoding = Decoding()
+    band_names: tuple[str, ...] = ()
+    store: str = ""
+    warped = False
+    notes: Sequence[str] = ()
+    wavelengths: Sequence[float] = ()
 
     @property
     def bands(self) -> int:
@@ -61,12 +70,23 @@ class ArrayRaster:
 
     @property
     def path(self) -> str:
-        """A name for messages; there is no file."""
-        return f"the array `{self.name}`"
+        """The Zarr array, or a name for messages."""
+        return self.store or f"the array `{self.name}`"
+
+    @property
+    def own_grid(self) -> Grid:
+        """The grid of the array itself: it is never resampled."""
+        return self.grid
+
+    def files(self) -> list[Path]:
+        """All files that its pixels come from."""
+        return sorted(path for path in Path(self.store).rglob("*") if path.is_file()) if self.store else []
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the bands, by the labels of a DataArray's dimension; none where it has none that are text."""
+        """Names of the bands; none where a DataArray's dimension has no labels that are text."""
+        if self.band_names:
+            return self.band_names
         if "C" not in self.axes or not is_data_array(self.values):
             return ()
         dim = self.values.dims[self.axes.index("C")]
@@ -81,7 +101,12 @@ class ArrayRaster:
             for key in ("nodata", "scale", "offset")
             if isinstance(number := getattr(self.decoding, key), tuple)
         }
-        return replace(self, values=self.values[kept], decoding=replace(self.decoding, **scales))
+        return replace(
+            self,
+            values=self.values[kept],
+            decoding=replace(self.decoding, **scales),
+            band_names=tuple(self.band_names[place] for place in places) if self.band_names else (),
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -101,6 +126,10 @@ class ArrayRaster:
             values[:, outside] = np.nan
         return values
 
+    def undeclared(self, window: Window) -> NDArray[np.floating]:
+        """See `Decoding.undeclared`."""
+        return self.decoding.undeclared(*self._numbers(window))
+
     def numbers(self) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """All of it as it is: (C, H, W), and where it holds nothing."""
         numbers, outside = self._numbers(self.grid.window)
@@ -113,7 +142,16 @@ class ArrayRaster:
         ranges = {"H": rows, "W": cols, "C": slice(None)}
         found = self.values[tuple(ranges[axis] for axis in self.axes)]
         masked = isinstance(found, np.ma.MaskedArray)
-        parts = [np.asarray(found), *([np.ma.getmaskarray(found)] if masked else [])]
+        try:
+            parts = [np.asarray(found), *([np.ma.getmaskarray(found)] if masked else [])]
+        except Exception as error:  # whatever the codecs of a Zarr array raise
+            if not self.store:
+                raise
+            raise SceneError(
+                f"{self.path} cannot be read at row {window.row}, column {window.col}: {error}",
+                "a whole Zarr array",
+                "fetch it again; a chunk may be damaged",
+            ) from None
         masks: list[NDArray[Any]]
         order = [self.axes.index(axis) for axis in "CHW" if axis in self.axes]
         numbers, *masks = (part.transpose(order).reshape(-1, window.height, window.width) for part in parts)
@@ -160,7 +198,7 @@ def array_raster(values: Any, name: str) -> ArrayRaster:
 
 def _of_data_array(array: Any, name: str) -> ArrayRaster:
     sizes = dict(zip(array.dims, array.shape, strict=True))
-    rows, cols = next((pair for pair in _SPATIAL if set(pair) <= sizes.keys()), ("", ""))
+    rows, cols = next((pair for pair in SPATIAL if set(pair) <= sizes.keys()), ("", ""))
     others = [dim for dim in array.dims if dim not in (rows, cols)]
     several = [str(dim) for dim in others if sizes[dim] > 1]
     if not rows or len(several) > 1:
@@ -196,19 +234,24 @@ def _even(coordinates: NDArray[Any], dim: str, name: str) -> None:
 
 def _place(array: Any, rows: str, cols: str, name: str) -> tuple[str | None, Transform | None]:
     """CRS and transform of a DataArray: as rioxarray finds them, or by its coordinates; None where they are unknown."""
+    stated: Any = array.attrs.get("spatial:transform")
+    stated = tuple(float(number) for number in stated) if stated is not None else None
+    words = [array.attrs.get(key) for key in ("crs", "proj:code", "proj:wkt2")]  # the last two are GeoZarr's
     try:
         import rioxarray
     except ImportError:
-        named = array.coords["spatial_ref"].attrs if "spatial_ref" in array.coords else {}
-        words = [named.get("crs_wkt"), named.get("spatial_ref"), array.attrs.get("crs")]
-        return crs_name(next((text for text in words if text), None), f"`{name}`"), _by_coordinates(array, rows, cols)
+        mapping = array.encoding.get("grid_mapping", array.attrs.get("grid_mapping", "spatial_ref"))
+        named = array.coords[mapping].attrs if mapping in array.coords else {}
+        words = [named.get("crs_wkt"), named.get("spatial_ref"), *words]
+        crs = crs_name(next((text for text in words if text), None), f"`{name}`")
+        return crs, _by_coordinates(array, rows, cols) or stated
     shaped = array.rio.set_spatial_dims(x_dim=cols, y_dim=rows)
-    crs = crs_name(shaped.rio.crs or array.attrs.get("crs"), f"`{name}`")
+    crs = crs_name(next((text for text in [shaped.rio.crs, *words] if text), None), f"`{name}`")
     try:
         found: Transform = tuple(float(number) for number in shaped.rio.transform()[:6])  # type: ignore[assignment]
     except rioxarray.exceptions.RioXarrayError:  # a single row or column
-        return crs, None
-    return crs, None if found == Grid(1, 1).transform else found
+        return crs, stated
+    return crs, stated if found == Grid(1, 1).transform else found
 
 
 def _by_coordinates(array: Any, rows: str, cols: str) -> Transform | None:
@@ -255,7 +298,7 @@ def like_data_array(
     """
     import xarray
 
-    rows, cols = next(pair for pair in _SPATIAL if set(pair) <= set(template.dims))
+    rows, cols = next(pair for pair in SPATIAL if set(pair) <= set(template.dims))
     coords: dict[Any, Any] = {}
     for dim, size, step, start in (
         (rows, grid.height, grid.transform[4], grid.transform[5]),
@@ -263,10 +306,13 @@ def like_data_array(
     ):
         if dim in template.coords and template.sizes[dim] == size:
             coords[dim] = template.coords[dim]
-        elif dim in template.coords:
-            coords[dim] = (dim, start + step * (np.arange(size) + 0.5), template.coords[dim].attrs)
+        elif dim in template.coords or grid.crs:
+            attrs = template.coords[dim].attrs if dim in template.coords else {}
+            coords[dim] = (dim, start + step * (np.arange(size) + 0.5), attrs)
     if "spatial_ref" in template.coords:
         coords["spatial_ref"] = template.coords["spatial_ref"]
+    elif grid.crs:
+        coords["spatial_ref"] = ((), 0, pyproj.CRS.from_user_input(grid.crs).to_cf())
     dims: tuple[Any, ...] = (rows, cols)
     if bands is not None:
         dims, coords[bands[0]] = (bands[0], rows, cols), list(bands[1])

@@ -26,12 +26,14 @@ class Decoding:
         scale: value = number * scale + offset; for all bands, or one for each. None for what the file says, else 1.
         offset: see `scale`; None for what the file says, else 0.
         decibel: turn linear power into 10 * log10(value) dB at the end (SAR intensity); power <= 0 is no data.
+        signed_square: divide by it, then square and keep the sign (embeddings stored as the root of their values).
     """
 
     nodata: float | tuple[float | None, ...] | None = None
     scale: float | tuple[float, ...] | None = None
     offset: float | tuple[float, ...] | None = None
     decibel: bool = False
+    signed_square: float | None = None
 
     def __call__(self, numbers: NDArray[np.generic]) -> NDArray[np.float32]:
         """Decodes numbers of any type, (C, H, W), into float32 values, NaN where there is no data."""
@@ -41,6 +43,9 @@ class Decoding:
             values *= _per_band(self.scale)
         if self.offset not in (None, 0.0):
             values += _per_band(self.offset)
+        if self.signed_square is not None:
+            values /= np.float32(self.signed_square)
+            values *= np.abs(values)
         if self.decibel:
             with np.errstate(divide="ignore", invalid="ignore"):
                 values = np.where(values > 0, 10 * np.log10(values), np.float32(np.nan)).astype(np.float32)

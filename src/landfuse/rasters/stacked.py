@@ -1,4 +1,4 @@
-"""Several rasters as one: a modality whose bands are files of their own."""
+"""Several rasters as one: a modality whose bands are files, or variables of a cube, of their own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from landfuse.rasters.arrays import ArrayRaster
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
@@ -25,7 +27,7 @@ class StackedRaster:
         places: the bands in use, from 0, in this order; None for all.
     """
 
-    parts: tuple[GdalRaster, ...]
+    parts: tuple[GdalRaster | ArrayRaster, ...]
     places: tuple[int, ...] | None = None
 
     @cached_property
@@ -90,13 +92,18 @@ class StackedRaster:
         """Some of the bands in use, in this order; places count from 0."""
         return replace(self, places=tuple(self._chosen[place] for place in places))
 
-    def placed(self, place: Callable[[GdalRaster], GdalRaster]) -> StackedRaster:
+    def placed(self, place: Callable[[Any], Any]) -> StackedRaster:
         """The same bands of files on another grid."""
         return replace(self, parts=tuple(place(part) for part in self.parts))
 
     def files(self) -> list[Path]:
         """All files that its pixels come from."""
         return sorted({file for part in self.parts for file in part.files()})
+
+    @property
+    def digest(self) -> str:
+        """That of the parts which are arrays, and the bands in use."""
+        return " ".join([str(self.places), *(getattr(part, "digest", "") for part in self.parts)])
 
     def read(self, window: Window) -> NDArray[np.float32]:
         """See `Raster`."""

@@ -15,12 +15,17 @@ from numpy.typing import NDArray
 from landfuse.errors import GridError, SceneError, SettingsError
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.rasters.arrays import ArrayRaster, array_raster
+from landfuse.rasters.cubes import cube_rasters, has_dates, is_dataset
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.grid import Grid
+from landfuse.rasters.stacked import StackedRaster
 from landfuse.scenes.scene import ModalityInfo, Scene, SceneModality
+from landfuse.series.from_cube import with_dates
+from landfuse.series.series_raster import SeriesRaster
 
 Image = Any
-"""(C, H, W) or (H, W): an array, an xarray.DataArray, the path of a raster, a `Raster`, or a scene's modality."""
+"""(C, H, W) or (H, W): an array, an xarray DataArray or Dataset, possibly with `time`, the path of a raster, a `Raster`
+(as of `with_dates`), or a scene's modality."""
 
 Labels = Any
 """(H, W) codes as an array, an xarray.DataArray or the path of a raster; or polygons: a path or a GeoDataFrame."""
@@ -82,6 +87,7 @@ def scene_from(
                 _placed(source.raster, grid.zoomed(zooms[key])),
                 zooms[key],
                 source.units or (known[key].units if key in known else ""),
+                decode=source.decode,
             )
             for key, source in sources.items()
         }
@@ -98,15 +104,20 @@ def scene_from(
 class _Source:
     raster: Any
     units: str = ""
+    decode: str = ""
 
 
 def _source(image: Image, name: str) -> _Source:
     if isinstance(image, SceneModality):
-        return _Source(image.raster, image.units)
+        return _Source(image.raster, image.units, image.decode)
     if isinstance(image, str | Path):
         return _Source(_file(image, name))
     if callable(getattr(image, "read", None)) and isinstance(getattr(image, "grid", None), Grid):
         return _Source(image)
+    if has_dates(image):
+        return _Source(with_dates(image, name=name))
+    if is_dataset(image):
+        return _Source(next(iter(cube_rasters(image, name).values())))
     units = getattr(image, "attrs", {}).get("units", "") if hasattr(image, "attrs") else ""
     return _Source(array_raster(image, name), units if isinstance(units, str) else "")
 
@@ -189,6 +200,8 @@ def _coarser(grid: Grid, zoom: int) -> Grid:
 
 def _placed(raster: Any, grid: Grid) -> Any:
     """A raster on the grid that it was found to be on: those that do not state it take it over."""
+    if isinstance(raster, SeriesRaster | StackedRaster):
+        return raster.placed(partial(_placed, grid=grid))
     if isinstance(raster, ArrayRaster):
         return raster if raster.grid.crs else replace(raster, grid=grid)
     if isinstance(raster, GdalRaster) and not raster.own_grid.georeferenced:

@@ -43,6 +43,7 @@ class ModalityInfo:
         values: of a model, for each band the quantiles `QUANTILES` of its training pixels; empty where not known.
         steps: of a series, its periods or dates in order of time, as `parse_period` reads them; else empty.
         per_step: bands of each of these, which come first, step by step; 0 where there are only features of a series.
+        decode: how numbers become values where the scene file says `decode`, in words.
     """
 
     bands: int
@@ -56,6 +57,7 @@ class ModalityInfo:
     values: tuple[tuple[float, ...], ...] = ()
     steps: tuple[str, ...] = ()
     per_step: int = 0
+    decode: str = ""
 
     @property
     def band_words(self) -> str:
@@ -105,6 +107,7 @@ class SceneModality:
         units: as the scene file names them.
         names: of the bands; by default those of the raster.
         metres: side of a pixel on the ground where the raster does not say; 0 where that is not known.
+        decode: see `ModalityInfo`.
     """
 
     raster: Raster
@@ -112,6 +115,7 @@ class SceneModality:
     units: str = ""
     names: tuple[str, ...] = ()
     metres: float = 0.0
+    decode: str = ""
 
     @property
     def info(self) -> ModalityInfo:
@@ -121,7 +125,16 @@ class SceneModality:
         names, wavelengths = self.names or getattr(raster, "names", ()), getattr(raster, "wavelengths", ())
         dates = {key: getattr(raster, key) for key in ("steps", "per_step") if hasattr(raster, key)}
         return ModalityInfo(
-            raster.bands, raster.dtype, self.units, self.zoom, metres, pixel, names, wavelengths, **dates
+            raster.bands,
+            raster.dtype,
+            self.units,
+            self.zoom,
+            metres,
+            pixel,
+            names,
+            wavelengths,
+            decode=self.decode,
+            **dates,
         )
 
     def like(self, known: ModalityInfo, name: str, whose: str) -> tuple[SceneModality, str]:
@@ -209,8 +222,9 @@ class Scene:
         Args:
             images: by name; each a numpy array, (C, H, W) or (H, W); an xarray.DataArray with the dimensions `y`, `x`
                 and possibly one of bands, in any order, placed by rioxarray's CRS and transform, or, without rioxarray,
-                by its coordinates and the attributes of `spatial_ref`; or the path of a raster that GDAL reads, which
-                is read window by window. In any mixture: all are on one grid, or finer by whole factors (zooms), in
+                by its coordinates and the attributes of `spatial_ref`; an xarray.Dataset, whose variables are stacked;
+                either with `time`, see `landfuse.with_dates`; or the path of a raster that GDAL reads, which is read
+                window by window. In any mixture: all are on one grid, or finer by whole factors (zooms), in
                 which case the coarsest is the scene's grid. What has no coordinates is placed by its shape. NaN is no
                 data, as is what a nodata value, a mask or `_FillValue` says. `units` of a DataArray's attributes
                 and a file's or DataArray's scale and offset are respected.

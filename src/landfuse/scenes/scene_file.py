@@ -30,6 +30,8 @@ from landfuse.errors import (
 from landfuse.files import file_name
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.palette import class_colours
+from landfuse.rasters.arrays import ArrayRaster
+from landfuse.rasters.cubes import cube_rasters
 from landfuse.rasters.decoding import StretchedRaster
 from landfuse.rasters.geotiff import BY_GDAL, GdalRaster, ResamplingName, crs_name, is_file_name, seen_from
 from landfuse.rasters.grid import Grid
@@ -43,8 +45,8 @@ from landfuse.scenes.scene_keys import LabelSettings, ModalitySettings, SceneSet
 from landfuse.scenes.split_rules import Roles, RolesSplit, SplitSettings, TilesSplit
 from landfuse.scenes.splits import assign, named_tiles
 from landfuse.series.dates import DATE, FORMS, Period, parse_day, periods_of
-from landfuse.series.series_raster import ClearMask, DatedRaster, SeriesRaster, place_of
-from landfuse.series.settings import DateSettings, MaskSettings, MaximumSettings
+from landfuse.series.series_raster import ClearMask, DatedRaster, SeriesRaster, refuse_empty, series_of
+from landfuse.series.settings import DateSettings, MaskSettings
 from landfuse.settings import expand, parse, parse_rest, read_kind
 
 log = logging.getLogger("landfuse")
@@ -248,15 +250,7 @@ class SceneFile:
         parts = [self._one_raster(path, tile, m.model_copy(update={"bands": None}), where, home) for path in paths]
         if any(isinstance(part, MatRaster) for part in parts):
             raise SettingsError(f"{where}: several .mat files", "rasters that GDAL reads, or one .mat file", "")
-        stack = StackedRaster(tuple(parts))
-        beyond = [band for band in m.bands or () if band > stack.bands]
-        if beyond:
-            raise SceneError(
-                f"{where}: its {len(paths)} files have {stack.bands} bands, not the bands {beyond}",
-                f"bands from 1 to {stack.bands}",
-                "correct `bands`",
-            )
-        stack = stack.with_bands([band - 1 for band in m.bands]) if m.bands else stack
+        stack = _with_bands(StackedRaster(tuple(parts)), m, f"{where}: its {len(paths)} files have")
         return _placed(stack, stack.own_grid, where)
 
     def _dated(self, path: str, tile: str, listed: Mapping[date, str] = {}) -> dict[date, str]:
@@ -328,6 +322,12 @@ class SceneFile:
                 day: partial(self._raster, tile, plain.model_copy(update={"path": one}), f"{where} at {day}", home)
                 for day, one in paths.items()
             }
+        if how.days is None and is_zarr(m.paths[0]):
+            without = [how.mask.variable] if how.mask and how.mask.variable else []
+            found = self._of_zarr(m.paths[0], tile, plain, where, without)
+            if None in found:
+                raise SceneError(f"{where}: {m.paths[0]} has no dates", "a dimension `time`", "leave out `dates`")
+            return {day: partial(_itself, raster) for day, raster in found.items() if day}
         whole = self._raster(tile, plain, where, home)
         groups: dict[date, list[int]] = {}
         if how.days == "bands":
@@ -368,12 +368,7 @@ class SceneFile:
         by_day = self._by_day(tile, m, how, where, home)
         periods = self._periods[next(name for name, one in self.settings.modalities.items() if one is m)]
         days = [day for day in by_day if any(day in period for period in periods)]
-        if not days:
-            raise SceneError(
-                f"{where}: none of its {len(by_day)} dates, {few([str(day) for day in by_day])}, lies in a period",
-                few([str(period) for period in periods], 12),
-                "correct `dates: between` or `dates: every`",
-            )
+        refuse_empty(list(by_day), days, periods, where)
         parts = {}
         for day in days:
             raster = by_day[day]()
@@ -401,22 +396,22 @@ class SceneFile:
             raise SettingsError(
                 f"{where} has {len(names)} `names` for {known.bands} bands", "one per band of a date", "correct it"
             )
-        maximum = how.composite.maximum if isinstance(how.composite, MaximumSettings) else ""
-        computed = [*how.indices, *([maximum] if maximum and place_of(maximum, names) is None else [])]
-        inputs = {}
-        if computed:
-            from landfuse.series.indices import inputs_of  # an optional dependency
-
-            inputs = {one: inputs_of(one, names, known.wavelengths, m.sensor, how.roles) for one in computed}
         masks = self._masks(tile, m, how.mask, days, where, home) if how.mask else {}
-        dates = tuple(DatedRaster(day, part.raster, masks.get(day)) for day, part in parts.items())
-        series = SeriesRaster(dates, periods, names, how, inputs)
+        dates = [DatedRaster(day, part.raster, masks.get(day)) for day, part in parts.items()]
+        series = series_of(dates, periods, names, how, known.wavelengths, m.sensor)
         return _placed(series, series.own_grid, where)
 
     def _masks(
         self, tile: str, m: ModalitySettings, mask: MaskSettings, days: Sequence[date], where: str, home: Grid | None
     ) -> dict[date, ClearMask]:
         """Where each date is clear."""
+        if mask.variable:
+            one = ModalitySettings(path=mask.path or m.path, variable=mask.variable, scale=1.0, offset=0.0, crs=m.crs)
+            rasters = self._of_zarr(one.paths[0], tile, one, f"the mask of {where}")
+            lacking = [str(day) for day in days if day not in rasters]
+            if lacking:
+                raise SceneError(f"{where} has no mask at {few(lacking)}", "one for each date", "check `dates: mask`")
+            return {day: ClearMask(_whole_bits(rasters[day], mask), mask) for day in days}
         how = DateSettings(days=m.dates.days) if m.dates else DateSettings()
         paths = self._paths_by_day(tile, (mask.path,) if mask.path else m.paths, how, f"the mask of {where}")
         lacking = [str(day) for day in days if len(paths.get(day, ())) != 1]
@@ -431,10 +426,19 @@ class SceneFile:
         for day in days:
             one = ModalitySettings(path=paths[day], **numbers)  # type: ignore[arg-type]
             raster = self._raster(tile, one, f"the mask of {where} at {day}", home)
-            if mask.bits and np.dtype(raster.dtype).itemsize > 2:
-                raise SceneError(f"the mask {raster.path} holds {raster.dtype}", "bits of 8 or 16", "convert it")
-            found[day] = ClearMask(raster, mask)
+            found[day] = ClearMask(_whole_bits(raster, mask), mask)
         return found
+
+    def _of_zarr(
+        self, path: str, tile: str, m: ModalitySettings, where: str, without: Sequence[str] = ()
+    ) -> dict[date | None, Any]:
+        """The raster of each date of a Zarr group on its own grid; under None the one of a group without dates."""
+        from landfuse.rasters.zarr_store import open_zarr  # an optional dependency
+
+        path = self._resolve(path, tile)
+        variables = (m.variable,) if isinstance(m.variable, str) else m.variable or ()
+        rasters = cube_rasters(open_zarr(path), path, variables, without, path)
+        return {day: _with_bands(_decoded(raster, m, where), m, f"{where} has") for day, raster in rasters.items()}
 
     def _one_raster(
         self, path: str, tile: str, m: ModalitySettings | LabelSettings, where: str, home: Grid | None
@@ -443,7 +447,7 @@ class SceneFile:
         bands = m.bands if isinstance(m, ModalitySettings) else None
         decoding = m.decoding
         if path.lower().endswith(".mat"):
-            if not m.variable or not m.axes:
+            if not isinstance(m.variable, str) or not m.axes:
                 raise SettingsError(
                     f"{where}: {path} is a .mat file",
                     "`variable` and `axes`, since axes are never guessed",
@@ -451,6 +455,15 @@ class SceneFile:
                 )
             shape = (home.height, home.width) if home else None
             return open_mat(path, m.variable, m.axes, decoding=decoding, bands=bands or None, expected=shape)
+        if is_zarr(path):
+            if not isinstance(m, ModalitySettings):
+                raise SettingsError(f"{where}: {path} is a Zarr group", "labels that GDAL reads", "write a GeoTIFF")
+            found = self._of_zarr(path, tile, m, where)
+            if len(found) > 1:
+                raise SettingsError(
+                    f"{where}: {path} has {len(found)} dates", "`dates`, of which `{}` is enough", "add `dates: {}`"
+                )
+            return next(iter(found.values()))
         assumed = crs_name(m.crs, where) if m.crs else None
         how: ResamplingName = m.resampling if isinstance(m, ModalitySettings) else "nearest"
         placed = None if self.settings.georeferenced else home
@@ -510,7 +523,7 @@ class SceneFile:
                     placed, units = _placed(own, fine, name), m.units
                     if m.stretch:
                         placed, units = StretchedRaster(placed), "0 to 1 in each tile"
-                    modalities[name] = SceneModality(placed, m.zoom, units, names, m.metres or 0.0)
+                    modalities[name] = SceneModality(placed, m.zoom, units, names, m.metres or 0.0, m.decode_words)
             except LandfuseError as error:
                 faults.append(error)
         read_labels = read_polygons = None
@@ -631,12 +644,55 @@ def natural(name: str) -> list[int | str]:
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
 
 
+def is_zarr(path: str) -> bool:
+    """Whether a path names a Zarr group: a folder x.zarr, or one in it."""
+    return Path(path).suffix.lower() in (".zarr", "") and re.search(r"\.zarr([/\\]|$)", path, re.I) is not None
+
+
+def _itself(raster: Any) -> Any:
+    return raster
+
+
+def _decoded(raster: Any, m: ModalitySettings, where: str) -> Any:
+    """An array, or several stacked, with the CRS and the decoding of the scene file, which win over its own."""
+    if isinstance(raster, StackedRaster):
+        return raster.placed(lambda part: _decoded(part, m, where))
+    set_here = {key: value for key, value in vars(m.decoding).items() if value is not None}
+    crs = raster.grid.crs or (crs_name(m.crs, where) if m.crs else None)
+    return replace(raster, grid=replace(raster.grid, crs=crs), decoding=replace(raster.decoding, **set_here))
+
+
+def _with_bands(raster: Any, m: ModalitySettings, has: str) -> Any:
+    """The bands that the scene file names."""
+    beyond = [band for band in m.bands or () if band > raster.bands]
+    if beyond:
+        raise SceneError(
+            f"{has} {raster.bands} bands, not the bands {beyond}", f"bands from 1 to {raster.bands}", "correct `bands`"
+        )
+    return raster.with_bands([band - 1 for band in m.bands]) if m.bands else raster
+
+
+def _whole_bits(raster: Any, mask: MaskSettings) -> Any:
+    if mask.bits and np.dtype(raster.dtype).itemsize > 2:
+        raise SceneError(f"the mask {raster.path} holds {raster.dtype}", "bits of 8 or 16", "convert it")
+    return raster
+
+
 def _placed(raster: Any, grid: Grid, name: str) -> Any:
     """Brings a raster to a grid: as it is, by shape if it is a .mat file, else warped lazily."""
     if isinstance(raster, MatRaster):
         return raster.placed(grid)
     if isinstance(raster, StackedRaster | SeriesRaster):
         return raster.placed(lambda part: _placed(part, grid, name))
+    if isinstance(raster, ArrayRaster):
+        size = (raster.grid.height, raster.grid.width)
+        if raster.grid == grid or (not raster.grid.georeferenced and size == (grid.height, grid.width)):
+            return replace(raster, grid=grid)
+        raise GridError(
+            f"{raster.path} has the grid {raster.grid}",
+            f"the grid of the reference, or `zoom` times finer: {grid}; Zarr arrays are not resampled",
+            f"say `reference: {name}`, to which the other rasters are brought; or bring the cube to this grid",
+        )
     if raster.own_grid == grid:
         return raster if raster.onto is None else replace(raster, onto=None)
     own = raster.own_grid

@@ -30,6 +30,13 @@ Pixels = Annotated[int, Field(ge=0, le=10**15)]
 Code = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
+class SignedSquareSettings(Settings):
+    """Numbers that are roots, as of the embeddings of AlphaEarth: value = (number / divide)², with its sign."""
+
+    kind: Literal["signed_square"] = Field(description="The only one.")
+    divide: float = Field(gt=0, le=1e30, description="What numbers are divided by, 127.5 for AlphaEarth.")
+
+
 class ModalitySettings(Settings):
     """One modality of a scene file: a raster of one sensor."""
 
@@ -37,9 +44,14 @@ class ModalitySettings(Settings):
         description="The raster; `{tile}` is replaced by the tile's name, `{tile:02}` by the name with its numbers "
         "padded to two digits. Or several files whose bands are stacked: a list, or a pattern such as `{tile}_B*.tif`, "
         "in natural order. Their pixels may differ in size: all are brought to the smallest, or to the reference. "
-        f"`{{date}}` stands for a date, {FORMS}; see `dates`."
+        f"`{{date}}` stands for a date, {FORMS}; see `dates`. Or a Zarr group on this machine, in a folder x.zarr; "
+        "its `time` becomes dates with `dates: {}`."
     )
-    variable: str | None = Field(default=None, description="The variable of a .mat file.")
+    variable: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="The variable of a .mat file; or that of a Zarr group, or several whose bands are stacked, by "
+        "default all with rows and columns.",
+    )
     axes: str | None = Field(default=None, description="Axes of that variable as MATLAB shows it, e.g. `HWC`.")
     bands: tuple[Annotated[int, Field(ge=1, le=BANDS)], ...] | None = Field(
         default=None,
@@ -67,6 +79,9 @@ class ModalitySettings(Settings):
         default=None, ge=-1e30, le=1e30, description="See `scale`; by default what the file says, else 0."
     )
     decibel: bool = Field(default=False, description="Convert linear power to dB.")
+    decode: SignedSquareSettings | None = Field(
+        default=None, description="How numbers become values where scale and offset do not say it."
+    )
     stretch: bool = Field(
         default=False,
         description="Bring the values of each band to 0 at the least and 1 at the largest of the tile; its units then "
@@ -109,10 +124,23 @@ class ModalitySettings(Settings):
             bands += range(first, last + 1)
         return bands
 
+    @pydantic.model_validator(mode="after")
+    def _one_decoding(self) -> ModalitySettings:
+        if self.decode and (self.scale is not None or self.offset is not None or self.decibel):
+            raise ValueError("`decode` stands in place of `scale`, `offset` and `decibel`; leave these out")
+        return self
+
     @property
     def decoding(self) -> Decoding:
         """The part that turns numbers into values."""
+        if self.decode:
+            return Decoding(self.nodata, 1.0, 0.0, signed_square=self.decode.divide)
         return Decoding(self.nodata, self.scale, self.offset, self.decibel)
+
+    @property
+    def decode_words(self) -> str:
+        """What a bundle keeps of `decode`."""
+        return f"{self.decode.kind} {self.decode.divide:.9g}" if self.decode else ""
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.errors import few
+from landfuse.errors import SceneError, few
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
 from landfuse.series import arithmetic
@@ -188,7 +188,7 @@ class SeriesRaster:
     @property
     def path(self) -> str:
         """The first file and the last, for messages."""
-        return f"{self.dates[0].raster.path} ... {self.dates[-1].raster.path}"
+        return " ... ".join(dict.fromkeys(one.raster.path for one in (self.dates[0], self.dates[-1])))
 
     @property
     def warped(self) -> bool:
@@ -205,8 +205,19 @@ class SeriesRaster:
 
     def files(self) -> list[Path]:
         """All files that its pixels come from."""
-        rasters = [raster for one in self.dates for raster in (one.raster, one.mask and one.mask.raster) if raster]
-        return sorted({file for raster in rasters if hasattr(raster, "files") for file in raster.files()})
+        rasters = {raster.path: raster for raster in self._rasters}  # many dates may lie in one file
+        return sorted({file for raster in rasters.values() if hasattr(raster, "files") for file in raster.files()})
+
+    @property
+    def _rasters(self) -> list[Any]:
+        return [raster for one in self.dates for raster in (one.raster, one.mask and one.mask.raster) if raster]
+
+    @property
+    def digest(self) -> str:
+        """Of the dates that are arrays, and of what is made of them."""
+        words = [self.how, self.dates[0].mask and self.dates[0].mask.how, self.places, *map(str, self.periods)]
+        words += [str(one.day) for one in self.dates]
+        return " ".join(map(str, [*words, *(getattr(raster, "digest", "") for raster in self._rasters)]))
 
     def undeclared(self, window: Window) -> NDArray[np.floating]:
         """See `Decoding.undeclared`."""
@@ -286,6 +297,47 @@ def _strips(window: Window, rows: int) -> Iterator[Window]:
     """Cuts a window where the rows of the raster are multiples of a number."""
     for start in range(window.row - window.row % rows, window.row + window.height, rows):
         yield Window(start, window.col, rows, window.width).intersection(window)
+
+
+def series_of(
+    dates: Sequence[DatedRaster],
+    periods: Sequence[Period],
+    names: Sequence[str],
+    how: DateSettings,
+    wavelengths: Sequence[float] = (),
+    sensor: str = "",
+) -> SeriesRaster:
+    """Some dates, in order of time, as one raster.
+
+    Args:
+        dates: at least one of them in a period; the others are left out.
+        periods: see `SeriesRaster`.
+        names: of the bands of a date.
+        how: see `SeriesRaster`.
+        wavelengths: of these bands, nm; for spectral indices, as is `sensor`.
+        sensor: in words.
+
+    Raises:
+        LandfuseError: if a spectral index cannot be computed from the bands.
+    """
+    maximum = how.composite.maximum if isinstance(how.composite, MaximumSettings) else ""
+    computed = [*how.indices, *([maximum] if maximum and place_of(maximum, names) is None else [])]
+    inputs = {}
+    if computed:
+        from landfuse.series.indices import inputs_of  # an optional dependency
+
+        inputs = {one: inputs_of(one, names, wavelengths, sensor, how.roles) for one in computed}
+    return SeriesRaster(tuple(dates), tuple(periods), tuple(names), how, inputs)
+
+
+def refuse_empty(days: Sequence[date], kept: Sequence[date], periods: Sequence[Period], where: str) -> None:
+    """Raises a SceneError if none of some dates lies in a period."""
+    if not kept:
+        raise SceneError(
+            f"{where}: none of its {len(days)} dates, {few([str(day) for day in days])}, lies in a period",
+            few([str(period) for period in periods], 12),
+            "correct `between` or `every`",
+        )
 
 
 def place_of(band: str, names: Sequence[str]) -> int | None:

@@ -36,6 +36,7 @@ class MaskSettings(Settings):
         description="The raster that says it, with `{date}`; by default the file of the modality itself. On another "
         "grid it is read by nearest neighbour.",
     )
+    variable: str | None = Field(default=None, description="Of a Zarr group or a Dataset, the variable that says it.")
     band: int = Field(
         default=1, ge=1, le=65_536, description="Its band; in the modality's own file, no band of values."
     )
