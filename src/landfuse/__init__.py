@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from landfuse.scenes.land_cover_map import LandCoverMap, open_map
     from landfuse.scenes.scene import Scene
     from landfuse.scenes.scene_file import open_scene, open_scenes
-    from landfuse.series.from_cube import with_dates
+    from landfuse.series.cubes import with_dates
     from landfuse.training.recipe import Recipe, read_recipe
 
 # Before torch is imported: threads that wait by spinning take the cores that others need. On a shared machine of two
@@ -110,7 +110,7 @@ _HOMES = {
     "read_recipe": "training.recipe",
     "report": "reporting.page",
     "train": "api",
-    "with_dates": "series.from_cube",
+    "with_dates": "series.cubes",
 }
 """Where each name is defined, in this package."""
 

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from landfuse.errors import GridError, SceneError, SettingsError
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.rasters.arrays import ArrayRaster, array_raster
-from landfuse.rasters.cubes import cube_rasters, has_dates, is_dataset
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.stacked import StackedRaster
 from landfuse.scenes.scene import ModalityInfo, Scene, SceneModality
-from landfuse.series.from_cube import with_dates
+from landfuse.series.cubes import cube_rasters, has_dates, is_dataset, with_dates
 from landfuse.series.series_raster import SeriesRaster
 
 Image = Any

@@ -31,7 +31,6 @@ from landfuse.files import file_name
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.palette import class_colours
 from landfuse.rasters.arrays import ArrayRaster
-from landfuse.rasters.cubes import cube_rasters
 from landfuse.rasters.decoding import StretchedRaster
 from landfuse.rasters.geotiff import BY_GDAL, GdalRaster, ResamplingName, crs_name, is_file_name, seen_from
 from landfuse.rasters.grid import Grid
@@ -44,6 +43,7 @@ from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.scene_keys import LabelSettings, ModalitySettings, SceneSettings, expand_root
 from landfuse.scenes.split_rules import Roles, RolesSplit, SplitSettings, TilesSplit
 from landfuse.scenes.splits import assign, named_tiles
+from landfuse.series.cubes import cube_rasters
 from landfuse.series.dates import DATE, FORMS, Period, parse_day, periods_of
 from landfuse.series.series_raster import ClearMask, DatedRaster, SeriesRaster, refuse_empty, series_of
 from landfuse.series.settings import DateSettings, MaskSettings
@@ -433,7 +433,7 @@ class SceneFile:
         self, path: str, tile: str, m: ModalitySettings, where: str, without: Sequence[str] = ()
     ) -> dict[date | None, Any]:
         """The raster of each date of a Zarr group on its own grid; under None the one of a group without dates."""
-        from landfuse.rasters.zarr_store import open_zarr  # an optional dependency
+        from landfuse.series.zarr_store import open_zarr  # an optional dependency
 
         path = self._resolve(path, tile)
         variables = (m.variable,) if isinstance(m.variable, str) else m.variable or ()

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.errors import SceneError, few
+from landfuse.rasters.arrays import ArrayRaster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
 from landfuse.series import arithmetic
@@ -77,6 +78,11 @@ class DatedRaster:
     day: date
     raster: Any
     mask: ClearMask | None = None
+
+    @property
+    def uncached(self) -> bool:
+        """Whether it is an array, of which nothing decoded is kept, as GDAL keeps tiles of files."""
+        return isinstance(getattr(self.raster, "parts", (self.raster,))[0], ArrayRaster)
 
     def placed(self, place: Callable[[Any], Any]) -> DatedRaster:
         """The same on another grid."""
@@ -251,7 +257,7 @@ class SeriesRaster:
         for period, values in zip(self.periods, series, strict=True):
             dates = [one for one in self.dates if one.day in period]
             rows = _STRIP // width
-            if len(dates) * width * _TILE > HELD // 2:
+            if len(dates) * width * _TILE > HELD // 2 or any(one.uncached for one in dates):
                 rows = HELD // (width * (len(dates) if self.how.composite == "median" else 4))
                 rows -= rows % _TILE if rows > _TILE else 0
             single = len(dates) == 1 and self.how.composite in ("median", "mean")  # which combine nothing then
@@ -294,7 +300,10 @@ class SeriesRaster:
 
 
 def _strips(window: Window, rows: int) -> Iterator[Window]:
-    """Cuts a window where the rows of the raster are multiples of a number."""
+    """Cuts a window of more than some rows where those of the raster are multiples of their number."""
+    if window.height <= rows:
+        yield window
+        return
     for start in range(window.row - window.row % rows, window.row + window.height, rows):
         yield Window(start, window.col, rows, window.width).intersection(window)
 
