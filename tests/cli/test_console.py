@@ -169,6 +169,7 @@ def test_words_are_completed(landfuse: Run, monkeypatch: pytest.MonkeyPatch) -> 
         (["train", "PLACE/a.tif"], "a.tif is a file of data, not a recipe", "landfuse init PLACE/a.tif"),
         (["check", "EMPTY"], "there is no file EMPTY/scene.yaml", "landfuse init EMPTY"),
         (["predict", "run", "PLACE", "-o", "x.png"], "a map cannot be written as x.png", "name it x.tif; a picture"),
+        (["predict", "run", "PLACE", "-o", "x.zarr"], "a map cannot be written as x.zarr", "name it x.tif"),
         (["predict", "run", "PLACE", "-o", "x.PDF"], "a map cannot be written as x.PDF", "name it x.tif; a picture"),
         (["predict", "run", "PLACE", "-o", "s3://b/x.gpkg"], "written as s3://b/x.gpkg", "name it s3://b/x.tif\n"),
         (["report", "run", "-o", "x.pdf"], "cannot be written as x.pdf", "-o x.html; a browser prints it"),

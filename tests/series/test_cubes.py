@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import landfuse as lf
 from landfuse.errors import LandfuseError, SceneError, SettingsError
+from landfuse.rasters.arrays import like_data_array
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.raster import state_of
@@ -126,7 +127,6 @@ def test_a_classifier_of_cubes_returns_data_arrays_and_wants_the_same_periods(mo
     np.testing.assert_array_equal(found.values, labels)
     assert (found.dims, found.rio.crs.to_epsg()) == (("y", "x"), 32632)
     np.testing.assert_array_equal(found.x, array.x)
-    assert lf.with_dates(later, every="1 month").grid == GRID
     with pytest.raises(LandfuseError, match="other periods than the model"):
         forest.predict({"s2": array}, progress=False)
 
@@ -197,6 +197,16 @@ def test_the_scene_file_wins_over_what_a_zarr_group_says(tmp_path: Path) -> None
     scene = opened(tmp_path, variable="B08", scale=2.0, offset=0.0, crs="EPSG:32632", dates={"mask": mask})
     stored = numbers()[[1, 2, 0, 3], 1]
     np.testing.assert_array_equal(read(scene), np.where((stored % 3 == 0) | (stored == -9), np.nan, stored * 2.0))
+    assert scene.grid == GRID
+
+
+def test_a_map_goes_to_zarr_and_back(tmp_path: Path) -> None:
+    attrs = {"_FillValue": 255, "flag_values": np.array([1, 2], np.uint8)}
+    codes = np.where(numbers()[0, 0] < 0, 255, 1).astype(np.uint8)
+    mapped = like_data_array(cube()[0, 0], codes, GRID, "land_cover", attrs)
+    written(tmp_path, mapped.drop_vars(["time", "band"], errors="ignore").to_dataset(), 3)
+    scene = opened(tmp_path)
+    np.testing.assert_array_equal(read(scene)[0], np.where(codes == 255, np.nan, codes))
     assert scene.grid == GRID
 
 
