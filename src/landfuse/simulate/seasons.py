@@ -6,12 +6,12 @@ its class, shifted by parcel and year; bare soil or water lies beneath. No value
 | class        | green from, to (day of year) | VV, VH when bare and when green (dB) |
 |--------------|------------------------------|---------------------------------------|
 | water        | never                        | -19, -26                              |
-| winter wheat | 80, 185                      | -11, -19 and -16, -21                 |
-| grassland    | 85, 300, never bare          | -12, -19 and -11, -17                 |
-| maize        | 160, 265                     | -11, -19 and -9, -14                  |
-| rapeseed     | 75, 180                      | -11, -19 and -10, -13                 |
-| forest       | 115, 290                     | -9, -15 and -9, -14                   |
-| built-up     | never                        | -7, -14                               |
+| winter wheat | 80, 185                      | -11, -19 and -14, -20                 |
+| grassland    | 85, 300, never bare          | -12, -19 and -12, -18                 |
+| maize        | 160, 265                     | -11, -19 and -10, -16                 |
+| rapeseed     | 75, 180, in flower at 120    | -11, -19 and -10.5, -15.5             |
+| forest       | 115, 290                     | -9, -16 and -9.5, -15                 |
+| built-up     | never                        | -8, -15                               |
 """
 
 from __future__ import annotations
@@ -51,8 +51,10 @@ _SPECTRA = np.array(
     [[0.10, 0.14, 0.24, 0.30], [0.05, 0.03, 0.46, 0.19]], np.float32
 )  # soil, leaves: B03, B04, B08, B11
 _WATER, _BUILT = np.array([0.05, 0.03, 0.02, 0.01]), np.array([0.14, 0.16, 0.20, 0.24])
-_BARE_DB = np.array([[-19, -26], [-11, -19], [-12, -19], [-11, -19], [-11, -19], [-9, -15], [-7, -14]], np.float32)
-_GREEN_DB = np.array([[-19, -26], [-16, -21], [-11, -17], [-9, -14], [-10, -13], [-9, -14], [-7, -14]], np.float32)
+_BARE_DB = np.array([[-19, -26], [-11, -19], [-12, -19], [-11, -19], [-11, -19], [-9, -16], [-8, -15]])
+_GREEN_DB = np.array([[-19, -26], [-14, -20], [-12, -18], [-10, -16], [-10.5, -15.5], [-9.5, -15], [-8, -15]])
+_PARCEL_DB = 2.5  # either way, by the rows and the roughness of a parcel
+_FLOWERS, _FLOWERING, _YELLOW = 4, 120, np.array([0.06, 0.08, 0.0, 0.0])  # class, day, reflectance
 _NOISE, _CLOUD_SIZE = 0.012, 40
 
 _YEARS, _CLOUDS, _WET, _OPTICAL, _SPECKLE = 9_999, 10_000, 20_000, 100_000, 200_000
@@ -150,9 +152,11 @@ def _reflectance(seed: int, year: int, day: int, clouds: float, window: Window) 
     for down, right, rows, cols in chunks(window):
         piece, classes = _ground(seed, rows, cols)
         green = _greenness(seed, year, day, piece, classes)
+        flowers = green * (classes == _FLOWERS) * np.exp(-(((day - _FLOWERING) / 12) ** 2))
         hidden = smooth(seed, _stream(_CLOUDS, year, day), rows, cols, _CLOUD_SIZE) < _cloud_level(clouds)
         for band, (soil, leaves) in enumerate(_SPECTRA.T):
             values = soil * (0.8 + 0.4 * piece.mixture[piece.parcel, 1]) * (1 - green) + leaves * green
+            values = values + _YELLOW[band] * flowers
             values = np.where(classes == 0, _WATER[band], np.where(classes == 6, _BUILT[band], values))
             values = values + _NOISE * normal(seed, _stream(_OPTICAL, year, day, 4) + band, rows, cols)
             out[band, down, right] = np.where(hidden, np.nan, values)
@@ -170,6 +174,7 @@ def _backscatter(seed: int, year: int, day: int, window: Window) -> NDArray[np.f
         for band in range(2):
             bare, full = _BARE_DB[classes, band], _GREEN_DB[classes, band]
             decibels = bare + (full - bare) * green + wet * (1 - green) * (classes != 0)
+            decibels += 2 * _PARCEL_DB * (piece.mixture[piece.parcel, 1] - 0.5)
             speckle = gamma(seed, _stream(_SPECKLE, year, day, 2 * LOOKS) + LOOKS * band, rows, cols, LOOKS)
             out[band, down, right] = decibels + 10 * np.log10(speckle)
     return out
