@@ -115,7 +115,7 @@ def test_each_outside_format_has_one_importing_file() -> None:
 def test_a_package_is_a_room_with_a_door() -> None:
     for folder in {Path(path).parent for path in FILES if "/" in path}:
         files = [path for path in FILES if Path(path).parent == folder]
-        assert len(files) <= 14, f"{folder} has {len(files)} files"
+        assert len(files) <= 15, f"{folder} has {len(files)} files"
         assert ast.get_docstring(ast.parse(FILES[f"{folder}/__init__.py"])), f"{folder}/__init__.py says no purpose"
 
 

@@ -23,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "bdgf": {"view": 5, "width": 32, "embedding": 32, "states": 4},
     "forest": {"trees": 7},
     "stacked": {"view": 32, "core": 28, "architecture": "Linknet", "encoder": "tu-test_resnet"},
+    "temporal": {"view": 5, "core": 3, "width": 16, "heads": 4},
     "two_branch": {"view": 5, "width": 8},
     "refnet": {"view": 64, "encoder": "resnet18", "width": 8},
     "mfnet": {

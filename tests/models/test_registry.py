@@ -21,7 +21,7 @@ import sys
 sys.modules["torch"] = None  # an import of it fails
 from landfuse.models import MODELS, SETTINGS
 assert list(MODELS) == list(SETTINGS)
-assert "bdgf" in MODELS and "bgdf" not in MODELS and len(MODELS) == 6
+assert "bdgf" in MODELS and "bgdf" not in MODELS and len(MODELS) == 9
 SETTINGS["mfnet"](view=64)
 """
 
@@ -72,12 +72,12 @@ def test_presets_are_defaults_that_are_written_out(name: str, preset: str) -> No
     chosen = parse(kind, {"preset": preset}, "model")
     assert chosen == kind(**sets) != kind()
     assert parse(kind, {"preset": preset, "width": 64, "view": 9}, "model") == kind(**{**sets, "width": 64, "view": 9})
-    with pytest.raises(SettingsError, match=f"`preset` is 'tiny'.*'{preset}'"):
+    with pytest.raises(SettingsError, match=f"`preset` is 'tiny', not one of: {preset}"):
         parse(kind, {"preset": "tiny"}, "model")
     (meaning,) = (row.meaning for row in describe(kind) if row.key == "preset")
     assert all(f"`{key}` {value}" in meaning for key, value in sets.items())
-    recipe = parse(Recipe, {"scene": "s.yaml", "model": {"name": name, "preset": preset, "states": 2}}, "recipe")
-    assert recipe.model == {"name": name, **sets, "states": 2}
+    recipe = parse(Recipe, {"scene": "s.yaml", "model": {"name": name, "preset": preset, "view": 9}}, "recipe")
+    assert recipe.model == {"name": name, **sets, "view": 9}
     small, usual = (MODELS[name]({"a": 3, "b": 2}, 4, **one) for one in ({"preset": preset}, {}))  # type: ignore[call-arg]
     assert 3 * sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in usual.parameters())
 

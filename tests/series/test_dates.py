@@ -9,7 +9,7 @@ import pandas
 import pytest
 
 from landfuse.errors import SettingsError
-from landfuse.series.dates import Period, other_period, parse_day, parse_period, periods_of
+from landfuse.series.dates import Period, days_of, other_period, parse_day, parse_period, periods_of, seasons_of
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,13 @@ def test_periods_of_another_year_are_the_same_and_others_are_named() -> None:
     assert other_period(known, words("1 month", "2024-04/2024-11")) == "2024-04 in place of 2023-03"
     assert other_period(known, words("1 month", "2024-03/2024-09")) == "7 in place of 8"
     assert other_period(known, []) == "one has dates, and the other none"
+
+
+def test_days_are_counted_from_the_first_year_and_seasons_are_quarters() -> None:
+    words = ("2023-01-01", "2023-03", "2023-07-09", "2023-12-16/2024-01-10", "2024-03-01")
+    assert days_of(words) == (0, 59 + 15, 181 + 8, 349 + 12.5, 365 + 60)
+    assert seasons_of(words) == {
+        "January-March": ("2023-01-01", "2023-03", "2024-03-01"),
+        "July-September": ("2023-07-09",),
+        "October-December": ("2023-12-16/2024-01-10",),
+    }

@@ -160,7 +160,8 @@ def test_what_fills_up_a_batch_is_not_learnt_from() -> None:
 def draws_of(rows: list[int], cols: list[int], dropped: list[list[bool]]) -> Draws:
     still = np.zeros(len(rows), np.int64)
     row, col = np.array(rows, np.int64), np.array(cols, np.int64)
-    return Draws(still, row, col, still.copy(), np.array(dropped), np.zeros(len(rows), bool))
+    none = np.zeros((len(rows), 0), bool)
+    return Draws(still, row, col, still.copy(), np.array(dropped), none, np.zeros(len(rows), bool))
 
 
 class Absent:

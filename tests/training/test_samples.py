@@ -128,7 +128,9 @@ def draws_of(rows: Any, cols: Any, turns: Any = None, scenes: Any = None) -> Dra
     row = np.asarray(rows, np.int64)
     col, still = np.asarray(cols, np.int64), np.zeros(len(row), np.int64)
     turn, scene = (still if given is None else np.array(list(given), np.int64) for given in (turns, scenes))
-    return Draws(scene, row, col, turn, np.zeros((len(row), 3), bool), np.zeros(len(row), bool))
+    return Draws(
+        scene, row, col, turn, np.zeros((len(row), 3), bool), np.zeros((len(row), 0), bool), np.zeros(len(row), bool)
+    )
 
 
 def joined(sampler: WindowSampler) -> Draws:

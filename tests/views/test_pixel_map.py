@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from landfuse.errors import ModelError, SettingsError
-from landfuse.scenes.scene import Scene, SceneModality
+from landfuse.scenes.scene import ModalityInfo, Scene, SceneModality
 from landfuse.settings import parse
 from landfuse.simulate.scene import SimulatedRaster, simulate_flat
 from landfuse.views.mapped_pixels import fit_pixel_maps
@@ -305,3 +305,15 @@ def test_gaps_of_a_series_are_the_mean_of_their_band_and_no_reason_for_a_stand_i
     for mapped in (own(torch.from_numpy(values), 7.0).numpy(), own.arrays(values, 7.0)):
         np.testing.assert_array_equal(mapped[0], [7, 7, 7])
         np.testing.assert_allclose(mapped[1:], expected[1:], rtol=1e-5, atol=1e-5)
+
+
+def test_days_that_training_does_not_show_are_scaled_as_the_others() -> None:
+    info = ModalityInfo(7, "float32", "1", 1, steps=("2023-04", "2023-05", "2023-06"), per_step=2)
+    own = PixelMap(torch.tensor([2.0, 0, 0, 0, 4, 0, 0]), torch.tensor([1.0, 0, 0, 0, 3, 0, 0]))
+    own.scale_unseen(info)
+    assert own.weight.tolist() == [2, 0, 3, 0, 4, 0, 0]
+    assert own.bias.tolist() == [1, 0, 2, 0, 3, 0, 0]
+    assert own.modality(info) == (7, 1, (104.5, 135.0, 165.5), 2)
+    mixed = PixelMap(torch.zeros(3, 7), torch.zeros(3))
+    mixed.scale_unseen(info)
+    assert mixed.modality(info) == (3, 1, (), 0)

@@ -94,7 +94,7 @@ class Bundle(nn.Module):
         self.pixel_maps = nn.ModuleDict(pixel_maps)
         for name, pixel_map in pixel_maps.items():
             pixel_map.gaps = inputs[name].per_step > 0
-        modalities = {name: Modality(m.channels, inputs[name].zoom) for name, m in pixel_maps.items()}
+        modalities = {name: m.modality(inputs[name]) for name, m in pixel_maps.items()}
         built = model or build_model(spec, modalities, len(legend))
         settings = getattr(type(built), "Settings", Settings).written_out(spec.settings)
         self.spec = replace(spec, settings=settings)

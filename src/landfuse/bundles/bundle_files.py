@@ -19,7 +19,7 @@ from landfuse.diffusion.trained_denoiser import TrainedDenoiser
 from landfuse.errors import BundleError, MissingFileError
 from landfuse.legend import Legend
 from landfuse.models import MODELS, checked, is_own, package_of, unknown
-from landfuse.models.base import FusionModel, Modality
+from landfuse.models.base import FusionModel
 from landfuse.settings import parse
 from landfuse.views.pixel_map import PixelMap
 
@@ -47,7 +47,7 @@ def load_bundle(folder: str | Path, *, model: type[FusionModel] | None = None) -
     _check_model(folder, ModelSpec(description.model.name, kind=model), description.package)
     spec = saved_spec(description, model)
     maps = {name: PixelMap(torch.empty(shape), torch.empty(shape[0])) for name, shape in description.pixel_maps.items()}
-    modalities = {name: Modality(m.channels, description.modalities[name].zoom) for name, m in maps.items()}
+    modalities = {name: m.modality(description.modalities[name]) for name, m in maps.items()}
     features = None
     if description.features is not None and description.denoiser is not None:
         denoiser = TrainedDenoiser.unpacked(_part(tensors, "denoiser."), description.denoiser)

@@ -37,7 +37,8 @@ class Predictor(Protocol):
 
     @property
     def view(self) -> int:
-        """Side of what is held for each window of a batch, px: the model's view, or 1 where it needs no more."""
+        """Side of what is held for each window of a batch, px: the model's view, or 1 where it needs no more; of a
+        model of several images per view, of the square of as many pixels."""
 
     @property
     def marks_missing(self) -> bool:

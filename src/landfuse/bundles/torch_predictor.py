@@ -60,7 +60,8 @@ class TorchPredictor:
             ) from None
         self.maps = {name: pixel_map.to("cpu") for name, pixel_map in pixel_maps.items()}
         self.stand_ins = self.description.stand_ins(options)
-        self.view, self.marks_missing = description.view, model.marks_missing
+        self.view = math.ceil(description.view * math.sqrt(model.images_per_view))
+        self.marks_missing = model.marks_missing
         self.channels = {name: pixel_map.channels for name, pixel_map in self.maps.items()}
         network = getattr(self.model, "network", self.model)  # behind placeholders
         parameters = sum(p.numel() for p in self.model.parameters())

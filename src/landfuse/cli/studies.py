@@ -205,7 +205,8 @@ def reproduce(
 
 def modalities(
     runs: Annotated[
-        list[Path], typer.Argument(help="Finished runs of models with two or more modalities.", callback=there)
+        list[Path],
+        typer.Argument(help="Finished runs of models with two or more modalities, or with dates.", callback=there),
     ],
     alone: Annotated[
         list[Path] | None,
@@ -223,6 +224,9 @@ def modalities(
     quiet: Quiet = False,
 ) -> None:
     """Report what each modality gives: the trained model with one withheld, and models trained without it.
+
+    Of a modality with dates each quarter of the year is withheld too, if the model takes gaps: temporal, boosted, or
+    any that was trained with samples.date_dropout.
 
     Scores are those of the run's test pixels, as its folder `split` has them. Writes modalities.json, .csv and
     .png into the run folder; with --heat-map, heat_maps-CODE.png.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from landfuse.models.pixel_models import Boosted, Forest, Logistic
     from landfuse.models.refnet import RefNet
     from landfuse.models.stacked import Stacked
+    from landfuse.models.temporal import Temporal
     from landfuse.models.two_branch import TwoBranch
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Modality",
     "RefNet",
     "Stacked",
+    "Temporal",
     "TwoBranch",
     "register",
 ]
@@ -68,6 +70,7 @@ _OWN: dict[str, _Own] = {
     "mfnet": _Own("mfnet", "MFNet", _settings.MFNetSettings),
     "refnet": _Own("refnet", "RefNet", _settings.RefNetSettings),
     "stacked": _Own("stacked", "Stacked", _settings.StackedSettings),
+    "temporal": _Own("temporal", "Temporal", _settings.TemporalSettings),
     "two_branch": _Own("two_branch", "TwoBranch", _settings.TwoBranchSettings),
 }
 """By name."""

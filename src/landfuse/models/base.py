@@ -24,11 +24,18 @@ class Modality(NamedTuple):
 
     Examples:
         >>> lf.Modality(channels=30)
-        Modality(channels=30, zoom=1)
+        Modality(channels=30, zoom=1, days=(), per_day=0)
     """
 
     channels: int  # after the pixel map
     zoom: int = 1  # how many times finer than the scene's grid
+    days: tuple[float, ...] = ()  # of a series, when its dates or periods are, counted from the first year's beginning
+    per_day: int = 0  # channels of each of these, which come first, day by day
+
+    @property
+    def dated(self) -> int:
+        """Channels that belong to days."""
+        return self.per_day * len(self.days)
 
 
 class FusionModel(nn.Module):
@@ -61,6 +68,10 @@ class FusionModel(nn.Module):
 
     takes_dropped: ClassVar[bool] = False
     """Whether it learns from modalities that are missing as they are (NaN), without placeholders."""
+
+    images_per_view: int = 1
+    """How many images it computes for each view, as one per date; batches are as much smaller. May be set by
+    instance."""
 
     progress: float = 1.0
     """Fraction of the training's steps that are done, 0..1; set before each step, so that `loss` may ramp by it."""
@@ -135,7 +146,7 @@ class FusionModel(nn.Module):
             ModelError: if a modality is missing, has other channels, or another size than the first.
         """
         size: tuple[int, int] | None = None
-        for name, (channels, zoom) in self.modalities.items():
+        for name, (channels, zoom, *_) in self.modalities.items():
             image = images.get(name)
             if image is None:
                 found = f"only {', '.join(images) or 'none'}"
@@ -249,6 +260,13 @@ def _checked(modalities: Mapping[str, int | Modality]) -> dict[str, Modality]:
                 f"the modality `{name}` has {modality.channels} channels at zoom {modality.zoom}",
                 "at least one channel, and a zoom of 1 or more",
                 f"correct `{name}`",
+            )
+        if bool(modality.days) != bool(modality.per_day) or not 0 <= modality.dated <= modality.channels:
+            raise ModelError(
+                f"the modality `{name}` has {modality.channels} channels, {modality.per_day} on each of "
+                f"{len(modality.days)} days",
+                "the channels of all days first, and perhaps others",
+                f"correct `days` and `per_day` of `{name}`",
             )
         if not name.isidentifier():
             raise ModelError(

@@ -332,6 +332,35 @@ class StackedSettings(Settings):
     )
 
 
+class TemporalSettings(Settings):
+    """Settings of the temporal attention network."""
+
+    about: ClassVar[str] = "attention over the dates of each modality, gaps as they are, joined late"
+    cost: ClassVar[str] = "an hour on a CPU, minutes on a GPU"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"small": {"view": 3, "width": 32, "heads": 4}}
+    preset: Literal["small"] | None = _preset(presets)
+    view: Side = Field(
+        default=5,
+        description="Side of the patch, px; each ring of pixels beyond the core is a 3 x 3 convolution, and with a "
+        "view as large as the core each pixel is seen by itself.",
+    )
+    core: Side = Field(
+        default=1,
+        description="Side of the centred square that is labelled, px; 1 classifies single pixels, 8 in a view of 12 "
+        "maps 64 at once, several times as fast.",
+    )
+    width: int = Field(default=64, ge=4, le=16_384, description="Features of a date; a multiple of `heads`.")
+    heads: int = Field(default=8, ge=1, le=16_384, description="Heads of the attention, which share the features.")
+    keys: int = Field(default=8, ge=1, le=1024, description="Numbers by which a head chooses dates.")
+    dropout: Chance = Field(default=0.3, description="Fraction of the joined features dropped in training.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> TemporalSettings:
+        if self.width % self.heads:
+            raise ValueError(f"`width` is {self.width}, which the {self.heads} `heads` do not divide")
+        return self
+
+
 class TwoBranchSettings(Settings):
     """Settings of the two-branch CNN."""
 

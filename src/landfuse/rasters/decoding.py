@@ -118,6 +118,10 @@ class StretchedRaster:
         """Some of the bands in use, in this order; places count from 0."""
         return StretchedRaster(self.raster.with_bands(places))
 
+    def without(self, periods: Sequence[str]) -> StretchedRaster:
+        """A series without some of its periods; see `SeriesRaster`."""
+        return StretchedRaster(self.raster.without(periods))
+
     @cached_property
     def ends(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The least value of each band, (C, 1, 1), and what it is divided by."""

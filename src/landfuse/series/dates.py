@@ -22,6 +22,7 @@ _PARTS = re.compile(
     r"(?:[T_ -](\d\d)[:-]?(\d\d)(?:[:-]?(\d\d)(?:\.\d+)?)?(?:Z|([+-]\d\d:?\d\d))?)?"
 )
 _EVERY = re.compile(r"\s*(\d{1,4})?\s*(day|week|month|year)s?\s*")
+_QUARTERS = ("January-March", "April-June", "July-September", "October-December")
 _YEAR = 365.2425
 _SAME = 2
 """Days by which periods of two years may differ and yet be the same: of leap days, and of steps counted in days."""
@@ -151,6 +152,22 @@ def periods_of(every: str | Sequence[str] | None, between: str | None, days: Col
                 f"`every: {every}` cuts {span} into more than {_MOST} periods", f"at most {_MOST}", "choose longer ones"
             )
     return tuple(found)
+
+
+def days_of(periods: Sequence[str]) -> tuple[float, ...]:
+    """The middles of periods, in days since the year of the first began."""
+    middles = [parse_period(text, "a period").middle for text in periods]
+    start = date.fromordinal(int(middles[0])).replace(month=1, day=1)
+    return tuple(middle - start.toordinal() for middle in middles)
+
+
+def seasons_of(periods: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Quarter of the year -> the periods whose middles are in it, of whatever year; only quarters that have some."""
+    found: dict[int, list[str]] = {}
+    for text in periods:
+        month = date.fromordinal(int(parse_period(text, "a period").middle)).month
+        found.setdefault((month - 1) // 3, []).append(text)
+    return {_QUARTERS[quarter]: tuple(found[quarter]) for quarter in sorted(found)}
 
 
 def other_period(known: Sequence[str], found: Sequence[str]) -> str:

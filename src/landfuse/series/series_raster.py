@@ -112,6 +112,7 @@ class SeriesRaster:
         how: composites, gaps, features and indices.
         inputs: index -> what it is computed from, see `inputs_of`.
         places: the bands in use, from 0, in this order; None for all.
+        withheld: periods, by their words, whose dates are treated as if there were none.
     """
 
     dates: tuple[DatedRaster, ...]
@@ -120,6 +121,7 @@ class SeriesRaster:
     how: DateSettings = DateSettings()
     inputs: Mapping[str, Mapping[str, int | float]] = field(default_factory=dict)
     places: tuple[int, ...] | None = None
+    withheld: frozenset[str] = frozenset()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -165,6 +167,10 @@ class SeriesRaster:
     def with_bands(self, places: Sequence[int]) -> SeriesRaster:
         """Some of the bands in use, in this order; places count from 0."""
         return replace(self, places=tuple(self._chosen[place] for place in places))
+
+    def without(self, periods: Sequence[str]) -> SeriesRaster:
+        """The same, as if there were no date in some periods."""
+        return replace(self, withheld=frozenset(periods))
 
     @cached_property
     def own_grid(self) -> Grid:
@@ -255,7 +261,7 @@ class SeriesRaster:
         count, combine = len(self.bands_of_date), self._composite
         width = count * window.width
         for period, values in zip(self.periods, series, strict=True):
-            dates = [one for one in self.dates if one.day in period]
+            dates = [one for one in self.dates if one.day in period and str(period) not in self.withheld]
             rows = _STRIP // width
             if len(dates) * width * _TILE > HELD // 2 or any(one.uncached for one in dates):
                 rows = HELD // (width * (len(dates) if self.how.composite == "median" else 4))

@@ -1,9 +1,13 @@
-"""What each modality gives: one trained model with one modality withheld, beside models that were trained without it.
+"""What each modality and each part of the year give: one trained model with one of them withheld, beside models that
+were trained without a modality.
 
 A modality can be withheld from a trained model in two ways. Its training mean can stand in, which asks how far the
 model relies on it; a model that was never without it may then fail, and the loss describes the model more than
 the modality. If it was trained with `samples.modality_dropout`, its placeholder can stand in, which is how it would map
 a scene without that modality. The worth of a modality shows in a model that was trained without it.
+
+Of a modality with dates each quarter of the year is withheld too, as if it had been cloudy all the time: from models
+that take gaps as they are, and from those that learnt to, by `samples.date_dropout`.
 
 All rows are scored on the same pixels: the test pixels that the model maps when nothing is withheld.
 """
@@ -12,9 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,13 +34,14 @@ from landfuse.legend import UNLABELLED, Legend
 from landfuse.mapping.engine import map_array
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.split_rules import TEST
+from landfuse.series.dates import seasons_of
 from landfuse.training.recipe import read_recipe
 from landfuse.training.run import Run, find_runs, read_run, saw
 from landfuse.training.training_data import TrainingData
 
 _NONE = Interval(math.nan, math.nan, math.nan)
 
-How = Literal["all", "mean", "placeholder", "trained without"]
+How = Literal["all", "mean", "placeholder", "without", "trained without"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,9 @@ class ModalityRow:
     """One row of the table.
 
     Args:
-        how: `all` (nothing withheld), `mean` or `placeholder` (what stands in), or `trained without`.
-        withheld: the modalities that the model lacked.
+        how: `all` (nothing withheld), `mean` or `placeholder` (what stands in), `without` (part of the year), or
+            `trained without`.
+        withheld: the modalities that the model lacked, or the part of the year of one.
         seen: those that it had.
         run: the run that was trained without them.
         scores: OA, AA, kappa, mF1, mIoU, unmapped and pixels; NaN where not defined.
@@ -127,7 +133,7 @@ def modality_table(
     block: int = 64,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ModalityTable:
-    """Withholds each modality from a run's model, one at a time, and scores it on the run's test pixels.
+    """Withholds each modality, and each part of the year, from a run's model and scores it on the run's test pixels.
 
     Args:
         run: a finished run.
@@ -138,7 +144,7 @@ def modality_table(
 
     Raises:
         MissingFileError: if the run has not ended.
-        ModelError: if its model has one modality only.
+        ModelError: if its model has one modality only, and no part of the year can be withheld.
         SettingsError: if none of `alone` fits.
     """
     run = Path(run)
@@ -149,16 +155,22 @@ def modality_table(
         )
     classifier = load_bundle(run)
     names = list(classifier.description.modalities)
-    if len(names) < 2:
-        raise ModelError(f"the model of {run} has one modality, `{names[0]}`", "two or more", "choose another run")
+    parts, unable = _parts_of_the_year(record, classifier)
+    if len(names) < 2 and not parts:
+        raise ModelError(
+            f"the model of {run} has one modality, `{names[0]}`",
+            "two or more, or dates",
+            "; ".join(unable) or "choose another run",
+        )
     trained, notes = _trained_without(record, alone)
     data = test_data(run)
     truths = data.targets(TEST)
     ways: list[tuple[How, str | None, Run | None]] = [("all", None, None)]
-    for name in names:
+    for name in names if len(names) > 1 else ():
         ways.append(("mean", name, None))
         if name in classifier.droppable:
             ways.append(("placeholder", name, None))
+    ways += [("without", part, None) for part in parts]
     ways += [("trained without", None, other) for other in trained]
     rows: list[ModalityRow] = []
     whole: list[NDArray[np.uint8]] = []
@@ -168,7 +180,10 @@ def modality_table(
             progress(before + done, len(ways) * len(truths))
 
         bundle = classifier if other is None else load_bundle(other.folder)
-        maps = _maps(bundle, data.scenes, truths, withheld, how, advance)
+        scenes = data.scenes
+        if how == "without":
+            scenes = [_without(scene, *parts[str(withheld)]) for scene in scenes]
+        maps = _maps(bundle, scenes, truths, withheld, how, advance)
         confusion = Tally(data.legend).score(zip(truths, maps, strict=True))
         if how == "all":
             whole = maps
@@ -178,7 +193,7 @@ def modality_table(
         rows.append(
             ModalityRow(
                 how,
-                tuple(name for name in names if name not in seen),
+                (str(withheld),) if how == "without" else tuple(name for name in names if name not in seen),
                 seen,
                 None if other is None else str(other.folder),
                 confusion.scores(),
@@ -186,7 +201,30 @@ def modality_table(
                 {} if how == "all" else _differences(data.legend, truths, maps, whole, block),
             )
         )
-    return ModalityTable(run, tuple(rows), tuple(notes))
+    return ModalityTable(run, tuple(rows), (*notes, *unable))
+
+
+def _parts_of_the_year(record: Run, classifier: Bundle) -> tuple[dict[str, tuple[str, tuple[str, ...]]], list[str]]:
+    """What can be withheld of modalities with dates: part, in words -> modality and periods; and why others cannot."""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    notes: list[str] = []
+    able = classifier.model.takes_dropped or record.recipe["samples"].get("date_dropout")
+    for name, info in classifier.description.modalities.items():
+        seasons = seasons_of(info.steps)
+        if len(seasons) > 1 and not able:
+            notes.append(
+                f"no part of the year of `{name}` is withheld: `{classifier.spec.name}` has not learnt to do without; "
+                "train it with samples.date_dropout, or train `temporal`"
+            )
+        elif len(seasons) > 1:
+            found |= {f"{name} of {season}": (name, periods) for season, periods in seasons.items()}
+    return found, notes
+
+
+def _without(scene: Scene, name: str, periods: Sequence[str]) -> Scene:
+    """A scene without some periods of a modality."""
+    part = scene.modalities[name]
+    return scene.with_modalities({name: replace(part, raster=cast(Any, part.raster).without(periods))})
 
 
 def test_data(run: Path) -> TrainingData:
@@ -228,7 +266,7 @@ def _maps(
     advance: Callable[[int], None],
 ) -> list[NDArray[np.uint8]]:
     """The maps of the tiles, (H, W) classes each, where their truth is labelled, by a model without one modality."""
-    missing = () if withheld is None else (withheld,)
+    missing = () if withheld is None or how == "without" else (withheld,)
     maps = []
     for number, (scene, truth) in enumerate(zip(scenes, truths, strict=True)):
         wanted = truth != UNLABELLED

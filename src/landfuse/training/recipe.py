@@ -103,10 +103,14 @@ class Recipe(Settings):
         if self.features is not None and self.pretrain is None:
             raise ValueError("`features` are those of a denoiser: add `pretrain:`, with `start_from` for a trained one")
         dropout = self.samples.modality_dropout
-        if self.features is not None and (any(dropout.values()) if isinstance(dropout, dict) else dropout):
-            raise ValueError(
-                "`features` see all modalities, and `samples.modality_dropout` would not take one away: leave one out"
-            )
+        for name, used in (
+            ("modality_dropout", any(dropout.values()) if isinstance(dropout, dict) else dropout),
+            ("date_dropout", self.samples.date_dropout),
+        ):
+            if self.features is not None and used:
+                raise ValueError(
+                    f"`features` see all data, and `samples.{name}` would not take any away: leave one of them out"
+                )
         return self
 
     def read_scene(self) -> SceneFile:

@@ -301,6 +301,8 @@ def saw(how: str, seen: Sequence[str], withheld: Sequence[str]) -> str:
     names = " + ".join(seen)
     if how == "trained without":
         return f"{names}: trained on {'it' if len(seen) == 1 else 'these'} alone"
+    if how == "without":
+        return f"{names}, without {' + '.join(withheld)}"
     return names if how == "all" else f"{names}, and the {how} of {' + '.join(withheld)}"
 
 

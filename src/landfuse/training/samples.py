@@ -47,6 +47,7 @@ class Draws:
         col: (B,) int64, likewise.
         turn: (B,) int64, 0..7: how it is flipped and turned.
         dropped: (B, M) bool, which modalities are dropped, in their order.
+        dates: (B, T) bool, which dates are dropped: those of the first modality that has some, and so on.
         filler: (B,) bool: the window only fills up the batch, and its target is unlabelled.
     """
 
@@ -55,6 +56,7 @@ class Draws:
     col: NDArray[np.int64]
     turn: NDArray[np.int64]
     dropped: NDArray[np.bool_]
+    dates: NDArray[np.bool_]
     filler: NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -97,21 +99,26 @@ class Samples(Dataset[Sample]):
                     images[name] = torch.empty(shape, device=view.device, memory_format=torch.channels_last)
                 images[name][members] = view
             target[members] = squares
-        if draws.dropped.any():
-            target = target.masked_fill(~self._drop(images, torch.as_tensor(draws.dropped)), UNLABELLED)
+        if draws.dropped.any() or draws.dates.any():
+            target = target.masked_fill(~self._drop(images, draws), UNLABELLED)
         return Sample(images, target.masked_fill(torch.as_tensor(draws.filler)[:, None, None], UNLABELLED))
 
-    def _drop(self, images: dict[str, Tensor], dropped: Tensor) -> Tensor:
-        """Drops modalities from images and returns at which core pixels any is left: (B, core, core)."""
-        core, halo = self.core, (self.view - self.core) // 2
-        seen = torch.zeros((len(dropped), core, core), dtype=torch.bool)
-        for number, name in enumerate(self.store.pixel_maps):
-            image = images[name]
-            image[dropped[:, number]] = torch.nan
-            zoom = image.shape[-1] // self.view
+    def _drop(self, images: dict[str, Tensor], draws: Draws) -> Tensor:
+        """Drops modalities and dates from images and returns at which core pixels any is left: (B, core, core)."""
+        core, halo, first = self.core, (self.view - self.core) // 2, 0
+        seen = torch.zeros((len(draws), core, core), dtype=torch.bool)
+        missing = math.nan if self.store.marks_missing else 0.0
+        for number, (name, known) in enumerate(self.store.modalities.items()):
+            image, zoom = images[name], known.zoom
+            if known.days and draws.dates.size:
+                dates = torch.as_tensor(draws.dates[:, first : first + len(known.days)], device=image.device)
+                first += len(known.days)
+                gone, series = dates.repeat_interleave(known.per_day, 1)[..., None, None], image[:, : known.dated]
+                series[:] = torch.where(gone, series * missing, series)  # a product, as what is NaN stays so
+            image[torch.as_tensor(draws.dropped[:, number])] = torch.nan
             inside = slice(halo * zoom, (halo + core) * zoom)
-            known = image[:, 0, inside, inside].isfinite()
-            seen |= known.view(len(dropped), core, zoom, core, zoom).any(dim=4).any(dim=2)
+            left = image[:, :, inside, inside].isfinite().any(dim=1).cpu()
+            seen |= left.view(len(draws), core, zoom, core, zoom).any(dim=4).any(dim=2)
         return seen
 
 
@@ -119,12 +126,12 @@ class WindowSampler(Sampler[Draws]):
     """Which windows make up an epoch, batch by batch.
 
     Training draws labelled pixels (each once per epoch, or each class equally often), puts a core at a random place
-    over each, and drops modalities; validation walks the lattice and drops none. Every rank of several gets its
-    part of each batch.
+    over each, and drops modalities and dates; validation walks the lattice and drops none. Every rank of several gets
+    its part of each batch.
 
     Args:
         samples: what is drawn from.
-        settings: batch, windows, balanced, augment, modality_dropout.
+        settings: batch, windows, balanced, augment, modality_dropout, date_dropout.
         train: draw at random, else walk the lattice once.
         seed: of the draws; epoch e uses (seed, e).
         rank: of this process.
@@ -132,7 +139,7 @@ class WindowSampler(Sampler[Draws]):
 
     Raises:
         SplitError: if no pixel is labelled.
-        SettingsError: if modalities cannot be dropped as the settings say.
+        SettingsError: if modalities or dates cannot be dropped as the settings say.
     """
 
     def __init__(
@@ -150,15 +157,29 @@ class WindowSampler(Sampler[Draws]):
         names = list(samples.store.pixel_maps)
         chances = dropout_of(settings.modality_dropout, names)
         self._patterns = patterns([chances.get(name, 0.0) for name in names]) if chances else None
+        self._days = [len(m.days) for m in samples.store.modalities.values() if m.days and settings.date_dropout]
+        if settings.date_dropout and not self._days:
+            raise SettingsError(
+                f"samples.date_dropout is {settings.date_dropout:g}, and no modality has dates for the model",
+                "a modality with `dates` in the scene file, whose series is among its `features`, not mixed by `pca`",
+                "set samples.date_dropout=0, or correct the scene file or `pixel_maps`",
+            )
         self._walk = None if train else self._lattice()
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose draws come next."""
         self.epoch = epoch
 
-    def _draws(self, places: NDArray[np.int64], turn: NDArray[np.int64], dropped: NDArray[np.bool_]) -> Draws:
+    def _draws(
+        self,
+        places: NDArray[np.int64],
+        turn: NDArray[np.int64],
+        dropped: NDArray[np.bool_],
+        dates: Sequence[NDArray[np.bool_]] = (),
+    ) -> Draws:
         scene, row, col = (np.ascontiguousarray(column) for column in places.T)
-        return Draws(scene, row, col, turn, dropped, np.zeros(len(places), bool))
+        gone = np.concatenate([np.zeros((len(places), 0), bool), *dates], axis=1)
+        return Draws(scene, row, col, turn, dropped, gone, np.zeros(len(places), bool))
 
     def _lattice(self) -> Draws:
         """The windows of the lattice whose core holds a labelled pixel."""
@@ -199,7 +220,9 @@ class WindowSampler(Sampler[Draws]):
         if self._patterns is not None:
             pattern = rng.choice(len(self._patterns), size=count, p=self._patterns)
             dropped = (pattern[:, None] >> np.arange(dropped.shape[1]) & 1).astype(bool)
-        return self._draws(places, turn, dropped)
+        numbers = [rng.random((count, days)) for days in self._days]
+        dates = [one < np.minimum(self.settings.date_dropout, one.max(axis=1, keepdims=True)) for one in numbers]
+        return self._draws(places, turn, dropped, dates)
 
     def __iter__(self) -> Iterator[Draws]:
         epoch = self._epoch()

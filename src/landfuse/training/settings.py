@@ -30,6 +30,11 @@ class SampleSettings(Settings):
         description="how often a sample lacks a modality, 0 to 1: one number, or by name, e.g. {sar: 0.2}; never all "
         "at once. The model is then trained to map where such a modality has no data",
     )
+    date_dropout: Chance = Field(
+        default=0.0,
+        description="fraction of the dates (or periods) of each modality that a sample lacks, each by itself; one of "
+        "each modality is always left. The model is then trained to map where dates are missing",
+    )
     memory: int = Field(
         default=4 * 1024**3,
         ge=0,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from landfuse.errors import FaultsError, SceneError, SplitError
 from landfuse.legend import UNLABELLED, Legend
+from landfuse.models import MODELS
 from landfuse.rasters.windows import blocks
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
@@ -126,4 +127,8 @@ def fit_maps(recipe: Recipe, data: TrainingData) -> dict[str, PixelMap]:
         name: recipe.pixel_maps.get(name, PixelMapSettings() if name in computed else default)
         for name in data.scenes[0].modalities
     }
-    return fit_pixel_maps(data.scenes, [roles == TRAIN for roles in data.roles], settings)
+    maps = fit_pixel_maps(data.scenes, [roles == TRAIN for roles in data.roles], settings)
+    if MODELS[str(recipe.model["name"])].takes_dropped:  # others would see values that they never learnt from
+        for name, own in maps.items():
+            own.scale_unseen(data.scenes[0].modalities[name].info)
+    return maps

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.errors import ModelError, few
-from landfuse.scenes.scene import QUANTILES
+from landfuse.models.base import Modality
+from landfuse.scenes.scene import QUANTILES, ModalityInfo
+from landfuse.series.dates import days_of
 from landfuse.views.pixel_arrays import CHUNK, PixelArrays
 from landfuse.views.settings import PixelMapSettings
 
@@ -90,6 +92,21 @@ class PixelMap(nn.Module):
         known = torch.isfinite(pixels)
         there = known.any(dim=-1, keepdim=True) if self.gaps else known.all(dim=-1, keepdim=True)
         return torch.where(there, mapped, stand_in)
+
+    def modality(self, info: ModalityInfo) -> Modality:
+        """What a model knows of a modality that it maps; of days only where it does not mix them."""
+        dated = info.per_step > 0 and self.weight.dim() == 1
+        return Modality(self.channels, info.zoom, *((days_of(info.steps), info.per_step) if dated else ()))
+
+    def scale_unseen(self, info: ModalityInfo) -> None:
+        """Scales each band of a series on days of which training shows nothing as on the mean of its other days."""
+        days = self.modality(info)
+        for values in (
+            (self.bias, self.weight) if days.days else ()
+        ):  # what is unseen is known by its weight: it is last
+            table = values[: days.dated].view(-1, days.per_day)
+            seen = self.weight[: days.dated].view(-1, days.per_day) != 0
+            table[:] = torch.where(seen, table, (table * seen).sum(dim=0) / seen.sum(dim=0).clamp(min=1))
 
     @property
     def arrays(self) -> PixelArrays:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from landfuse.models.base import Modality
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
 from landfuse.views.mapped_pixels import MappedPixels, read_mapped_pixels
@@ -58,6 +59,11 @@ class Store:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """What a model knows of the modalities."""
+        return {name: m.modality(self.scenes[0].modalities[name].info) for name, m in self.pixel_maps.items()}
 
     @property
     def held_bytes(self) -> int:
