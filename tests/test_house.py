@@ -12,14 +12,14 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "landfuse"
 FILES = {path.relative_to(SOURCE).as_posix(): path.read_text() for path in sorted(SOURCE.rglob("*.py"))}
 
 PACKAGES = """
-    rasters series scenes kernels layers models views diffusion bundles accuracy mapping figures training studies
-    reporting interop simulate api cli
+    rasters series scenes catalogs kernels layers models views diffusion bundles accuracy mapping figures training
+    studies reporting interop simulate api cli
 """
 GROUND = {"errors", "extras", "legend", "settings", "files", "markup", "palette", "download", "progress"}
 ORDER = [GROUND, *({package} for package in PACKAGES.split())]
 """Lowest first: a package imports from itself and from those before it; the ground's files from each other."""
 
-NO_TORCH = {"rasters", "series", "scenes", "figures"}
+NO_TORCH = {"rasters", "series", "scenes", "catalogs", "figures"}
 """Packages that know files and arrays, and no tensors."""
 
 NO_FILES = {"kernels", "layers", "models"}
@@ -37,7 +37,8 @@ ONLY_IN = {
     "distributed": {"mapping/cluster.py"},
     "filelock": {"mapping/locks.py"},
     "fsspec": {"mapping/destination.py"},
-    "pystac": {"mapping/stac.py"},
+    "pystac": {"mapping/stac.py", "catalogs/stac.py"},
+    "pystac_client": {"catalogs/stac.py"},
     "pandas": {"studies/tables.py"},
     "PIL": {"figures/images.py"},
     "jinja2": {"reporting/page.py"},

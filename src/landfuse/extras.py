@@ -12,7 +12,7 @@ _EXTRAS = {
     "train": ("torch", "lightning", "timm", "segmentation_models_pytorch", "sklearn"),
     "matlab": ("h5py",),
     "cluster": ("distributed",),
-    "stac": ("pystac",),
+    "stac": ("pystac", "pystac_client"),
     "torchgeo": ("torchgeo",),
     "indices": ("spyndex",),
     "zarr": ("zarr",),

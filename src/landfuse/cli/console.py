@@ -83,6 +83,7 @@ PANELS = {
         "What is done": "seeds folds only model own role split design intervals against methods views tile n "
         "allocation minimum expected side seed classes alone heat_map merge labels label_column maps scene bands "
         "sample",
+        "From a STAC catalog": "catalog collections bbox area time assets cloud pixel without sign",
         "Layers of the map": "probabilities confidence entropy layer",
         "Beside the map": "picture polygons minimum_area stac taken",
         "Data that are missing or differ": "allow allow_missing mean_for",
@@ -105,12 +106,17 @@ def take_hint() -> str | None:
     return _next.pop() if _next else None
 
 
+def modules_here() -> None:
+    """Lets modules of the working directory be imported."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last, so that no file there hides a library
+
+
 def own_model(place: str) -> type[FusionModel]:
     """The class that `--model` names."""
     from landfuse.models import imported
 
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # last, so that no file there hides a library
+    modules_here()
     return imported(place)
 
 

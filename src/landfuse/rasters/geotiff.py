@@ -17,9 +17,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
+from xml.sax.saxutils import unescape
 
 import numpy as np
 import rasterio
+import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio._path import _parse_path, _vsi_path
@@ -31,6 +34,7 @@ from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window as RasterioWindow
 
 from landfuse.errors import GridError, MissingFileError, SceneError, SettingsError, few
+from landfuse.files import whole_file
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.grid import SAME_CORNER, Grid, Transform, horizontal
@@ -40,6 +44,10 @@ from landfuse.rasters.windows import Window
 os.environ.setdefault("GDAL_CACHEMAX", "256")
 # Else GDAL warps large windows as they are instead of by fixed blocks, and its values depend on the window (P1).
 os.environ["GDAL_VRT_WARP_USE_DATASET_RASTERIO"] = "NO"
+# What a server refuses for the moment is asked for again after 1, 2, 4 s; one that is silent is given up.
+for _key, _value in {"MAX_RETRY": 3, "RETRY_DELAY": 1, "CONNECTTIMEOUT": 30, "LOW_SPEED_TIME": 60}.items():
+    os.environ.setdefault(f"GDAL_HTTP_{_key}", str(_value))
+os.environ.setdefault("GDAL_HTTP_LOW_SPEED_LIMIT", "1")
 
 ResamplingName = Literal["nearest", "bilinear", "cubic", "average", "mode"]
 
@@ -49,7 +57,7 @@ GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError, SystemError)  # the last
 _MOST_BANDS = 10_000
 """With so many, rasterio takes 10 s for a window, however small, and the square of that with more."""
 
-_NOWHERE = -(2.0**127)
+NOWHERE = -(2.0**127)
 """Nodata of all bands while they are warped; no program writes this one."""
 
 _POINTS = {"ground control points": "", "RPCs": "-rpc ", "geolocation arrays": "-geoloc "}
@@ -143,6 +151,10 @@ _BEFORE_FILE = re.compile(
     r"GTIFF_DIR:(?:off:)?\d+|HDF4_\w+:\w+|NITF_IM:\d+):\"?"
 )
 """What stands before the name of a file where GDAL names something in it."""
+
+
+_REMOTE = re.compile(r"https?://|/vsi(curl|s3|gs|az|adls|oss|swift)\b")
+"""What lies on a server."""
 
 
 def is_file_name(path: str) -> bool:
@@ -268,9 +280,36 @@ class GdalRaster:
                     "its data file",
                     "name that: " + (few(beside) or "it is not there"),
                 ) from None
-            raise SceneError(
-                f"{self.path} cannot be opened: {error}", "a raster that GDAL reads, whole", "check or fetch it again"
-            ) from None
+            raise self._unreadable(error, "be opened") from None
+
+    def _unreadable(self, error: BaseException, what: str) -> SceneError:
+        """The error that names the file, or of a VRT the source, and what GDAL or the server says."""
+        why = str(error.__cause__ or error)
+        name = _culprit(self.path, why)
+        via = f" (in {self.path})" if name != self.path else ""
+        do = "check or fetch it again; it may be truncated"
+        if _REMOTE.match(name):
+            do = "try again later; an address that is refused may need a password or a new signature"
+        return SceneError(f"{_shown(name)} cannot {what}: {why}{via}", "a raster that GDAL reads, whole", do)
+
+    @property
+    def stored(self) -> list[tuple[str, str, float | None, float | None, float | None, float | None]]:
+        """Of each band in use its name, type, nodata, scale, offset and wavelength in micrometres, as the file says."""
+        header, columns = self._header, ("names", "dtypes", "nodata", "scales", "offsets", "wavelengths")
+        found = [[header[column][number - 1] for column in columns] for number in self.numbers]
+        return [
+            (name or "", dtype, nodata, scale if scale != 1 else None, offset or None, length and length / 1000)
+            for name, dtype, nodata, scale, offset, length in found
+        ]
+
+    def save_warped(self, path: Path) -> None:
+        """Writes a VRT that is warped as this raster is: numbers as they are in the file, `NOWHERE` without data."""
+        try:
+            reader = self._reader()
+        except GDAL_ERRORS as error:
+            raise self._unreadable(error, "be opened") from None
+        with whole_file(path) as partial:
+            rasterio.shutil.copy(reader, partial, driver="VRT")
 
     def files(self) -> list[Path]:
         """All files that its pixels come from: those beside it, the sources of a VRT and theirs, archives."""
@@ -279,10 +318,10 @@ class GdalRaster:
         with quietly():
             while listed:
                 name = listed.pop()
-                if name not in found:
+                if name not in found and not _REMOTE.match(name):
                     found[name] = _on_disk(name)
                     with contextlib.suppress(*GDAL_ERRORS), rasterio.open(name) as source:  # a header is no raster
-                        listed += source.files
+                        listed += source.files + [one for one in _sources(name) if Path(one).is_absolute()]
         return sorted(set(found.values()))
 
     @property
@@ -376,7 +415,7 @@ class GdalRaster:
     @property
     def _decoding(self) -> Decoding:
         """Of what `read_numbers` returns."""
-        return replace(self._file_decoding, nodata=_NOWHERE) if self.warped else self._file_decoding
+        return replace(self._file_decoding, nodata=NOWHERE) if self.warped else self._file_decoding
 
     @cached_property
     def _file_decoding(self) -> Decoding:
@@ -479,8 +518,8 @@ class GdalRaster:
                     height=self.onto.height,
                     width=self.onto.width,
                     resampling=Resampling[self.resampling],
-                    src_nodata=_NOWHERE,
-                    nodata=_NOWHERE,
+                    src_nodata=NOWHERE,
+                    nodata=NOWHERE,
                     dtype="float32",
                     # Else nodata in one band only is taken for a value and mixed with its neighbours.
                     UNIFIED_SRC_NODATA="NO",
@@ -509,7 +548,7 @@ class GdalRaster:
             bands.append(("Byte", [(mask, 255 if n else None) for n, mask in enumerate(self._masks)]))
         for number, (dtype, sources) in enumerate(bands, start=1):
             band = ElementTree.SubElement(root, "VRTRasterBand", dataType=dtype, band=str(number))
-            what = ("ColorInterp", "Alpha") if number > self.bands else ("NoDataValue", repr(_NOWHERE))
+            what = ("ColorInterp", "Alpha") if number > self.bands else ("NoDataValue", repr(NOWHERE))
             ElementTree.SubElement(band, what[0]).text = what[1]
             for name, missing in sources:
                 source = ElementTree.SubElement(band, "ComplexSource")
@@ -543,11 +582,7 @@ class GdalRaster:
                     masked = (reader.read_masks(self._header["masks"], window=where) == 0).any(axis=0)
                     outside = masked if outside is None else outside | masked
         except GDAL_ERRORS as error:
-            raise SceneError(
-                f"{self.path} cannot be read at row {window.row}, column {window.col}: {error.__cause__ or error}",
-                "a whole file",
-                "fetch it again; it may be truncated",
-            ) from None
+            raise self._unreadable(error, f"be read at row {window.row}, column {window.col}") from None
         return found, outside
 
     def read(self, window: Window) -> NDArray[np.float32]:
@@ -579,6 +614,42 @@ class GdalRaster:
             wide = codes if holds else codes.astype(np.int64)  # int8 cannot hold 255
             codes = np.where(missing, UNLABELLED, wide)
         return codes
+
+
+_MOST_SOURCES = 2**24
+"""Bytes of a VRT up to which its sources are looked for in its text."""
+
+
+def _culprit(path: str, why: str) -> str:
+    """The source of a VRT, or of one in it, that an error speaks of or that cannot be opened; else the path itself."""
+    found = list(dict.fromkeys(_culprit(name, why) for name in _sources(path)))
+    for name in found:
+        if re.split(r"[/=]", name)[-1] in why:
+            return name
+    for name in found:
+        try:
+            with quietly():
+                rasterio.open(name).close()
+        except GDAL_ERRORS:
+            return name
+    return found[0] if len(found) == 1 else path
+
+
+def _sources(path: str) -> list[str]:
+    """The sources that a VRT names, also those of a VRT that is written within it."""
+    file = Path(path)
+    if file.suffix.lower() != ".vrt" or not file.is_file() or file.stat().st_size > _MOST_SOURCES:
+        return []
+    found = []
+    for name in re.findall(r"<Source(?:Filename|Dataset)[^>]*>([^<]+)<", file.read_text(encoding="utf-8")):
+        found += re.findall(r"<SourceFilename[^>]*>([^<]+)<", unescape(name)) or [name]
+    return [unescape(name) for name in found]
+
+
+def _shown(name: str) -> str:
+    """A name as a person knows it: an address without GDAL's words, and without its signature."""
+    address = re.sub(r"^/vsicurl(\?.*url=|/)", "", name)
+    return unquote(address).split("?")[0] if address != name else name
 
 
 def _on_disk(name: str) -> Path:
@@ -641,6 +712,19 @@ def _scales(source: Grid, onto: Grid) -> dict[str, str]:
         steps[0] -= np.round(steps[0] / source.turn) * source.turn
     across, down = np.hypot(*np.linalg.solve(np.array([[a, b], [d, e]]), steps).T)
     return {"XSCALE": f"{1 / across:.9g}", "YSCALE": f"{1 / down:.9g}"} if across and down else {}
+
+
+def box_in(grid: Grid, crs: str) -> tuple[float, float, float, float]:
+    """Left, bottom, right and top of the box around a grid in another CRS.
+
+    Raises:
+        GridError: if the CRS does not reach there.
+    """
+    try:
+        left, bottom, right, top = transform_bounds(grid.crs, crs, *grid.bounds)
+    except GDAL_ERRORS as error:
+        raise GridError(f"{grid} has no place in {crs:.60}: {error}", "one within the CRS", "") from None
+    return left, bottom, right, top
 
 
 def _apart(one: Grid, other: Grid) -> bool:

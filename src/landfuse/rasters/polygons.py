@@ -375,6 +375,31 @@ def _read_file(path: str, column: str, crs: str | None) -> Any:
     return _shapes(frame, path, do, crs)
 
 
+def box_of(path: str | Path) -> tuple[float, float, float, float]:
+    """West, south, east and north of all shapes of a file, in degrees.
+
+    Raises:
+        MissingFileError: if there is none.
+        SceneError: if it cannot be read, or does not say where its shapes are.
+    """
+    if not Path(path).exists():
+        raise MissingFileError(f"there is no file {path}", "a vector file", "check the path")
+    boxes = []
+    try:
+        for name, kind in pyogrio.list_layers(path):
+            if kind is None:
+                continue
+            info = pyogrio.read_info(path, layer=name, force_total_bounds=True)
+            to_degrees = pyproj.Transformer.from_crs(info["crs"], 4326, always_xy=True)
+            boxes.append(to_degrees.transform_bounds(*info["total_bounds"]))
+    except (pyogrio.errors.DataSourceError, pyproj.exceptions.ProjError) as error:
+        raise SceneError(f"{path} does not say where it is: {error}", "a vector file with a CRS", "") from None
+    if not np.isfinite(boxes).all() or not boxes:
+        raise SceneError(f"{path} holds no shapes that have a place", "polygons or points", "check the file")
+    west, south, east, north = np.transpose(boxes)
+    return float(west.min()), float(south.min()), float(east.max()), float(north.max())
+
+
 def _points(path: str, column: str, crs: str | None, do: str) -> Any:
     """The points of a text table with one column, as a GeoDataFrame; None if it has a column of geometry instead."""
     table = read_table(path)

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -58,7 +59,7 @@ _SENSORS = {
 }
 """Modality -> the words of names of files and folders by which it is known; the first that fits."""
 _LABELS = r"labels?|gt|groundtruth|truth|classes|lulc|landcover|annotations?|targets?|masks?"
-_LEFT_OUT = r"tci|pvi|quicklook|preview|browse|thumb(nail)?|scl|aot|wvp|qa\d*|msk.*|cldprb|snwprb"
+LEFT_OUT = r"tci|pvi|quicklook|preview|browse|thumb(nail)?|scl|aot|wvp|qa\d*|msk.*|cldprb|snwprb"
 """Words of names of pictures to look at, and of masks of quality: copies or by-products of images, found in folders."""
 _BAND = r"b\d{1,2}a?|band\d*|red|green|blue|nir\d?|swir\d?|vv|vh|hh|hv"
 _COLUMN = r".*(class|label|land_?cover|land_?use|crop|species|type|category|klasse|nutzung|name).*|lc|lu|code"
@@ -84,7 +85,7 @@ class _File:
     def words(self) -> list[list[str]]:
         """The words of the file's name, then of its folders upwards."""
         parts = [self.name.rsplit("/", 1)[-1].rsplit(".", 1)[0], *reversed(self.name.split("/")[:-1])]
-        return [re.split(r"[^a-z0-9]+", re.sub(r"(sentinel|landsat)[-_ ]?(\d)", r"\1\2", p.lower())) for p in parts]
+        return [_words(part) for part in parts]
 
     def says(self, pattern: str) -> bool:
         """Whether a word of its name or its nearest folder fits."""
@@ -104,6 +105,7 @@ class _Group:
     tiles: Mapping[str, _File]  # under "" where it is one
     why: str
     names: tuple[str, ...] = ()  # of its bands, by the names of files
+    mask: str = ""  # what says where its dates are clear, as YAML
 
     @property
     def first(self) -> _File:
@@ -116,6 +118,31 @@ class _Group:
         return grid.pixel_size[0] * (111_320.0 if abs(grid.transform[2]) <= 360 and grid.pixel_size[0] < 0.1 else 1.0)
 
 
+@dataclass(frozen=True)
+class DatedFiles:
+    """A modality with dates in the folder of the scene file, such as the items of a collection.
+
+    Args:
+        name: of the modality.
+        patterns: its paths there, with `{date}`.
+        days: its dates.
+        names: of the bands, where each asset has one.
+        mask: the setting of what is clear, as YAML; empty for none.
+        why: of the choices, in words.
+    """
+
+    name: str
+    patterns: tuple[str, ...]
+    days: tuple[date, ...]
+    names: tuple[str, ...]
+    mask: str
+    why: str
+
+
+Catalog = Callable[[Path, list[str], set[str]], tuple[list[DatedFiles], list[Path]]]
+"""Writes modalities into a folder; takes notes, and the names that others have. Returns also which folders are new."""
+
+
 @dataclass
 class Proposal:
     """A scene file and a recipe, not yet written.
@@ -125,12 +152,14 @@ class Proposal:
         recipe: text of the recipe.
         file: the scene file as it will be read.
         notes: what was left out, and what could not be chosen well.
+        made: folders that were written for it, and are removed if it cannot be.
     """
 
     scene: str
     recipe: str
     file: SceneFile
     notes: list[str] = field(default_factory=list)
+    made: list[Path] = field(default_factory=list)
 
     def write(self) -> tuple[Path, Path]:
         """Writes `scene.yaml` and `recipe.yaml`, and returns their paths.
@@ -141,6 +170,7 @@ class Proposal:
         places = self.file.path, self.file.path.with_name("recipe.yaml")
         for place, text in zip(places, (self.scene, self.recipe), strict=True):
             if place.exists() and place.read_text(encoding="utf-8", errors="replace") != text:
+                _remove(self.made)
                 raise OutputError(
                     f"{place} is there already, and differs from what these files give",
                     "a folder without it",
@@ -158,6 +188,7 @@ def propose(
     labels: str | Path | None = None,
     column: str | None = None,
     choose: Callable[[str, Sequence[str]], str] | None = None,
+    catalog: Catalog | None = None,
 ) -> Proposal:
     """Looks at files and proposes a scene file and a recipe.
 
@@ -167,6 +198,7 @@ def propose(
         labels: the file of labels, raster or vector; by default the one that looks like it.
         column: of a vector file, the one that names the class; by default the one that looks like it.
         choose: asked where several columns could be meant: called with a question and the columns, returns one.
+        catalog: writes further modalities into the folder, as `Catalog.write` of `landfuse.catalogs.stac` does.
 
     Raises:
         MissingFileError: if there is no raster.
@@ -190,13 +222,14 @@ def propose(
             images.remove(one)
     for why, paths in left.items():
         notes.append(f"{paths[0]} {f'and {len(paths) - 1} more are' if paths[1:] else 'is'} left out: {why}")
-    if not images:
+    if not images and catalog is None:
         raise MissingFileError(
             f"no raster is in {', '.join(map(str, places))}",
             "images that GDAL reads",
             "; ".join(notes) or "check the path; unpack archives",
         )
     groups = _modalities(_by_date(images))
+    top = rasters[0].path.resolve().parents[rasters[0].name.count("/")] if rasters else Path(folder).resolve()
     label_group = _grouped("labels", truth, "") if truth else []
     if len(label_group) > 1:
         raise SceneError(
@@ -204,10 +237,33 @@ def propose(
             "one, or one for each tile, like TILE/labels.tif or labels/TILE.tif",
             "name it by --labels; or write a scene file, where `tiles` is a table of the files",
         )
-    scene = _Text(groups, label_group[0] if label_group else None, Path(folder))
-    if not truth:
-        scene.add_polygons(_vectors(vectors, labels), column, choose, places, notes)
-    return scene.finish(notes)
+    made: list[Path] = []
+    try:
+        if catalog is not None:
+            series, made = catalog(Path(folder), notes, {group.name for group in groups})
+            groups += [_of_catalog(one, Path(folder), top) for one in series]
+        scene = _Text(groups, label_group[0] if label_group else None, Path(folder), top)
+        if not truth:
+            scene.add_polygons(_vectors(vectors, labels), column, choose, places, notes)
+        return replace(scene.finish(notes), made=made)
+    except BaseException:
+        _remove(made)
+        raise
+
+
+def _remove(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _of_catalog(series: DatedFiles, folder: Path, top: Path) -> _Group:
+    """A modality of a catalog, whose paths start from the common folder."""
+    before = Path(os.path.relpath(folder.resolve(), top))
+    paths = [(before / pattern).as_posix() for pattern in series.patterns]
+    first = folder / series.patterns[0].replace("{date}", str(series.days[0]))
+    file = _File(first, paths[0], GdalRaster(str(first)), series.days)
+    mask = series.mask.replace('"', f'"{before.as_posix()}/' if before != Path() else '"', 1)
+    return _Group(series.name, tuple(paths), {"": file}, series.why, series.names, mask)
 
 
 def _find(
@@ -233,7 +289,7 @@ def _find(
             vectors.append(path)
         elif kind in RASTERS or ((header.exists() or path.with_suffix(".hdr").exists()) and kind != ".hdr"):
             raster = GdalRaster(str(path))
-            if path not in map(Path, places) and re.search(rf"(^|[^a-z])({_LEFT_OUT})([^a-z]|$)", path.stem.lower()):
+            if path not in map(Path, places) and re.search(rf"(^|[^a-z])({LEFT_OUT})([^a-z]|$)", path.stem.lower()):
                 left.setdefault("by its name a picture to look at, or a mask", []).append(path)
                 continue
             try:
@@ -323,6 +379,16 @@ def _modalities(files: Sequence[_File]) -> list[_Group]:
     return unique
 
 
+def _words(text: str) -> list[str]:
+    return re.split(r"[^a-z0-9]+", re.sub(r"(sentinel|landsat)[-_ ]?(\d)", r"\1\2", text.lower()))
+
+
+def sensor_of(text: str) -> str:
+    """The modality that a text names, such as `s2` by `sentinel-2-l2a`; empty for none."""
+    words = _words(text)
+    return next((name for name, known in _SENSORS.items() if any(re.fullmatch(known, w) for w in words)), "")
+
+
 def _sensor(one: _File) -> tuple[str, str]:
     """The modality that a file is of, and why."""
     for words in one.words:
@@ -349,7 +415,7 @@ def _grouped(name: str, files: Sequence[_File], why: str) -> list[_Group]:
         called = name or folder.rpartition("/")[2]
         for label, pattern, tiles in _laid_out(same):
             group = _Group(
-                _identifier(f"{called}_{label}") or "image", (pattern,), tiles, why, ("_".join(bands).upper(),)
+                identifier(f"{called}_{label}") or "image", (pattern,), tiles, why, ("_".join(bands).upper(),)
             )
             found.setdefault((group.name, frozenset(tiles), bool(bands)), []).append(group)
     groups = []
@@ -407,7 +473,8 @@ def _pattern(names: Sequence[str], wild: bool) -> tuple[str, list[str]] | None:
     return min(found, key=lambda one: one[0])[1] if found else None
 
 
-def _identifier(text: str) -> str:
+def identifier(text: str) -> str:
+    """A text as the name of a modality."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_").lower()
     name = f"m_{name}" if name[:1].isdigit() else name
     return f"{name}_image" if name in ("labels", "default") else name
@@ -416,10 +483,8 @@ def _identifier(text: str) -> str:
 class _Text:
     """The scene file as it grows: keys, and the reasons that become comments."""
 
-    def __init__(self, groups: Sequence[_Group], labels: _Group | None, folder: Path) -> None:
-        self.groups, self.labels, self.folder = list(groups), labels, folder
-        first = self.groups[0].first
-        self.top = first.path.resolve().parents[first.name.count("/")]
+    def __init__(self, groups: Sequence[_Group], labels: _Group | None, folder: Path, top: Path) -> None:
+        self.groups, self.labels, self.folder, self.top = list(groups), labels, folder, top
         self.root = Path(os.path.relpath(self.top, folder.resolve())).as_posix()
         self.legend: list[dict[str, Any]] = []
         self.label_lines: list[str] = []
@@ -712,9 +777,8 @@ def _modality_lines(group: _Group, onto: _Group | None) -> list[str]:
     ]
     if days := group.first.days:
         every = "every: 1 month, " if (days[-1] - days[0]).days > _MONTHS else ""
-        lines.append(
-            f"    dates: {{{every}fill: linear}}  # {len(days)} dates, {days[0]} to {days[-1]}; a `mask` hides clouds"
-        )
+        mask, lack = (f", mask: {group.mask}", "") if group.mask else ("", "; a `mask` hides clouds")
+        lines.append(f"    dates: {{{every}fill: linear{mask}}}  # {len(days)} dates, {days[0]} to {days[-1]}{lack}")
     if group.names:
         lines.append(f"    names: [{', '.join(group.names)}]")
     grid = raster.own_grid
