@@ -595,12 +595,14 @@ def test_a_model_trained_with_dropout_maps_with_whatever_is_there(write: Write, 
 
 
 def test_dropout_that_cannot_be_is_refused_before_training(write: Write, tmp_path: Path) -> None:
-    seen = {"pretrain": {"steps": 1}, "features": {}, "samples": {"modality_dropout": 0.1}}
-    with pytest.raises(SettingsError, match=r"`features` see all modalities"):
-        train(write(**seen), progress=False)
+    for name in ("modality_dropout", "date_dropout"):
+        seen = {"pretrain": {"steps": 1}, "features": {}, "samples": {name: 0.1}}
+        with pytest.raises(SettingsError, match=rf"`features` see all data, and `samples.{name}`"):
+            train(write(**seen), progress=False)
     for samples, model, kind, message in (
         ({"modality_dropout": 0.6}, SMALL["model"], SettingsError, r"leave one modality in every sample"),
         ({"modality_dropout": {"c": 0.1}}, SMALL["model"], SettingsError, r"names the modality c"),
+        ({"date_dropout": 0.1}, SMALL["model"], SettingsError, r"no modality has dates"),
         ({"modality_dropout": 0.1}, {"name": "forest"}, ModelError, r"cannot learn placeholders"),
     ):
         with pytest.raises(kind, match=message):
