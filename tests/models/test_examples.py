@@ -10,7 +10,7 @@ import pytest
 from landfuse import models
 from landfuse.models import MODELS
 
-MODULES = ["landfuse.models", *(f"landfuse.models.{name}" for name in MODELS if models.is_own(name))]
+MODULES = ["landfuse.models", *sorted({kind.__module__ for name, kind in MODELS.items() if models.is_own(name)})]
 
 
 @pytest.mark.parametrize("name", MODULES)

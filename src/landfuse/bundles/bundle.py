@@ -71,7 +71,7 @@ class Bundle(nn.Module):
     Examples:
         >>> bundle = lf.load_bundle("runs/first")
         >>> list(bundle.description.modalities), bundle.description.view
-        (['a', 'b'], 1)
+        (['a', 'b'], 15)
     """
 
     def __init__(

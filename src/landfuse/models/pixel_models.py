@@ -223,8 +223,12 @@ class Boosted(PixelModel):
         SettingsError: for an unknown or wrong setting.
         ModelError: if the modalities cannot be used.
 
-    Images and logits as in `Forest`; `fit` stops by the validation samples, where there are any, and returns its rounds
-    as `epochs`.
+    Images as in `Forest`, logits (B, K, H, W); `fit` stops by the validation samples, where there are any, and returns
+    its rounds as `epochs`.
+
+    >>> import landfuse as lf
+    >>> lf.models.Boosted({"s2": 10}, classes=2).classes
+    2
     """
 
     Settings = BoostedSettings
@@ -299,7 +303,11 @@ class Logistic(PixelModel):
         SettingsError: for an unknown or wrong setting.
         ModelError: if the modalities cannot be used, or `features: diffusion` finds none.
 
-    Images and logits as in `Forest`.
+    Images as in `Forest`, logits (B, K, H, W).
+
+    >>> import landfuse as lf
+    >>> lf.models.Logistic({"s2": 10}, classes=2).classes
+    2
     """
 
     Settings = LogisticSettings
