@@ -49,10 +49,13 @@ def report(rows: list[dict[str, Any]]) -> None:
     print("| model | dates | sensors | n | " + " | ".join(f"{share:.0%} clouds" for share in clouds) + " |")
     print("|---|---|---|---|" + "---|" * len(clouds))
     keys = ("model", "every", "sensors")
+    if not clouds:
+        return
     for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
         own = [row for row in rows if tuple(row[k] for k in keys) == key]
         cells = [[row["OA"] for row in own if row["clouds"] == share] for share in clouds]
-        words = [f"{statistics.mean(cell):.3f}" if cell else "" for cell in cells]
+        spread = [f" ± {statistics.stdev(cell):.3f}" if len(cell) > 1 else "" for cell in cells]
+        words = [f"{statistics.mean(cell):.3f}{more}" if cell else "" for cell, more in zip(cells, spread, strict=True)]
         print(f"| {' | '.join(key)} | {max(map(len, cells))} | {' | '.join(words)} |")
 
 
@@ -75,6 +78,8 @@ def main() -> None:
     for seed, clouds, sensors in runs:
         row = {"model": args.model, "every": args.every, "clouds": clouds, "sensors": sensors, "seed": seed}
         row |= {"size": args.size, "settings": settings}
+        if sensors == "s1" and clouds != args.clouds[0]:  # clouds do not change it
+            continue
         if any(row.items() <= known.items() for known in read(args.out)):
             continue
         row |= score(args.model, args.every, clouds, sensors, seed, args.size, settings)

@@ -181,6 +181,6 @@ def _days(array: Any, dim: str, name: str) -> dict[date | None, int]:
         raise SceneError(
             f"`{name}` has several times on {few(twice)}",
             "one for each date",
-            "merge them, e.g. by `.groupby('time.date').first()`, or leave some out",
+            "merge them, e.g. by `.assign_coords(time=cube.time.dt.floor('D')).groupby('time').first()`",
         )
     return dict(sorted((day, place) for place, day in enumerate(days)))
