@@ -100,8 +100,9 @@ def test_the_variables_of_a_dataset_are_bands_and_one_of_them_says_what_is_clear
     np.testing.assert_allclose(read(scene)[2:4], np.where(cloudy, np.nan, expected()[2:4]), rtol=1e-6)
 
 
-def test_of_a_dask_array_no_more_than_the_window_is_computed() -> None:
+def test_of_a_dask_array_no_more_than_the_window_is_computed_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
     dask = pytest.importorskip("dask.array")
+    monkeypatch.setattr("landfuse.series.series_raster._STRIP", 12)  # of files, whose tiles are cached
     computed: list[tuple[int, ...]] = []
 
     def load(block: NDArray[Any]) -> NDArray[Any]:
