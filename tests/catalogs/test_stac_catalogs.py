@@ -33,6 +33,9 @@ SIDE = 40  # px of 10 m of an item
 AREA = (11.9995, 47.9985, 12.0035, 48.0005)
 
 
+_PLAIN = ("name", "data_type", "nodata")
+
+
 def plane(grid: Grid) -> Any:
     """Numbers that grow with easting and northing of UTM 32, whatever the CRS of the grid: (1, H, W)."""
     col, row = np.meshgrid(np.arange(grid.width) + 0.5, np.arange(grid.height) + 0.5)
@@ -66,18 +69,25 @@ def item(name: str, grid: Grid, day: str, root: Path, *, clouds: float = 10, off
             "raster:bands": [band],
             **({"eo:bands": [{"name": key, "center_wavelength": 0.665}]} if key == "B04" else {}),
         }
+    properties = {"datetime": day, "eo:cloud_cover": clouds, "proj:epsg": int(str(grid.crs)[5:])}
+    if name == "b":  # as STAC 1.1 says the same
+        properties["proj:code"] = f"EPSG:{properties.pop('proj:epsg')}"
+        for asset in assets.values():
+            band, names = asset.pop("raster:bands")[0], asset.pop("eo:bands", [{}])[0]
+            asset["bands"] = [{key if key in _PLAIN else f"raster:{key}": value for key, value in band.items()}]
+            asset["bands"][0] |= {key if key in _PLAIN else f"eo:{key}": value for key, value in names.items()}
     assets["thumbnail"] = {"href": "./x.png", "type": "image/png", "roles": ["thumbnail"]}
     to_degrees = pyproj.Transformer.from_crs(grid.crs, 4326, always_xy=True)
     west, south, east, north = to_degrees.transform_bounds(*grid.bounds)
     ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
     return {
         "type": "Feature",
-        "stac_version": "1.0.0",
+        "stac_version": "1.1.0" if name == "b" else "1.0.0",
         "id": name,
         "collection": "sentinel-2-l2a",
         "geometry": {"type": "Polygon", "coordinates": [ring]},
         "bbox": [west, south, east, north],
-        "properties": {"datetime": day, "eo:cloud_cover": clouds, "proj:epsg": int(str(grid.crs)[5:])},
+        "properties": properties,
         "links": [{"rel": "collection", "href": "./collection.json"}],
         "assets": {key: asset for key, asset in assets.items() if key not in more.get("lacks", ())},
     }
@@ -88,7 +98,16 @@ def at(col: int, row: int, crs: str = "EPSG:32632", left: float = LEFT, top: flo
 
 
 EAST = at(0, 0, "EPSG:32633", 276_260.0, 5_320_800.0)
-ITEMS = {"a1": at(0, 0), "a2": at(SIDE, 0), "b": at(0, 0), "c": at(0, 0), "e": at(0, 0), "z": EAST, "far": at(9000, 0)}
+ITEMS = {
+    "a0": at(0, 0),
+    "a1": at(0, 0),
+    "a2": at(SIDE, 0),
+    "b": at(0, 0),
+    "c": at(0, 0),
+    "e": at(0, 0),
+    "z": EAST,
+    "far": at(9000, 0),
+}
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +116,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("catalog")
     days = {"a1": "2023-04-01T10:00:00Z", "a2": "2023-04-01T10:00:20Z", "b": "2023-04-21T10:00:00Z"}
     days |= {"z": "2023-05-01T01:00:00+02:00", "c": "2023-05-01T10:00:00Z", "e": "2023-05-11T10:00:00Z"}
-    days["far"] = days["a1"]
+    days |= {"far": days["a1"], "a0": days["a1"]}
     made = [
+        item("a0", ITEMS["a0"], days["a0"], home, clouds=30, offset=5.0),  # below a1
         item("a1", ITEMS["a1"], days["a1"], home),
         item("a2", ITEMS["a2"], days["a2"], home, offset=0.0),
         item("b", ITEMS["b"], days["b"], home),
@@ -191,6 +211,7 @@ def test_dates_zones_and_scales(root: Path, tmp_path: Path) -> None:
     assert 0.3 < there.mean() < 1
     np.testing.assert_allclose(other[there], wanted[there], atol=0.0006)  # numbers are whole
     assert dates["2023-04-01"].raster.parts[0].wavelengths == (665.0,)
+    assert dates["2023-04-21"].raster.parts[0].wavelengths == (665.0,)
     clear = dates["2023-04-01"].mask.read(grid.window)
     rows = np.array([(TOP - grid.at(0, row + 0.5)[1]) // 10 for row in range(grid.height)])
     assert not clear[(rows >= SIDE - 4) & (rows < SIDE)].any()
@@ -249,13 +270,14 @@ def test_what_a_server_refuses_is_named(
     assert "secret" not in text.splitlines()[0].split(" cannot ")[0]
     if (name == "a1" and place != "torn") or (name == "z" and "status" in place):
         assert list(tmp_path.iterdir()) == [], "nothing is left of what cannot be opened"
+    assert (tmp_path / "scene.yaml").is_file() or name != "b"
 
 
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"area": (0, 0, 1, 1)}, "no item of .* 7 lie outside the area"),
-        ({"time": "2022"}, "6 are of other times"),
+        ({"area": (0, 0, 1, 1)}, "no item of .* 8 lie outside the area"),
+        ({"time": "2022"}, "7 are of other times"),
         ({"collections": ("s1",)}, "lists none"),
         ({"assets": ("B4",)}, "no item has the asset `B4`"),
         ({"address": "{root}/torn.json"}, "torn.json cannot be read as a STAC catalog"),
