@@ -38,6 +38,8 @@ class Signs:
 
     stand_ins: Mapping[str, float] = {}
     channels = {"a": 1}
+    view = 3
+    marks_missing = False
     nbytes = 0
     about = About("Signs", 0, "NumPy", np.__version__)
     identity = {"the model": "signs"}

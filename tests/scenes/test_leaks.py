@@ -285,7 +285,7 @@ def test_a_split_by_polygons_in_a_scene_file_and_a_recipe(fields: Path) -> None:
 
 
 def test_a_run_keeps_and_says_what_leaks(fields: Path, landfuse: Callable[..., Any]) -> None:
-    (fields.parent / "r.yaml").write_text("scene: scene.yaml\nmodel: {name: forest, trees: 3}\n")
+    (fields.parent / "r.yaml").write_text("scene: scene.yaml\nmodel: {name: forest, trees: 3, context: []}\n")
     run = fields.parent / "run"
     code, out, _ = landfuse("train", fields.parent / "r.yaml", f"run={run}", "-q")
     assert code == 0

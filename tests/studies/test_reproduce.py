@@ -93,9 +93,9 @@ def test_the_table_holds_both_splits_and_what_is_published(home: Path, tmp_path:
     assert cell(published.scores["kappa"]) == "88.00"
     assert cell(published.scores["AA"]) == "–"
     assert published.source == "Somebody 2024, doi 10.1/2"
-    assert result.notes[0] == "blocks: squares of 16 px, 2 px without a role around those that test or validate"
+    assert result.notes[0] == "blocks: squares of 16 px, 7 px without a role around those that test or validate"
     recipe = json.loads((out / "blocks/net/seed-1/recipe.json").read_text())
-    assert recipe["split"] == {"kind": "blocks", "buffer": 2, "size": 16, "test": 0.5, "seed": 0}
+    assert recipe["split"] == {"kind": "blocks", "buffer": 7, "size": 16, "test": 0.5, "seed": 0}
     lines = (out / "table.md").read_text().splitlines()
     assert sum(line.startswith("|") for line in lines) == 7
     assert "| Somebody's / net | a + b | random | – | – | 91.50 ± 0.40 |" in "\n".join(lines)
