@@ -181,6 +181,8 @@ def _litter(home: Path) -> None:
     (home / "s2.tif.ovr").write_bytes(b"x"), (home / ".hidden.tif").write_bytes(b"x")
     (home / "s2.tif.aux.xml").write_text("<PAMDataset/>"), (home / "readme.txt").write_text("hello")
     (home / "broken.tif").write_bytes(b"II*\0 not a raster"), (home / "cube.mat").write_bytes(b"x")
+    (home / "cube.zarr" / "s2").mkdir(parents=True)
+    (home / "cube.zarr" / "zarr.json").write_text("{}"), (home / "cube.zarr" / "s2" / "a.tif").write_bytes(b"x")
 
 
 def _no_labels(home: Path) -> None:
@@ -305,7 +307,11 @@ FOLDERS: dict[Callable[[Path], None], dict[str, Any]] = {
     _unlabelled_zero: {"legend": ["class 1", "class 2"], "text": ["ignored: [0]  # taken as unlabelled"]},
     _litter: {
         "modalities": {"dem": "dem.tif", "s1": "s1.tif", "s2": "s2.tif"},
-        "notes": ["broken.tif cannot be opened", "cube.mat is left out: its variable and axes"],
+        "notes": [
+            "broken.tif cannot be opened",
+            "cube.mat is left out: its variable",
+            "cube.zarr is left out: name it",
+        ],
     },
     _no_labels: {"modalities": {"s2": "s2.tif"}, "notes": ["no labels were found"], "kind": None},
     _empty_border: {"text": ["nodata: 0  # no value is declared, and 0 is in every band of 31.2%"]},

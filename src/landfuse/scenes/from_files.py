@@ -37,6 +37,7 @@ RASTERS = (".tif", ".tiff", ".vrt", ".img", ".jp2", ".dat", ".bsq", ".bil", ".bi
 VECTORS = (".gpkg", ".shp", ".geojson", ".fgb", ".gml", ".kml")
 _OTHERS = {
     ".mat": "its variable and axes have to be named in a scene file: docs/how-to/matlab.md",
+    ".zarr": "name it by hand: docs/how-to/time-series.md",
     ".nc": "name a subdataset by hand: docs/add-a-scene.md",
     ".h5": "name a subdataset by hand: docs/add-a-scene.md",
     ".hdf": "name a subdataset by hand: docs/add-a-scene.md",
@@ -279,7 +280,7 @@ def _find(
         inside = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
         inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(place).parts)]
         found |= {p.resolve(): p for p in inside}
-    files = list(found.values())
+    files = list(dict.fromkeys(map(_whole_group, found.values())))
     top = Path(os.path.commonpath([p.resolve().parent for p in files])) if files else Path()
     rasters: list[_File] = []
     vectors: list[Path] = []
@@ -301,6 +302,11 @@ def _find(
         elif kind in _OTHERS:
             left.setdefault(_OTHERS[kind], []).append(path)
     return rasters, vectors
+
+
+def _whole_group(path: Path) -> Path:
+    """The folder of the Zarr group that a file belongs to; else the file."""
+    return next((folder for folder in path.parents if folder.suffix.lower() == ".zarr"), path)
 
 
 def _by_date(files: Sequence[_File]) -> list[_File]:
