@@ -4,7 +4,7 @@
         [--seeds 0 1 2] [--size 128] [--set epochs=10 view=5 ...] [--out runs/seasons.jsonl]
     python benchmarks/simulated/seasons.py --report [--out runs/seasons.jsonl]
 
-A model is fitted to 2022 of one region (24 optical dates of which clouds hide that share of the pixels, 31 of SAR) and
+A model is fitted to 2022 of one region (25 optical dates of which clouds hide that share of the pixels, 31 of SAR) and
 scored on 2023 of another. `--every` combines dates to periods, by their median and filled linearly; `dates` leaves them
 as they are, with gaps. Every run appends one line to the file; runs that are in it are not repeated.
 """
