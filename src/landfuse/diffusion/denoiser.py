@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.diffusion.noise import signal_alpha, wiener_bound
+from landfuse.layers.pixel_norm import PixelNorm
 
 DEVIATION = 1 / 3
 """Standard deviation of the images that the denoiser takes: values within -1..1, three deviations from the mean."""
@@ -71,7 +72,7 @@ class Denoiser(nn.Module):
             [_Block(2 * base, base, time), _Block(2 * deep, deep, time), _Block(2 * deep, deep, time)]
         )
         self.up = nn.ModuleList([nn.Conv2d(deep, base, 3, padding=1), nn.Conv2d(deep, deep, 3, padding=1)])
-        self.norm = _PixelNorm(base)
+        self.norm = PixelNorm(base)
         self.register_buffer("alpha", signal_alpha(), persistent=False)
         self.noise_heads = nn.ModuleDict({name: nn.Conv2d(base, c, 3, padding=1) for name, c in self.channels.items()})
 
@@ -128,7 +129,7 @@ class _Block(nn.Module):
 
     def __init__(self, channels: int, features: int, time: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList([_PixelNorm(channels), _PixelNorm(features)])
+        self.norms = nn.ModuleList([PixelNorm(channels), PixelNorm(features)])
         self.first = nn.Conv2d(channels, features, 3, padding=1)
         self.second = nn.Conv2d(features, features, 3, padding=1)
         self.film = nn.Linear(time, 2 * features)
@@ -145,19 +146,6 @@ class _Block(nn.Module):
         y = self.second(F.silu(self.norms[1](y) * (1 + scale) + shift))
         total: Tensor = self.shortcut(x) + y
         return total
-
-
-class _PixelNorm(nn.Module):
-    """Normalises the channels of each pixel, then scales and shifts them."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W), in any memory order; channels last is the fast one."""
-        last = x.permute(0, 2, 3, 1)
-        return F.layer_norm(last, (x.shape[1],), self.weight, self.bias, 1e-5).permute(0, 3, 1, 2)
 
 
 def _doubled(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from operator import index
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -17,6 +18,9 @@ from landfuse.legend import UNLABELLED
 from landfuse.settings import parse
 
 S = TypeVar("S", bound=settings.Settings)
+
+DIFFUSION_LEVEL = re.compile(r"diffusion_(\d+)")
+"""Names of the modalities that are features of a denoiser, with the level."""
 
 
 class Modality(NamedTuple):

@@ -28,7 +28,6 @@ Differs from the paper, and why:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -39,13 +38,12 @@ from torch.nn import functional as F
 from landfuse.errors import ModelError
 from landfuse.layers import guidance, mutual
 from landfuse.legend import UNLABELLED
-from landfuse.models.base import FusionModel, Modality, cross_entropy, settings_of
+from landfuse.models.base import DIFFUSION_LEVEL, FusionModel, Modality, cross_entropy, settings_of
 from landfuse.models.bdgf_branches import KINDS, Branch, Size
 from landfuse.models.settings import BdgfSettings
 
 STAGES = 3
 
-_LEVEL = re.compile(r"diffusion_(\d+)")
 
 TEMPERATURE = 2.0
 """Softens the probabilities that branches learn from."""
@@ -193,7 +191,7 @@ def _per_pixel(guide: nn.Module, image: Tensor) -> Tensor:
 
 def _seen(modalities: Mapping[str, Modality]) -> dict[str, Modality]:
     """The modalities that are no diffusion features."""
-    seen = {name: modality for name, modality in modalities.items() if not _LEVEL.fullmatch(name)}
+    seen = {name: modality for name, modality in modalities.items() if not DIFFUSION_LEVEL.fullmatch(name)}
     if not seen:
         raise ModelError(
             f"`bdgf` got only diffusion features: {', '.join(modalities)}",
@@ -207,7 +205,7 @@ def _levels(modalities: Mapping[str, Modality], timesteps: int) -> dict[int, int
     """Level -> channels at each timestep, of the diffusion features."""
     levels = {}
     for name, modality in modalities.items():
-        match = _LEVEL.fullmatch(name)
+        match = DIFFUSION_LEVEL.fullmatch(name)
         if match is None:
             continue
         if modality.channels % timesteps or modality.zoom != 1:

@@ -8,9 +8,8 @@ and mapping needs neither scikit-learn nor torch.
 from __future__ import annotations
 
 import logging
-import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -26,7 +25,7 @@ from torch import Tensor
 from landfuse.errors import ModelError
 from landfuse.legend import UNLABELLED
 from landfuse.models import pixel_tables
-from landfuse.models.base import Batches, DirectFit, Modality, settings_of
+from landfuse.models.base import DIFFUSION_LEVEL, Batches, DirectFit, Modality, settings_of
 from landfuse.models.pixel_tables import UNSEEN, features_of
 from landfuse.models.settings import BoostedSettings, ForestSettings, LogisticSettings, PixelSettings
 
@@ -186,17 +185,16 @@ class Forest(PixelModel):
             random_state=seed,
         ).fit(*pixels)
         trees = [estimator.tree_ for estimator in grown.estimators_]
-        branches, feature, threshold = _no_nodes((len(trees), max(tree.node_count for tree in trees)))[:3]
+        branches, feature, threshold = _nodes(
+            [
+                (one.children_left < 0, one.children_left, one.children_right, one.feature, one.threshold)
+                for one in trees
+            ]
+        )
         share = np.zeros((*feature.shape, self.classes), np.float32)
         for number, tree in enumerate(trees):
-            own = np.arange(tree.node_count)
-            leaf = tree.children_left < 0
-            branches[number, own, 0] = np.where(leaf, own, tree.children_left)
-            branches[number, own, 1] = np.where(leaf, own, tree.children_right)
-            feature[number, own] = np.where(leaf, 0, tree.feature)
-            threshold[number, own] = _split_at(tree.threshold)
             value = tree.value[:, 0, :]
-            share[number, : len(own)][:, grown.classes_.astype(int)] = value / value.sum(axis=1, keepdims=True)
+            share[number, : len(value)][:, grown.classes_.astype(int)] = value / value.sum(axis=1, keepdims=True)
         # A class without a vote is not impossible: about one vote in all is added. As powers of two sums stay exact.
         share += np.float32(0.5 ** np.ceil(np.log2(len(trees))))
         depth = np.array(max(tree.max_depth for tree in trees), np.int32)
@@ -209,6 +207,24 @@ def _no_nodes(
     """The fields of `Nodes` of trees that are not grown."""
     branches, feature = np.zeros((*shape, 2), np.int32), np.zeros(shape, np.int32)
     return branches, feature, np.zeros(shape, np.float32), np.array(0, np.int32)
+
+
+def _nodes(
+    trees: Sequence[tuple[NDArray[Any], ...]],
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
+    """Branches, features and thresholds of grown trees in tables of equal length.
+
+    Args:
+        trees: of each node whether it is a leaf, its left and right, the feature, and the threshold.
+    """
+    branches, feature, threshold = _no_nodes((len(trees), max(len(leaf) for leaf, *_ in trees)))[:3]
+    for number, (leaf, left, right, compared, limit) in enumerate(trees):
+        own = np.arange(len(leaf))
+        branches[number, own, 0] = np.where(leaf, own, left)
+        branches[number, own, 1] = np.where(leaf, own, right)
+        feature[number, own] = np.where(leaf, 0, compared)
+        threshold[number, own] = _split_at(limit)
+    return branches, feature, threshold
 
 
 class Boosted(PixelModel):
@@ -275,18 +291,16 @@ class Boosted(PixelModel):
         boosted = classes[-len(grown._predictors[0]) :]
         start[boosted] = grown._baseline_prediction.ravel()
         trees = [(place, tree.nodes) for one in grown._predictors for place, tree in zip(boosted, one, strict=True)]
-        branches, feature, threshold, depth = _no_nodes((len(trees), max(len(nodes) for _, nodes in trees)))
+        grown_nodes, depth = [], np.array(0, np.int32)
+        for _, nodes in trees:
+            right = np.where(nodes["missing_go_to_left"], 0, pixels.x.shape[1])  # see `pixel_tables.Boosted`
+            compared = nodes["feature_idx"] + right, nodes["num_threshold"]
+            grown_nodes.append((nodes["is_leaf"].astype(bool), nodes["left"], nodes["right"], *compared))
+            depth = np.maximum(depth, nodes["depth"].max().astype(np.int32))
+        branches, feature, threshold = _nodes(grown_nodes)
         value = np.zeros(feature.shape, np.float32)
         for number, (_, nodes) in enumerate(trees):
-            own = np.arange(len(nodes))
-            leaf = nodes["is_leaf"].astype(bool)
-            branches[number, own, 0] = np.where(leaf, own, nodes["left"])
-            branches[number, own, 1] = np.where(leaf, own, nodes["right"])
-            right = np.where(nodes["missing_go_to_left"], 0, pixels.x.shape[1])  # see `pixel_tables.Boosted`
-            feature[number, own] = np.where(leaf, 0, nodes["feature_idx"] + right)
-            threshold[number, own] = _split_at(nodes["num_threshold"])
-            value[number, own] = np.where(leaf, nodes["value"], 0)
-            depth = np.maximum(depth, nodes["depth"].max().astype(np.int32))
+            value[number, : len(nodes)] = np.where(nodes["is_leaf"], nodes["value"], 0)
         target = np.array([place for place, _ in trees], np.int32)
         return pixel_tables.Boosted(branches, feature, threshold, depth, value, target, start)
 
@@ -360,7 +374,7 @@ class Logistic(PixelModel):
 
 
 def _is_diffusion(name: str) -> bool:
-    return re.fullmatch(r"diffusion_\d+", name) is not None
+    return DIFFUSION_LEVEL.fullmatch(name) is not None
 
 
 def _check_classes(pixels: Pixels, name: str) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from landfuse.layers.pixel_norm import PixelNorm
 from landfuse.models.base import FusionModel, Modality, settings_of
 from landfuse.models.settings import TemporalSettings
 
@@ -153,15 +154,8 @@ def day_encoding(days: Sequence[float], size: int) -> Tensor:
     return torch.sin(torch.tensor(days, dtype=torch.float64)[:, None] * rate + math.pi / 2 * (place % 2))
 
 
-class _PixelNorm(nn.LayerNorm):
-    """Layer normalisation of each pixel's channels, (B, D, H, W), so that no pixel and no date changes another."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        return super().forward(image.movedim(1, -1)).movedim(-1, 1)
-
-
 def _layer(channels: int, width: int, side: int = 1, stride: int = 1) -> list[nn.Module]:
-    return [nn.Conv2d(channels, width, side, stride), _PixelNorm(width), nn.ReLU()]
+    return [nn.Conv2d(channels, width, side, stride), PixelNorm(width), nn.ReLU()]
 
 
 def _encoder(channels: int, width: int, zoom: int, halo: int) -> nn.Sequential:
