@@ -606,7 +606,7 @@ def predict(
         scene = scene_from(scene, like=known.description.modalities)
     chosen = map_options({name: value for name, value in options.items() if name in MapOptions.model_fields})
     sign = known.predictor(chosen).identity["the model"]
-    layers = layers_of(chosen, known.description.legend)
+    layers = layers_of(chosen, known.description)
     outputs = [(beside(path, layer.name), sign) for layer in layers]
     Destination(str(path)).check(outputs, inputs_of(scene), overwrite)
     return _predict(known, scene, path, **options)

@@ -61,6 +61,7 @@ def bundle(request: pytest.FixtureRequest, scene: Scene) -> Bundle:
     }
     made.model.fit([(images, torch.from_numpy(scene.labels)[None])], seed=0)
     made.temperature, made.roles = 1.3, {"a grid": "its digest"}
+    made.attached, made.notes = {"sums.each": np.arange(6.0).reshape(2, 3)}, {"sums": {"of": "blocks"}}
     return made.eval()
 
 
@@ -72,6 +73,11 @@ def test_it_is_the_bundle_of_torch_bit_for_bit(bundle: Bundle, scene: Scene, tmp
     assert own.digest == bundle.digest == loaded.digest
     assert own.description.roles == {"a grid": "its digest"}
     assert own.description.packed({}) == bundle.description.packed({})
+    for known in (own.description, loaded.description):
+        assert known.attached.keys() == {"sums.each"}
+        assert known.attached["sums.each"].dtype == np.float64
+        assert (known.attached["sums.each"] == np.arange(6.0).reshape(2, 3)).all()
+        assert known.notes == {"sums": {"of": "blocks"}}
     for options in (PredictorOptions(), PredictorOptions(mean_for=("b",), withheld=("b",))):
         by_torch = TorchPredictor(bundle.description, bundle.model, bundle.maps, None, lambda: "", options)
         predictors = [own.predictor(options), loaded.predictor(options), by_torch]

@@ -29,8 +29,9 @@ from landfuse.bundles.description import ModelSpec
 from landfuse.errors import FaultsError, IncompleteError, OutputError, SceneError, SettingsError
 from landfuse.legend import UNLABELLED
 from landfuse.mapping import engine, window_owners
-from landfuse.mapping.engine import batch_size, map_array, map_blocks
-from landfuse.mapping.map_layers import beside, confidence_of, entropy_of
+from landfuse.mapping import predict as mapping
+from landfuse.mapping.engine import BlockMap, batch_size, map_array, map_blocks
+from landfuse.mapping.map_layers import Layer, beside, confidence_of, entropy_of, layers_of
 from landfuse.mapping.predict import Job, map_parts, predict
 from landfuse.models.base import FusionModel, Modality
 from landfuse.rasters.grid import Grid
@@ -355,6 +356,24 @@ def test_layers_of_the_model_are_averaged_like_logits(tmp_path: Path) -> None:
     np.testing.assert_allclose(height[height != 255], expected[height != 255], atol=1)
     with pytest.raises(SettingsError, match=r"has no layer depth(.|\n)*height"):
         predict(bundle, scene, tmp_path / "map.tif", layers=["depth"])
+
+
+def test_layers_of_whole_numbers_and_of_other_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = whole_scene(20, 33)
+
+    def rows(part: BlockMap, within: slice, found: NDArray[np.float32]) -> NDArray[np.float32]:
+        own = np.arange(part.window.row, part.window.row + part.window.height, dtype=np.float32)[within]
+        return np.broadcast_to(own[:, None], found.shape[1:])[None]
+
+    more = [Layer("row", ("row",), rows, steps=1), Layer("far", ("distance",), rows, steps=20)]
+    monkeypatch.setattr(mapping, "layers_of", lambda options, known: [*layers_of(options, known), *more])
+    path = predict(bundle_of(scene, 8, 4), scene, tmp_path / "map.tif", block=7)
+    codes = rasterio.open(path).read(1)
+    for name, steps, scale in (("row", 1, 1.0), ("far", 20, 1 / 20)):
+        with rasterio.open(beside(path, name)) as file:
+            assert (file.scales[0], file.nodata) == (scale, 255)
+            expected = np.minimum(np.arange(20)[:, None] * steps, 254)
+            np.testing.assert_array_equal(file.read(1), np.where(codes == 255, 255, expected))
 
 
 def test_wanted_pixels_are_as_in_the_whole_map() -> None:

@@ -31,8 +31,6 @@ from landfuse.views.pixel_map import PixelMap
 LEGEND = Legend((LandClass("wood & scrub", 3, "#00FF00"), LandClass("wood / scrub", 1, "#0000ff")))
 TURNED = Grid(20, 30, (9.0, 2.0, 5e5, 1.0, -7.0, 5.4e6), "EPSG:32632")
 
-PLAIN = layers_of(map_options({}), LEGEND)
-
 
 @pytest.fixture
 def bundle() -> Bundle:
@@ -50,7 +48,7 @@ def item(bundle: Bundle, tmp_path: Path) -> dict[str, object]:
     write_style(path, LEGEND)
     write_polygons(path, LEGEND)
     bundle.save(tmp_path / "run" / "bundle")
-    layers = layers_of(map_options({"confidence": True}), LEGEND)
+    layers = layers_of(map_options({"confidence": True}), bundle.description)
     taken = datetime(2023, 6, 1, tzinfo=UTC)
     place = write_item(path, TURNED, bundle.predictor(), tmp_path / "run" / "bundle", layers, taken)
     assert place == tmp_path / "maps" / "map.stac.json"
@@ -178,14 +176,24 @@ def test_a_crs_without_a_code_is_written_as_wkt_and_none_is_refused(bundle: Bund
     wkt = pyproj.CRS.from_proj4("+proj=laea +lat_0=47 +lon_0=11 +ellps=GRS80").to_wkt()
     grid = Grid(4, 6, (10.0, 0.0, 0.0, 0.0, -10.0, 0.0), wkt)
     write_raster(tmp_path / "m.tif", grid, np.full((4, 6), 3, np.uint8), legend=LEGEND)
-    item = json.loads(write_item(tmp_path / "m.tif", grid, bundle.predictor(), tmp_path, PLAIN).read_text())
+    item = json.loads(
+        write_item(
+            tmp_path / "m.tif", grid, bundle.predictor(), tmp_path, layers_of(map_options({}), bundle.description)
+        ).read_text()
+    )
     assert item["properties"]["proj:code"] is None
     assert pyproj.CRS.from_wkt(item["properties"]["proj:wkt2"]) == pyproj.CRS.from_wkt(wkt)
     assert item["assets"]["map"]["raster:spatial_resolution"] == 10
     assert item["properties"]["datetime"] == item["properties"]["created"]
     (tmp_path / "m.stac.json").unlink()
     with pytest.raises(GridError, match="has no CRS"):
-        write_item(tmp_path / "m.tif", replace(grid, crs=None), bundle.predictor(), tmp_path, PLAIN)
+        write_item(
+            tmp_path / "m.tif",
+            replace(grid, crs=None),
+            bundle.predictor(),
+            tmp_path,
+            layers_of(map_options({}), bundle.description),
+        )
     assert not (tmp_path / "m.stac.json").exists()
 
 
@@ -193,7 +201,9 @@ def test_without_the_extra(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "pystac", None)
     for write in (
         lambda: check_item(TURNED),
-        lambda: write_item(tmp_path / "m.tif", TURNED, bundle.predictor(), tmp_path, PLAIN),
+        lambda: write_item(
+            tmp_path / "m.tif", TURNED, bundle.predictor(), tmp_path, layers_of(map_options({}), bundle.description)
+        ),
     ):
         with pytest.raises(MissingExtraError, match=r'pip install "landfuse\[stac\]"'):
             write()
@@ -202,7 +212,9 @@ def test_without_the_extra(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.M
 def test_an_item_across_180_degrees(bundle: Bundle, tmp_path: Path) -> None:
     grid = Grid(20, 30, (0.1, 0.0, 178.5, 0.0, -0.1, -16.0), "EPSG:4326")
     write_raster(tmp_path / "map.tif", grid, np.full((20, 30), 3, np.uint8), legend=LEGEND)
-    place = write_item(tmp_path / "map.tif", grid, bundle.predictor(), tmp_path, PLAIN)
+    place = write_item(
+        tmp_path / "map.tif", grid, bundle.predictor(), tmp_path, layers_of(map_options({}), bundle.description)
+    )
     item = json.loads(place.read_text())
     assert item["bbox"] == pytest.approx([178.5, -18, -178.5, -16]), "west is larger than east"
     assert item["geometry"]["type"] == "MultiPolygon"

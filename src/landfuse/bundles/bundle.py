@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -67,6 +68,7 @@ class Bundle(nn.Module):
     Attributes:
         temperature: logits are divided by it to obtain probabilities; fitted on validation (`calibration`).
         cross_validation: of a model that learnt from all labels: what its scores are, and how they were measured.
+        attached: what it keeps beside the model, and `notes`, words about that; see `Description`.
 
     Examples:
         >>> bundle = lf.load_bundle("runs/first")
@@ -91,6 +93,8 @@ class Bundle(nn.Module):
         self.temperature = 1.0
         self.roles: dict[str, str] | None = None
         self.cross_validation: dict[str, Any] | None = None
+        self.attached: dict[str, NDArray[Any]] = {}
+        self.notes: dict[str, dict[str, Any]] = {}
         self.pixel_maps = nn.ModuleDict(pixel_maps)
         for name, pixel_map in pixel_maps.items():
             pixel_map.gaps = inputs[name].per_step > 0
@@ -119,7 +123,7 @@ class Bundle(nn.Module):
         return Description(
             self.spec, self.inputs, computed, self.legend, self.model.view, self.model.core, self.stride, self.weights,
             self.temperature, self.droppable, self.model.layers, self.roles,
-            self.cross_validation,
+            self.cross_validation, self.attached, self.notes,
         )  # fmt: skip
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
@@ -174,6 +178,7 @@ class Bundle(nn.Module):
             description["package"] = package._asdict()
         state = {f"model.{name}": tensor for name, tensor in self.model.trained_state().items()}
         state |= {f"pixel_maps.{name}": tensor for name, tensor in self.pixel_maps.state_dict().items()}
+        state |= {f"attached.{name}": torch.from_numpy(values) for name, values in self.attached.items()}
         if self.features is not None:
             tensors, description["denoiser"] = self.features.denoiser.packed()
             state |= {f"denoiser.{name}": tensor for name, tensor in tensors.items()}

@@ -67,7 +67,8 @@ def load_bundle(folder: str | Path, *, model: type[FusionModel] | None = None) -
         features, description.droppable,
     )  # fmt: skip
     bundle.temperature, bundle.roles = description.temperature, description.roles
-    bundle.cross_validation = description.cross_validation
+    bundle.cross_validation, bundle.notes = description.cross_validation, description.notes
+    bundle.attached = {name: tensor.numpy() for name, tensor in _part(tensors, "attached.").items()}
     known, here = description.frozen or {}, bundle.model.frozen_reference() or {}
     if known != here:
         raise BundleError(
@@ -81,7 +82,8 @@ def load_bundle(folder: str | Path, *, model: type[FusionModel] | None = None) -
     except (RuntimeError, KeyError, ValueError) as error:  # tensors of other names or shapes
         raise damaged(folder, error) from None
     broken = [name for name, tensor in bundle.named_parameters() if not torch.isfinite(tensor).all()]
-    broken += [name for name, tensor in bundle.named_buffers() if torch.isnan(tensor).any()]
+    others = *bundle.named_buffers(), *_part(tensors, "attached.").items()
+    broken += [name for name, tensor in others if torch.isnan(tensor).any()]
     if broken:
         raise damaged(folder, f"its weights {', '.join(broken[:5])} hold numbers that are not finite")
     return bundle.eval()

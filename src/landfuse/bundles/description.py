@@ -75,6 +75,8 @@ class Description:
         roles: grid of a training tile -> digest of the roles of its pixels (`roles_digest`), or several, apart by
             spaces; None where they are not known.
         cross_validation: of a model that learnt from all labels: what its scores are, and how they were measured.
+        attached: `subject.name` -> what else the bundle keeps, for what is not the model's own: numbers without NaN.
+        notes: subject -> words and numbers about its `attached`.
     """
 
     spec: ModelSpec
@@ -90,6 +92,8 @@ class Description:
     layers: tuple[str, ...] = ()
     roles: Mapping[str, str] | None = None
     cross_validation: Mapping[str, Any] | None = None
+    attached: Mapping[str, NDArray[Any]] = field(default_factory=dict, compare=False)
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def halo(self) -> int:
@@ -120,6 +124,7 @@ class Description:
             "droppable": list(self.droppable),
             "roles": self.roles,
             **({"cross_validation": self.cross_validation} if self.cross_validation is not None else {}),
+            **({"notes": self.notes} if self.notes else {}),
         }
 
     def check_layers(self, options: PredictorOptions) -> None:

@@ -71,6 +71,7 @@ class ModelFile(_Part):
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     droppable: tuple[str, ...] = ()
     cross_validation: dict[str, Any] | None = None
+    notes: dict[str, dict[str, Any]] = {}
     denoiser: dict[str, Any] | None = None
     features: dict[str, Any] | None = None
 

@@ -64,7 +64,8 @@ class TableBundle:
         self.description = Description(
             spec, known.modalities, (), Legend(tuple(known.legend)), getattr(settings, "view", 1), 1, 1,
             known.tiling.weights, known.temperature, known.droppable, roles=known.roles,
-            cross_validation=known.cross_validation,
+            cross_validation=known.cross_validation, notes=known.notes,
+            attached={n.removeprefix("attached."): v for n, v in self._tensors.items() if n.startswith("attached.")},
         )  # fmt: skip
         self._windows: tuple[int, ...] = getattr(settings, "windows", ())
         try:

@@ -156,7 +156,7 @@ def predict(
             "a folder, which gets a map per tile",
             "name a folder by -o, or one tile by --tile",
         )
-    place, predictor, layers = destination.local, model.predictor(options), layers_of(options, known.legend)
+    place, predictor, layers = destination.local, model.predictor(options), layers_of(options, known)
     events = Events(as_json, quiet, destination.final)
     keep_going = keep_going and len(chosen) + len(failed) > 1
     if failed and not (chosen and keep_going):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from landfuse.bundles.description import Description
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.mapping.engine import BlockMap
 from landfuse.mapping.settings import MapOptions
@@ -24,13 +25,13 @@ from landfuse.rasters.windows import Window
 from landfuse.scenes.land_cover_map import beside
 
 PROBABILITY_STEPS = 250
-"""Probabilities are written as uint8: value / 250, 255 for no data."""
+"""Probabilities are written as uint8: value * 250, 255 for no data."""
 
 _STRIP = 64
 """Rows that are turned into numbers at once: probabilities of a whole block would take as much memory as its logits."""
 
 Values = Callable[[BlockMap, slice, NDArray[np.float32]], NDArray[np.float32]]
-"""A layer's values, 0..1, (bands, rows, width), of a block, its rows and the probabilities, (K, rows, width)."""
+"""A layer's values, (bands, rows, width), of a block, its rows and the probabilities, (K, rows, width)."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,26 @@ class Layer:
     Args:
         name: stands in the file's name; empty for the classes.
         bands: their names.
-        values: what they hold, 0..1; None for codes.
+        values: what they hold, from 0; None for codes.
+        steps: numbers per 1: a value is written as value * steps, rounded, and at most 254; 255 is no data.
     """
 
     name: str
     bands: tuple[str, ...]
     values: Values | None = None
+    steps: int = PROBABILITY_STEPS
+
+    @property
+    def scale(self) -> float:
+        """value = number * scale, for those who read the file."""
+        return 1.0 if self.values is None else 1 / self.steps
 
 
-def layers_of(options: MapOptions, legend: Legend) -> list[Layer]:
+def layers_of(options: MapOptions, known: Description) -> list[Layer]:
     """The files of a map, the classes first."""
     chosen = [Layer("", ("class",))]
     if options.probabilities:
-        chosen.append(Layer("probabilities", tuple(legend.names), lambda part, rows, found: found))
+        chosen.append(Layer("probabilities", tuple(known.legend.names), lambda part, rows, found: found))
     if options.confidence:
         chosen.append(Layer("confidence", ("confidence",), lambda part, rows, found: confidence_of(found)[None]))
     if options.entropy:
@@ -103,17 +111,17 @@ def write_part(
             if len(layers) > 1:
                 found = part.probabilities_in(rows)
                 numbers += [
-                    _steps(layer.values(part, rows, found), classes == UNLABELLED)
+                    _numbers(layer.values(part, rows, found), layer.steps, classes == UNLABELLED)
                     for layer in layers
                     if layer.values is not None
                 ]
             file.write(Window(first, 0, len(classes), window.width), np.concatenate(numbers))
 
 
-def _steps(values: NDArray[np.float32], missing: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    steps = np.rint(values * PROBABILITY_STEPS).astype(np.uint8)
-    steps[..., missing] = UNLABELLED
-    return steps
+def _numbers(values: NDArray[np.float32], steps: int, missing: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    numbers = np.minimum(np.rint(values * steps), UNLABELLED - 1).astype(np.uint8)
+    numbers[..., missing] = UNLABELLED
+    return numbers
 
 
 def assemble(
@@ -140,11 +148,10 @@ def assemble(
     made = []
     for layer in layers:
         codes = layer.values is None
-        scale = 1.0 if codes else 1 / PROBABILITY_STEPS
-        mosaic = Mosaic(grid, layer.bands, legend if codes else None, scale, tags=tags)
+        mosaic = Mosaic(grid, layer.bands, legend if codes else None, layer.scale, tags=tags)
         source, whole = scratch / f"{first}.vrt", scratch / f"{first}.tif"
         write_mosaic(source, mosaic, parts.items(), first)
-        write_cloud_geotiff(whole, source, "mode" if codes else "average")
+        write_cloud_geotiff(whole, source, "mode" if layer.scale == 1 else "average")
         made.append((whole, beside(path, layer.name)))
         first += len(layer.bands)
     for (whole, place), layer in zip(made, layers, strict=True):

@@ -51,7 +51,7 @@ def block_bytes(engine: Engine, block: int) -> int:
     # Numbers as in the file, as float32 values, and once more for masks and mirrored edges.
     reading = max(info.bands * info.zoom**2 * (np.dtype(info.dtype).itemsize + 8) for info in known.inputs.values())
     series = any(info.steps for info in known.inputs.values())
-    depth = len(known.legend) + sum(layer.values is not None for layer in layers_of(engine.options, known.legend))
+    depth = len(known.legend) + sum(layer.values is not None for layer in layers_of(engine.options, known))
     return (
         (_BASE if "torch" in sys.modules else _WITHOUT_TORCH)
         + engine.predictor.nbytes
@@ -163,7 +163,7 @@ def plan(engine: Engine, block: int) -> Plan:
         reading = (read - begun) / engine.reach(owned).pixels * (1 + halo) * total
         seconds = max(reading, (computed - read) / owned.count * engine.windows)
     squeezed = len(zlib.compress(part.classes.tobytes())) / part.classes.nbytes
-    bands = sum(len(layer.bands) for layer in layers_of(engine.options, engine.description.legend))
+    bands = sum(len(layer.bands) for layer in layers_of(engine.options, engine.description))
     pixels = total * 8 / 3  # parts, the map, and its overviews twice while they are made
     return Plan(
         grid.height, grid.width, block, len(cut), halo, halo_apart, engine.windows, recomputed,

@@ -39,7 +39,7 @@ class Job:
     @property
     def layers(self) -> list[Layer]:
         """The files of the map."""
-        return layers_of(self.engine.options, self.engine.description.legend)
+        return layers_of(self.engine.options, self.engine.description)
 
     def write(self, part: BlockMap) -> None:
         """Writes the file of a block."""

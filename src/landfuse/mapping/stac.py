@@ -26,7 +26,7 @@ from landfuse.extras import missing_extra
 from landfuse.files import sha256_of, to_json, write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.mapping.map_extras import polygons_beside
-from landfuse.mapping.map_layers import PROBABILITY_STEPS, Layer
+from landfuse.mapping.map_layers import Layer
 from landfuse.rasters.grid import Grid, degrees_box, footprint
 from landfuse.scenes.land_cover_map import beside
 
@@ -182,7 +182,7 @@ def _layers(path: Path, grid: Grid, legend: Legend, layers: Sequence[Layer]) -> 
     assets = {}
     for layer in layers:
         codes = layer.values is None
-        scale = {} if codes else {"raster:scale": 1 / PROBABILITY_STEPS, "raster:offset": 0.0}
+        scale = {} if layer.scale == 1 else {"raster:scale": layer.scale, "raster:offset": 0.0}
         bands = {"bands": [{"name": band, **scale} for band in layer.bands]}
         classes = {"classification:classes": _classes(legend, [one.code for one in legend])} if codes else {}
         assets[layer.name or "map"] = _asset(
