@@ -547,3 +547,21 @@ def test_points_go_by_area_and_are_found_a_whole_turn_away(tmp_path: Path) -> No
     assert sample.drawn[1] < 45
     write_raster(tmp_path / "same.tif", grid.turned(-1), codes, legend=LEGEND)
     assert evaluate_sample(tmp_path / "same.tif", filled(sample, codes)).overall.value == 1
+
+
+def test_places_that_were_chosen_are_left_out_of_the_estimate(city: Path, tmp_path: Path) -> None:
+    sample = filled(draw_points(city, 80, design="simple"), truth_of(codes_of(90, 70)))
+    sample.save(tmp_path / "sample.csv")
+    with (tmp_path / "sample.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    chosen = [{**dict.fromkeys(rows[0], ""), "id": str(100 + n), "x": "5", "y": "5"} for n in range(7)]
+    for name, held in (("mixed", [*chosen[:3], *rows, *chosen[3:]]), ("none", chosen)):
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(held)
+    found = evaluate_sample(city, tmp_path / "mixed.csv")
+    assert found.notes[0].startswith("7 places that were chosen to train")
+    assert replace(found, notes=found.notes[1:]).to_json() == evaluate_sample(city, sample).to_json()
+    with pytest.raises(SceneError, match=r"all 7 places of .* none was drawn at random"):
+        read_sample(tmp_path / "none.csv")

@@ -15,6 +15,8 @@ from landfuse.errors import FaultsError, SceneError, SettingsError
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
+from landfuse.rasters.polygons import write_points
+from landfuse.scenes.check import check
 from landfuse.scenes.labels import classes_of_colours
 from landfuse.scenes.land_cover_map import open_map
 from landfuse.scenes.scene import Scene
@@ -138,3 +140,56 @@ def test_class_0_in_rasters_that_call_0_nodata(tmp_path: Path) -> None:
     write_raster(tmp_path / "l.tif", Grid(3, 4), codes, nodata=None)
     assert np.array_equal(Scene.from_arrays(images, tmp_path / "l.tif", legend=NAMED).labels, codes)
     assert np.array_equal(open_map(tmp_path / "l.tif", scene).classes, codes)
+
+
+def field_day(folder: Path, **also: object) -> Path:
+    """A scene of 8 x 10 px, codes 3 and 7, whose left half is labelled; `later.gpkg` holds six points."""
+    grid = Grid(8, 10, (10.0, 0.0, 5e5, 0.0, -10.0, 5e6), "EPSG:32632")
+    codes = np.full((8, 10), 255, np.uint8)
+    codes[:4, :5], codes[4:, :5] = 3, 7
+    for name, values in (("a", np.ones((1, 8, 10), np.float32)), ("labels", codes)):
+        write_raster(folder / f"{name}.tif", grid, values)
+    row, col = np.array([0, 1, 2, 3, 4, 5]), np.array([9, 8, 7, 6, 5, 9])
+    x, y = grid.at(col + 0.5, row + 0.5)
+    columns = {"reference": ["wood", "7", "other", None, "wood", "water"], "probability": [*[np.nan] * 4, 0.1, 0.1]}
+    write_points(folder / "later.gpkg", x, y, columns, "EPSG:32632")
+    text = {
+        "name": "fields",
+        "modalities": {"a": {"path": "a.tif"}},
+        "labels": {"path": "labels.tif", "also": [{"polygons": "later.gpkg", **also}]},
+        "legend": [{"name": "water", "code": 7}, {"name": "wood", "code": 3}],
+        "split": {"kind": "blocks", "size": 2},
+    }
+    (folder / "scene.yaml").write_text(yaml.safe_dump(text))
+    return folder / "scene.yaml"
+
+
+def test_labels_that_came_later_are_laid_beside_the_first(tmp_path: Path) -> None:
+    place = field_day(tmp_path)
+    scene = open_scene(place)
+    first = np.full((8, 10), UNLABELLED)
+    first[:4, :5], first[4:, :5] = 1, 0
+    np.testing.assert_array_equal(scene.first_labels, first)
+    first[0, 9], first[1, 8] = 1, 0  # by name and by code; no class, nothing written, and two points that judge
+    np.testing.assert_array_equal(scene.labels, first)
+    assert (
+        "2 of 6 shapes of later.gpkg are of a reference sample: they judge maps, and do not train" in check(place).notes
+    )
+    assert str(tmp_path / "later.gpkg") in read_scene_file(place).inputs()
+
+
+def test_later_labels_that_cannot_be_taken(tmp_path: Path) -> None:
+    with pytest.raises(FaultsError, match="has no attribute `class`"):
+        read_scene_file(field_day(tmp_path, attribute="class")).scenes()
+    with pytest.raises(SettingsError, match=r"either `path` .* or `polygons`"):
+        read_scene_file(field_day(tmp_path, path="labels.tif"))
+    place = field_day(tmp_path)
+    write_points(
+        tmp_path / "later.gpkg", np.array([5e5 + 5]), np.array([5e6 - 5]), {"reference": ["water"]}, "EPSG:32632"
+    )
+    with pytest.raises(SceneError, match=r"1 pixels have one class in later\.gpkg and another in the labels before it"):
+        _ = open_scene(place).labels
+    write_points(
+        tmp_path / "later.gpkg", np.array([5e5 + 95]), np.array([5e6 - 5]), {"reference": ["wod"]}, "EPSG:32632"
+    )
+    assert "wod (1; did you mean wood?)" in check(place).faults[0].found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -408,3 +410,42 @@ def test_settings_are_closed() -> None:
 def test_a_fold_without_folds_is_refused() -> None:
     with pytest.raises(ValueError, match="needs `folds`"):
         BlocksSplit(kind="blocks", size=8, fold=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "blocks", "size": 8, "buffer": 2},
+        {"kind": "blocks", "size": 10, "folds": 3},
+        {"kind": "tiles", "test": 0.4},
+        {"kind": "random", "train": 5},
+    ],
+    ids=str,
+)
+def test_labels_that_came_later_leave_the_split_and_train_apart_from_it(settings: dict[str, Any]) -> None:
+    first, split = tiles(4), split_of(**settings)
+    before = assign(first, split, no_mask)
+    rng, scenes = np.random.default_rng(5), []
+    for scene in first:
+        more = scene.labels.copy()
+        more[(more == UNLABELLED) & (rng.random(more.shape) < 0.5)] = 1
+        scenes.append(replace(scene, read_labels=partial(np.asarray, more), read_first=scene.read_labels))
+    after = assign(scenes, split, no_mask)
+    trained = 0
+    for scene, old, new in zip(scenes, before, after, strict=True):
+        known = scene.first_labels != UNLABELLED
+        np.testing.assert_array_equal(new[known], old[known])
+        later = ~known & (scene.labels != UNLABELLED)
+        trained += int((new[later] == TRAIN).sum())
+        for row, col in np.argwhere(later).tolist():
+            if split.kind == "random":
+                expected = True
+            elif split.kind == "tiles":
+                expected = not np.isin(old, (TEST, VALIDATION)).any()
+            else:  # no pixel of a block that tests or validates is within the buffer
+                b, size = getattr(split, "buffer", 0), split.size
+                around = [(r // size, c // size) for r in (row - b, row, row + b) for c in (col - b, col, col + b)]
+                held = [old[r * size : (r + 1) * size, c * size : (c + 1) * size] for r, c in around if r >= 0 <= c]
+                expected = not any(np.isin(block, (TEST, VALIDATION)).any() for block in held)
+            assert new[row, col] == (TRAIN if expected else 0), (row, col)
+    assert trained > 50

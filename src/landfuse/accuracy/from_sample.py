@@ -92,6 +92,11 @@ def evaluate_sample(
             f"the truth of {int((~known).sum())} of {len(sample)} points is not known; the estimate takes them to be "
             "like the others of their stratum"
         )
+    if sample.left_out:
+        notes.append(
+            f"{sample.left_out} places that were chosen to train, not drawn at random, are left out: they say nothing "
+            "of the whole map"
+        )
     if not placed:
         notes.append(
             "no hectares, and fractions are of pixels, not of area: the map has no CRS, or the sample was drawn by an "

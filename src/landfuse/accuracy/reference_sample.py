@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from landfuse.errors import OutputError, SceneError
 from landfuse.files import from_cell, not_ours, to_csv, write_text
 from landfuse.legend import UNLABELLED
-from landfuse.rasters.polygons import read_rows, write_points
+from landfuse.rasters.polygons import PROBABILITY, read_rows, write_points
 
 Design = Literal["stratified", "simple", "cluster"]
 
 _COLUMNS = (
-    "design", "stratum", "cluster", "probability", "stratum_units", "stratum_drawn", "map_pixels", "sample_points"
+    "design", "stratum", "cluster", PROBABILITY, "stratum_units", "stratum_drawn", "map_pixels", "sample_points"
 )  # fmt: skip
 _WRITTEN = (
     *_COLUMNS, "id", "reference", "x", "y", "row", "col", "map_code", "map_class", "pixel_m2", "stratum_m2", "crs",
-    "drawn_from", "seed",
+    "drawn_from", "seed", "part", "confidence", "set", "why",
 )  # fmt: skip
-_OTHERS = ("design", "probability")  # text, and what follows from the others
+_OTHERS = ("design", PROBABILITY)  # text, and what follows from the others
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +54,7 @@ class ReferenceSample:
         source: the map's file name.
         seed: of the drawing.
         reference: what is there in truth, as written in the file: a code or a name, None where nothing is written.
+        left_out: places of its file that were chosen, not drawn at random.
     """
 
     design: Design
@@ -74,6 +75,7 @@ class ReferenceSample:
     source: str
     seed: int
     reference: tuple[str | None, ...] = ()
+    left_out: int = 0
 
     def __len__(self) -> int:
         return self.x.size
@@ -119,14 +121,22 @@ class ReferenceSample:
             OutputError: if the name ends otherwise, the file cannot be written, or one is there that is no sample or
                 has references, and `overwrite` is not set.
         """
-        path = Path(path)
         check_unfilled(path, overwrite)
-        columns = self.columns()
-        if path.suffix.lower() == ".gpkg":
-            write_points(path, self.x, self.y, columns, self.crs)
-        else:
-            rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-            write_text(path, to_csv([dict(zip(columns, row, strict=True)) for row in rows]))
+        write_places(path, self.columns(), self.crs)
+
+
+def write_places(path: str | Path, columns: Mapping[str, NDArray[np.generic]], crs: str | None) -> None:
+    """Writes places with the columns `x`, `y` and others as GeoPackage (.gpkg) or CSV (.csv).
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".gpkg":
+        write_points(path, columns["x"].astype(float), columns["y"].astype(float), columns, crs)
+    else:
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        write_text(path, to_csv([dict(zip(columns, row, strict=True)) for row in rows]))
 
 
 def check_unfilled(path: str | Path, overwrite: bool = False) -> None:
@@ -175,6 +185,14 @@ def read_sample(path: str | Path) -> ReferenceSample:
             "draw one by `landfuse sample MAP -n 500 -o sample.gpkg` and fill in `reference`. What follows from "
             "labels such as these is how the map agrees with them: name them in a scene file under `labels` and score "
             "by `landfuse evaluate MAP scene.yaml --intervals`",
+        )
+    every = len(rows)
+    rows = [row for row in rows if row[PROBABILITY] is not None]
+    if not rows:
+        raise SceneError(
+            f"all {every} places of {path} were chosen, and none was drawn at random: `{PROBABILITY}` is empty",
+            "places drawn at random: only then do the accuracy and the areas of the whole map follow from it",
+            "draw some by `landfuse sample`",
         )
     try:
         columns = {name: np.array([float(row[name] or "") for row in rows]) for name in ("x", "y")}
@@ -231,4 +249,5 @@ def read_sample(path: str | Path) -> ReferenceSample:
         str(rows[0].get("drawn_from") or ""),
         int(counted["seed"][0]),
         tuple(row["reference"] and from_cell(row["reference"]) for row in rows),
+        every - len(rows),
     )

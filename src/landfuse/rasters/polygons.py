@@ -43,6 +43,9 @@ _COORDINATES = (
 )  # fmt: skip
 """Columns of points, whatever their case; those of latitudes are in WGS 84."""
 
+PROBABILITY = "probability"
+"""The column of a reference sample that holds the probability of each pixel to be drawn."""
+
 
 @dataclass(frozen=True)
 class Join:
@@ -62,12 +65,15 @@ class Polygons:
         values: of the attribute, as text; None where a shape has none.
         source: names the files in messages.
         empty: how many further shapes have no outline.
+        left_out: how many further shapes were left out by what a column holds.
     """
 
-    def __init__(self, shapes: Any, values: Sequence[str | None], source: str, empty: int = 0) -> None:
+    def __init__(
+        self, shapes: Any, values: Sequence[str | None], source: str, empty: int = 0, left_out: int = 0
+    ) -> None:
         self._shapes = shapes
         self._values = np.array(values, dtype=object)
-        self.empty = empty
+        self.empty, self.left_out = empty, left_out
         self._bounds = shapes.bounds.to_numpy()
         self.source = source
 
@@ -251,7 +257,11 @@ def _undisputed(claims: Sequence[tuple[Any, int]], grid: Grid, all_touched: bool
 
 
 def read_polygons(
-    paths: Iterable[str | Path] | str | Path, attribute: str, join: Join | None = None, crs: str | None = None
+    paths: Iterable[str | Path] | str | Path,
+    attribute: str,
+    join: Join | None = None,
+    crs: str | None = None,
+    without: str = "",
 ) -> Polygons:
     """Reads vector files, and points of text tables with columns of coordinates.
 
@@ -266,6 +276,7 @@ def read_polygons(
         attribute: the column that names the class.
         join: a CSV file that holds the attribute.
         crs: of files that have none.
+        without: a column that files may have; shapes with something in it are left out.
 
     Raises:
         MissingFileError: if a file is not there.
@@ -275,7 +286,7 @@ def read_polygons(
     places = (paths,) if isinstance(paths, str | Path) else tuple(paths)
     texts = tuple(str(path) for path in places)
     stamps = tuple(_stamp(path) for path in (*texts, *([join.path] if join else [])))
-    return _read(texts, attribute, join, crs, stamps)
+    return _read(texts, attribute, join, crs, without, stamps)
 
 
 def _elsewhere(path: str) -> bool:
@@ -302,10 +313,15 @@ def _stamp(path: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=16)
 def _read(
-    paths: tuple[str, ...], attribute: str, join: Join | None, crs: str | None, stamps: tuple[tuple[int, int], ...]
+    paths: tuple[str, ...],
+    attribute: str,
+    join: Join | None,
+    crs: str | None,
+    without: str,
+    stamps: tuple[tuple[int, int], ...],
 ) -> Polygons:
     column = join.key if join else attribute
-    parts = [_read_file(path, column, crs) for path in paths]
+    parts = [_read_file(path, column, crs, without) for path in paths]
     crs = parts[0].crs
     shapes = geopandas.GeoSeries(np.concatenate([part.geometry.to_crs(crs).to_numpy() for part in parts]), crs=crs)
     values = [_text(value) for part in parts for value in part[column]]
@@ -321,7 +337,8 @@ def _read(
                 "check `key` and that the files belong together",
             )
         values = [table.get(value) if value is not None else None for value in values]
-    return Polygons(shapes, values, source, sum(part.attrs["empty"] for part in parts))
+    empty, left_out = (sum(part.attrs[what] for part in parts) for what in ("empty", "left_out"))
+    return Polygons(shapes, values, source, empty, left_out)
 
 
 @contextmanager
@@ -337,10 +354,10 @@ def _literal(path: str) -> Iterator[str]:
         yield str(Path(folder) / f"file{place.suffix}")
 
 
-def _read_file(path: str, column: str, crs: str | None) -> Any:
-    """The shapes of one file with one column, as a GeoDataFrame without empty shapes."""
+def _read_file(path: str, column: str, crs: str | None, without: str) -> Any:
+    """The shapes of one file with one column, as a GeoDataFrame without empty shapes and those left out."""
     do = "add it, or name it by `labels: crs:`; a Shapefile needs its .prj beside it"
-    points = _points(path, column, crs, do) if Path(path).suffix.lower() in TEXT else None
+    points = _points(path, column, crs, without, do) if Path(path).suffix.lower() in TEXT else None
     if points is not None:
         return points
     try:
@@ -352,7 +369,8 @@ def _read_file(path: str, column: str, crs: str | None) -> Any:
             }
             fitting = [name for name, columns in fields.items() if column in columns]
             if len(fitting) == 1:
-                frame = pyogrio.read_dataframe(literal, layer=fitting[0], columns=[column])
+                wanted = [column, *(name for name in fields[fitting[0]] if name == without)]
+                frame = pyogrio.read_dataframe(literal, layer=fitting[0], columns=wanted)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, UnicodeDecodeError) as error:
         raise SceneError(
             f"{path} cannot be read: {error}",
@@ -372,7 +390,7 @@ def _read_file(path: str, column: str, crs: str | None) -> Any:
             "one layer that has it",
             "save the layer that is meant as a file of its own",
         )
-    return _shapes(frame, path, do, crs)
+    return _shapes(frame, path, do, crs, without)
 
 
 def box_of(path: str | Path) -> tuple[float, float, float, float]:
@@ -400,7 +418,7 @@ def box_of(path: str | Path) -> tuple[float, float, float, float]:
     return float(west.min()), float(south.min()), float(east.max()), float(north.max())
 
 
-def _points(path: str, column: str, crs: str | None, do: str) -> Any:
+def _points(path: str, column: str, crs: str | None, without: str, do: str) -> Any:
     """The points of a text table with one column, as a GeoDataFrame; None if it has a column of geometry instead."""
     table = read_table(path)
     named = {name.lower(): name for name in table.columns}
@@ -430,14 +448,16 @@ def _points(path: str, column: str, crs: str | None, do: str) -> Any:
     stated = {row.get("crs") for row in table.rows}  # as in a sample of `landfuse sample`
     known = crs or ("EPSG:4326" if degrees else stated.pop() if len(stated) == 1 else None)
     geometry = np.where(np.isfinite(places).all(axis=1), shapely.points(places), None)
-    frame = geopandas.GeoDataFrame({column: [row[column] for row in table.rows]}, geometry=geometry)
-    return _shapes(frame, path, do, known)
+    wanted = [column, *(name for name in table.columns if name == without)]
+    columns = {name: [row[name] for row in table.rows] for name in wanted}
+    return _shapes(geopandas.GeoDataFrame(columns, geometry=geometry), path, do, known, without)
 
 
-def _shapes(frame: Any, source: str, do: str, crs: str | None = None) -> Any:
+def _shapes(frame: Any, source: str, do: str, crs: str | None = None, without: str = "") -> Any:
     """A GeoDataFrame without empty shapes and heights, whose CRS is known; `crs` where it has none."""
     empty = frame.geometry.isna() | frame.geometry.is_empty
     frame = frame[~empty]
+    left_out = np.array([_text(v) is not None for v in frame[without]], bool) if without in frame.columns else None
     if not len(frame):
         raise SceneError(f"{source} holds no shapes", "at least one polygon", "check the file")
     if crs and frame.crs is None:
@@ -452,7 +472,8 @@ def _shapes(frame: Any, source: str, do: str, crs: str | None = None) -> Any:
             do,
         )
     frame = frame.set_geometry(shapely.force_2d(frame.geometry.to_numpy()), crs=frame.crs)
-    frame.attrs["empty"] = int(empty.sum())
+    frame = frame if left_out is None else frame[~left_out]
+    frame.attrs |= {"empty": int(empty.sum()), "left_out": 0 if left_out is None else int(left_out.sum())}
     return frame
 
 

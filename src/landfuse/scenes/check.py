@@ -442,8 +442,10 @@ def _check_labels(
         unlisted += found
         odd += [scene.name] if found else []
         read.append(replace(scene, read_labels=partial(np.asarray, classes)))
+    groups = range(bool(settings.polygons) + len(settings.later) if read else 0)
+    of_shapes = [_check_shapes(report, file, settings, read, group) for group in groups]
     if settings.polygons:
-        unlisted = _check_polygons(report, file, settings, read)
+        unlisted = sum(of_shapes, Counter())
     _check_unlisted(report, file, settings, unlisted, odd)
     labelled = read if settings.unlisted == "unlabelled" else [scene for scene in read if scene.name not in odd]
     if not labelled:
@@ -509,37 +511,39 @@ _UNKNOWN = {
 }
 
 
-def _check_polygons(report: Report, file: SceneFile, labels: LabelSettings, scenes: Sequence[Scene]) -> Counter[str]:
-    """Counts the shapes that label nothing; returns how many shapes have each value that the legend lacks."""
+def _check_shapes(
+    report: Report, file: SceneFile, labels: LabelSettings, scenes: Sequence[Scene], group: int
+) -> Counter[str]:
+    """Counts the shapes of some files that label nothing; returns how many have each value that the legend lacks."""
     sources: dict[bytes, tuple[Polygons, set[int], set[int]]] = {}
     for scene in scenes:
-        if scene.read_polygons is not None:
-            polygons = file.polygons(scene.name, labels)()
-            _, met, burnt = sources.setdefault(polygons.ids.tobytes(), (polygons, set(), set()))
-            met.update(polygons.meeting(scene.grid).tolist())
-            burnt.update(np.unique(scene.read_polygons()).tolist())
+        shapes = file.shapes(scene.name, labels)[group]
+        polygons = shapes.read()
+        _, met, burnt = sources.setdefault(polygons.ids.tobytes(), (polygons, set(), set()))
+        met.update(polygons.meeting(scene.grid).tolist())
+        burnt.update(np.unique(shapes.ids(labels, scene.grid)).tolist())
     numbers, kinds, total = Counter[str](), defaultdict[str, Counter[str]](Counter), 0
     unlisted = Counter[str]()
     for polygons, met, burnt in sources.values():
         every = np.arange(len(polygons))
         inside, burns = np.isin(every, list(met)), np.isin(polygons.ids, list(burnt))
         named = polygons.values_of(every)
-        unlisted.update({value: count for value, count in named.items() if value not in file.values})
+        unlisted.update({value: count for value, count in named.items() if value not in shapes.codes})
         for what, places in (
             (f"lie outside {'every tile' if len(scenes) > 1 else 'the raster'}", every[~inside]),
             ("label no pixel: they are smaller than one, or others lie on them", every[inside & ~burns]),
         ):
             numbers[what] += len(places)
             kinds[what].update(polygons.values_of(places))
-        numbers[f"have no value in `{labels.attribute}`"] += every.size - sum(named.values())
+        numbers[f"have no value in `{shapes.attribute}`"] += every.size - sum(named.values())
         numbers["have no outline"] += polygons.empty
-        total += every.size + polygons.empty
+        numbers["are of a reference sample: they judge maps, and do not train"] += polygons.left_out
+        total += every.size + polygons.empty + polygons.left_out
     for what, count in numbers.items():
         if count:
             listed = few([f"{value} ({number:,})" for value, number in kinds[what].items()])
             report.notes.append(
-                f"{count:,} of {total:,} shapes of {', '.join(labels.polygons)} {what}"
-                + (f": {listed}" if listed else "")
+                f"{count:,} of {total:,} shapes of {', '.join(shapes.paths)} {what}" + (f": {listed}" if listed else "")
             )
     return unlisted
 
@@ -550,13 +554,14 @@ def _check_unlisted(
     """What the labels hold that the legend lacks: one fault or note for all tiles."""
     if not unlisted:
         return
-    unit, known = ("shapes", list(file.values)) if labels.polygons else ("pixels", [])
+    unit = "shapes" if labels.polygons else "pixels or shapes" if labels.later else "pixels"
+    known = list(file.values) if labels.polygons or labels.later else []
     near = {value: difflib.get_close_matches(value, known, n=1, cutoff=0.7) for value in unlisted}
     words = [
         f"{value} ({count:,}{f'; did you mean {near[value][0]}?' if near[value] else ''})"
         for value, count in unlisted.most_common()
     ]
-    where = ", ".join(labels.polygons) or labels.path
+    where = ", ".join(labels.paths)
     in_tiles = f" in {len(tiles)} of {len(file.tiles)} tiles ({few(tiles)})" if tiles and len(file.tiles) > 1 else ""
     if labels.polygons:
         kind, do = "values", "add them to `legend` (as `name` or `value`)"

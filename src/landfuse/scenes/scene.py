@@ -185,6 +185,7 @@ class Scene:
         read_polygons: gives the polygon that each pixel's label comes from, (H, W) int64, by a number that is the same
             in all tiles, 0 for none; None where labels are no polygons.
         sources: files that it was opened from besides its modalities: the scene file, or that of the labels.
+        read_first: gives the labels without those that came later, by which the split is made; None where none did.
 
     Examples:
         >>> scene = lf.open_scene("scene.yaml")
@@ -199,6 +200,7 @@ class Scene:
     read_labels: Callable[..., NDArray[np.uint8]] | None = field(default=None, repr=False)
     read_polygons: Callable[[], NDArray[np.int64]] | None = field(default=None, repr=False)
     sources: tuple[str, ...] = ()
+    read_first: Callable[[], NDArray[np.uint8]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         try:
@@ -286,6 +288,11 @@ class Scene:
                 f"the scene `{self.name}` has no labels", "`labels:` in the scene file", "add them, or use `predict`"
             )
         return self.read_labels()
+
+    @property
+    def first_labels(self) -> NDArray[np.uint8]:
+        """The labels without those that came later (`labels: also: polygons:`), as `labels`."""
+        return self.labels if self.read_first is None else self.read_first()
 
     def with_modalities(self, more: Mapping[str, SceneModality]) -> Scene:
         """The scene with further modalities."""

@@ -35,14 +35,14 @@ from landfuse.rasters.decoding import StretchedRaster
 from landfuse.rasters.geotiff import BY_GDAL, GdalRaster, ResamplingName, crs_name, is_file_name, seen_from
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
-from landfuse.rasters.polygons import Join, Polygons, read_polygons, read_rows
+from landfuse.rasters.polygons import PROBABILITY, Join, Polygons, read_polygons, read_rows
 from landfuse.rasters.stacked import StackedRaster
 from landfuse.scenes.benchmarks import places
 from landfuse.scenes.labels import read_colours
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.scene_keys import LabelSettings, ModalitySettings, SceneSettings, expand_root
 from landfuse.scenes.split_rules import Roles, RolesSplit, SplitSettings, TilesSplit
-from landfuse.scenes.splits import assign, named_tiles
+from landfuse.scenes.splits import assign, ground_roles, named_tiles
 from landfuse.series.cubes import cube_rasters
 from landfuse.series.dates import DATE, FORMS, Period, parse_day, periods_of
 from landfuse.series.series_raster import ClearMask, DatedRaster, SeriesRaster, refuse_empty, series_of
@@ -181,6 +181,17 @@ class SceneFile:
         Raises:
             SplitError: if there is no split, or it leaves nothing to train or test on.
         """
+        return assign(scenes, self._split(split), self._read_mask)
+
+    def ground_roles(self, scenes: Sequence[Scene], split: SplitSettings | None = None) -> list[Roles]:
+        """The role that a label at each pixel has, or that a new one would have; see `splits.ground_roles`.
+
+        Raises:
+            SplitError: if there is no split.
+        """
+        return ground_roles(scenes, self._split(split), self._read_mask)
+
+    def _split(self, split: SplitSettings | None) -> SplitSettings:
         chosen = split or self.settings.split
         if chosen is None:
             raise SplitError(
@@ -189,8 +200,8 @@ class SceneFile:
                 "add e.g. `split: {kind: blocks, size: 64}`",
             )
         if isinstance(chosen, TilesSplit) and chosen.lists:
-            chosen = named_tiles(chosen, self.tiles, self._resolve)
-        return assign(scenes, chosen, self._read_mask)
+            return named_tiles(chosen, self.tiles, self._resolve)
+        return chosen
 
     def written_roles(self, scenes: Sequence[Scene], place: str | Path) -> list[Roles]:
         """The roles in a raster, or in those of a folder, such as the `split` of a run; see `roles`."""
@@ -199,7 +210,8 @@ class SceneFile:
         def read(scene: Scene, *_: object) -> NDArray[np.generic]:
             return read_mask(scene, str(place / f"{scene.name}.tif" if place.is_dir() else place), None, "HW")
 
-        return assign(scenes, RolesSplit(kind="roles", path=str(place)), read)
+        as_written = [replace(scene, read_first=None) for scene in scenes]  # labels that came since have no role in it
+        return assign(as_written, RolesSplit(kind="roles", path=str(place)), read)
 
     def _read_mask(self, scene: Scene, path: str, variable: str | None, axes: str) -> NDArray[np.generic]:
         """One mask of a split, (H, W) on the scene's grid."""
@@ -526,27 +538,34 @@ class SceneFile:
                     modalities[name] = SceneModality(placed, m.zoom, units, names, m.metres or 0.0, m.decode_words)
             except LandfuseError as error:
                 faults.append(error)
-        read_labels = read_polygons = None
+        read_labels = read_polygons = read_first = None
         if labels is not None:
             try:
                 read_labels = self._label_reader(tile, labels, grid)
+                shapes = self.shapes(tile, labels)
+                for one in shapes:
+                    one.read()
                 if labels.polygons and grid is not None:
-                    read_polygons = partial(_polygon_ids, self.polygons(tile, labels), labels, grid)
+                    read_polygons = partial(_polygon_ids, shapes, labels, grid)
+                if labels.later and grid is not None and read_labels is not None:
+                    read_first, later = read_labels, shapes[-len(labels.later) :]
+                    read_labels = partial(_with_later, read_first, later, labels, grid, self.legend)
             except LandfuseError as error:
                 faults.append(error)
         if grid is None:
             return None, faults
         legend = self.legend if settings.legend else Legend((LandClass("unknown", 0, "#000000"),))
-        return Scene(tile, grid, modalities, legend, read_labels, read_polygons, (str(self.path),)), faults
+        opened = Scene(
+            tile, grid, modalities, legend, read_labels, read_polygons, (str(self.path),), read_first
+        )  # fmt: skip
+        return opened, faults
 
     def _label_reader(
         self, tile: str, labels: LabelSettings, grid: Grid | None
     ) -> Callable[..., NDArray[np.uint8]] | None:
         """What reads a tile's labels, whose files are found to be readable; None if the reference grid is not known."""
         if labels.polygons:
-            source = self.polygons(tile, labels)
-            source()
-            return partial(_burnt, source, labels, grid, self.values, self.legend) if grid else None
+            return partial(_burnt, self.shapes(tile, labels)[0], labels, grid, self.legend) if grid else None
         rasters = []
         for one in labels.rasters:
             own = self._raster(tile, one, f"{self.path}: `labels`", grid)
@@ -566,11 +585,47 @@ class SceneFile:
             rasters.append(_placed(own, grid, "labels"))
         return partial(_codes, rasters, labels, self.legend) if grid else None
 
-    def polygons(self, tile: str, labels: LabelSettings) -> Callable[[], Polygons]:
-        """What reads the polygons of a tile's labels."""
-        paths = tuple(self._resolve(path, tile) for path in labels.polygons)
-        join = Join(self._resolve(labels.join.path, tile), labels.join.key) if labels.join else None
-        return partial(read_polygons, paths, str(labels.attribute), join, labels.crs)
+    def shapes(self, tile: str, labels: LabelSettings) -> list[Shapes]:
+        """The vector files of a tile's labels: those of `polygons`, then those that came later."""
+        found = []
+        if labels.polygons:
+            join = Join(self._resolve(labels.join.path, tile), labels.join.key) if labels.join else None
+            paths = tuple(self._resolve(path, tile) for path in labels.polygons)
+            read = partial(read_polygons, paths, str(labels.attribute), join, labels.crs)
+            found.append(Shapes(labels.polygons, str(labels.attribute), self.values, read))
+        classes = zip(self.settings.legend, self.legend, strict=True)
+        values = {_OTHER: UNLABELLED, str(UNLABELLED): UNLABELLED, **{str(c.code): c.code for c in self.legend}}
+        values |= {word: own.code for c, own in classes for word in (c.name, c.value) if word is not None}
+        for one in labels.later:
+            paths = tuple(self._resolve(path, tile) for path in one.polygons)
+            read = partial(read_polygons, paths, one.attribute, None, labels.crs, without=PROBABILITY)
+            found.append(Shapes(one.polygons, one.attribute, values, read))
+        return found
+
+
+_OTHER = "other"
+"""What a reference sample calls what is no class of the map: unlabelled, as the code 255."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Vector files that label a tile.
+
+    Args:
+        paths: as they are written.
+        attribute: the column that names the class.
+        codes: the codes of the classes by their value there.
+        read: reads them.
+    """
+
+    paths: tuple[str, ...]
+    attribute: str
+    codes: Mapping[str, int]
+    read: Callable[[], Polygons]
+
+    def ids(self, labels: LabelSettings, grid: Grid) -> NDArray[np.int64]:
+        """Which shape each pixel's label comes from; see `Polygons.ids_onto`."""
+        return self.read().ids_onto(grid, all_touched=labels.all_touched, overlap=labels.overlap)
 
 
 def read_mask(scene: Scene, path: str, variable: str | None, axes: str) -> NDArray[np.generic]:
@@ -720,12 +775,21 @@ def _codes(
         else legend.to_classes(raster.read_codes(), labels.without_class, unlisted, where=raster.path)
         for raster in rasters
     ]
+    return _merged(classes, [raster.path for raster in rasters])
+
+
+def _merged(classes: Sequence[NDArray[np.uint8]], names: Sequence[str]) -> NDArray[np.uint8]:
+    """Labels of several sources as one.
+
+    Raises:
+        SceneError: if a pixel has two classes.
+    """
     merged = classes[0]
-    for raster, further in zip(rasters[1:], classes[1:], strict=True):
+    for name, further in zip(names[1:], classes[1:], strict=True):
         twice = int(((merged != UNLABELLED) & (further != UNLABELLED) & (merged != further)).sum())
         if twice:
             raise SceneError(
-                f"{twice} pixels have one class in {raster.path} and another in the label rasters before it",
+                f"{twice} pixels have one class in {name} and another in the labels before it",
                 "one class for each pixel",
                 "check `labels: also:`",
             )
@@ -734,20 +798,32 @@ def _codes(
 
 
 def _burnt(
-    source: Callable[[], Polygons],
-    labels: LabelSettings,
-    grid: Grid,
-    values: Mapping[str, int],
-    legend: Legend,
-    unlisted: Counter[str] | None = None,
+    shapes: Shapes, labels: LabelSettings, grid: Grid, legend: Legend, unlisted: Counter[str] | None = None
 ) -> NDArray[np.uint8]:
     unlisted = labels.counter if unlisted is None else unlisted
-    burnt = source().onto(grid, values, unlisted=unlisted, all_touched=labels.all_touched, overlap=labels.overlap)
+    burnt = shapes.read().onto(
+        grid, shapes.codes, unlisted=unlisted, all_touched=labels.all_touched, overlap=labels.overlap
+    )
     return legend.to_classes(burnt)
 
 
-def _polygon_ids(source: Callable[[], Polygons], labels: LabelSettings, grid: Grid) -> NDArray[np.int64]:
-    return source().ids_onto(grid, all_touched=labels.all_touched, overlap=labels.overlap)
+def _with_later(
+    first: Callable[..., NDArray[np.uint8]],
+    later: Sequence[Shapes],
+    labels: LabelSettings,
+    grid: Grid,
+    legend: Legend,
+    unlisted: Counter[str] | None = None,
+) -> NDArray[np.uint8]:
+    classes = [first(unlisted), *(_burnt(one, labels, grid, legend, unlisted) for one in later)]
+    return _merged(classes, ["", *(", ".join(one.paths) for one in later)])
+
+
+def _polygon_ids(shapes: Sequence[Shapes], labels: LabelSettings, grid: Grid) -> NDArray[np.int64]:
+    found = shapes[0].ids(labels, grid)
+    for one in shapes[1:]:
+        found = np.where(found != 0, found, one.ids(labels, grid))
+    return found
 
 
 _NEEDED = ("name", "root", "tiles", "reference", "georeferenced", "modalities", "legend")

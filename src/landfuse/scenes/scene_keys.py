@@ -162,10 +162,30 @@ class JoinSettings(Settings):
 
 
 class FurtherLabels(Settings):
-    """A further raster of codes, for data whose training and test labels come in files of their own."""
+    """A further raster of codes, where training and test labels have files of their own; or labels that came later."""
 
-    path: str = Field(description="The raster, or a .mat file; `{tile}` is allowed.")
+    path: str | None = Field(default=None, description="The raster, or a .mat file; `{tile}` is allowed.")
     variable: str | None = Field(default=None, description="The variable of a .mat file.")
+    polygons: tuple[str, ...] = Field(
+        default=(),
+        description="Or vector files, or tables of points, of labels that came later. They "
+        "train and leave the split as it is; where its blocks or tiles test or validate, and within its `buffer`, they "
+        "have no role. Rows of a reference sample, those with a `probability`, judge maps and are left out.",
+    )
+    attribute: str = Field(
+        default="reference", description="The column of `polygons` that names the class: its value, name or code."
+    )
+
+    @pydantic.field_validator("polygons", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @pydantic.model_validator(mode="after")
+    def _one_kind(self) -> FurtherLabels:
+        if bool(self.path) == bool(self.polygons):
+            raise ValueError("further labels need either `path` (a raster of codes) or `polygons`, not both")
+        return self
 
 
 class ColourSettings(Settings):
@@ -190,7 +210,9 @@ class LabelSettings(Settings):
     variable: str | None = Field(default=None, description="The variable of a .mat file.")
     axes: str = Field(default="HW", description="Axes of that variable, `HW` or `WH`.")
     also: tuple[FurtherLabels, ...] = Field(
-        default=(), description="Further rasters of codes, with the same `axes`; no pixel may have two classes."
+        default=(),
+        description="Further rasters of codes, with the same `axes`; or labels that came later. No pixel may have two "
+        "classes.",
     )
     polygons: tuple[str, ...] = Field(
         default=(),
@@ -232,8 +254,8 @@ class LabelSettings(Settings):
             raise ValueError("labels need either `path` (a raster of codes) or `polygons`, not both")
         if self.polygons and not self.attribute:
             raise ValueError("labels from polygons need `attribute`, the column that names the class")
-        if self.polygons and self.also:
-            raise ValueError("`also` goes with `path`; list further polygon files under `polygons`")
+        if self.polygons and any(one.path for one in self.also):
+            raise ValueError("rasters under `also` go with `path`, not with `polygons`")
         if self.colours and (self.polygons or self.variable or self.ignored or self.nodata is not None):
             raise ValueError("`colours` goes with a picture under `path`, and lists its own `ignored`")
         if self.polygons and self.nodata is not None:
@@ -258,8 +280,20 @@ class LabelSettings(Settings):
     @property
     def rasters(self) -> list[LabelSettings]:
         """One per raster of codes, the first being that of `path`; none where labels are polygons."""
-        further = [self.model_copy(update={"path": one.path, "variable": one.variable}) for one in self.also]
+        rasters = [one for one in self.also if one.path]
+        further = [self.model_copy(update={"path": one.path, "variable": one.variable}) for one in rasters]
         return [self, *further] if self.path else []
+
+    @property
+    def later(self) -> list[FurtherLabels]:
+        """Vector files of labels that came later."""
+        return [one for one in self.also if one.polygons]
+
+    @property
+    def paths(self) -> list[str]:
+        """All its files but a joined table, as they are written."""
+        further = (path for one in self.also for path in (one.path, *one.polygons))
+        return [path for path in (self.path, *self.polygons, *further) if path]
 
 
 class ClassSettings(Settings):
@@ -458,17 +492,9 @@ class SceneSettings(Settings):
     def paths(self) -> list[str]:
         """The paths of all rasters and vector files as they are written, that of the reference first."""
         found = {name: (*m.paths, *m.mask_path) for name, m in self.modalities.items()}
-        labels = self.labels
-        if labels and labels.path:
-            found["labels"] = (labels.path,)
+        found["labels"] = tuple(self.labels.paths) if self.labels else ()
         first = found.pop(self.reference_name, ("",))
-        further = [one.path for one in labels.also] if labels else []
-        return [
-            *first,
-            *(path for paths in found.values() for path in paths),
-            *further,
-            *(labels.polygons if labels else ()),
-        ]
+        return [*first, *(path for paths in found.values() for path in paths)]
 
     @property
     def files(self) -> list[str]:

@@ -67,7 +67,31 @@ def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader)
         SplitError: if nothing is left for training, the test or a wanted validation, a tile that is named does not
             exist, or a written split holds other numbers than roles.
     """
-    labels = [scene.labels for scene in scenes]
+    ground = ground_roles(scenes, split, read_mask)
+    roles = [
+        np.where(scene.labels == UNLABELLED, UNUSED, role).astype(np.uint8)
+        for scene, role in zip(scenes, ground, strict=True)
+    ]
+    # A written split says by itself whether there is validation.
+    drawn = split.validation > 0 and not isinstance(split, RolesSplit)
+    for name in ("train", "test", *(["validation"] if drawn else [])):
+        if not any((role == ROLES[name]).any() for role in roles):
+            raise SplitError(
+                f"the split leaves no labelled pixel for `{name}`",
+                f"labelled pixels in training, {'validation ' if drawn else ''}and the test",
+                "check the labels and the settings of `split` (a large buffer can eat whole blocks)"
+                + ("; `validation: 0` does without" if name == "validation" else ""),
+            )
+    return roles
+
+
+def ground_roles(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader) -> list[Roles]:
+    """The role of every pixel if it were labelled; arguments as in `assign`.
+
+    Labels that came later, and new ones, leave the split as it is: they train, but on the ground of blocks, tiles and
+    masks that test or validate, and within a buffer of it, they have no role.
+    """
+    labels = [scene.first_labels for scene in scenes]
     rng = np.random.default_rng(split.seed)
     if isinstance(split, MasksSplit):
         roles = [_from_masks(scene, split, read_mask) for scene in scenes]
@@ -85,22 +109,11 @@ def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader)
         roles = _by_groups(_polygon_numbers(scenes), labels, split, rng)
     else:
         roles = _by_tiles(scenes, labels, split, rng)
+    later = [label == UNLABELLED for label in labels]
+    roles = [np.where(new & (role == UNUSED), TRAIN, role) for new, role in zip(later, roles, strict=True)]
     if isinstance(split, BufferedSplit):
         roles = [_buffered(role, split.buffer) for role in roles]
-    roles = [
-        np.where(label == UNLABELLED, UNUSED, role).astype(np.uint8) for role, label in zip(roles, labels, strict=True)
-    ]
-    # A written split says by itself whether there is validation.
-    drawn = split.validation > 0 and not isinstance(split, RolesSplit)
-    for name in ("train", "test", *(["validation"] if drawn else [])):
-        if not any((role == ROLES[name]).any() for role in roles):
-            raise SplitError(
-                f"the split leaves no labelled pixel for `{name}`",
-                f"labelled pixels in training, {'validation ' if drawn else ''}and the test",
-                "check the labels and the settings of `split` (a large buffer can eat whole blocks)"
-                + ("; `validation: 0` does without" if name == "validation" else ""),
-            )
-    return roles
+    return [np.where(new & (role != TRAIN), UNUSED, role) for new, role in zip(later, roles, strict=True)]
 
 
 def largest_blocks(scene: Scene, settings: Mapping[str, Any]) -> tuple[BlocksSplit, Roles]:
