@@ -50,7 +50,8 @@ from landfuse.scenes.land_cover_map import LandCoverMap, beside, open_map
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import read_mask
 from landfuse.scenes.split_rules import TEST, Roles, RolesSplit, SplitSettings
-from landfuse.scenes.splits import all_train, assign, largest_blocks
+from landfuse.scenes.split_search import largest_blocks
+from landfuse.scenes.splits import all_train, assign
 from landfuse.series.series_raster import SeriesRaster
 from landfuse.settings import Settings, parse
 from landfuse.training.recipe import ARRAYS, Recipe, merged_split, read_recipe

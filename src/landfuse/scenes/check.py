@@ -34,7 +34,8 @@ from landfuse.scenes.scene import ModalityInfo, Scene, known_pixels
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.scene_keys import CountSettings, LabelSettings
 from landfuse.scenes.split_rules import ROLES, Roles
-from landfuse.scenes.splits import counts_per_class, groups_per_class
+from landfuse.scenes.split_search import search, searchable
+from landfuse.scenes.splits import counts_per_class, groups_per_class, wanted_roles
 from landfuse.series.series_raster import SeriesRaster
 
 VIEWS = ((1, 1), (7, 1), (11, 1), (15, 1), (32, 32), (64, 64), (128, 128), (256, 256))
@@ -151,6 +152,7 @@ class Report:
         leaks: (view, core) -> fraction of test pixels whose view holds a training or validation pixel.
         by_buffer: rows of `leaks_by_buffer`.
         polygon_leak: fraction of test pixels in polygons that also train or validate; None for other labels.
+        proposed: a line of the scene file by which every class has each role, where the split leaves one without.
         notes: what is no fault, but has to be known.
         confirmed: which of the scene file's `counts` are those of the files.
         faults: everything that has to be corrected.
@@ -167,6 +169,7 @@ class Report:
     leaks: dict[tuple[int, int], float] = field(default_factory=dict)
     by_buffer: list[dict[str, float]] = field(default_factory=list)
     polygon_leak: float | None = None
+    proposed: str = ""
     notes: list[str] = field(default_factory=list)
     confirmed: list[str] = field(default_factory=list)
     faults: list[LandfuseError] = field(default_factory=list)
@@ -223,6 +226,7 @@ class Report:
             "leaks": [{"view": view, "core": core, "fraction": leak} for (view, core), leak in self.leaks.items()],
             "leaks_by_buffer": self.by_buffer,
             "polygon_leak": self.polygon_leak,
+            "proposed_split": self.proposed or None,
             "as_published": self.confirmed,
             "notes": self.notes,
             "faults": [{"found": fault.found, "expected": fault.expected, "do": fault.do} for fault in self.faults],
@@ -481,8 +485,10 @@ def _check_labels(
             report.add(
                 f"the class `{name}` has no training pixel, but {everything[index]} labelled ones",
                 "training pixels of every class",
-                "change the split or its seed, or take the class out of the legend",
+                "change the split or its seed (see the note on splits), or take the class out of the legend",
             )
+    if complete and split is not None and searchable(split):
+        report.proposed = _check_split(report, labelled, split)
     names = np.array(file.legend.names)
     if split is None and complete and not everything.all():
         report.notes.append(f"no pixel is labelled {few(names[everything == 0])}; only training needs every class")
@@ -503,6 +509,21 @@ def _check_labels(
         )
     if report.counts["test"].any():
         _check_leaks(report, labelled, roles, views)
+
+
+def _check_split(report: Report, scenes: Sequence[Scene], split: Any) -> str:
+    """Where classes lack a role, the line of a split by which none does; or a note on why there is none."""
+    present = np.unique(np.concatenate([np.unique(scene.first_labels) for scene in scenes]))
+    present = present[present != UNLABELLED]
+    if all((report.counts[role][present] > 0).all() for role in wanted_roles(split)):
+        return ""
+    found = search(scenes, split)
+    if found.why:
+        report.notes.append(f"no split into {split.kind} gives every class each role: {found.why}")
+        return ""
+    largest = "the largest blocks" if split.kind == "blocks" else "another seed"
+    report.notes.append(f"a split that gives every class each role, {largest} found: `{found.line}`")
+    return found.line
 
 
 _UNKNOWN = {

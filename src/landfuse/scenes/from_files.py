@@ -28,8 +28,8 @@ from landfuse.scenes.land_cover_map import class_names
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, natural
 from landfuse.scenes.scene_keys import SceneSettings
-from landfuse.scenes.split_rules import ROLES
-from landfuse.scenes.splits import counts_per_class
+from landfuse.scenes.split_rules import ROLES, BlocksSplit, GroupedSplit, PolygonsSplit, TilesSplit
+from landfuse.scenes.split_search import Found, search
 from landfuse.series.dates import DATE, parse_day
 from landfuse.settings import parse
 
@@ -663,44 +663,35 @@ class _Text:
         One that leaks is taken only where the others leave a class without training.
         """
         drawn, why = self.labels is None, "whole polygons go to one role"
-        trials = []  # settings, why, and whether test pixels see, or lie in, what trains
-        if drawn and buffer:
-            trials.append((f"kind: polygons, buffer: {buffer}", f"{why}, no view reaches from one to another", False))
-        elif drawn:
-            trials.append(("kind: polygons", why, False))
-        if sum(bool((scene.labels != UNLABELLED).any()) for scene in scenes) >= _FEW_TILES:
-            trials.append(("kind: tiles", "whole tiles go to one role", False))
-        if drawn and buffer:
-            trials.append(("kind: polygons", f"{why}; a buffer would lose classes, so that views reach others", True))
-        size = 1 << max(1, (max(max(s.grid.height, s.grid.width) for s in scenes) // 2).bit_length() - 1)
-        while size >= 8:
-            why = "the largest blocks that lose no class"
-            trials.append((f"kind: blocks, size: {size}, buffer: {buffer}", why, drawn))
-            size //= 2
-        best: tuple[list[int], str] | None = None
-        for settings, why, leaks in trials:
-            if leaks and best is not None and not best[0][0]:
-                break
-            line = f"split: {{{settings}, test: 0.3}}  # {why}"
-            file = self._opened([*body, line])
-            try:
-                roles = file.roles(scenes)
-            except SplitError:  # a role without any pixel
+        polygons = PolygonsSplit(kind="polygons", test=0.3)
+        apart = polygons.model_copy(update={"buffer": buffer})
+        blocks = BlocksSplit(kind="blocks", size=2, buffer=buffer, test=0.3)
+        near = f"{why}; a buffer would lose classes, so that views reach others"
+        several = sum(bool((scene.labels != UNLABELLED).any()) for scene in scenes) >= _FEW_TILES
+        # A split, why, whether it is possible, and whether test pixels see, or lie in, what trains.
+        trials: list[tuple[GroupedSplit, str, bool, bool]] = [
+            (apart, f"{why}, no view reaches from one to another", drawn, False),
+            (TilesSplit(kind="tiles", test=0.3), "whole tiles go to one role", several, False),
+            (polygons, near, drawn, True),
+            (blocks, "the largest blocks that lose no class", True, drawn),
+        ]
+        best: Found | None = None
+        for split, why, possible, leaks in trials:
+            if not possible or (leaks and best is not None and not best.lacking[0]):
                 continue
-            counts = counts_per_class(roles, [scene.labels for scene in scenes], len(file.legend))
-            lost = [int((counts["train"] == 0).sum()), int(sum((counts[name] == 0).sum() for name in ROLES))]
-            if best is None or lost < best[0]:
-                best = lost, line
-            if not lost[1]:
-                return line
+            found = search(scenes, split)
+            if found.split is not None and not found.why:
+                return f"{found.line}  # {why}"
+            if found.split is not None and (best is None or found.lacking < best.lacking):
+                best = found
         if best is None:
             raise SplitError(
                 "no split leaves labelled pixels for training, validation and the test",
                 "labels in several places",
                 "label more places",
             )
-        notes.append("no split keeps every class in each role; the table of `landfuse check` shows which are missing")
-        return f"{best[1].split('  # ')[0]}  # no split keeps every class in each role; this one loses fewest"
+        notes.append(f"no split keeps every class in each role: {best.why}")
+        return f"{best.line}  # no split keeps every class in each role; this one loses fewest"
 
 
 def _columns(rows: Sequence[Mapping[str, str | None]]) -> list[str]:

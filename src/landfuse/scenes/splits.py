@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,10 +36,6 @@ from landfuse.scenes.split_rules import (
     SplitSettings,
     TilesSplit,
 )
-from landfuse.settings import parse
-
-_MOST_BLOCKS = 20_000
-"""Blocks beyond which no smaller ones are tried by `largest_blocks`."""
 
 _HEADER = re.compile(r"(tile|name|id|file|path|image|patch|plot|scene)s?([ _-]?(name|id|file|path)s?)?", re.IGNORECASE)
 """What the first row of a list of tiles says if it is no tile; another word may be a misspelt tile."""
@@ -52,7 +47,11 @@ MaskReader = Callable[[Scene, str, str | None, str], NDArray[np.generic]]
 """(scene, path with `{tile}`, variable, axes) -> (H, W) numbers on the scene's grid."""
 
 
-def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader) -> list[Roles]:
+def _no_masks(scene: Scene, path: str, variable: str | None, axes: str) -> NDArray[np.generic]:
+    raise SplitError(f"the split names the mask {path}", "none", "leave it out")
+
+
+def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader = _no_masks) -> list[Roles]:
     """Assigns a role to every labelled pixel.
 
     Args:
@@ -72,13 +71,12 @@ def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader)
         np.where(scene.labels == UNLABELLED, UNUSED, role).astype(np.uint8)
         for scene, role in zip(scenes, ground, strict=True)
     ]
-    # A written split says by itself whether there is validation.
-    drawn = split.validation > 0 and not isinstance(split, RolesSplit)
-    for name in ("train", "test", *(["validation"] if drawn else [])):
+    names = wanted_roles(split)
+    for name in names:
         if not any((role == ROLES[name]).any() for role in roles):
             raise SplitError(
                 f"the split leaves no labelled pixel for `{name}`",
-                f"labelled pixels in training, {'validation ' if drawn else ''}and the test",
+                f"labelled pixels for {', '.join(names)}",
                 "check the labels and the settings of `split` (a large buffer can eat whole blocks)"
                 + ("; `validation: 0` does without" if name == "validation" else ""),
             )
@@ -103,70 +101,17 @@ def ground_roles(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskR
         roles = [np.where(label != UNLABELLED, TEST, UNUSED).astype(np.uint8) for label in labels]
         roles = _draw_pixels(roles, labels, TEST, TRAIN, split.train, rng)
         roles = _draw_validation(roles, labels, split.validation, rng)
-    elif isinstance(split, BlocksSplit):
-        roles = _by_groups(_block_numbers(scenes, split.size), labels, split, rng)
-    elif isinstance(split, PolygonsSplit):
-        roles = _by_groups(_polygon_numbers(scenes), labels, split, rng)
-    else:
+    elif isinstance(split, TilesSplit) and split.test_tiles:
         roles = _by_tiles(scenes, labels, split, rng)
+    else:
+        groups = group_numbers(scenes, split)
+        role_of = deal(group_counts(groups, labels), split, rng)
+        roles = [role_of[group] for group in groups]
     later = [label == UNLABELLED for label in labels]
     roles = [np.where(new & (role == UNUSED), TRAIN, role) for new, role in zip(later, roles, strict=True)]
     if isinstance(split, BufferedSplit):
-        roles = [_buffered(role, split.buffer) for role in roles]
+        roles = [buffered(role, split.buffer) for role in roles]
     return [np.where(new & (role != TRAIN), UNUSED, role) for new, role in zip(later, roles, strict=True)]
-
-
-def largest_blocks(scene: Scene, settings: Mapping[str, Any]) -> tuple[BlocksSplit, Roles]:
-    """The split into the largest blocks that loses no class: each has pixels to train, to validate and to test.
-
-    Sizes are powers of two, from half the scene down. Where no size gives every class all roles, the one that lacks
-    fewest is taken: a class without training pixels counts first, then one without test, then without validation.
-
-    Args:
-        scene: with labels.
-        settings: of the split, without its size.
-
-    Returns:
-        The split, and (H, W) uint8 roles.
-
-    Raises:
-        SplitError: if no size leaves pixels for training, the test and a wanted validation.
-        SettingsError: if the settings are wrong.
-    """
-    present = np.unique(scene.labels[scene.labels != UNLABELLED])
-    best: tuple[BlocksSplit, Roles] | None = None
-    least: tuple[int, ...] = ()
-    size = 1 << max(1, (max(scene.grid.height, scene.grid.width) // 2).bit_length() - 1)
-    while size >= 2:
-        split = parse(BlocksSplit, {"kind": "blocks", **settings, "size": size}, "the split")
-        try:
-            (roles,) = assign([scene], split, _no_masks)
-        except SplitError:  # a role without any pixel: smaller blocks have one
-            roles = None
-        if roles is not None:
-            used = ROLES if split.validation else {"train": TRAIN, "test": TEST}
-            found = counts_per_class([roles], [scene.labels], len(scene.legend))
-            lacking = tuple(
-                int((found[name][present] == 0).sum()) for name in ("train", "test", "validation") if name in used
-            )
-            if best is None or lacking < least:
-                best, least = (split, roles), lacking
-            if not any(lacking):
-                break
-        if best is not None and scene.grid.window.pixels / size**2 > _MOST_BLOCKS:
-            break  # dealing out very many takes long
-        size //= 2
-    if best is None:
-        raise SplitError(
-            "no split into blocks leaves labelled pixels for training, validation and the test",
-            "labels in several places",
-            "pass `split`, an array of roles or its settings, e.g. {'kind': 'random', 'train': 0.5}",
-        )
-    return best
-
-
-def _no_masks(scene: Scene, path: str, variable: str | None, axes: str) -> NDArray[np.generic]:
-    raise SplitError(f"a split into blocks names the mask {path}", "none", "leave it out")
 
 
 def _written(scene: Scene, split: RolesSplit, read_mask: MaskReader) -> Roles:
@@ -223,6 +168,21 @@ def _draw_validation(
     return _draw_pixels(roles, labels, TRAIN, VALIDATION, fraction, rng) if fraction else roles
 
 
+def wanted_roles(split: SplitSettings) -> list[str]:
+    """The roles without which a split is of no use; a written one says by itself whether there is validation."""
+    drawn = split.validation > 0 and not isinstance(split, RolesSplit)
+    return ["train", "test", *(["validation"] if drawn else [])]
+
+
+def group_numbers(scenes: Sequence[Scene], split: GroupedSplit) -> list[NDArray[np.int64]]:
+    """The block, polygon or tile of each pixel, numbered from 0 over all tiles."""
+    if isinstance(split, BlocksSplit):
+        return _block_numbers(scenes, split.size)
+    if isinstance(split, PolygonsSplit):
+        return _polygon_numbers(scenes)
+    return [np.full((s.grid.height, s.grid.width), number, np.int64) for number, s in enumerate(scenes)]
+
+
 def _block_numbers(scenes: Sequence[Scene], size: int) -> list[NDArray[np.int64]]:
     """The block of each pixel; those of different tiles are different."""
     numbered, offset = [], 0
@@ -246,15 +206,22 @@ def _polygon_numbers(scenes: Sequence[Scene]) -> list[NDArray[np.int64]]:
     return [np.searchsorted(known, one) for one in ids]
 
 
-def _by_groups(
-    groups: list[NDArray[np.int64]], labels: list[NDArray[np.uint8]], split: GroupedSplit, rng: np.random.Generator
-) -> list[Roles]:
-    """Assigns whole groups, numbered from 0 over all tiles, to roles."""
+def group_counts(groups: Sequence[NDArray[np.int64]], labels: Sequence[NDArray[np.uint8]]) -> NDArray[np.int64]:
+    """Labelled pixels of each class in each group, (G, K), K the largest class that is labelled and those before."""
     kinds = 1 + max(int(label[label != UNLABELLED].max(initial=0)) for label in labels)
     counts = np.zeros((1 + max(int(group.max()) for group in groups), kinds), dtype=np.int64)
     for group, label in zip(groups, labels, strict=True):
         known = label != UNLABELLED
         np.add.at(counts, (group[known], label[known]), 1)
+    return counts
+
+
+def deal(counts: NDArray[np.int64], split: GroupedSplit, rng: np.random.Generator) -> Roles:
+    """Assigns whole groups to roles: the role of each, from its pixels of each class, (G, K).
+
+    Raises:
+        SplitError: if fewer groups hold labels than there are folds.
+    """
     if isinstance(split, PolygonsSplit):  # of very different sizes: their number counts as much as their pixels
         counts = np.hstack([counts, counts > 0])
     role_of = np.zeros(len(counts), dtype=np.uint8)
@@ -277,7 +244,7 @@ def _by_groups(
     if split.validation and training.size > 1:
         drawn = _distribute(counts[training], np.array([split.validation, 1 - split.validation]), rng)
         role_of[training[drawn == 0]] = VALIDATION
-    return [role_of[group] for group in groups]
+    return role_of
 
 
 def _distribute(
@@ -313,7 +280,7 @@ def _distribute(
     return best
 
 
-def _buffered(roles: Roles, buffer: int) -> Roles:
+def buffered(roles: Roles, buffer: int) -> Roles:
     """Removes pixels near those that test from the other roles, and those near validation from training."""
     if not buffer:
         return roles
@@ -338,9 +305,6 @@ def _by_tiles(
             f"some of {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
             "correct the names",
         )
-    whole = [np.full(label.shape, number, dtype=np.int64) for number, label in enumerate(labels)]
-    if not split.test_tiles:
-        return _by_groups(whole, labels, split, rng)
     role_of = np.full(len(names), UNUSED if split.train_tiles else TRAIN, dtype=np.uint8)
     for role, tiles in lists.items():
         role_of[[names.index(name) for name in tiles]] = role
@@ -394,10 +358,8 @@ def groups_per_class(
     """
     if all(scene.read_polygons is not None for scene in scenes):
         kind, numbers = "polygons", _polygon_numbers(scenes)
-    elif isinstance(split, BlocksSplit):
-        kind, numbers = "blocks", _block_numbers(scenes, split.size)
-    elif isinstance(split, TilesSplit):
-        kind, numbers = "tiles", [np.full(role.shape, number) for number, role in enumerate(roles)]
+    elif isinstance(split, BlocksSplit | TilesSplit):
+        kind, numbers = split.kind, group_numbers(scenes, split)
     else:
         return "", {}
     result = {}
