@@ -92,7 +92,7 @@ def largest_blocks(scene: Scene, settings: Mapping[str, Any]) -> tuple[BlocksSpl
     return found.split, assign([scene], found.split)[0]
 
 
-def search(scenes: Sequence[Scene], split: GroupedSplit) -> Found:
+def search(scenes: Sequence[Scene], split: Any) -> Found:
     """Searches the split that gives each labelled class pixels in each role, in every fold.
 
     Of blocks the largest: sizes are 2 and 3 times powers of two, and that of the split. Each is counted in one pass
@@ -194,7 +194,7 @@ class _Groups:
             pairs += int((found == 0).sum())
         return without_training, pairs
 
-    def _found(self, split: GroupedSplit, role_of: Roles) -> NDArray[np.int64]:
+    def _found(self, split: Any, role_of: Roles) -> NDArray[np.int64]:
         """Pixels of each class in each wanted role, training first."""
         names = wanted_roles(split)
         buffer = split.buffer if isinstance(split, BufferedSplit) else 0
