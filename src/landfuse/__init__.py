@@ -17,6 +17,8 @@ from landfuse.extras import OwnModules
 
 if TYPE_CHECKING:
     from landfuse import models as models
+    from landfuse.accuracy.certify import Certificate, certify
+    from landfuse.accuracy.change import change
     from landfuse.accuracy.confusion import Confusion
     from landfuse.accuracy.draw_sample import draw_sample
     from landfuse.accuracy.evaluate import evaluate
@@ -49,6 +51,7 @@ __all__ = [
     "MODELS",
     "UNLABELLED",
     "Bundle",
+    "Certificate",
     "Classifier",
     "Confusion",
     "FusionModel",
@@ -61,6 +64,8 @@ __all__ = [
     "Recipe",
     "Scene",
     "Window",
+    "certify",
+    "change",
     "check",
     "draw_sample",
     "evaluate",
@@ -83,6 +88,7 @@ _HOMES = {
     "MODELS": "models",
     "UNLABELLED": "legend",
     "Bundle": "bundles.bundle",
+    "Certificate": "accuracy.certify",
     "Classifier": "api",
     "Confusion": "accuracy.confusion",
     "FusionModel": "models.base",
@@ -95,6 +101,8 @@ _HOMES = {
     "Recipe": "training.recipe",
     "Scene": "scenes.scene",
     "Window": "rasters.windows",
+    "certify": "accuracy.certify",
+    "change": "accuracy.change",
     "check": "scenes.check",
     "draw_sample": "accuracy.draw_sample",
     "evaluate": "accuracy.evaluate",

@@ -16,7 +16,7 @@ from landfuse.legend import UNLABELLED, Legend
 from landfuse.rasters.geotiff_writer import TILE
 from landfuse.rasters.grid import pixel_areas
 from landfuse.rasters.windows import blocks
-from landfuse.scenes.land_cover_map import class_names, open_map
+from landfuse.scenes.land_cover_map import class_names, open_map, open_two_maps
 
 Allocation = Literal["equal", "proportional", "neyman"]
 
@@ -76,6 +76,7 @@ def draw_sample(
     side: int = 3,
     seed: int = 0,
     legend: Legend | None = None,
+    after: str | Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ReferenceSample:
     """Draws pixels of a map at random, without replacement; reads the map in blocks, twice.
@@ -92,6 +93,8 @@ def draw_sample(
         side: of a cluster, px.
         seed: the same seed draws the same pixels of the same map.
         legend: names the classes; by default the names in the file beside the map.
+        after: a later map of the same place: the classes are then what both maps say (Forest to Water), and the sample
+            is one for `change`, with a reference for each date.
         progress: called with (blocks done, blocks in all).
 
     Raises:
@@ -111,7 +114,8 @@ def draw_sample(
         )
     if n < 2 or side < 1:
         raise SettingsError(f"{n} points in clusters of {side} px", "at least 2 points; a side of at least 1", "")
-    opened = open_map(map_path)
+    opened = open_map(map_path) if after is None else open_two_maps(map_path, after)
+    legend = opened.scene_legend or legend
     grid = opened.grid
     cell = side if design == "cluster" else 1
     step = cell * max(1, TILE // cell)
@@ -188,8 +192,9 @@ def draw_sample(
         {s: float(square_metres[s]) for s in strata.tolist()},
         grid.crs,
         names,
-        opened.path.name,
+        opened.path.name if after is None else f"{opened.path.name} and {Path(after).name}",
         seed,
+        reference_after=None if after is None else (),
     )
 
 

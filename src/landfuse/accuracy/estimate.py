@@ -95,6 +95,23 @@ class ClassEstimate:
     fraction: Estimate
     hectares: Estimate | None
 
+    def row(self, mapped: float) -> dict[str, str | int | float]:
+        """The figures by name; NaN where one is not known.
+
+        Args:
+            mapped: the fraction of the map that is mapped as it.
+        """
+        row: dict[str, str | int | float] = {
+            "class": self.name,
+            "truth points": self.truth_points,
+            "mapped points": self.mapped_points,
+        }
+        figures = {"user's accuracy": self.users, "producer's accuracy": self.producers, "share": self.fraction}
+        for name, figure in {**figures, **({"hectares": self.hectares} if self.hectares else {})}.items():
+            row |= {name: figure.value, f"{name} error": figure.error}
+            row |= {f"{name} low": figure.low, f"{name} high": figure.high}
+        return {**row, "mapped share": mapped}
+
 
 @dataclass(frozen=True, eq=False)
 class AccuracyEstimate:
@@ -125,42 +142,31 @@ class AccuracyEstimate:
 
         The mapped fraction is estimated too; where the strata are the map's classes it is what the map holds.
         """
-        rows: list[dict[str, str | int | float]] = []
-        for c, mapped in zip(self.classes, self.fractions.sum(axis=0).tolist(), strict=True):
-            row: dict[str, str | int | float] = {
-                "class": c.name,
-                "truth points": c.truth_points,
-                "mapped points": c.mapped_points,
-            }
-            figures = {"user's accuracy": c.users, "producer's accuracy": c.producers, "share": c.fraction}
-            for name, figure in {**figures, **({"hectares": c.hectares} if c.hectares else {})}.items():
-                row |= {name: figure.value, f"{name} error": figure.error}
-                row |= {f"{name} low": figure.low, f"{name} high": figure.high}
-            row["mapped share"] = mapped
-            rows.append(row)
-        return rows
+        return [c.row(mapped) for c, mapped in zip(self.classes, self.fractions.sum(axis=0).tolist(), strict=True)]
+
+    def values(self) -> dict[str, object]:
+        """All of it by name."""
+        o = self.overall
+        return {
+            "design": self.design,
+            "interval": 0.95,
+            "points": self.points,
+            "units": self.units,
+            "overall accuracy": {"value": o.value, "error": o.error, "low": o.low, "high": o.high},
+            "classes": self.rows(),
+            "confusion": {
+                "rows": "truth",
+                "columns": "map",
+                "classes": [c.name for c in self.classes],
+                "counts": self.counts,
+                "shares": self.fractions,
+            },
+            "notes": self.notes,
+        }
 
     def to_json(self) -> str:
         """All of it as JSON; a figure that is not known is null."""
-        o = self.overall
-        return to_json(
-            {
-                "design": self.design,
-                "interval": 0.95,
-                "points": self.points,
-                "units": self.units,
-                "overall accuracy": {"value": o.value, "error": o.error, "low": o.low, "high": o.high},
-                "classes": self.rows(),
-                "confusion": {
-                    "rows": "truth",
-                    "columns": "map",
-                    "classes": [c.name for c in self.classes],
-                    "counts": self.counts,
-                    "shares": self.fractions,
-                },
-                "notes": self.notes,
-            }
-        )
+        return to_json(self.values())
 
     def to_csv(self) -> str:
         """One row per class as CSV, then its row of estimated fractions; figures that are not known are empty."""

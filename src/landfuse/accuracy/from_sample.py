@@ -20,7 +20,7 @@ from landfuse.rasters.grid import Grid, pixel_areas
 from landfuse.rasters.windows import Window
 from landfuse.scenes.land_cover_map import LandCoverMap, class_names, open_map
 
-OTHER, _OTHER_NAME = UNLABELLED + 1, "other"
+OTHER, OTHER_NAME = UNLABELLED + 1, "other"
 """The code and the reference of what is no class of the map: an error wherever it is."""
 
 
@@ -50,6 +50,19 @@ def evaluate_sample(
         >>> lf.evaluate_sample("map.tif", filled).overall.value == 1
         True
     """
+    sample, where = filled(sample, design)
+    opened = open_map(map_path)
+    mapped, truth, names = truth_of(opened, sample, where)
+    return estimated(sample, truth, mapped, names, opened.grid, finite, moved=bool((mapped != sample.code).any()))
+
+
+def filled(sample: ReferenceSample | str | Path, design: Design | None = None) -> tuple[ReferenceSample, str]:
+    """Reads a sample whose reference is filled in, and what messages call it.
+
+    Raises:
+        SceneError: if it is none, or its reference is not filled in.
+        SettingsError: if it was drawn by another design.
+    """
     where = str(sample) if isinstance(sample, str | Path) else "the sample"
     if not isinstance(sample, ReferenceSample):
         sample = read_sample(sample)
@@ -59,26 +72,59 @@ def evaluate_sample(
             "the design that it was drawn by: another one gives wrong errors, and mostly wrong figures",
             f"say --design {sample.design}, or leave it out",
         )
-    empty = [place for place, text in enumerate(sample.reference) if text is None]
+    empty = sum(None in of_point for of_point in zip(*sample.references.values(), strict=True))
     if empty or not sample.reference:
+        columns = " and ".join(f"`{name}`" for name in sample.references)
         raise SceneError(
-            f"{where} has no reference for {len(empty) or len(sample)} of {len(sample)} points",
-            "a code or the name of a class in `reference`, in every row",
+            f"{where} has no reference for {empty or len(sample)} of {len(sample)} points",
+            f"a code or the name of a class in {columns}, in every row",
             f"fill them in; write {UNLABELLED} where the truth is not known",
         )
-    opened = open_map(map_path)
-    mapped = _map_at(opened, sample, where)
+    return sample, where
+
+
+def truth_of(
+    opened: LandCoverMap, sample: ReferenceSample, where: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[int, str]]:
+    """What a map and the reference of a sample say at its places, as codes: (n,) and (n,), and the names of classes.
+
+    Raises:
+        SceneError: if a reference is no class, or is one of two dates.
+        GridError: if the map has another CRS, or no class at a sampled place.
+    """
+    if sample.reference_after is not None:
+        raise SceneError(
+            f"{where} was drawn from {sample.source}: what two maps say, with a reference for each date",
+            "a sample of one map",
+            f"landfuse change BEFORE AFTER {where}" if where.endswith((".gpkg", ".csv")) else "call `landfuse.change`",
+        )
     names = {**sample.names, **class_names(opened.path)}
-    truth = _references(sample.reference, names, where)
+    return on_map(opened, sample, where), references(sample.reference, names, where), names
+
+
+def estimated(
+    sample: ReferenceSample,
+    truth: NDArray[np.int64],
+    mapped: NDArray[np.int64],
+    names: Mapping[int, str],
+    grid: Grid,
+    finite: bool,
+    moved: bool,
+) -> AccuracyEstimate:
+    """The estimate from (n,) codes of the truth, `UNLABELLED` where it is not known, and of the map.
+
+    Args:
+        moved: whether the strata are not the classes of the map.
+    """
     known = truth != UNLABELLED
     codes = sorted({*names, *mapped.tolist(), *truth[known].tolist()})
     place = {code: index for index, code in enumerate(codes)}
-    stratum_m2 = _stratum_areas(sample, opened.grid)
+    stratum_m2 = _stratum_areas(sample, grid)
     placed = all(math.isfinite(area) for area in stratum_m2.values())
     result = estimate(
         np.array([place[code] for code in truth[known].tolist()], np.int64),
         np.array([place[code] for code in mapped[known].tolist()], np.int64),
-        [names.get(code, _OTHER_NAME if code == OTHER else f"class {code}") for code in codes],
+        [names.get(code, OTHER_NAME if code == OTHER else f"class {code}") for code in codes],
         strata=sample.stratum[known],
         sizes=sample.sizes,
         clusters=sample.cluster[known] if sample.design == "cluster" else None,
@@ -102,8 +148,8 @@ def evaluate_sample(
             "no hectares, and fractions are of pixels, not of area: the map has no CRS, or the sample was drawn by an "
             "earlier version, which took its pixels to be of one size"
         )
-    moved = " (strata are the classes of another map: Stehman 2014)" if (mapped != sample.code).any() else ""
-    return replace(result, design=_words(sample) + moved, notes=tuple(notes))
+    words = _words(sample) + " (strata are the classes of another map: Stehman 2014)" * moved
+    return replace(result, design=words, notes=tuple(notes))
 
 
 def _stratum_areas(sample: ReferenceSample, grid: Grid) -> Mapping[int, float]:
@@ -119,13 +165,14 @@ def _words(sample: ReferenceSample) -> str:
     units = sum(sample.drawn.values())
     if sample.design == "cluster":
         return f"cluster sampling, one stage: {units} of {sum(sample.sizes.values()):,} clusters, ratio-to-size"
-    kind = "simple random sampling" if sample.design == "simple" else "random sampling stratified by the map's classes"
+    strata = "the map's classes" if sample.reference_after is None else "the classes of both maps"
+    kind = "simple random sampling" if sample.design == "simple" else f"random sampling stratified by {strata}"
     return f"{kind}: {units} of {sample.pixels:,} pixels"
 
 
-def _references(texts: Sequence[str | None], names: Mapping[int, str], where: str) -> NDArray[np.int64]:
+def references(texts: Sequence[str | None], names: Mapping[int, str], where: str) -> NDArray[np.int64]:
     """References as codes: (n,); any code is taken where the classes have no names."""
-    of_name = {_OTHER_NAME: OTHER, **{name.casefold(): code for code, name in names.items()}}
+    of_name = {OTHER_NAME: OTHER, **{name.casefold(): code for code, name in names.items()}}
     codes = []
     for text in texts:
         known = of_name.get(str(text).casefold())
@@ -137,16 +184,37 @@ def _references(texts: Sequence[str | None], names: Mapping[int, str], where: st
             listed = ", ".join(f"{code} {name}" for code, name in sorted(names.items())) or "codes from 0 to 254"
             raise SceneError(
                 f"{where} has the reference {text!r}, which is no class",
-                f"a code or a name: {listed}; {_OTHER_NAME} for what is none of them; {UNLABELLED} where the truth is "
+                f"a code or a name: {listed}; {OTHER_NAME} for what is none of them; {UNLABELLED} where the truth is "
                 "not known",
-                f"did you mean {names.get(of_name[near[0]], _OTHER_NAME)}?" if near else "correct it",
+                f"did you mean {names.get(of_name[near[0]], OTHER_NAME)}?" if near else "correct it",
             )
         codes.append(known)
     return np.array(codes, np.int64)
 
 
-def _map_at(opened: LandCoverMap, sample: ReferenceSample, where: str) -> NDArray[np.int64]:
-    """The classes of a map at the sampled places: (n,) codes, read block by block."""
+def on_map(opened: LandCoverMap, sample: ReferenceSample, where: str) -> NDArray[np.int64]:
+    """The classes of a map at the sampled places: (n,) codes.
+
+    Raises:
+        GridError: if it has another CRS, or no class at one of them.
+    """
+    mapped = codes_at(opened, sample, where)
+    none = int((mapped == UNLABELLED).sum())
+    if none:
+        raise GridError(
+            f"the map {opened.path} has no class at {none} of {len(sample)} sampled places",
+            f"a class wherever the map that the sample was drawn from ({sample.source}) has one",
+            "name that map, or draw a sample of this one",
+        )
+    return mapped
+
+
+def codes_at(opened: LandCoverMap, sample: ReferenceSample, where: str) -> NDArray[np.int64]:
+    """What a map holds at the sampled places: (n,) codes, `UNLABELLED` where there is none; read block by block.
+
+    Raises:
+        GridError: if it has another CRS.
+    """
     grid = opened.grid
     if Grid(1, 1, crs=grid.crs) != Grid(1, 1, crs=sample.crs):
         raise GridError(
@@ -161,13 +229,6 @@ def _map_at(opened: LandCoverMap, sample: ReferenceSample, where: str) -> NDArra
     for window, mine in _by_block(np.floor(row).astype(np.int64), np.floor(col).astype(np.int64), grid):
         block = opened.codes(window)
         codes[mine] = block[np.floor(row[mine]).astype(int) - window.row, np.floor(col[mine]).astype(int) - window.col]
-    none = int((codes == UNLABELLED).sum())
-    if none:
-        raise GridError(
-            f"the map {opened.path} has no class at {none} of {len(sample)} sampled places",
-            f"a class wherever the map that the sample was drawn from ({sample.source}) has one",
-            "name that map, or draw a sample of this one",
-        )
     return codes
 
 

@@ -6,7 +6,7 @@ carries its design in columns, row by row, and a file that lacks them is refused
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -24,9 +24,12 @@ Design = Literal["stratified", "simple", "cluster"]
 _COLUMNS = (
     "design", "stratum", "cluster", PROBABILITY, "stratum_units", "stratum_drawn", "map_pixels", "sample_points"
 )  # fmt: skip
+_DATES = ("reference_before", "reference_after")
+"""The columns of a sample of two maps, in the place of `reference`."""
+
 _WRITTEN = (
-    *_COLUMNS, "id", "reference", "x", "y", "row", "col", "map_code", "map_class", "pixel_m2", "stratum_m2", "crs",
-    "drawn_from", "seed", "part", "confidence", "set", "why",
+    *_COLUMNS, *_DATES, "id", "reference", "x", "y", "row", "col", "map_code", "map_class", "pixel_m2", "stratum_m2",
+    "crs", "drawn_from", "seed", "part", "confidence", "set", "why",
 )  # fmt: skip
 _OTHERS = ("design", PROBABILITY)  # text, and what follows from the others
 
@@ -55,6 +58,7 @@ class ReferenceSample:
         seed: of the drawing.
         reference: what is there in truth, as written in the file: a code or a name, None where nothing is written.
         left_out: places of its file that were chosen, not drawn at random.
+        reference_after: of a sample of two maps: what is there at the later date; `reference` is of the earlier one.
     """
 
     design: Design
@@ -76,6 +80,7 @@ class ReferenceSample:
     seed: int
     reference: tuple[str | None, ...] = ()
     left_out: int = 0
+    reference_after: tuple[str | None, ...] | None = None
 
     def __len__(self) -> int:
         return self.x.size
@@ -85,14 +90,21 @@ class ReferenceSample:
         """The probability of each pixel to be in the sample: (n,)."""
         return np.array([self.drawn[s] / self.sizes[s] for s in self.stratum.tolist()])
 
+    @property
+    def references(self) -> dict[str, tuple[str | None, ...]]:
+        """The columns that are to be filled in, with codes or names: one, or one for each date."""
+        none = (None,) * len(self)
+        if self.reference_after is None:
+            return {"reference": tuple(self.reference) or none}
+        return dict(zip(_DATES, (tuple(self.reference) or none, self.reference_after or none), strict=True))
+
     def columns(self) -> dict[str, NDArray[np.generic]]:
-        """The columns of its file; `reference` is to be filled in with codes or names."""
+        """The columns of its file."""
         n = len(self)
         strata = self.stratum.tolist()
-        reference = self.reference or (None,) * n
         return {
             "id": np.arange(1, n + 1),
-            "reference": np.array(reference, dtype=object),
+            **{name: np.array(texts, dtype=object) for name, texts in self.references.items()},
             "x": self.x,
             "y": self.y,
             "row": self.row,
@@ -154,11 +166,17 @@ def check_unfilled(path: str | Path, overwrite: bool = False) -> None:
         rows = read_rows(path)
     except SceneError:
         rows = []
-    if not rows or not {*_COLUMNS, "reference"} <= set(rows[0]) <= set(_WRITTEN):
+    asked = _asked(rows)
+    if not rows or not {*_COLUMNS, *asked} <= set(rows[0]) <= set(_WRITTEN):
         raise not_ours(path, "it is no sample, or holds more than the columns of one")
-    filled = sum(row["reference"] is not None for row in rows)
+    filled = sum(any(row[name] is not None for name in asked) for row in rows)
     if filled:
         raise not_ours(path, f"{filled} of its {len(rows)} references are filled in")
+
+
+def _asked(rows: Sequence[Mapping[str, str | None]]) -> tuple[str, ...]:
+    """The columns of a file's references."""
+    return _DATES if rows and {*_DATES} & {*rows[0]} else ("reference",)
 
 
 def _whole(text: str | None) -> int:
@@ -176,7 +194,8 @@ def read_sample(path: str | Path) -> ReferenceSample:
         SceneError: if it is no probability sample, points of it were lost, or a number cannot be read.
     """
     rows = read_rows(path)
-    absent = [name for name in (*_COLUMNS, "reference") if not rows or name not in rows[0]]
+    asked = _asked(rows)
+    absent = [name for name in (*_COLUMNS, *asked) if not rows or name not in rows[0]]
     if absent:
         raise SceneError(
             f"{path} does not say how its places were chosen: it lacks the columns {', '.join(absent)}",
@@ -230,6 +249,7 @@ def read_sample(path: str | Path) -> ReferenceSample:
         for code, name in zip(codes.tolist(), (row.get("map_class") for row in rows), strict=True)
         if name
     }
+    texts = [tuple((text := row[name]) and from_cell(text) for row in rows) for name in asked]
     return ReferenceSample(
         design,  # type: ignore[arg-type]
         columns["x"],
@@ -248,6 +268,7 @@ def read_sample(path: str | Path) -> ReferenceSample:
         names,
         str(rows[0].get("drawn_from") or ""),
         int(counted["seed"][0]),
-        tuple(row["reference"] and from_cell(row["reference"]) for row in rows),
+        texts[0],
         every - len(rows),
+        texts[1] if asked == _DATES else None,
     )

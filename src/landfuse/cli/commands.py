@@ -46,6 +46,8 @@ COMMANDS = {
     "ablation": ("studies", "Train a recipe in several variants, and compare them with the first."),
     "report": ("report", "Write a page that shows a run's map, how good it is, and where it came from."),
     "sample": ("evaluate", "Draw a reference sample of a map at random, by which `evaluate` estimates its accuracy."),
+    "certify": ("certify", "Find the largest part of a map whose error is at most a stated rate; write its mask."),
+    "change": ("certify", "Estimate the areas of change between two maps, from a reference sample of both."),
     "export": ("train", "Write a bundle that opens anywhere, with its frozen encoder."),
     "import": ("train", "Make a bundle of a checkpoint that the authors of REF-Net or MFNet trained with their code."),
     "fetch": ("data", "Download the data of a benchmark, or say what to download and where to put it."),

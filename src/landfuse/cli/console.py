@@ -26,6 +26,7 @@ from landfuse.markup import percent
 from landfuse.progress import bars
 
 if TYPE_CHECKING:
+    from landfuse.accuracy.estimate import Estimate
     from landfuse.models.base import FusionModel
 
 log = logging.getLogger("landfuse")
@@ -82,7 +83,7 @@ PANELS = {
     for panel, names in {
         "What is done": "seeds folds only model own role split design intervals against methods views tile n "
         "allocation minimum expected side seed classes alone heat_map merge labels label_column maps scene bands "
-        "sample",
+        "sample error by after",
         "From a STAC catalog": "catalog collections bbox area time assets cloud pixel without sign",
         "Layers of the map": "probabilities confidence entropy layer",
         "Beside the map": "picture polygons minimum_area stac taken",
@@ -128,6 +129,11 @@ def say(line: str) -> None:
 def number(value: Any, form: str = ".4f") -> str:
     """A number in a format; a dash for None and NaN."""
     return "–" if value is None or math.isnan(value) else format(value, form)
+
+
+def with_interval(one: Estimate, form: str = ".4f") -> str:
+    """An estimate with half the width of its 95% interval."""
+    return f"{number(one.value, form)} ± {number(one.half_width, form)}"
 
 
 def table(title: str, columns: Iterable[str], left: Sequence[str] = ()) -> Table:

@@ -9,14 +9,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Overwrite, Quiet, a_folder, hint, number, once, out, print_scores, say, table, there
+from landfuse.cli.console import (
+    Overwrite,
+    Quiet,
+    a_folder,
+    hint,
+    number,
+    once,
+    out,
+    print_scores,
+    say,
+    table,
+    there,
+    with_interval,
+)
 from landfuse.errors import SettingsError
 from landfuse.files import check_replaceable, write_text
 from landfuse.progress import bar
 
 if TYPE_CHECKING:
     from landfuse.accuracy.bootstrap import BlockIntervals, Interval
-    from landfuse.accuracy.estimate import Estimate
 
 
 def evaluate(
@@ -115,10 +127,10 @@ def _print_estimate(maps: Path, sample: Path, design: str | None, output: Path |
     shown.caption = "± half a 95% interval"
     for c in result.classes:
         row = [escape(c.name), str(c.truth_points), str(c.mapped_points)]
-        row += [_figure(one) for one in (c.users, c.producers, c.fraction)]
-        shown.add_row(*row, *([_figure(c.hectares, ",.1f")] if c.hectares else []))
+        row += [with_interval(one) for one in (c.users, c.producers, c.fraction)]
+        shown.add_row(*row, *([with_interval(c.hectares, ",.1f")] if c.hectares else []))
     out.print(shown)
-    out.print(f"overall accuracy {_figure(result.overall)}")
+    out.print(f"overall accuracy {with_interval(result.overall)}")
     for note in result.notes:
         say(f"note: {note}")
     if output is not None:
@@ -160,10 +172,6 @@ def _named(intervals: BlockIntervals, names: list[str]) -> dict[str, Interval]:
     return intervals.scores | {f"F1 {name}": one for name, one in zip(names, intervals.f1, strict=True)}
 
 
-def _figure(one: Estimate, form: str = ".4f") -> str:
-    return f"{number(one.value, form)} ± {number(one.half_width, form)}"
-
-
 def sample(
     map_path: Annotated[
         Path, typer.Argument(metavar="MAP", help="The map (.tif) to be evaluated, or the folder of the tiles' maps.")
@@ -182,6 +190,10 @@ def sample(
     ] = None,
     side: Annotated[int, typer.Option(min=1, max=1000, help="Side of a cluster, px.")] = 3,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed draws the same points.")] = 0,
+    after: Annotated[
+        Path | None,
+        typer.Option("--with", help="A later map: the sample is then one of both maps, for `change`.", callback=there),
+    ] = None,
     picture: Annotated[bool, typer.Option(help="Also write a picture (.png) of the points on the map.")] = False,
     scene: Annotated[
         Path | None,
@@ -209,7 +221,7 @@ def sample(
     with bar("drawing, blocks", quiet) as advance:
         drawn = draw_sample(
             map_path, n, design=design, allocation=allocation, minimum=minimum, expected=_expected(expected or []),  # type: ignore[arg-type]
-            side=side, seed=seed, progress=advance,
+            side=side, seed=seed, after=after, progress=advance,
         )  # fmt: skip
     sheet = None if scene is None else contact_sheet(drawn, tiles)
     for path in files:
@@ -222,13 +234,16 @@ def sample(
     out.print(shown)
     if picture:
         from landfuse.figures.figures import sample_figure, save
-        from landfuse.scenes.land_cover_map import open_map
+        from landfuse.scenes.land_cover_map import open_map, open_two_maps
 
-        say(f"picture: {save(sample_figure(open_map(map_path), drawn), png)}")
+        opened = open_map(map_path) if after is None else open_two_maps(map_path, after)
+        say(f"picture: {save(sample_figure(opened, drawn), png)}")
     if sheet is not None:
         write_text(page, sheet)
         say(f"to interpret: {page}" + (f", the first {MOST_POINTS:,} points" if len(drawn) > MOST_POINTS else ""))
-    hint(f"fill in `reference`, then: {shlex.join(['landfuse', 'evaluate', str(map_path), str(output)])}")
+    words = ["evaluate", map_path, output] if after is None else ["change", map_path, after, output]
+    columns = " and ".join(f"`{name}`" for name in drawn.references)
+    hint(f"fill in {columns}, then: {shlex.join(['landfuse', *map(str, words)])}")
 
 
 def _expected(texts: list[str]) -> dict[int, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.errors import GridError, SceneError, few
+from landfuse.errors import GridError, MissingFileError, SceneError, few
 from landfuse.legend import UNLABELLED, Legend, nfc
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import GdalRaster
@@ -188,3 +188,122 @@ def beside(path: str | Path, layer: str) -> Path:
     """The file of a further layer beside a map: `map.tif` -> `map_confidence.tif`."""
     path = Path(path)
     return path.with_name(f"{path.stem}_{layer}{path.suffix}") if layer else path
+
+
+def layer_of(opened: LandCoverMap, name: str) -> LandCoverMap:
+    """A further layer of a map as the whole numbers that its file holds, 0..254, and 255 for no data.
+
+    Of a mosaic without that layer it is the mosaic of the layers that lie beside its maps.
+
+    Raises:
+        MissingFileError: if it is not there.
+        SceneError: if it is no layer that `predict` writes.
+        GridError: if it has another grid than the map.
+    """
+    path = beside(opened.path, name)
+    made = f"landfuse predict RUN scene.yaml -o {opened.path} --{name}" if name in ("confidence", "entropy") else ""
+    address = str(path)
+    if not path.exists() and path.suffix.lower() == ".vrt":
+        root = ElementTree.parse(opened.path).getroot()
+        for source in root.iter("SourceFilename"):
+            path = beside(opened.path.parent / (source.text or ""), name)
+            source.text = str(path.resolve())
+            source.set("relativeToVRT", "0")
+            if not path.exists():
+                break
+            scale = GdalRaster(str(path)).stored[0][3]  # a mosaic of classes states none
+        ElementTree.SubElement(root.find("VRTRasterBand"), "Scale").text = str(scale or 1.0)
+        address = ElementTree.tostring(root, encoding="unicode")
+    if not path.exists():
+        raise MissingFileError(
+            f"the layer {path} of the map {opened.path} is not there", "the map's layer beside it",
+            f"write it with the map: {made}" if made else "name a layer that is there",
+        )  # fmt: skip
+    raster = GdalRaster(address, Decoding(scale=1.0, offset=0.0), resampling="nearest")
+    if raster.bands != 1 or raster.dtype != "uint8":
+        raise SceneError(
+            f"{path} has {raster.bands} bands of {raster.dtype}", "a layer of a map: one band of uint8", "name a layer"
+        )
+    if raster.own_grid != opened.grid:
+        raise GridError(
+            f"the layer {path} has the grid {raster.own_grid}",
+            f"that of its map: {opened.grid}",
+            f"write it with the map: {made}" if made else "name a layer of this map",
+        )
+    return LandCoverMap(raster)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoMaps(LandCoverMap):
+    """Two maps of one place as a map of what both say, each pair of classes a code; made by `open_two_maps`.
+
+    Args:
+        after: the later map; the earlier one is the map itself.
+        names: code -> name of a class of either map; empty where they have none.
+        pairs: (code of the earlier map, of the later map) -> how much of the maps has both.
+    """
+
+    after: LandCoverMap
+    names: Mapping[int, str]
+    pairs: Mapping[tuple[int, int], ClassArea]
+
+    def codes(self, window: Window) -> NDArray[np.uint8]:
+        """The places of pairs in `pairs`; `UNLABELLED` where either map has no class."""
+        table = np.full((256, 256), UNLABELLED, np.uint8)
+        table[tuple(np.array([*self.pairs]).T)] = np.arange(len(self.pairs))
+        return table[super().codes(window), self.after.codes(window)]
+
+
+def open_two_maps(before: str | Path, after: str | Path) -> TwoMaps:
+    """Opens two maps of one place as a map of the pairs of their classes, whose names are `A to B` and `stable A`.
+
+    Raises:
+        GridError: if their grids differ.
+        SceneError: if their classes have other names, or they hold more than 254 pairs of classes, or none.
+    """
+    first, second = open_map(before), open_map(after)
+    if first.grid != second.grid:
+        raise GridError(
+            f"the map {second.path} has the grid {second.grid}",
+            f"that of the map {first.path}: {first.grid}",
+            "warp one of them to the grid of the other by `gdalwarp -r near`",
+        )
+    names, others = class_names(first.path), class_names(second.path)
+    differ = sorted({code for code, _ in {*names.items()} ^ {*others.items()}}) if names and others else []
+    if differ:
+        raise SceneError(
+            f"the maps {first.path} and {second.path} have different legends: "
+            + few([f"{code} is {names.get(code, 'none')} and {others.get(code, 'none')}" for code in differ]),
+            "one legend: the same codes with the same names",
+            "map both dates by models of one legend, or recode one of the maps",
+        )
+    counts, hectares, areas = np.zeros(65536, np.int64), np.zeros(65536), pixel_areas(first.grid)
+    for window in blocks(first.grid.height, first.grid.width, _BLOCK):
+        both = (first.codes(window).astype(np.int64) * 256 + second.codes(window)).ravel()
+        counts += np.bincount(both, minlength=65536)
+        if areas is not None:
+            hectares += np.bincount(both, areas(window).ravel(), minlength=65536) / 10_000
+    sizes = (counts if areas is None else hectares).reshape(256, 256)
+    found = [(a, b) for a, b in np.argwhere(counts.reshape(256, 256)).tolist() if UNLABELLED not in (a, b)]
+    if not 0 < len(found) < UNLABELLED:
+        raise SceneError(
+            f"the maps {first.path} and {second.path} hold {len(found)} pairs of classes",
+            f"1 to {UNLABELLED - 1}",
+            "merge classes in both maps" if found else "name two maps of one place",
+        )
+    total = sum(sizes[pair] for pair in found)
+    pairs = {
+        (a, b): ClassArea(
+            int(counts[a * 256 + b]), float(sizes[a, b] / total), None if areas is None else float(sizes[a, b])
+        )
+        for a, b in found
+    }
+    names = names or others
+    legend = Legend.of([(code, pair_name(*pair, names)) for code, pair in enumerate(pairs)])
+    return TwoMaps(first.raster, legend, after=second, names=names, pairs=pairs)
+
+
+def pair_name(before: int, after: int, names: Mapping[int, str]) -> str:
+    """What the class of two dates is called."""
+    first, second = (names.get(code, f"class {code}") for code in (before, after))
+    return f"stable {first}" if before == after else f"{first} to {second}"
