@@ -23,7 +23,7 @@ def folder(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        lf.predict(lf.train("recipe.yaml", progress=False), lf.open_scene("scene.yaml"), "map.tif")
+        lf.predict(lf.train("recipe.yaml", progress=False), lf.open_scene("scene.yaml"), "map.tif", confidence=True)
         yield folder
 
 

@@ -17,7 +17,7 @@ from landfuse.extras import OwnModules
 
 if TYPE_CHECKING:
     from landfuse import models as models
-    from landfuse.accuracy.certify import Certificate, certify
+    from landfuse.accuracy.certify import certify
     from landfuse.accuracy.change import change
     from landfuse.accuracy.confusion import Confusion
     from landfuse.accuracy.draw_sample import draw_sample
@@ -51,7 +51,6 @@ __all__ = [
     "MODELS",
     "UNLABELLED",
     "Bundle",
-    "Certificate",
     "Classifier",
     "Confusion",
     "FusionModel",
@@ -88,7 +87,6 @@ _HOMES = {
     "MODELS": "models",
     "UNLABELLED": "legend",
     "Bundle": "bundles.bundle",
-    "Certificate": "accuracy.certify",
     "Classifier": "api",
     "Confusion": "accuracy.confusion",
     "FusionModel": "models.base",

@@ -8,15 +8,16 @@ certified zone has a larger error is at most 1 - confidence.
 - The order (Learn then Test, section 5.2, with several starts): from the first zone that is expected to hold twice as
   many points as would do without an error, on to the whole map. The risk is divided among `_STARTS` of these zones; a
   zone that passes leaves its risk to the next one, and one that fails loses it (the fallback procedure).
-- Simple random samples: Clopper and Pearson's exact bound. Of a zone's points it is only known how many fell into it,
-  and given that they are a simple random sample of the zone.
-- Stratified samples: with weights W (pixels of the stratum within the zone), n points and k errors of a stratum, the
-  sum of W k / n has the moment generating function of independent binomials. Chernoff's bound of its lower tail, at
-  the worst division of the errors among the strata, holds for any weights and any number of points.
+- Simple random samples: the zone's points are a simple random sample of it, so that Clopper and Pearson's bound of k
+  errors among them holds.
+- Stratified samples: denser strata are thinned out, at random, to the density r of the sparsest, points per pixel. Of
+  all n points that are left, k are wrong and in the zone; that number is a sum of independent trials whose expectation
+  is at least r times the wrong pixels of the zone. Its lower tail is no heavier than that of a binomial of n trials, so
+  Clopper and Pearson's bound of k / n holds, over the fraction of the points that is expected in the zone.
 
 Source:
     Angelopoulos et al. 2021, arXiv:2110.01052; Wiens 2003, doi:10.1002/pst.64 (fallback); Clopper and Pearson 1934,
-    doi:10.1093/biomet/26.4.404; Hoeffding 1963, doi:10.1080/01621459.1963.10500830 (also without replacement).
+    doi:10.1093/biomet/26.4.404; Hoeffding 1956, doi:10.1214/aoms/1177728178 (unequal trials, for risks up to 1/4).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Zone:
         threshold: of the layer.
         fraction: of the map's pixels, 0..1.
         hectares: None where the map has no CRS.
-        points: sampled pixels inside.
+        points: sampled pixels inside, after thinning out.
         errors: those of them that are mapped wrong.
         risk: at which it was tested; 0 where it was not, since the zone before failed.
         bound: the error rate is at most this, but for that risk; NaN where it was not tested.
@@ -265,18 +266,16 @@ def certify(
             f"name that map; or draw a sample by `landfuse sample {map_path} -n 500 -o sample.gpkg`",
         )
 
-    strata = np.array(list(found))
-    inside = counts[UNLABELLED - 1 :: -1, strata].cumsum(axis=0)[::-1]  # pixels of level >= l, by stratum
+    inside = counts[UNLABELLED - 1 :: -1].sum(axis=1).cumsum()[::-1]  # pixels of level >= l
     whole = int(counts.sum())
-    least = _levels(inside.sum(axis=1), whole)
-    wrong = mapped != truth
-    of_stratum = sample.stratum[:, None] == strata
-    within = levels[:, None] >= least
-    points = (within[:, :, None] & of_stratum[:, None]).sum(axis=0)  # (zones, strata)
-    errors = (within[:, :, None] & of_stratum[:, None] & wrong[:, None, None]).sum(axis=0)
-    drawn = np.array([sample.drawn[stratum] for stratum in strata.tolist()])
-    expected = (inside[least] / inside[0].clip(min=1) * drawn).sum(axis=1) if whole else np.zeros(len(least))
-    tested = _tested(errors, points, inside[least], expected, error, 1 - confidence)
+    least = _levels(inside, whole)
+    kept = _thinned(sample)
+    used, density = int(kept.sum()), min(sample.drawn[s] / sample.sizes[s] for s in found)
+    within = (levels >= least[:, None]) & kept
+    points, errors = within.sum(axis=1), (within & (mapped != truth)).sum(axis=1)
+    expected = density * inside[least]
+    trials = (points, points) if len(found) == 1 else (np.full(len(least), used), expected)
+    tested = _tested(errors, *trials, expected, error, 1 - confidence)
 
     _, _, _, scale, offset, _ = layer.raster.stored[0]
     shown = (UNLABELLED - 1 - least if by in _REVERSED else least) * (scale or 1.0) + (offset or 0.0)
@@ -284,10 +283,10 @@ def certify(
     zones = tuple(
         Zone(
             float(shown[z]),
-            float(inside[least[z]].sum() / whole),
+            float(inside[least[z]] / whole),
             None if areas is None else float(in_zone[least[z]]),
-            int(points[z].sum()),
-            int(errors[z].sum()),
+            int(points[z]),
+            int(errors[z]),
             risk,
             bound,
         )
@@ -295,6 +294,11 @@ def certify(
     )
     passed = [least[z] for z, _, bound in tested if bound <= error]
     notes = []
+    if used < len(sample):
+        notes.append(
+            f"{used} of {len(sample)} points are used: classes that were drawn more densely are thinned out, at random, "
+            "to the density of the sparsest; a sample of the design simple uses all"
+        )
     unknown = int((truth == UNLABELLED).sum())
     if unknown:
         notes.append(f"the truth of {unknown} of {len(sample)} points is not known; they count as wrong")
@@ -302,7 +306,7 @@ def certify(
         notes.append("the pixels of this map differ in area: the error is a fraction of pixels, not of area")
 
     def enough(times: float) -> bool:
-        found = _tested(errors * times, points * times, inside[least], expected * times, error, 1 - confidence)
+        found = _tested(errors * times, *(one * times for one in (*trials, expected)), error, 1 - confidence)
         return any(bound <= error for _, _, bound in found)
 
     times = None if passed else _times(enough)
@@ -335,15 +339,33 @@ def _levels(inside: NDArray[np.int64], whole: int) -> NDArray[np.int64]:
     return np.unique((inside[:, None] >= wanted).sum(axis=0) - 1)[::-1]
 
 
+def _thinned(sample: ReferenceSample) -> NDArray[np.bool_]:
+    """Which points of a sample are left if all strata are thinned out to the density of the sparsest: (n,)."""
+    density = min(sample.drawn[s] / size for s, size in sample.sizes.items() if size)
+    order = np.random.default_rng(0).permutation(len(sample))
+    order = np.lexsort((sample.col, sample.row))[order]  # whatever the order of the file, which may be by reference
+    kept = np.zeros(len(sample), bool)
+    for stratum, size in sample.sizes.items():
+        kept[order[sample.stratum[order] == stratum][: math.ceil(density * size - 1e-9)]] = True
+    return kept
+
+
+Numbers = NDArray[np.floating] | NDArray[np.integer]
+
+
 def _tested(
-    errors: NDArray[np.floating] | NDArray[np.integer],
-    points: NDArray[np.floating] | NDArray[np.integer],
-    pixels: NDArray[np.integer],
-    expected: NDArray[np.floating],
-    error: float,
-    risk: float,
+    errors: Numbers, trials: Numbers, scale: Numbers, expected: Numbers, error: float, risk: float
 ) -> list[tuple[int, float, float]]:
-    """(zone, risk at which it was tested, bound) of the zones that are tried, in order; all arrays (zones, strata)."""
+    """(zone, risk at which it was tested, bound) of the zones that are tried, in order.
+
+    Args:
+        errors: (Z,) points of each zone that are wrong.
+        trials: (Z,) points among which they were found.
+        scale: (Z,) those of the trials that are in the zone, or are expected to be.
+        expected: (Z,) points that are expected in each zone.
+        error: that is allowed.
+        risk: of certifying any zone that has more.
+    """
     needed = 2 * math.log(risk) / math.log1p(-error)
     first = min(int((expected < needed).sum()), len(expected) - 1)
     tried = len(expected) - first
@@ -351,47 +373,16 @@ def _tested(
     found, held = [], 0.0
     for z in range(first, len(expected)):
         held += risk / starts.size * float(z - first in starts)
-        bound = upper_bound(errors[z], points[z], pixels[z], held) if held else math.nan
+        rate = upper_bound(float(errors[z]), float(trials[z]), held) if held else math.nan
+        bound = min(1.0, rate * float(trials[z] / scale[z])) if scale[z] and held else rate
         found.append((z, held, bound))
         held = held if bound <= error else 0.0
     return found
 
 
-def upper_bound(
-    errors: NDArray[np.floating] | NDArray[np.integer],
-    points: NDArray[np.floating] | NDArray[np.integer],
-    pixels: NDArray[np.integer],
-    risk: float,
-) -> float:
-    """A rate that the error of a zone exceeds with at most this risk; the source is at the top.
-
-    Args:
-        errors: (S,) sampled pixels of each stratum inside that are wrong.
-        points: (S,) sampled pixels of each stratum inside.
-        pixels: (S,) pixels of each stratum inside.
-        risk: above 0, below 1.
-    """
-    there = pixels > 0
-    k, n, W = errors[there], points[there], pixels[there] / max(1, pixels.sum())
-    if there.sum() < 2:
-        return float(stats.beta.ppf(1 - risk, k[0] + 1, n[0] - k[0])) if there.any() and k[0] < n[0] else 1.0
-    unseen, seen = float(W[n == 0].sum()), n > 0  # where there is no point, all may be wrong
-    k, n, W = k[seen], n[seen], W[seen]
-    if not seen.any():
-        return 1.0
-    # The rates r that are not refuted at a slope s: -sum n log(1 - r c) <= s sum(W k / n) - log(risk), where
-    # c = 1 - exp(-s W / n). The largest sum(W r) among them has r = 1 / c - m n / W, cut to 0..1, for some m >= 0.
-    slopes = np.geomspace(0.02, 50, 60)[:, None] * n.sum() / W.sum()
-    c = -np.expm1(-slopes * W / n)
-    most = slopes[:, 0] * (W * k / n).sum() - math.log(risk)
-    low, high = np.zeros(len(slopes)), (W / (n * c)).max(axis=1)
-    for _ in range(50):
-        middle = (low + high) / 2
-        r = np.clip(1 / c - middle[:, None] * n / W, 0, 1)
-        over = -(n * np.log1p(-np.minimum(r * c, 1 - 1e-15))).sum(axis=1) >= most
-        low, high = np.where(over, middle, low), np.where(over, high, middle)
-    rates = np.clip(1 / c - low[:, None] * n / W, 0, 1)
-    return min(1.0, unseen + float((rates * W).sum(axis=1).min()))
+def upper_bound(errors: float, trials: float, risk: float) -> float:
+    """Clopper and Pearson's: a rate that is exceeded with at most this risk, if so many of the trials are errors."""
+    return float(stats.beta.ppf(1 - risk, errors + 1, trials - errors)) if errors < trials else 1.0
 
 
 def _times(enough: Callable[[float], bool]) -> float | None:
