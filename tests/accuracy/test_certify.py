@@ -215,7 +215,7 @@ def test_truth_that_is_not_known_counts_as_wrong(maps: Path) -> None:
         ({"sample": "cluster"}, SettingsError, "drawn in clusters"),
         ({"sample": "other"}, SceneError, "other numbers of pixels"),
         ({"sample": "points"}, SceneError, "does not say how its places were chosen"),
-        ({"sample": "change"}, SceneError, "a reference for each date"),
+        ({"sample": "change"}, SceneError, "drawn from two maps"),
     ],
 )
 def test_what_cannot_be_certified_is_refused(

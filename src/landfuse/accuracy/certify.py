@@ -134,7 +134,7 @@ class Certificate:
     def refusal(self) -> tuple[str, str, str]:
         """Why nothing is certified: found, expected, do."""
         sure = f"an error of at most {self.error:g} with confidence {self.confidence:g}"
-        points = f"{self.zones[-1].errors} of all {self.points} points are wrong"
+        points = f"of {self.zones[-1].points} points in the largest zone {self.zones[-1].errors} are wrong"
         do = (
             "no number of points would: too many are wrong even where the map is surest. Allow a larger --error, or "
             "improve the map"
@@ -231,7 +231,9 @@ def certify(
     """
     for name, value in (("error", error), ("confidence", confidence)):
         if not 0 < value < 1:
-            raise SettingsError(f"{name} {value:g}", "a fraction above 0 and below 1, e.g. 0.1 and 0.95", "correct it")
+            raise SettingsError(
+                f"the {name} {value:g}", "a fraction above 0 and below 1, e.g. 0.1 and 0.95", "correct it"
+            )
     sample, where = filled(sample)
     if sample.design == "cluster":
         raise SettingsError(
@@ -245,16 +247,7 @@ def certify(
     levels = codes_at(layer, sample, where)
     levels = np.where(levels == UNLABELLED, -1, UNLABELLED - 1 - levels if by in _REVERSED else levels)
 
-    counts, hectares = np.zeros((256, 256), np.int64), np.zeros(256)  # by level, and by stratum
-    areas, grid = pixel_areas(opened.grid), opened.grid
-    total = -(-grid.height // _BLOCK) * -(-grid.width // _BLOCK)
-    for done, (window, codes, of_block) in enumerate(_blocks(opened, layer, by), start=1):
-        there = codes != UNLABELLED
-        strata = codes[there].astype(np.int64) * (sample.design == "stratified")
-        counts += np.bincount(of_block[there] * 256 + strata, minlength=65536).reshape(256, 256)
-        if areas is not None:
-            hectares += np.bincount(of_block[there], areas(window)[there], minlength=256) / 10_000
-        progress(done, total)
+    counts, hectares = _counted(opened, layer, by, sample.design == "stratified", progress)
     sizes = counts.sum(axis=0)
     found = {int(stratum): int(sizes[stratum]) for stratum in np.flatnonzero(sizes)}
     if found != {s: size for s, size in sample.sizes.items() if size} or (
@@ -274,17 +267,17 @@ def certify(
     within = (levels >= least[:, None]) & kept
     points, errors = within.sum(axis=1), (within & (mapped != truth)).sum(axis=1)
     expected = density * inside[least]
-    trials = (points, points) if len(found) == 1 else (np.full(len(least), used), expected)
-    tested = _tested(errors, *trials, expected, error, 1 - confidence)
+    trials, scale = (points, points) if len(found) == 1 else (np.full(len(least), used), expected)
+    tested = _tested(errors, trials, scale, expected, error, 1 - confidence)
 
-    _, _, _, scale, offset, _ = layer.raster.stored[0]
-    shown = (UNLABELLED - 1 - least if by in _REVERSED else least) * (scale or 1.0) + (offset or 0.0)
-    in_zone = hectares[UNLABELLED - 1 :: -1].cumsum()[::-1]
+    unit = layer.raster.stored[0][3] or 1.0
+    shown = (UNLABELLED - 1 - least if by in _REVERSED else least) * unit
+    in_zone = np.zeros(0) if hectares is None else hectares[UNLABELLED - 1 :: -1].cumsum()[::-1]
     zones = tuple(
         Zone(
             float(shown[z]),
             float(inside[least[z]] / whole),
-            None if areas is None else float(in_zone[least[z]]),
+            None if hectares is None else float(in_zone[least[z]]),
             int(points[z]),
             int(errors[z]),
             risk,
@@ -296,25 +289,43 @@ def certify(
     notes = []
     if used < len(sample):
         notes.append(
-            f"{used} of {len(sample)} points are used: classes that were drawn more densely are thinned out, at random, "
+            f"{used} of {len(sample)} points are used: classes drawn more densely are thinned out, at random, "
             "to the density of the sparsest; a sample of the design simple uses all"
         )
     unknown = int((truth == UNLABELLED).sum())
     if unknown:
         notes.append(f"the truth of {unknown} of {len(sample)} points is not known; they count as wrong")
+    areas = pixel_areas(opened.grid)
     if areas is not None and areas.same is None:
         notes.append("the pixels of this map differ in area: the error is a fraction of pixels, not of area")
 
     def enough(times: float) -> bool:
-        found = _tested(errors * times, *(one * times for one in (*trials, expected)), error, 1 - confidence)
-        return any(bound <= error for _, _, bound in found)
+        tested = _tested(errors * times, trials * times, scale * times, expected * times, error, 1 - confidence)
+        return any(bound <= error for _, _, bound in tested)
 
-    times = None if passed else _times(enough)
-    more = None if times is None else math.ceil((times - 1) * len(sample))
+    factor = None if passed else _times(enough)
+    more = None if factor is None else math.ceil((factor - 1) * len(sample))
     return Certificate(
         error, confidence, by, zones, more, sample.design, len(sample), tuple(notes), opened, layer,
         int(passed[-1]) if passed else None,
     )  # fmt: skip
+
+
+def _counted(
+    opened: LandCoverMap, layer: LandCoverMap, by: str, stratified: bool, progress: Callable[[int, int], None]
+) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+    """(256, 256) pixels by level, 255 for none, and by stratum; (256,) hectares by level, None where not known."""
+    areas, grid = pixel_areas(opened.grid), opened.grid
+    counts, hectares = np.zeros((256, 256), np.int64), np.zeros(256)
+    total = -(-grid.height // _BLOCK) * -(-grid.width // _BLOCK)
+    for done, (window, codes, levels) in enumerate(_blocks(opened, layer, by), start=1):
+        there = codes != UNLABELLED
+        strata = codes[there].astype(np.int64) * stratified
+        counts += np.bincount(levels[there] * 256 + strata, minlength=65536).reshape(256, 256)
+        if areas is not None:
+            hectares += np.bincount(levels[there], areas(window)[there], minlength=256) / 10_000
+        progress(done, total)
+    return counts, None if areas is None else hectares
 
 
 def _blocks(

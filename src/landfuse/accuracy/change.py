@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from landfuse.accuracy.estimate import AccuracyEstimate, ClassEstimate
 from landfuse.accuracy.from_sample import OTHER, OTHER_NAME, estimated, filled, on_map, references
 from landfuse.accuracy.reference_sample import ReferenceSample
-from landfuse.errors import SceneError
 from landfuse.files import to_json
 from landfuse.legend import UNLABELLED
 from landfuse.scenes.land_cover_map import open_two_maps, pair_name
@@ -67,13 +66,7 @@ def change(
         >>> lf.change("map.tif", "map.tif", replace(sample, reference=codes, reference_after=codes)).all.hectares.value
         0.0
     """
-    sample, where = filled(sample)
-    if sample.reference_after is None:
-        raise SceneError(
-            f"{where} was drawn from one map, {sample.source}",
-            "a sample of what both maps say, with a reference for each date",
-            f"draw one by `landfuse sample {before} --with {after} -n 500 -o change.gpkg`",
-        )
+    sample, where = filled(sample, two_maps=True)
     opened = open_two_maps(before, after)
     mapped = on_map(opened, sample, where)
     first, second = (references(texts, opened.names, where) for texts in sample.references.values())

@@ -56,11 +56,13 @@ def evaluate_sample(
     return estimated(sample, truth, mapped, names, opened.grid, finite, moved=bool((mapped != sample.code).any()))
 
 
-def filled(sample: ReferenceSample | str | Path, design: Design | None = None) -> tuple[ReferenceSample, str]:
+def filled(
+    sample: ReferenceSample | str | Path, design: Design | None = None, two_maps: bool = False
+) -> tuple[ReferenceSample, str]:
     """Reads a sample whose reference is filled in, and what messages call it.
 
     Raises:
-        SceneError: if it is none, or its reference is not filled in.
+        SceneError: if it is none, is one of two maps or is not one of two, or its reference is not filled in.
         SettingsError: if it was drawn by another design.
     """
     where = str(sample) if isinstance(sample, str | Path) else "the sample"
@@ -71,6 +73,14 @@ def filled(sample: ReferenceSample | str | Path, design: Design | None = None) -
             f"{where} was drawn by a {sample.design} design, not {design}",
             "the design that it was drawn by: another one gives wrong errors, and mostly wrong figures",
             f"say --design {sample.design}, or leave it out",
+        )
+    if (sample.reference_after is not None) != two_maps:
+        raise SceneError(
+            f"{where} was drawn from {'one map' if two_maps else 'two maps'}, {sample.source}",
+            "a sample of two maps, with a reference for each date" if two_maps else "a sample of one map",
+            "draw one by `landfuse sample BEFORE --with AFTER -n 500 -o change.gpkg`"
+            if two_maps
+            else f"`landfuse change BEFORE AFTER {where}` estimates change from it",
         )
     empty = sum(None in of_point for of_point in zip(*sample.references.values(), strict=True))
     if empty or not sample.reference:
@@ -89,15 +99,9 @@ def truth_of(
     """What a map and the reference of a sample say at its places, as codes: (n,) and (n,), and the names of classes.
 
     Raises:
-        SceneError: if a reference is no class, or is one of two dates.
+        SceneError: if a reference is no class.
         GridError: if the map has another CRS, or no class at a sampled place.
     """
-    if sample.reference_after is not None:
-        raise SceneError(
-            f"{where} was drawn from {sample.source}: what two maps say, with a reference for each date",
-            "a sample of one map",
-            f"landfuse change BEFORE AFTER {where}" if where.endswith((".gpkg", ".csv")) else "call `landfuse.change`",
-        )
     names = {**sample.names, **class_names(opened.path)}
     return on_map(opened, sample, where), references(sample.reference, names, where), names
 

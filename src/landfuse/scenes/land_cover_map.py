@@ -212,7 +212,8 @@ def layer_of(opened: LandCoverMap, name: str) -> LandCoverMap:
             if not path.exists():
                 break
             scale = GdalRaster(str(path)).stored[0][3]  # a mosaic of classes states none
-        ElementTree.SubElement(root.find("VRTRasterBand"), "Scale").text = str(scale or 1.0)
+        for band in root.iter("VRTRasterBand"):
+            ElementTree.SubElement(band, "Scale").text = str(scale or 1.0)
         address = ElementTree.tostring(root, encoding="unicode")
     if not path.exists():
         raise MissingFileError(
