@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from landfuse.accuracy.conformal import ClassSets, sets_of
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Evaluation, Tally, refuse_learnt
 from landfuse.bundles.description import Description
 from landfuse.bundles.predictor import Model, Predictor
-from landfuse.bundles.settings import PredictorOptions
+from landfuse.bundles.settings import Method, PredictorOptions
 from landfuse.bundles.table_bundle import TableBundle, load_model
 from landfuse.errors import GridError, ModelError, SceneError, SettingsError, SplitError
 from landfuse.figures.figures import (
@@ -225,9 +226,10 @@ class Classifier:
                 mixture; or a scene. See `Scene.from_arrays`.
             labels: (H, W) whole-number codes: an array, a DataArray or a path; or polygons, with `column`. By default
                 those of a scene.
-            split: roles, (H, W) (0 none, 1 train, 2 validation, 3 test), as an array, a DataArray or a path; or the
-                settings of a split, e.g. `{"kind": "random", "train": 0.2}`. By default the largest blocks that lose no
-                class (`split` is then what was chosen). The test pixels are scored once, at the end (`run.scores`).
+            split: roles, (H, W) (0 none, 1 train, 2 validation, 3 test, 4 calibration), as an array, a DataArray or a
+                path; or the settings of a split, e.g. `{"kind": "random", "train": 0.2}`. By default the largest blocks
+                that lose no class (`split` is then what was chosen). The test pixels are scored once, at the end
+                (`run.scores`).
             legend: a `Legend`, names (of the codes 1, 2, ...) or code -> name; by default the codes that occur.
             unlabelled: code or codes of pixels without a label, unless the legend names them; 255 always is one.
             column: of polygons: the attribute that names the class.
@@ -334,7 +336,7 @@ class Classifier:
 
     @property
     def roles(self) -> Roles | None:
-        """(H, W) uint8: 0 none, 1 train, 2 validation, 3 test; None where this object was not fitted itself."""
+        """(H, W) uint8: 0 none, 1 train, 2 validation, 3 test, 4 calibration; None where this was not fitted itself."""
         return self._roles
 
     # ---- mapping -----------------------------------------------------------------------------------------------------
@@ -376,6 +378,41 @@ class Classifier:
             place = part.window.within(scene.grid.window)
             probabilities[:, *place] = np.where(part.classes != UNLABELLED, part.probabilities, np.nan)
         return _as_images(images, probabilities, scene, "probability", {}, ("class", self.legend.names))
+
+    def predict_sets(
+        self,
+        images: Mapping[str, Image] | Scene,
+        level: float = 0.9,
+        *,
+        method: Method = "lac",
+        by_class: bool = False,
+        progress: bool = True,
+    ) -> Any:
+        """The classes that each pixel may have, so that the true one is among them at a stated level.
+
+        Args:
+            images: as in `predict`.
+            level: how often the true class is in a pixel's set, above 0 and below 1.
+            method: `lac`, `aps` or `raps`; see `landfuse.accuracy.conformal`.
+            by_class: let the level hold for the pixels of each class.
+            progress: show a progress bar.
+
+        Returns:
+            (K, H, W) uint8 in the order of `classes_`: 1 for a class in the set, else 0; 255 where there is no data. A
+            DataArray if one of the images is one.
+
+        Raises:
+            SettingsError: if it was fitted without calibration blocks, or with too few for the level.
+        """
+        known = ClassSets.of(self.description)
+        thresholds = known.thresholds(level, method, by_class)[:, None, None]
+        known.warn(level, by_class)
+        scene = self._scene(images)
+        sets = np.full((len(self.legend), scene.grid.height, scene.grid.width), UNLABELLED, np.uint8)
+        for part in self._mapped(scene, progress):
+            found = sets_of(part.probabilities, thresholds, method)
+            sets[:, *part.window.within(scene.grid.window)] = np.where(part.classes != UNLABELLED, found, UNLABELLED)
+        return _as_images(images, sets, scene, "class_set", {"_FillValue": UNLABELLED}, ("class", self.legend.names))
 
     def evaluate(
         self,
@@ -608,6 +645,8 @@ def predict(
     chosen = map_options({name: value for name, value in options.items() if name in MapOptions.model_fields})
     sign = known.predictor(chosen).identity["the model"]
     layers = layers_of(chosen, known.description)
+    if chosen.sets is not None:
+        ClassSets.of(known.description).warn(chosen.sets, chosen.sets_by_class)
     outputs = [(beside(path, layer.name), sign) for layer in layers]
     Destination(str(path)).check(outputs, inputs_of(scene), overwrite)
     return _predict(known, scene, path, **options)

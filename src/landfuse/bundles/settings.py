@@ -11,6 +11,9 @@ from landfuse.settings import Settings
 Check = Literal["values", "pixel-size"]
 """A check of a scene against the model that a user may pass over."""
 
+Method = Literal["lac", "aps", "raps"]
+"""How class sets are scored, the usual way first; see `landfuse.accuracy.conformal`."""
+
 Precision = Literal["float32", "bfloat16"]
 """What a network computes in; pixel maps and averages are float32 in any case."""
 

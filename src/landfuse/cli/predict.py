@@ -64,6 +64,9 @@ def predict(
     probabilities: Annotated[bool, _option("probabilities", "--probabilities")] = False,
     confidence: Annotated[bool, _option("confidence", "--confidence")] = False,
     entropy: Annotated[bool, _option("entropy", "--entropy")] = False,
+    sets: Annotated[float | None, _option("sets")] = None,
+    sets_method: Annotated[str, _option("sets_method")] = "lac",
+    sets_by_class: Annotated[bool, _option("sets_by_class", "--sets-by-class")] = False,
     layer: Annotated[list[str] | None, _option("layers")] = None,
     allow_missing: Annotated[bool, _option("allow_missing", "--allow-missing")] = False,
     allow: Annotated[list[str] | None, _option("allow", "--allow")] = None,
@@ -126,6 +129,7 @@ def predict(
     options = map_options(
         {
             "probabilities": probabilities, "confidence": confidence, "entropy": entropy, "layers": layer or (),
+            "sets": sets, "sets_method": sets_method, "sets_by_class": sets_by_class,
             "block": block, "memory": memory, "batch": batch, "precision": precision, "mean_for": mean_for or (),
             "allow_missing": allow_missing, "allow": allow or (),
         }
@@ -139,6 +143,7 @@ def predict(
 
     destination = Destination(output, tile or ())
     read_scene_file(scene)  # what is refused at once needs no torch
+    from landfuse.accuracy.conformal import ClassSets
     from landfuse.bundles.model_files import bundle_folder
     from landfuse.bundles.table_bundle import load_model
     from landfuse.mapping.map_layers import layers_of
@@ -157,6 +162,8 @@ def predict(
             "name a folder by -o, or one tile by --tile",
         )
     place, predictor, layers = destination.local, model.predictor(options), layers_of(options, known)
+    if sets is not None:
+        ClassSets.of(known).warn(sets, sets_by_class)
     events = Events(as_json, quiet, destination.final)
     keep_going = keep_going and len(chosen) + len(failed) > 1
     if failed and not (chosen and keep_going):

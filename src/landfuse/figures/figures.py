@@ -390,7 +390,15 @@ def areas_figure(rows: Sequence[Mapping[str, Any]]) -> Picture:
     return figure
 
 
-_ROLE_COLOURS = {"train": LINES[0][0], "validation": "#e0a100", "test": "#c2337a", "unused": "#8a949d"}
+_ROLE_COLOURS = {
+    "train": LINES[0][0],
+    "validation": "#e0a100",
+    "test": "#c2337a",
+    "calibration": "#009e73",
+    "unused": "#8a949d",
+}
+
+_USES = {"train": "train", "validation": "validate", "test": "test", "calibration": "calibrate"}
 
 _MOST_TILES = 100
 """Tiles of an overview; of more, every n-th is drawn."""
@@ -430,7 +438,7 @@ def check_figure(report: Report, progress: Callable[[int, int], None] = lambda d
         colours = np.full((256, 3), _blank(file.legend), np.uint8)
         colours[: len(file.legend)] = [c.rgb for c in file.legend]
         images["labels" + few_tiles] = side_by_side([colours[label] for label in labels])
-    if report.counts and sum(report.counts[role].sum() for role in ROLES):
+    if any(role.any() for role in report.roles):
         by_role = np.array([rgb(_ROLE_COLOURS[name]) for name in ("unused", *ROLES)] + [[_blank(())] * 3], np.uint8)
         split = [
             by_role[np.where(label == UNLABELLED, len(by_role) - 1, thinned_classes(role, step))]
@@ -502,9 +510,10 @@ def _draw_counts(axis: Axes, report: Report) -> None:
     most = max(int(count.max()) for count in report.counts.values())
     axis.set(xscale="log", xlim=(0.8, most * (12 if report.grouped else 2)), title="labelled pixels by class and role")
     if report.grouped:
-        axis.set_title(f"labelled pixels by class and role; {report.grouped}\nthat train / validate / test")
+        uses = " / ".join(_USES[role] for role in report.groups)
+        axis.set_title(f"labelled pixels by class and role; {report.grouped}\nthat {uses}")
         for place in range(len(legend)):
-            numbers = " / ".join(str(report.groups[role][place]) for role in ROLES)
+            numbers = " / ".join(str(report.groups[role][place]) for role in report.groups)
             axis.text(most * 1.3, place, numbers, fontsize=8, va="center")
     _class_rows(axis, legend)
     for place, kind in enumerate(legend):

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from landfuse.accuracy.conformal import ClassSets, sets_of
 from landfuse.bundles.description import Description
+from landfuse.bundles.settings import Method
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.mapping.engine import BlockMap
 from landfuse.mapping.settings import MapOptions
@@ -26,6 +28,9 @@ from landfuse.scenes.land_cover_map import beside
 
 PROBABILITY_STEPS = 250
 """Probabilities are written as uint8: value * 250, 255 for no data."""
+
+MOST_SETS = 64
+"""Classes of which each has a band in a file of class sets, at most; above it, there is only the sets' size."""
 
 _STRIP = 64
 """Rows that are turned into numbers at once: probabilities of a whole block would take as much memory as its logits."""
@@ -57,7 +62,7 @@ class Layer:
 
 
 def layers_of(options: MapOptions, known: Description) -> list[Layer]:
-    """The files of a map, the classes first."""
+    """The files of a map, the classes first; raises a SettingsError of class sets that the bundle cannot give."""
     chosen = [Layer("", ("class",))]
     if options.probabilities:
         chosen.append(Layer("probabilities", tuple(known.legend.names), lambda part, rows, found: found))
@@ -65,7 +70,19 @@ def layers_of(options: MapOptions, known: Description) -> list[Layer]:
         chosen.append(Layer("confidence", ("confidence",), lambda part, rows, found: confidence_of(found)[None]))
     if options.entropy:
         chosen.append(Layer("entropy", ("entropy",), lambda part, rows, found: entropy_of(found)[None]))
+    if options.sets is not None:
+        thresholds = ClassSets.of(known).thresholds(options.sets, options.sets_method, options.sets_by_class)
+        bands = ("size", *(known.legend.names if len(known.legend) <= MOST_SETS else ()))
+        chosen.append(Layer("sets", bands, _sets(thresholds[:, None, None], options.sets_method, len(bands)), steps=1))
     return chosen + [Layer(name, (name,), _model_layer(name)) for name in options.layers]
+
+
+def _sets(thresholds: NDArray[np.float32], method: Method, bands: int) -> Values:
+    def values(part: BlockMap, rows: slice, found: NDArray[np.float32]) -> NDArray[np.float32]:
+        sets = sets_of(found, thresholds, method)
+        return np.concatenate([sets.sum(axis=0, keepdims=True), sets])[:bands].astype(np.float32)
+
+    return values
 
 
 def _model_layer(name: str) -> Values:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from landfuse.accuracy.conformal import ClassSets
 from landfuse.bundles.predictor import Model
 from landfuse.errors import IncompleteError, LandfuseError, OutputError, SceneError
 from landfuse.files import remove_leftovers, unwritable
@@ -118,6 +119,8 @@ def predict(
             "the block": f"{side} px",
             "the layers": ", ".join(layer.name or "classes" for layer in job.layers),
         }
+        if engine.options.sets is not None:
+            settings["the class sets"] = _sets_words(engine)
         folder.claim(settings)
         every = list(blocks(engine.scene.grid.height, engine.scene.grid.width, side))
         known = folder.finished if all(beside(path, layer.name).exists() for layer in job.layers) else None
@@ -186,6 +189,8 @@ def _map(
     learnt = description.learnt_at(grid)
     if learnt is not None:
         tags["landfuse_roles"] = learnt
+    if job.engine.options.sets is not None:
+        tags["landfuse_sets"] = _sets_words(job.engine)
     if faults:
         tags["landfuse_incomplete"] = "; ".join(f"{w.row} {w.col} {w.height} {w.width}" for w in faults)
     parts = {window: folder.part(window) for window in wanted}
@@ -198,6 +203,12 @@ def _map(
     if faults:
         raise IncompleteError(path, {_named(window): error for window, error in faults.items()}, len(every))
     return readings
+
+
+def _sets_words(engine: Engine) -> str:
+    options = engine.options
+    by = f"{options.sets_method}{' by class' if options.sets_by_class else ''}"
+    return f"level {options.sets:g} by {by}, of {ClassSets.of(engine.description).words}"
 
 
 def _named(window: Window) -> str:

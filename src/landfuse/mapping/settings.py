@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from landfuse.bundles.settings import PredictorOptions
+from landfuse.bundles.settings import Method, PredictorOptions
 from landfuse.rasters.windows import CoreWeights
 from landfuse.settings import Side, byte_count, parse
 
@@ -29,6 +29,24 @@ class MapOptions(PredictorOptions):
         default=False,
         description="also write MAP_entropy.tif, the entropy of the probabilities, 0 (sure) to 1 (all classes equally "
         "probable), in steps of 1/250",
+    )
+    sets: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="also write MAP_sets.tif, the classes that each pixel may have, so that the true one is among them "
+        "with this probability, e.g. 0.9 (see `split.calibration`): band 1 the number of classes, then a band of 0 and "
+        "1 for each class (up to 64 classes)",
+    )
+    sets_method: Method = Field(
+        default="lac",
+        description="of class sets: `lac`, all classes that are probable enough, the smallest sets; `aps`, the most "
+        "probable classes until few others are left; `raps`, the same with a penalty from the third class on",
+    )
+    sets_by_class: bool = Field(
+        default=False,
+        description="let the level of class sets hold for the pixels of each class, not only for all together; classes "
+        "with too few calibration blocks are in every set",
     )
     block: int | None = Field(
         default=None, ge=1, le=10**6, description="side of the blocks, px; by default what `memory` allows"

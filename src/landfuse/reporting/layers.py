@@ -21,7 +21,9 @@ from landfuse.scenes.split_rules import ROLES, TEST, Roles
 RIGHT_WRONG: tuple[Colour, Colour] = ((187, 215, 234), (179, 56, 10))
 """Right and wrong differ in lightness, so that red and green play no part."""
 
-ROLE_COLOURS: dict[str, Colour] = {"train": (0, 114, 178), "validation": (240, 228, 66), "test": (213, 94, 0)}
+ROLE_COLOURS: dict[str, Colour] = {
+    "train": (0, 114, 178), "validation": (240, 228, 66), "test": (213, 94, 0), "calibration": (0, 158, 115),
+}  # fmt: skip
 
 _LEVELS = 41
 

@@ -83,6 +83,7 @@ def split_rows(scenes: Sequence[Scene], roles: Sequence[Roles], legend: Legend) 
     counts = {
         name: [int(n) for n in found]
         for name, found in counts_per_class(roles, [scene.labels for scene in scenes], len(legend)).items()
+        if name != "calibration" or found.any()
     }
     rows = [{"name": name, **{role: found[k] for role, found in counts.items()}} for k, name in enumerate(legend.names)]
     return [*rows, {"name": "all", **{role: sum(found) for role, found in counts.items()}}]

@@ -24,6 +24,7 @@ from landfuse.rasters.grid import Grid
 from landfuse.rasters.polygons import Polygons
 from landfuse.rasters.windows import Window
 from landfuse.scenes.leaks import (
+    calibration_leak_words,
     leak_fraction,
     leaks_by_buffer,
     learnt_ground,
@@ -33,7 +34,7 @@ from landfuse.scenes.leaks import (
 from landfuse.scenes.scene import ModalityInfo, Scene, known_pixels
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.scene_keys import CountSettings, LabelSettings
-from landfuse.scenes.split_rules import ROLES, Roles
+from landfuse.scenes.split_rules import CALIBRATION, Roles
 from landfuse.scenes.split_search import search, searchable
 from landfuse.scenes.splits import counts_per_class, groups_per_class, wanted_roles
 from landfuse.series.series_raster import SeriesRaster
@@ -469,11 +470,13 @@ def _check_labels(
             roles = file.roles(labelled)
         except LandfuseError as error:
             report.faults.append(error)
-    report.counts = counts_per_class(roles, truth, len(file.legend))
-    report.counts["unused"] = everything - np.sum([report.counts[name] for name in ROLES], axis=0)
+    counts = counts_per_class(roles, truth, len(file.legend))
+    report.counts = {role: found for role, found in counts.items() if found.any() or role != "calibration"}
+    report.counts["unused"] = everything - np.sum(list(report.counts.values()), axis=0)
     report.scenes, report.roles = labelled, roles
-    if any(report.counts[name].any() for name in ROLES):
-        report.grouped, report.groups = groups_per_class(labelled, roles, split)
+    if any(role.any() for role in roles):
+        report.grouped, groups = groups_per_class(labelled, roles, split)
+        report.groups = {role: found for role, found in groups.items() if role in report.counts}
     for index, name in enumerate(file.legend.names):
         if complete and split is not None and not everything[index]:
             report.add(
@@ -492,9 +495,9 @@ def _check_labels(
     names = np.array(file.legend.names)
     if split is None and complete and not everything.all():
         report.notes.append(f"no pixel is labelled {few(names[everything == 0])}; only training needs every class")
-    for role in ("validation", "test"):
-        lacking = names[(everything > 0) & (report.counts[role] == 0)]
-        if report.counts[role].any() and lacking.size:
+    for role in _UNKNOWN:
+        lacking = names[(everything > 0) & (report.counts.get(role, everything) == 0)]
+        if lacking.size and report.counts[role].any():
             report.notes.append(f"no {role} pixel is labelled {few(lacking)}, so {_UNKNOWN[role]}")
     scarce = []
     for role in ("train", "test"):
@@ -515,7 +518,7 @@ def _check_split(report: Report, scenes: Sequence[Scene], split: Any) -> str:
     """Where classes lack a role, the line of a split by which none does; or a note on why there is none."""
     present = np.unique(np.concatenate([np.unique(scene.first_labels) for scene in scenes]))
     present = present[present != UNLABELLED]
-    if all((report.counts[role][present] > 0).all() for role in wanted_roles(split)):
+    if all(role in report.counts and report.counts[role][present].all() for role in wanted_roles(split)):
         return ""
     found = search(scenes, split)
     if found.why:
@@ -529,6 +532,7 @@ def _check_split(report: Report, scenes: Sequence[Scene], split: Any) -> str:
 _UNKNOWN = {
     "validation": "the epoch is chosen without regard to these classes",
     "test": "how well these classes are mapped is not measured",
+    "calibration": "how often class sets hold these classes is not known",
 }
 
 
@@ -616,6 +620,8 @@ def _check_leaks(
             f"trains or validates in another tile ({few(named)}). Such tiles belong to one role"
         )
     report.notes += polygon_leak_words(report.polygon_leak)
+    calibration = {view: leak_fraction(roles, view, core, learnt=learnt, of=CALIBRATION) for view, core in views}
+    report.notes += calibration_leak_words(calibration)
 
 
 _OTHER_DATA = "check that these are the files that the scene file means; other versions of the data may circulate"
@@ -648,9 +654,10 @@ def _compare_classes(report: Report, counts: CountSettings, names: Sequence[str]
     if not report.counts:
         return
     roles = report.counts
+    aside = ("calibration",) if counts.validation is not None else ("calibration", "validation")
     found = {
         "labelled": np.sum(list(roles.values()), axis=0),
-        "train": roles["train"] if counts.validation is not None else roles["train"] + roles["validation"],
+        "train": sum(roles[name] for name in ("train", *aside) if name in roles),
         "validation": roles["validation"],
         "test": roles["test"],
     }

@@ -28,7 +28,7 @@ from landfuse.scenes.land_cover_map import class_names
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, natural
 from landfuse.scenes.scene_keys import SceneSettings
-from landfuse.scenes.split_rules import ROLES, BlocksSplit, GroupedSplit, PolygonsSplit, TilesSplit
+from landfuse.scenes.split_rules import BlocksSplit, GroupedSplit, PolygonsSplit, TilesSplit
 from landfuse.scenes.split_search import Found, search
 from landfuse.series.dates import DATE, parse_day
 from landfuse.settings import parse
@@ -67,6 +67,7 @@ _COLUMN = r".*(class|label|land_?cover|land_?use|crop|species|type|category|klas
 _MOST_VALUES = 60  # of a column that names classes
 _SAMPLE = 256  # px, side of the window that is looked at
 _WIDE = 30  # bands, from which on it is hyperspectral
+_SPLIT = 3  # roles, among which the shapes of a class are dealt
 _FEW_TILES = 6  # below, tiles are too few to be split whole
 _FEW_LABELS = 2_000  # px, below which a forest is trained
 _MANY_PIXELS = 4_000_000  # px, beyond which a forest maps
@@ -530,7 +531,7 @@ class _Text:
             source, key, rows = _joined(rows, places) or (source, key, rows)
         name, why = _column(source, rows, column, choose)
         counts = Counter(value for row in rows if (value := row[name]) is not None)
-        few = sorted((v for v in counts if counts[v] < len(ROLES)), key=natural)
+        few = sorted((v for v in counts if counts[v] < _SPLIT), key=natural)
         few = few if len(few) + 1 < len(counts) else []
         kept = sorted(counts.keys() - set(few), key=natural)
         self.legend = [{"name": v, "comment": f"{counts[v]} shape{'s' * (counts[v] > 1)}"} for v in kept]

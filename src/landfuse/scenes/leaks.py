@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -33,6 +33,7 @@ def leak_fraction(
     core: int = 1,
     stride: int | None = None,
     learnt: Sequence[NDArray[np.bool_]] | None = None,
+    of: int = TEST,
 ) -> float:
     """The fraction of test pixels whose logits come from a view which holds a training or validation pixel.
 
@@ -42,6 +43,7 @@ def leak_fraction(
         core: side of the core, px.
         stride: distance between the windows of the lattice, as in mapping; by default the core.
         learnt: where each scene shows ground that trains or validates, see `learnt_ground`; by default its own pixels.
+        of: the role whose pixels count instead of those of the test.
 
     Returns:
         0..1; NaN if there is no test pixel.
@@ -63,8 +65,8 @@ def leak_fraction(
         for sign, r, c in ((1, row, col), (-1, last_row, col), (-1, row, last_col), (1, last_row, last_col)):
             np.add.at(painted, (r, c), sign)
         covered = painted.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
-        leaking += int(((role == TEST) & covered).sum())
-        total += int((role == TEST).sum())
+        leaking += int(((role == of) & covered).sum())
+        total += int((role == of).sum())
     return leaking / total if total else float("nan")
 
 
@@ -151,6 +153,17 @@ def polygon_leak_words(fraction: float | None) -> list[str]:
     return [
         f"{percent(fraction)} of the test pixels lie in polygons that also train or validate: their scores are too "
         "high. `split: {kind: polygons}` gives each polygon one role"
+    ]
+
+
+def calibration_leak_words(fractions: Mapping[int, float]) -> list[str]:
+    """A sentence on calibration pixels that leak, if any: side of the view, px -> fraction."""
+    leaking = [f"{percent(fraction)} (views of {view} px)" for view, fraction in fractions.items() if fraction > 0]
+    if not leaking:
+        return []
+    return [
+        f"of the calibration pixels {', '.join(leaking[:4])} are predicted from a view that holds training or "
+        "validation pixels: class sets may come out too small. A `buffer` of the split prevents it"
     ]
 
 

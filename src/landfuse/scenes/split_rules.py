@@ -11,8 +11,8 @@ from pydantic import Field
 
 from landfuse.settings import Chance, Seed, Settings
 
-UNUSED, TRAIN, VALIDATION, TEST = 0, 1, 2, 3
-ROLES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+UNUSED, TRAIN, VALIDATION, TEST, CALIBRATION = 0, 1, 2, 3, 4
+ROLES = {"train": TRAIN, "validation": VALIDATION, "test": TEST, "calibration": CALIBRATION}
 """Roles and their values in a written split; 0 is a pixel of no role."""
 
 Roles = NDArray[np.uint8]
@@ -23,6 +23,11 @@ class _Split(Settings):
 
     validation: Chance = Field(
         default=0.2, description="Fraction of training that is set aside to choose the epoch, from 0 to 1."
+    )
+    calibration: Chance = Field(
+        default=0.0,
+        description="Fraction of training that is set aside before validation, as whole blocks, polygons or tiles, for "
+        "the thresholds of class sets, from 0 (no class sets) to 1; of splits by pixels, blocks of 64 px.",
     )
     seed: Seed = Field(default=0, description="Seed of all random choices.")
 
@@ -51,7 +56,9 @@ class RolesSplit(_Split):
     """A split that was written before."""
 
     kind: Literal["roles"]
-    path: str = Field(description="Raster of roles (1 train, 2 validation, 3 test, 0 none); `{tile}` is allowed.")
+    path: str = Field(
+        description="Raster of roles (1 train, 2 validation, 3 test, 4 calibration, 0 none); `{tile}` is allowed."
+    )
 
 
 class RandomSplit(_Split):
@@ -93,8 +100,9 @@ class BufferedSplit(GroupedSplit):
         default=0,
         ge=0,
         le=10_000,
-        description="Pixels without a role around those that test or validate. Nothing leaks from `halo + core - 1` of "
-        "the model on: half the view for a core of one pixel, the view less one where the core is the view.",
+        description="Pixels without a role around those that test, calibrate or validate. Nothing leaks from "
+        "`halo + core - 1` of the model on: half the view for a core of one pixel, the view less one where the core is "
+        "the view.",
     )
 
 
@@ -117,15 +125,18 @@ class TilesSplit(GroupedSplit):
     kind: Literal["tiles"]
     test_tiles: tuple[str, ...] = Field(default=(), description="Tiles that test; instead of `test` and `folds`.")
     validation_tiles: tuple[str, ...] = Field(default=(), description="Tiles that validate; instead of `validation`.")
+    calibration_tiles: tuple[str, ...] = Field(
+        default=(), description="Tiles that calibrate; instead of `calibration`."
+    )
     train_tiles: tuple[str, ...] = Field(default=(), description="Tiles that train; by default all the others.")
-    lists: dict[Literal["train", "validation", "test"], str] = Field(
+    lists: dict[Literal["train", "validation", "test", "calibration"], str] = Field(
         default={},
-        description="Role: a text or CSV file whose first column names its tiles; instead of the three above.",
+        description="Role: a text or CSV file whose first column names its tiles; instead of the four above.",
     )
 
     @pydantic.model_validator(mode="after")
     def _lists_fit(self) -> TilesSplit:
-        named = [*self.test_tiles, *self.validation_tiles, *self.train_tiles]
+        named = [*self.test_tiles, *self.calibration_tiles, *self.validation_tiles, *self.train_tiles]
         twice = sorted({name for name in named if named.count(name) > 1})
         if twice:
             raise ValueError(f"the tiles {', '.join(twice)} are named more than once")

@@ -1,6 +1,6 @@
-"""Which labelled pixels train, validate and test.
+"""Which labelled pixels train, validate, test, and calibrate class sets.
 
-Validation is always taken from training, by the same rule as the split itself.
+Validation and calibration are always taken from training, by the same rule as the split itself.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from landfuse.legend import UNLABELLED
 from landfuse.rasters.grid import Grid
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.split_rules import (
+    CALIBRATION,
     ROLES,
     TEST,
     TRAIN,
@@ -39,6 +40,9 @@ from landfuse.scenes.split_rules import (
 
 _HEADER = re.compile(r"(tile|name|id|file|path|image|patch|plot|scene)s?([ _-]?(name|id|file|path)s?)?", re.IGNORECASE)
 """What the first row of a list of tiles says if it is no tile; another word may be a misspelt tile."""
+
+BLOCK = 64
+"""Side of the blocks of ground that take the place of groups where a split has none, px."""
 
 _TRIES = 32
 """Assignments of groups to roles that are tried; fewer where there are very many groups."""
@@ -78,7 +82,7 @@ def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader 
                 f"the split leaves no labelled pixel for `{name}`",
                 f"labelled pixels for {', '.join(names)}",
                 "check the labels and the settings of `split` (a large buffer can eat whole blocks)"
-                + ("; `validation: 0` does without" if name == "validation" else ""),
+                + (f"; `{name}: 0` does without" if name in ("validation", "calibration") else ""),
             )
     return roles
 
@@ -92,14 +96,14 @@ def ground_roles(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskR
     labels = [scene.first_labels for scene in scenes]
     rng = np.random.default_rng(split.seed)
     if isinstance(split, MasksSplit):
-        roles = [_from_masks(scene, split, read_mask) for scene in scenes]
+        roles = _draw_calibration([_from_masks(scene, split, read_mask) for scene in scenes], scenes, split, rng)
         if split.val is None:
             roles = _draw_validation(roles, labels, split.validation, rng)
     elif isinstance(split, RolesSplit):
         roles = [_written(scene, split, read_mask) for scene in scenes]
     elif isinstance(split, RandomSplit):
         roles = [np.where(label != UNLABELLED, TEST, UNUSED).astype(np.uint8) for label in labels]
-        roles = _draw_pixels(roles, labels, TEST, TRAIN, split.train, rng)
+        roles = _draw_calibration(_draw_pixels(roles, labels, TEST, TRAIN, split.train, rng), scenes, split, rng)
         roles = _draw_validation(roles, labels, split.validation, rng)
     elif isinstance(split, TilesSplit) and split.test_tiles:
         roles = _by_tiles(scenes, labels, split, rng)
@@ -170,8 +174,8 @@ def _draw_validation(
 
 def wanted_roles(split: SplitSettings) -> list[str]:
     """The roles without which a split is of no use; a written one says by itself whether there is validation."""
-    drawn = split.validation > 0 and not isinstance(split, RolesSplit)
-    return ["train", "test", *(["validation"] if drawn else [])]
+    drawn = [] if isinstance(split, RolesSplit) else [n for n in ("validation", "calibration") if getattr(split, n)]
+    return ["train", "test", *drawn]
 
 
 def group_numbers(scenes: Sequence[Scene], split: GroupedSplit) -> list[NDArray[np.int64]]:
@@ -181,6 +185,48 @@ def group_numbers(scenes: Sequence[Scene], split: GroupedSplit) -> list[NDArray[
     if isinstance(split, PolygonsSplit):
         return _polygon_numbers(scenes)
     return [np.full((s.grid.height, s.grid.width), number, np.int64) for number, s in enumerate(scenes)]
+
+
+def _draw_calibration(
+    roles: list[Roles], scenes: Sequence[Scene], split: SplitSettings, rng: np.random.Generator
+) -> list[Roles]:
+    """Moves the training pixels of whole blocks of ground to calibration."""
+    if not split.calibration:
+        return roles
+    numbers = _block_numbers(scenes, BLOCK)
+    counts = np.zeros((1 + int(numbers[-1][-1, -1]), len(scenes[0].legend)), np.int64)
+    for scene, role, number in zip(scenes, roles, numbers, strict=True):
+        training = (role == TRAIN) & (scene.first_labels != UNLABELLED)
+        np.add.at(counts, (number[training], scene.first_labels[training]), 1)
+    chosen = _aside(counts, np.flatnonzero(counts.sum(axis=1)), split.calibration, rng)
+    return [
+        np.where(
+            ((role == TRAIN) | ((role == UNUSED) & (scene.first_labels == UNLABELLED))) & np.isin(number, chosen),
+            CALIBRATION,
+            role,
+        ).astype(np.uint8)
+        for scene, role, number in zip(scenes, roles, numbers, strict=True)
+    ]
+
+
+def _aside(
+    counts: NDArray[np.int64], groups: NDArray[np.int64], fraction: float, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """A fraction of groups that train, to be set aside; none where there is one group only."""
+    if not fraction or groups.size < 2:
+        return groups[:0]
+    return groups[_distribute(counts[groups], np.array([fraction, 1 - fraction]), rng) == 0]
+
+
+def block_numbers(scenes: Sequence[Scene], split: SplitSettings | None) -> tuple[str, list[NDArray[np.int64]]]:
+    """The exchangeable units of a split, and the number of each pixel's, counted over all tiles.
+
+    They are what the split deals: blocks, polygons or tiles; blocks of 64 px where it deals pixels.
+    """
+    if isinstance(split, PolygonsSplit | TilesSplit):
+        return split.kind, group_numbers(scenes, split)
+    side = split.size if isinstance(split, BlocksSplit) else BLOCK
+    return f"blocks of {side} px", _block_numbers(scenes, side)
 
 
 def _block_numbers(scenes: Sequence[Scene], size: int) -> list[NDArray[np.int64]]:
@@ -241,9 +287,9 @@ def deal(counts: NDArray[np.int64], split: GroupedSplit, rng: np.random.Generato
     testing = split.fold if folds else 0
     role_of[members] = np.where(assigned == testing, TEST, TRAIN)
     training = members[assigned != testing]
-    if split.validation and training.size > 1:
-        drawn = _distribute(counts[training], np.array([split.validation, 1 - split.validation]), rng)
-        role_of[training[drawn == 0]] = VALIDATION
+    for role, fraction in ((CALIBRATION, split.calibration), (VALIDATION, split.validation)):
+        role_of[_aside(counts, training, fraction, rng)] = role
+        training = training[role_of[training] == TRAIN]
     return role_of
 
 
@@ -281,15 +327,16 @@ def _distribute(
 
 
 def buffered(roles: Roles, buffer: int) -> Roles:
-    """Removes pixels near those that test from the other roles, and those near validation from training."""
+    """Removes pixels near those that test, calibrate or validate from the roles behind theirs in this order."""
     if not buffer:
         return roles
-    near_test, near_validation = (
-        maximum_filter(roles == role, size=2 * buffer + 1, mode="constant", cval=False) for role in (TEST, VALIDATION)
-    )
     result = roles.copy()
-    result[near_test & (roles != TEST)] = UNUSED
-    result[near_validation & (roles == TRAIN)] = UNUSED
+    for role, behind in (
+        (TEST, (CALIBRATION, VALIDATION, TRAIN)), (CALIBRATION, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,)),
+    ):  # fmt: skip
+        if (roles == role).any():
+            near = maximum_filter(roles == role, size=2 * buffer + 1, mode="constant", cval=False)
+            result[near & np.isin(roles, behind)] = UNUSED
     return result
 
 
@@ -297,7 +344,10 @@ def _by_tiles(
     scenes: Sequence[Scene], labels: list[NDArray[np.uint8]], split: TilesSplit, rng: np.random.Generator
 ) -> list[Roles]:
     names = [scene.name for scene in scenes]
-    lists = {TRAIN: split.train_tiles, VALIDATION: split.validation_tiles, TEST: split.test_tiles}
+    lists = {
+        TRAIN: split.train_tiles, VALIDATION: split.validation_tiles, CALIBRATION: split.calibration_tiles,
+        TEST: split.test_tiles,
+    }  # fmt: skip
     unknown = sorted({name for tiles in lists.values() for name in tiles} - set(names))
     if unknown:
         raise SplitError(
@@ -308,13 +358,11 @@ def _by_tiles(
     role_of = np.full(len(names), UNUSED if split.train_tiles else TRAIN, dtype=np.uint8)
     for role, tiles in lists.items():
         role_of[[names.index(name) for name in tiles]] = role
-    labelled = np.array([(label != UNLABELLED).any() for label in labels])
-    training = np.flatnonzero((role_of == TRAIN) & labelled)
-    if not split.validation_tiles and split.validation and training.size > 1:
-        kinds = len(scenes[0].legend)
-        counts = np.array([np.bincount(labels[i][labels[i] != UNLABELLED], minlength=kinds) for i in training])
-        drawn = _distribute(counts, np.array([split.validation, 1 - split.validation]), rng)
-        role_of[training[drawn == 0]] = VALIDATION
+    kinds = len(scenes[0].legend)
+    counts = np.array([np.bincount(label[label != UNLABELLED], minlength=kinds) for label in labels])
+    for role, fraction in ((CALIBRATION, split.calibration), (VALIDATION, split.validation)):
+        if not lists[role]:
+            role_of[_aside(counts, np.flatnonzero((role_of == TRAIN) & counts.any(axis=1)), fraction, rng)] = role
     return [np.full(label.shape, role, dtype=np.uint8) for label, role in zip(labels, role_of, strict=True)]
 
 

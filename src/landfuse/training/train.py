@@ -27,6 +27,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landfuse.accuracy.conformal import BlockSample, ClassSets, coverage_of, without_fold
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Tally
 from landfuse.accuracy.reliability import Reliability
@@ -47,8 +48,8 @@ from landfuse.models.base import DirectFit
 from landfuse.progress import Meter, bars
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.scenes.leaks import leak_fraction, learnt_ground, polygon_leak_fraction
-from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
-from landfuse.scenes.splits import all_train, roles_digest
+from landfuse.scenes.split_rules import CALIBRATION, TEST, TRAIN, VALIDATION
+from landfuse.scenes.splits import all_train, block_numbers, roles_digest
 from landfuse.training.fit import fit
 from landfuse.training.pretrain import facts_of, pretrain
 from landfuse.training.recipe import ARRAYS, Recipe, read_recipe
@@ -134,7 +135,14 @@ def check_data(
         remember(run, read(recipe).digests(recipe.pretrain is not None) if noted else {})
 
 
-_PARTS = {"pre-training": 9, "features": 2, "training": 9, "scoring validation": 0.5, "scoring test": 0.5}
+_PARTS = {
+    "pre-training": 9,
+    "features": 2,
+    "training": 9,
+    "scoring validation": 0.5,
+    "calibration": 0.5,
+    "scoring test": 0.5,
+}
 """What the progress of training is made of; what does not occur is passed over quickly."""
 
 
@@ -146,19 +154,27 @@ def _silent(done: int, total: int) -> None:
     """Shows no progress."""
 
 
+Take = Callable[[Sequence[NDArray[Any]]], NDArray[Any]]
+"""From (H, W) values of each scene those of the pixels that are scored, (N,)."""
+
+
 class _HeldOut:
     """What is measured on pixels that the model had not learnt; of several folds, on those of all.
 
     Args:
         data: the scenes.
+        targets: (H, W) of each: the classes of the pixels that will be measured.
 
     Attributes:
         before: how reliable the probabilities are as trained; `after`, in the bundle.
+        sample: of these pixels, for class sets; `unit`, what its blocks are.
         maps: (H, W) for each scene: classes at these pixels.
         seconds: that mapping them took.
     """
 
-    def __init__(self, data: TrainingData) -> None:
+    def __init__(self, data: TrainingData, targets: Sequence[NDArray[np.uint8]]) -> None:
+        self.unit, blocks = block_numbers(data.scenes, data.split)
+        self.sample = BlockSample(targets, blocks)
         self.confusion, self.seconds = Confusion.of(data.legend), 0.0
         self.before, self.after = Reliability(), Reliability()
         self.maps = [np.full_like(scene.labels, UNLABELLED) for scene in data.scenes]
@@ -169,15 +185,18 @@ class _HeldOut:
         data: TrainingData,
         options: MapOptions,
         progress: Progress = _silent,
+        role: int = TEST,
     ) -> None:
-        """Maps and counts the test pixels."""
+        """Maps and counts the test pixels, or those of another role."""
         start = time.perf_counter()
 
-        def count(values: NDArray[np.float32], truth: NDArray[np.uint8]) -> None:
+        def count(values: NDArray[np.float32], truth: NDArray[np.uint8], take: Take) -> None:
             self.before.update(probabilities_of(values.T).T, truth)
-            self.after.update(probabilities_of(values.T, classifier.temperature).T, truth)
+            probabilities = probabilities_of(values.T, classifier.temperature)
+            self.after.update(probabilities.T, truth)
+            self.sample.update(probabilities, truth, take(self.sample.numbers))
 
-        self.confusion += score_role(classifier, data, TEST, options, count, progress, self.maps)
+        self.confusion += score_role(classifier, data, role, options, count, progress, self.maps)
         self.seconds += time.perf_counter() - start
 
 
@@ -210,6 +229,12 @@ def _train_folds(
             "folds, by which the score is cross-validated",
             "set e.g. split.folds=5, of a split by blocks, polygons or tiles; or leave training.use=all out",
         )
+    if getattr(data.split, "calibration", 0):
+        raise SplitError(
+            "training.use=all with split.calibration",
+            "one of them: the folds' models score all labels, from which class sets come too",
+            "leave split.calibration out",
+        )
     learns = recipe.training.model_copy(update={"use": "train"})
     folds = []
     for fold in range(data.folds):
@@ -219,13 +244,14 @@ def _train_folds(
             read(folds[-1])  # one that cannot be trained is found before any is
         except SplitError as error:
             raise SplitError(f"with fold {fold} as the test, {error.found}", error.expected, error.do) from None
-    held_out, runs = _HeldOut(data), list[Run]()
-    for number, own in enumerate(folds, start=1):
+    held_out, runs = _HeldOut(data, [scene.labels for scene in data.scenes]), list[Run]()
+    for number, own in enumerate(folds):
         folder = Path(str(own.run))
         if not (folder / "scores.json").exists():
-            log.info("fold %d of %d: %s", number, len(folds), folder)
+            log.info("fold %d of %d: %s", number + 1, len(folds), folder)
             train_on(own, read, progress=progress)
         runs.append(read_run(folder))
+        held_out.sample.fold = number
         held_out.add(load_bundle(folder), read(own), recipe.mapping)
     scores = [one.scores for one in runs]
     tested = [one["test"]["pixels"] for one in scores]
@@ -289,27 +315,46 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _
     facts["training_seconds"] = round(time.perf_counter() - start + (folds.seconds if folds else 0), 3)
     facts["parameters"] = sum(p.numel() for p in model.parameters())
     classifier.eval()
-    held_out = _HeldOut(data) if folds is None else folds.held_out
+    held_out = _HeldOut(data, data.targets(TEST)) if folds is None else folds.held_out
+    sets = None
     fitted_before, fitted_after = Reliability(), Reliability()
     if folds is not None:
         classifier.temperature = folds.temperature
         facts |= folds.facts
         classifier.cross_validation = {**folds.facts["cross_validation"], "scores": held_out.confusion.scores()}
+        count = folds.facts["cross_validation"]["folds"]
+        how = f"cross-fitted over {count} folds (approximate: their models learnt from fewer labels)"
+        sets = ClassSets.fitted(held_out.sample, data.legend, held_out.unit, how)
     elif validation is not None:
         logits = LogitSample(sum(int((roles == VALIDATION).sum()) for roles in data.roles))
         show = partial(meter, "scoring validation")
-        facts["validation"] = score_role(classifier, data, VALIDATION, recipe.mapping, logits.update, show).scores()
+
+        def keep(values: NDArray[np.float32], truth: NDArray[np.uint8], take: Take) -> None:
+            logits.update(values, truth)
+
+        facts["validation"] = score_role(classifier, data, VALIDATION, recipe.mapping, keep, show).scores()
         classifier.temperature = logits.temperature()
         values, truth = logits.arrays
         for one, by in ((fitted_before, 1.0), (fitted_after, classifier.temperature)):
             one.update(probabilities_of(values.T, by).T, truth)
     if folds is None:
+        if data.has(CALIBRATION):
+            aside = _HeldOut(data, data.targets(CALIBRATION))
+            aside.add(classifier, data, recipe.mapping, partial(meter, "calibration"), CALIBRATION)
+            sets = ClassSets.fitted(aside.sample, data.legend, aside.unit, "set aside in training")
         held_out.add(classifier, data, recipe.mapping, partial(meter, "scoring test"))
         learnt, _ = learnt_ground([scene.grid for scene in data.scenes], data.roles)
         reach = features.denoiser.network.REACH if features is not None else 0
         seen = model.view + 2 * reach
         facts["leak_fraction"] = leak_fraction(data.roles, seen, model.core, classifier.stride, learnt)
         facts["polygon_leak_fraction"] = polygon_leak_fraction(data.scenes, data.roles)
+        if sets is not None:
+            leak = leak_fraction(data.roles, seen, model.core, classifier.stride, learnt, of=CALIBRATION)
+            facts["calibration_leak_fraction"] = leak
+    if sets is not None:
+        sets.attach(classifier)
+        tables = [sets.table] if folds is None else without_fold(held_out.sample)
+        facts["sets"] = sets.facts() | {"test": coverage_of(held_out.sample.arrays, tables, data.legend.names)}
     confusion, before, after = held_out.confusion, held_out.before.to_dict(), held_out.after.to_dict()
     facts["calibration"] = {
         "temperature": classifier.temperature,
@@ -354,7 +399,7 @@ def score_role(
     data: TrainingData,
     role: int,
     options: MapOptions = MapOptions(),  # noqa: B008  (frozen)
-    watch: Callable[[NDArray[np.float32], NDArray[np.uint8]], None] = lambda logits, truth: None,
+    watch: Callable[[NDArray[np.float32], NDArray[np.uint8], Take], None] = lambda logits, truth, take: None,
     progress: Progress = _silent,
     maps: Sequence[NDArray[np.uint8]] = (),
 ) -> Confusion:
@@ -365,7 +410,8 @@ def score_role(
         data: the scenes and their roles.
         role: whose pixels are mapped.
         options: how they are mapped.
-        watch: called with the logits, (N, K), and the truth, (N,), of the pixels that are scored, part by part.
+        watch: called with the logits, (N, K), and the truth, (N,), of the pixels that are scored, part by part, and
+            with what takes their values from arrays of each scene.
         progress: shows how far it is.
         maps: (H, W) for each scene, into which the classes of these pixels are put.
     """
@@ -375,12 +421,12 @@ def score_role(
     def parts() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
         done = 0
         every = zip_longest(data.scenes, data.roles, data.targets(role), maps)
-        for scene, roles, target, classes in every:
+        for number, (scene, roles, target, classes) in enumerate(every):
             for part in map_blocks(classifier, scene, wanted=roles == role, **same):
                 inside = part.window.within(scene.grid.window)
                 truth = target[inside]
                 scored = (truth != UNLABELLED) & (part.classes != UNLABELLED)
-                watch(part.logits[:, scored].T, truth[scored])
+                watch(part.logits[:, scored].T, truth[scored], partial(_taken, number, inside, scored))
                 if classes is not None:
                     classes[inside][scored] = part.classes[scored]
                 yield truth, part.classes
@@ -388,3 +434,9 @@ def score_role(
             done += scene.grid.window.pixels
 
     return Tally(data.legend).score(parts())
+
+
+def _taken(
+    scene: int, inside: tuple[slice, slice], scored: NDArray[np.bool_], values: Sequence[NDArray[Any]]
+) -> NDArray[Any]:
+    return values[scene][inside][scored]

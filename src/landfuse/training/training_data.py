@@ -28,12 +28,17 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run stands on: the tiles, their roles and targets; and the number of folds, of which one tests."""
+    """What a run stands on: the tiles, their roles and targets, and the rule of the split, where it is known."""
 
     scenes: Sequence[Scene]
     roles: Sequence[Roles]
     legend: Legend
-    folds: int = 0
+    split: SplitSettings | None = None
+
+    @property
+    def folds(self) -> int:
+        """The number of folds, of which one tests; 0 for none."""
+        return getattr(self.split, "folds", None) or 0
 
     def targets(self, role: int) -> list[NDArray[np.uint8]]:
         """Per scene (H, W) uint8: classes of the pixels of a role, `UNLABELLED` elsewhere."""
@@ -98,7 +103,7 @@ def checked_data(
             "labelled pixels of every class in training",
             "take it out of the legend (its code into `labels: ignored`), or change the split or its seed",
         )
-    return TrainingData(scenes, roles, legend, getattr(split, "folds", None) or 0)
+    return TrainingData(scenes, roles, legend, split)
 
 
 def _alike(scenes: Sequence[Scene]) -> None:
