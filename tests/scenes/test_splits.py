@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,21 @@ from landfuse.errors import SettingsError, SplitError
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
-from landfuse.scenes.leaks import leak_fraction
+from landfuse.scenes.leaks import calibration_leak_words, leak_fraction
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.scene_keys import SceneSettings
-from landfuse.scenes.split_rules import TEST, TRAIN, UNUSED, VALIDATION, BlocksSplit, Roles, SplitSettings
-from landfuse.scenes.splits import assign, counts_per_class
+from landfuse.scenes.split_rules import (
+    CALIBRATION,
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALIDATION,
+    BlocksSplit,
+    Roles,
+    SplitSettings,
+)
+from landfuse.scenes.splits import assign, block_numbers, counts_per_class, named_tiles
 from landfuse.settings import Settings, parse
 
 K = 3
@@ -289,6 +300,66 @@ def test_validation_is_not_carved_out_of_tiles_without_labels() -> None:
     scenes = [tile(f"t{n}", labels) for n, labels in enumerate([alike, alike, alike, blank, blank])]
     roles = assign(scenes, split_of(kind="tiles", test_tiles=["t0"]), no_mask)
     assert sorted(int(role.max()) for role in roles) == [UNUSED, UNUSED, TRAIN, VALIDATION, TEST]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "masks"])
+def test_calibration_is_whole_groups_of_training_and_changes_no_other_role(kind: str) -> None:
+    scenes = tiles(9) if "tile" in kind else tiles(3) if "block" in kind else tiles(2, 128, 192)
+    settings, read = KINDS.get(kind, {"kind": "masks", "train": "a", "test": "b"}), no_mask
+    if kind == "masks":
+        half = [np.indices(scene.labels.shape)[0] < 64 for scene in scenes]
+        read = given_masks({"a": half, "b": [~one for one in half]})
+    plain = assign(scenes, split_of(**settings, validation=0), read)
+    split = split_of(**settings, validation=0, calibration=0.4)
+    found = assign(scenes, split, read)
+    again = assign(scenes, split_of(**settings, validation=0.3, calibration=0.4), read)
+    unit, numbers = block_numbers(scenes, split)
+    assert unit == ("tiles" if "tile" in kind else f"blocks of {settings.get('size', 64)} px")
+    if "buffer" not in kind:
+        for before, after, third in zip(plain, found, again, strict=True):
+            assert (np.where(after == CALIBRATION, TRAIN, after) == before).all()
+            assert ((third == CALIBRATION) == (after == CALIBRATION)).all(), "before validation"
+    of_role = {}
+    for role in (TRAIN, CALIBRATION):
+        of_role[role] = {n for r, number in zip(found, numbers, strict=True) for n in np.unique(number[r == role])}
+    assert of_role[TRAIN]
+    assert of_role[CALIBRATION]
+    assert not of_role[TRAIN] & of_role[CALIBRATION]
+    fraction = len(of_role[CALIBRATION]) / (len(of_role[TRAIN]) + len(of_role[CALIBRATION]))
+    assert 0.2 < fraction < 0.6
+
+
+def test_tiles_that_calibrate_may_be_named(tmp_path: Path) -> None:
+    scenes = tiles(5)
+    split = split_of(kind="tiles", test_tiles=["t1"], calibration_tiles=["t3", "t0"], validation=0)
+    expected = [CALIBRATION, TEST, TRAIN, CALIBRATION, TRAIN]
+    assert [int(role.max()) for role in assign(scenes, split, no_mask)] == expected
+    for name, tile_names in (("test", "t1"), ("calibration", "t3\nt0")):
+        (tmp_path / name).write_text(tile_names)
+    listed = split_of(kind="tiles", lists={"test": "test", "calibration": "calibration"}, validation=0)
+    named = named_tiles(listed, [scene.name for scene in scenes], lambda path: tmp_path / path)
+    assert [int(role.max()) for role in assign(scenes, named, no_mask)] == expected
+    with pytest.raises(SplitError, match=r"no labelled pixel for `calibration`(.|\n)*`calibration: 0` does without"):
+        assign(tiles(2), split_of(kind="tiles", test_tiles=["t1"], calibration=0.5, validation=0), no_mask)
+
+
+def test_a_buffer_keeps_calibration_apart() -> None:
+    scenes = tiles(2, 60, 70)
+    roles = assign(scenes, split_of(kind="blocks", size=9, buffer=2, calibration=0.4), no_mask)
+    for role in roles:
+        for row, col in np.argwhere((role == TRAIN) | (role == VALIDATION))[::7]:
+            assert distance_to(role, CALIBRATION, row, col) > 2
+        for row, col in np.argwhere(role == CALIBRATION)[::7]:
+            assert distance_to(role, TEST, row, col) > 2
+    assert leak_fraction(roles, 5, of=CALIBRATION) == 0
+    near = leak_fraction(roles, 21, of=CALIBRATION)
+    swapped = [np.choose(role, [UNUSED, TRAIN, VALIDATION, UNUSED, TEST]) for role in roles]
+    assert near == leak_fraction(swapped, 21) > 0
+    words = calibration_leak_words({5: 0.0, 21: near, 31: 1.0})
+    assert re.match(
+        r"of the calibration pixels .*% \(views of 21 px\), 100% \(views of 31 px\) are predicted", words[0]
+    )
+    assert not calibration_leak_words({5: 0.0, 7: math.nan})
 
 
 def test_too_few_groups_for_the_folds() -> None:

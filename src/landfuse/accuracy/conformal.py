@@ -222,7 +222,7 @@ class ClassSets:
         if found.highest < _USUAL:
             log.warning(
                 "class sets: %s carry levels up to %g; %g takes %d blocks",
-                found.words, found.highest, _USUAL, math.ceil(_USUAL / (1 - _USUAL) - _SMALL),
+                found.words, found.highest, _USUAL, _needed(_USUAL),
             )  # fmt: skip
         return found
 
@@ -265,7 +265,7 @@ class ClassSets:
             raise SettingsError(
                 f"class sets of level {level:g} by {most} calibration blocks{of_class} ({self.notes['unit']})",
                 (f"at most {highest:g}, the highest level that they carry" if highest else "more blocks")
-                + f"; {level:g} takes {math.ceil(level / (1 - level) - _SMALL)}",
+                + f"; {level:g} takes {_needed(level)}",
                 (f"ask for {highest:g}, or " if highest else "")
                 + "train with more calibration blocks: a larger split.calibration, or smaller blocks",
             )
@@ -273,16 +273,20 @@ class ClassSets:
 
     def warn(self, level: float, by_class: bool) -> None:
         """Warns of classes that have too few blocks."""
-        named = zip(self.legend.names, self.notes["class_blocks"], strict=True)
-        if by_class:
-            full = np.isneginf(self.thresholds(level, by_class=True))
-            few = [f"{name} ({n})" for (name, n), always in zip(named, full, strict=True) if always]
-            said = f"are in every set: level {level:g} takes {math.ceil(level / (1 - level) - _SMALL)} of each"
-        else:
-            few = [f"{name}" for name, n in named if not n]
-            said = "are in no calibration block: how often sets hold them is not known"
-        if few:
-            log.warning("class sets: classes (with their calibration blocks) %s %s", ", ".join(few), said)
+        blocks = dict(zip(self.legend.names, self.notes["class_blocks"], strict=True))
+        few = ", ".join(f"{name} ({n})" for name, n in blocks.items() if n < _needed(level))
+        none = ", ".join(name for name, n in blocks.items() if not n)
+        if by_class and few:
+            said = "class sets of level %g hold %s in any case: %d calibration blocks of a class are needed"
+            log.warning(said, level, few, _needed(level))
+        elif none:
+            said = "class sets: how often they hold %s is not known: no calibration block holds such a pixel"
+            log.warning(said, none)
+
+
+def _needed(level: float) -> int:
+    """Blocks that a level takes."""
+    return math.ceil(round(level / (1 - level), 6))
 
 
 def _highest(thresholds: NDArray[np.float32]) -> float:
