@@ -31,6 +31,7 @@ from landfuse.bundles.description import Description
 from landfuse.bundles.settings import Method
 from landfuse.errors import SettingsError
 from landfuse.legend import UNLABELLED, Legend
+from landfuse.markup import percent
 
 log = logging.getLogger("landfuse")
 
@@ -136,7 +137,7 @@ class BlockSample:
         pixels = np.zeros(1 + max(int(one.max()) for one in blocks), np.int64)
         for target, block in zip(targets, blocks, strict=True):
             pixels += np.bincount(block[target != UNLABELLED], minlength=pixels.size)
-        kept = max(1, most // max(1, np.count_nonzero(pixels))) / np.maximum(pixels, 1)
+        kept = max(1, most // max(1, int(np.count_nonzero(pixels)))) / np.maximum(pixels, 1)
         rng = np.random.default_rng(0)
         self.numbers = [
             np.where((target != UNLABELLED) & (rng.random(target.shape) < kept[block]), block, -1).astype(np.int32)
@@ -155,7 +156,8 @@ class BlockSample:
     def arrays(self) -> Sample:
         """What was gathered."""
         probabilities, truth, numbers, folds = zip(*self._parts, strict=True)
-        return np.concatenate(probabilities, axis=1), *map(np.concatenate, (truth, numbers, folds))
+        joined = np.concatenate(truth), np.concatenate(numbers), np.concatenate(folds)
+        return np.concatenate(probabilities, axis=1), *joined
 
 
 def threshold_table(
@@ -293,6 +295,19 @@ def _highest(thresholds: NDArray[np.float32]) -> float:
     return float(LEVELS[np.isfinite(thresholds)].max(initial=0))
 
 
+def coverage_words(facts: Mapping[str, Any]) -> list[str]:
+    """What the `sets` of a run's scores say of the test, in a sentence for each level."""
+    test, found = facts["test"], []
+    for level, one in test["levels"].get(METHODS[0], {}).items():
+        error = one["standard_error"]
+        found.append(
+            f"class sets of level {level} hold the true class of {percent(one['coverage'])} of the test pixels (mean "
+            f"over {test['blocks']} {facts['unit']}{f', standard error {percent(error)}' if error else ''}); "
+            f"{percent(one['one_class'])} of the sets are one class"
+        )
+    return found
+
+
 def coverage_of(sample: Sample, tables: Sequence[NDArray[np.float32]], names: Sequence[str]) -> dict[str, Any]:
     """How often sets hold the true class of labelled pixels, and how large they are.
 
@@ -315,7 +330,7 @@ def coverage_of(sample: Sample, tables: Sequence[NDArray[np.float32]], names: Se
     if not N:
         return {"blocks": 0, "pixels": 0, "levels": {}, "curve": []}
     # A level counts where every table carries it.
-    carried = np.isfinite(stacked[:, 0, 0]).all(axis=0)
+    carried: NDArray[np.bool_] = np.isfinite(stacked[:, 0, 0]).min(axis=0)
 
     def means(values: NDArray[Any], chosen: NDArray[np.bool_] | slice = slice(None)) -> NDArray[np.float64]:
         """Of each block that has such pixels."""

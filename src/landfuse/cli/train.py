@@ -60,7 +60,8 @@ def train(
     if seeds is not None or folds is not None:
         _train_series(recipe, assignments or [], seeds, folds, model, quiet)
         return
-    from landfuse.scenes.leaks import polygon_leak_words
+    from landfuse.accuracy.conformal import coverage_words
+    from landfuse.scenes.leaks import calibration_leak_words, polygon_leak_words
     from landfuse.training.recipe import read_recipe
     from landfuse.training.run import read_run
 
@@ -79,8 +80,12 @@ def train(
     if scores.get("leak_fraction"):
         leak = percent(scores["leak_fraction"])
         out.print(f"[red]{leak} of the test pixels have a training or validation pixel in their view[/]")
-    for line in polygon_leak_words(scores.get("polygon_leak_fraction")):
+    for line in (
+        *polygon_leak_words(scores.get("polygon_leak_fraction")), *calibration_leak_words(ended.calibration_leak),
+    ):  # fmt: skip
         out.print(f"[red]{line}[/]", soft_wrap=True)
+    for line in coverage_words(scores["sets"]) if "sets" in scores else ():
+        say(line)
     say(f"bundle: {run / 'bundle'}")
     hint("landfuse", "report", run)
 

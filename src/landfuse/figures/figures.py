@@ -355,6 +355,28 @@ def reliability_figure(counts: Mapping[str, Mapping[str, Any]]) -> Picture:
 
 
 @_styled
+def coverage_figure(curve: Sequence[Mapping[str, float]]) -> Picture:
+    """How often class sets hold the true class of test pixels, and how many sets are one class, by level.
+
+    Args:
+        curve: each with `level`, `coverage` and `one_class`; see `landfuse.accuracy.conformal.coverage_of`.
+    """
+    figure = _FIGURE.get()(figsize=(4.2, 3.6), layout="constrained")
+    axis = figure.subplots()
+    levels = [row["level"] for row in curve]
+    for number, (key, words) in enumerate({"coverage": "true class in the set", "one_class": "one class"}.items()):
+        axis.plot(levels, [row[key] for row in curve], color=LINES[number][0], marker="", label=words)
+    axis.plot(levels, levels, "--", color=INK[0], lw=1, marker="", label="the level")
+    axis.set(xlabel="level", ylabel="fraction of the test pixels", ylim=(0, 1.02), title="Class sets by level")
+    axis.legend(loc="lower left")
+    figure.words = "Class sets: " + "; ".join(
+        f"level {row['level']:g}: {percent(row['coverage'])} covered, {percent(row['one_class'])} of one class"
+        for row in curve[::5]
+    )
+    return figure
+
+
+@_styled
 def areas_figure(rows: Sequence[Mapping[str, Any]]) -> Picture:
     """The area of each class as a bar, and, where it is known, as corrected by the map's errors with its 95% interval.
 

@@ -19,10 +19,18 @@ import jinja2
 import numpy as np
 
 from landfuse.accuracy.bootstrap import OF_CLASS, BlockIntervals, Interval
+from landfuse.accuracy.conformal import METHODS, coverage_words
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Tally, read_map
 from landfuse.errors import OutputError, SceneError, SettingsError
-from landfuse.figures.figures import areas_figure, curves_figure, dark_variables, reliability_figure, svg
+from landfuse.figures.figures import (
+    areas_figure,
+    coverage_figure,
+    curves_figure,
+    dark_variables,
+    reliability_figure,
+    svg,
+)
 from landfuse.figures.images import Coded, data_uris, unlike
 from landfuse.files import check_replaceable, write_text
 from landfuse.legend import UNLABELLED, Legend
@@ -44,7 +52,7 @@ from landfuse.reporting.provenance import (
 from landfuse.reporting.scores import area_rows, cross_validation_words, findings, warnings
 from landfuse.reporting.tiles import Progress, find_maps, open_tiles, read_roles, scene_file_of
 from landfuse.scenes.land_cover_map import ClassArea, open_map
-from landfuse.scenes.leaks import polygon_leak_words
+from landfuse.scenes.leaks import calibration_leak_words, polygon_leak_words
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.split_rules import TEST, Roles
@@ -137,6 +145,7 @@ def report(
         "area_chart": svg(areas_figure(rows), "chart-areas"),
         "unmapped": pixels - sum(one.pixels for of_tile in areas for one in of_tile.values()),
         **_curves(read),
+        **_sets(read),
         **_origin(read, file, scenes, roles),
         "tiles": tiles,
         "kept": [{**tiles[0], "layers": [{**layer, "uri": ""} for layer in tiles[0]["layers"]]}, *tiles[1:]],
@@ -281,6 +290,7 @@ def _scores(run: Run, tally: Tally, left_out: Sequence[str]) -> dict[str, Any]:
             *cross_validation_words(run.cross_validated),
             *warnings(confusion, intervals, run.scores),
             *polygon_leak_words(run.scores.get("polygon_leak_fraction")),
+            *calibration_leak_words(run.calibration_leak),
             *left_out,
         ],
         "overall": intervals.scores,
@@ -318,6 +328,25 @@ def _curves(run: Run) -> dict[str, Any]:
         "reliability": [svg(figure, f"chart-{name}") for name, figure in reliability.items()],
         "temperature": calibration.get("temperature") if calibration.get("fitted_on") else None,
         "fitted_on": calibration.get("fitted_on"),
+    }
+
+
+def _sets(run: Run) -> dict[str, Any]:
+    """Coverage and sizes of class sets on the test blocks, where the run has some."""
+    sets = run.scores.get("sets")
+    levels = sets["test"]["levels"] if sets else {}
+    if not levels or not levels[METHODS[0]]:
+        return {"sets": None}
+    usual = levels[METHODS[0]]
+    middle = "0.9" if "0.9" in usual else max(usual)
+    worst = {name: min(v for v in of[middle]["classes"].values() if v is not None) for name, of in levels.items()}
+    return {
+        "sets": sets,
+        "set_words": coverage_words(sets),
+        "set_levels": usual,
+        "set_middle": middle,
+        "set_methods": {name: {**of[middle], "worst_class": worst[name]} for name, of in levels.items()},
+        "set_chart": svg(coverage_figure(sets["test"]["curve"]), "chart-sets"),
     }
 
 

@@ -194,10 +194,8 @@ def _draw_calibration(
     if not split.calibration:
         return roles
     numbers = _block_numbers(scenes, BLOCK)
-    counts = np.zeros((1 + int(numbers[-1][-1, -1]), len(scenes[0].legend)), np.int64)
-    for scene, role, number in zip(scenes, roles, numbers, strict=True):
-        training = (role == TRAIN) & (scene.first_labels != UNLABELLED)
-        np.add.at(counts, (number[training], scene.first_labels[training]), 1)
+    training = [np.where(r == TRAIN, s.first_labels, UNLABELLED) for r, s in zip(roles, scenes, strict=True)]
+    counts = group_counts(numbers, training)
     chosen = _aside(counts, np.flatnonzero(counts.sum(axis=1)), split.calibration, rng)
     return [
         np.where(

@@ -250,6 +250,12 @@ class Run:
             rows.append(("leak fraction", percent(leak)))
         return table(caption, ("score", self.scored_on), rows)
 
+    @property
+    def calibration_leak(self) -> dict[int, float]:
+        """View of the model, px -> the fraction of calibration pixels that leak into it; nothing without any."""
+        leak = self.scores.get("calibration_leak_fraction")
+        return {} if leak is None else {self.bundle["tiling"]["view"]: leak}
+
     @cached_property
     def split(self) -> str:
         """SHA-256 over the names and roles of all tiles; runs with the same one use the same pixels in each role.
