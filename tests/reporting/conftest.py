@@ -50,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "labels": {"path": "labels/{tile}.tif"},
         "legend": [{"name": name, "code": code} for code, name in enumerate(names, start=1)],
-        "split": {"kind": "blocks", "size": 8, "test": 0.4, "validation": 0.2},
+        "split": {"kind": "blocks", "size": 8, "test": 0.4, "validation": 0.2, "calibration": 0.3},
     }
     (folder / "scene.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
     recipe = {"scene": "scene.yaml", "model": {"name": "forest", "trees": 4}}

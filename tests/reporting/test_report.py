@@ -42,7 +42,7 @@ from landfuse.reporting.provenance import bare
 from landfuse.reporting.scores import area_rows, findings, warnings
 from landfuse.scenes.land_cover_map import ClassArea
 from landfuse.scenes.scene_file import open_scenes
-from landfuse.scenes.split_rules import TEST
+from landfuse.scenes.split_rules import ROLES, TEST
 from landfuse.training.run import read_run
 
 TILES = ("north", "south", "west")
@@ -118,6 +118,30 @@ def test_the_scores_are_those_of_the_map(run: Path, page: str) -> None:
     assert "are not those of the run" not in page  # scores.json says the same
 
 
+def test_class_sets_are_shown_as_the_run_measured_them(run: Path, page: str, tmp_path: Path) -> None:
+    scores = json.loads((run / "scores.json").read_text())
+    sets = scores["sets"]
+    section = page.split('<section id="sets">')[1].split("</section>")[0]
+    assert f"come from {sets['blocks']} blocks of 8 px, set aside in training; they carry" in section
+    levels = sets["test"]["levels"]["lac"]
+    assert list(levels) == ["0.8", "0.9", "0.95"]
+    cells = {
+        html.unescape(re.sub("<.*?>", "", head)): re.findall(r'<td class="number">(.*?)</td>', rest)
+        for head, rest in re.findall(r"<tr><th[^>]*>(.*?)</th>(.*?)</tr>", section)
+    }
+    assert cells["true class in the set, mean over blocks"] == [percent(one["coverage"]) for one in levels.values()]
+    assert cells["water: true class in the set"] == [percent(one["classes"]["water"]) for one in levels.values()]
+    one = sets["test"]["levels"]["aps by class"]["0.9"]
+    assert cells["aps by class"][::3] == [percent(one["coverage"]), f"{one['mean_size']:.2f}"]
+    assert 'id="chart-sets' in section
+    assert "of the calibration pixels " in page
+    bare = tmp_path / "run"
+    shutil.copytree(run, bare)
+    sets["test"]["levels"]["lac"].clear()
+    (bare / "scores.json").write_text(json.dumps(scores))
+    assert 'id="sets"' not in report(bare, scene=run.parent / "scene.yaml").read_text(encoding="utf-8")
+
+
 def test_the_areas_are_counted_from_the_maps(run: Path, page: str) -> None:
     scenes = open_scenes(run.parent / "scene.yaml")
     counts = sum(np.bincount(read_map(run / "maps" / f"{s.name}.tif", s).ravel(), minlength=256)[:4] for s in scenes)
@@ -169,7 +193,7 @@ def test_the_pictures_are_the_map_the_labels_the_errors_and_the_split(run: Path,
         names = np.array([*scene.legend.names, ""])
         np.testing.assert_array_equal(decoded(layers["map"]), names[np.minimum(mapped, 4)])
         np.testing.assert_array_equal(decoded(layers["labels"]), names[np.minimum(scene.labels, 4)])
-        np.testing.assert_array_equal(decoded(layers["split"]), np.array(["", "train", "validation", "test"])[roles])
+        np.testing.assert_array_equal(decoded(layers["split"]), np.array(["", *ROLES])[roles])
         verdict = np.where(mapped == scene.labels, "right", "wrong")
         verdict[(roles != TEST) | (mapped == UNLABELLED)] = ""
         np.testing.assert_array_equal(decoded(layers["errors"]), verdict)
@@ -294,12 +318,13 @@ def test_calibration_curves_and_modalities_are_shown_where_the_run_has_them(run:
     text = html.unescape(report(copy).read_text())
     for word in ("ECE 0.032", "divides its logits by 1.500", "s2, and the mean of dem", "-0.125", "mind this"):
         assert word in text
-    areas, losses, scores_, before, after = re.findall(r'<figure class="chart">.*?</figure>', text, re.DOTALL)
+    areas, losses, scores_, before, after, sets = re.findall(r'<figure class="chart">.*?</figure>', text, re.DOTALL)
     assert "loss from 1.500 to 0.750" in losses
     assert "mIoU from 0.200 to 0.400" in scores_
     assert "As trained: expected calibration error 0.032" in before
     assert "In the bundle: ECE 0.032" in after
-    for chart in (areas, losses, scores_, before, after):
+    assert "Class sets: level 0.5: " in sets
+    for chart in (areas, losses, scores_, before, after, sets):
         assert 'role="img"' in chart
         assert chart.count("<title") == chart.count("<desc") == 1
         assert "<style" not in chart, "it would apply to the whole page"

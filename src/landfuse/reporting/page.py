@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 
 from landfuse.accuracy.bootstrap import OF_CLASS, BlockIntervals, Interval
-from landfuse.accuracy.conformal import METHODS, coverage_words
+from landfuse.accuracy.conformal import METHODS
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Tally, read_map
 from landfuse.errors import OutputError, SceneError, SettingsError
@@ -333,16 +333,15 @@ def _curves(run: Run) -> dict[str, Any]:
 
 def _sets(run: Run) -> dict[str, Any]:
     """Coverage and sizes of class sets on the test blocks, where the run has some."""
-    sets = run.scores.get("sets")
-    levels = sets["test"]["levels"] if sets else {}
-    if not levels or not levels[METHODS[0]]:
+    sets: dict[str, Any] = run.scores.get("sets") or {"test": {"levels": {}}}
+    levels = sets["test"]["levels"]
+    usual = levels.get(METHODS[0])
+    if not usual:
         return {"sets": None}
-    usual = levels[METHODS[0]]
     middle = "0.9" if "0.9" in usual else max(usual)
     worst = {name: min(v for v in of[middle]["classes"].values() if v is not None) for name, of in levels.items()}
     return {
         "sets": sets,
-        "set_words": coverage_words(sets),
         "set_levels": usual,
         "set_middle": middle,
         "set_methods": {name: {**of[middle], "worst_class": worst[name]} for name, of in levels.items()},
