@@ -475,8 +475,8 @@ def _check_labels(
     report.counts["unused"] = everything - np.sum(list(report.counts.values()), axis=0)
     report.scenes, report.roles = labelled, roles
     if any(role.any() for role in roles):
-        report.grouped, groups = groups_per_class(labelled, roles, split)
-        report.groups = {role: found for role, found in groups.items() if role in report.counts}
+        report.grouped, held = groups_per_class(labelled, roles, split)
+        report.groups = {role: found for role, found in held.items() if role in report.counts}
     for index, name in enumerate(file.legend.names):
         if complete and split is not None and not everything[index]:
             report.add(
