@@ -290,9 +290,13 @@ class Classifier:
         """What was fitted: pixel maps, network (`bundle.model`), legend and calibration.
 
         Raises:
-            ModelError: if it is not fitted.
+            ModelError: if it is not fitted, or was loaded from an ONNX file.
         """
         model = self._fitted_model
+        if hasattr(type(model), "session"):
+            raise ModelError(
+                "this Classifier was loaded from an ONNX file, which is mapped with only", "a bundle", "load its bundle"
+            )
         if isinstance(model, TableBundle):  # which was loaded without torch
             from landfuse.bundles.bundle_files import load_bundle
 
@@ -523,7 +527,7 @@ def load(folder: str | Path, *, model: type[FusionModel] | None = None) -> Class
     """A fitted classifier from a bundle, or from the folder of a run.
 
     Args:
-        folder: as `Classifier.save` or `landfuse train` wrote it.
+        folder: as `Classifier.save` or `landfuse train` wrote it; or an ONNX file of `landfuse export`.
         model: the class of its model, where that is one of your own that no installed package offers.
 
     Raises:
@@ -614,7 +618,7 @@ def predict(
     the same call goes on from them, and ends in the same bytes.
 
     Args:
-        model: a `Classifier` or a `Bundle`; or the path of a bundle or of a run's folder.
+        model: a `Classifier` or a `Bundle`; or the path of a bundle, of a run's folder, or of an ONNX file.
         scene: what is mapped; or images, as in `Classifier.predict`.
         path: of the map.
         overwrite: replace files that are no map of this model.

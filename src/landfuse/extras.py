@@ -9,7 +9,7 @@ from typing import Any
 from landfuse.errors import MissingExtraError
 
 _EXTRAS = {
-    "train": ("torch", "lightning", "timm", "segmentation_models_pytorch", "sklearn"),
+    "train": ("torch", "lightning", "timm", "segmentation_models_pytorch", "sklearn", "onnx", "onnxscript"),
     "matlab": ("h5py",),
     "cluster": ("distributed",),
     "stac": ("pystac", "pystac_client"),

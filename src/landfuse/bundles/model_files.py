@@ -50,6 +50,8 @@ class Package(_Part):
 
 
 class _Tiling(_Part):
+    view: int = Field(default=1, ge=1)
+    core: int = Field(default=1, ge=1)
     stride: int = Field(ge=1)
     weights: CoreWeights = "uniform"
 
@@ -87,37 +89,55 @@ class ModelFile(_Part):
         return self
 
 
+_File = TypeVar("_File", bound=ModelFile)
+
+
 def bundle_folder(path: str | Path) -> Path:
     """The folder of a bundle: the one that is named, or `bundle/` within it where a run folder is named."""
     inside = Path(path) / "bundle"
     return inside if not (Path(path) / "model.json").exists() and (inside / "model.json").exists() else Path(path)
 
 
+def onnx_file(path: Path) -> Path | None:
+    """The ONNX file that a path names, itself or as a folder that holds `model.onnx` and no other bundle."""
+    if path.is_file():
+        return path
+    inside, others = path / "model.onnx", (path / "model.json", path / "bundle" / "model.json")
+    return inside if inside.is_file() and not any(one.exists() for one in others) else None
+
+
 def read_json(folder: Path) -> ModelFile:
     """Reads `model.json`; raises a BundleError."""
-    path = folder / "model.json"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = (folder / "model.json").read_text(encoding="utf-8")
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    except ValueError as error:
+        raise damaged(folder, error) from None
+    known = parse_json(text, folder, ModelFile)
+    if known.weights is None:  # then the pixel size is in units of the CRS
+        known.modalities = {name: replace(info, metres=0.0) for name, info in known.modalities.items()}
+    return known
+
+
+def parse_json(text: str, place: Path, kind: type[_File]) -> _File:
+    """What `model.json` says, or the like in another file; raises a BundleError that names the place."""
+    try:
         values = json.loads(text)
         if values["format"] > FORMAT:
             raise BundleError(
-                f"the bundle {folder} has format {values['format']}, of landfuse {values['landfuse']}",
+                f"the bundle {place} has format {values['format']}, of landfuse {values['landfuse']}",
                 f"format {FORMAT} or older, which landfuse {version('landfuse')} reads",
                 "update landfuse: pip install -U landfuse",
             )
-        known = ModelFile.model_validate_json(text)
-        if known.weights is None:  # then the pixel size is in units of the CRS
-            known.modalities = {name: replace(info, metres=0.0) for name, info in known.modalities.items()}
-        return known
+        return kind.model_validate_json(text)
     except BundleError:
         raise
-    except OSError as error:
-        raise _unreadable(folder, error) from None
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        raise damaged(folder, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise damaged(place, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise damaged(folder, error) from None
+        raise damaged(place, error) from None
 
 
 def saved_spec(known: ModelFile, kind: type[FusionModel] | None = None) -> ModelSpec:

@@ -16,7 +16,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from landfuse.bundles.description import Description, digest_of
-from landfuse.bundles.model_files import bundle_folder, damaged, read_json, read_tensors, saved_spec
+from landfuse.bundles.model_files import bundle_folder, damaged, onnx_file, read_json, read_tensors, saved_spec
 from landfuse.bundles.predictor import About, Model
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.legend import Legend
@@ -35,7 +35,12 @@ _STRIP = 1 << 19
 
 
 def load_model(folder: str | Path, *, model: type[FusionModel] | None = None) -> Model:
-    """Loads what maps: tables without torch, any other model as `load_bundle` does; for its arguments see there."""
+    """Loads what maps: tables and ONNX files without torch, any other model as `load_bundle` does; see there."""
+    file = onnx_file(Path(folder))
+    if file is not None:
+        from landfuse.bundles.onnx_model import OnnxModel
+
+        return OnnxModel(file)
     folder = bundle_folder(folder)
     known = read_json(folder)
     if known.model.name in TABLES and model is None and known.features is None:

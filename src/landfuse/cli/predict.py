@@ -49,7 +49,10 @@ def _option(field: str, *names: str) -> Any:
 
 
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="The bundle, or the run folder that holds it.", callback=there)],
+    bundle: Annotated[
+        Path,
+        typer.Argument(help="The bundle, the run folder that holds it, or an ONNX file of `export`.", callback=there),
+    ],
     scene: ScenePath,
     output: Annotated[
         str,
@@ -144,7 +147,7 @@ def predict(
     destination = Destination(output, tile or ())
     read_scene_file(scene)  # what is refused at once needs no torch
     from landfuse.accuracy.conformal import ClassSets
-    from landfuse.bundles.model_files import bundle_folder
+    from landfuse.bundles.model_files import bundle_folder, onnx_file
     from landfuse.bundles.table_bundle import load_model
     from landfuse.mapping.map_layers import layers_of
     from landfuse.mapping.part_folder import PartFolder
@@ -198,11 +201,15 @@ def predict(
             events.wrote("map", path, tile=one.name, complete=one.name not in incomplete)
             if picture:
                 events.wrote("picture", _picture(path, one, known.legend), tile=one.name)
-        bundle = bundle_folder(bundle)
+        bundle = onnx_file(bundle) or bundle_folder(bundle)
         if stac and destination.address is not None:
             # Items name the bundle's place relative to theirs: it has to go where they go.
             home = place.with_name(f"{place.stem}_bundle") if as_file else place / "bundle"
-            bundle = shutil.copytree(bundle, home, dirs_exist_ok=True)
+            if bundle.is_dir():
+                bundle = shutil.copytree(bundle, home, dirs_exist_ok=True)
+            else:
+                model.save(home)
+                bundle = home / "model.onnx"
         faults = extras.write(maps, predictor, bundle, layers, incomplete)
         if not as_file and len(tiles) > 1:
             present = destination.present(every.keys())

@@ -109,19 +109,28 @@ def _train_series(
 
 def export(
     bundle: Annotated[Path, typer.Argument(help="The bundle, or the run folder that holds it.", callback=there)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the new bundle.", callback=a_folder)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder of a new bundle.", callback=a_folder)
+    ] = None,
+    onnx: Annotated[
+        Path | None, typer.Option("--onnx", help="An ONNX file, which maps without torch, here and in other programs.")
+    ] = None,
+    pt2: Annotated[Path | None, typer.Option("--pt2", help="A program of torch.export.")] = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="Fold LoRA into the weights, where the scores stay the same.")
     ] = False,
+    licence: Annotated[str, typer.Option(help="Of the model, e.g. CC-BY-4.0, for the ONNX file.")] = "",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a bundle that opens anywhere: with its frozen encoder, which a run's own bundle only refers to."""
+    """Write a bundle that opens anywhere: with its frozen encoder, which a run's own bundle only refers to; or as a
+    file that needs no landfuse: ONNX or torch.export. Their inputs are raw pixels of views, NaN where there is no data.
+    """
     with bar("reading the bundle and writing it again", quiet) as advance:
         advance(0, 0)
         from landfuse.interop.export import export as write
 
-        done = write(bundle, output, merge=merge, overwrite=overwrite)
+        done = write(bundle, output, onnx=onnx, pt2=pt2, merge=merge, licence=licence, overwrite=overwrite)
     if merge:
         say(f"folded into its weights: {len(done.folded)} layers ({_kinds(done.folded)})")
     if done.kept:
@@ -129,11 +138,13 @@ def export(
             f"not folded: {len(done.kept)} layers ({_kinds(done.kept)}); there a modality takes a part of the others' "
             "updates of their own pixels, which no weight on its own pixels can give"
         )
-    if done.whole and not merge:
+    if output is not None and done.whole and not merge:
         say("the bundle held all its weights before; this is a copy")
-    size = sum(path.stat().st_size for path in done.folder.glob("model.*"))
-    hint("landfuse", "predict", done.folder, "SCENE", "-o", "map.tif")
-    say(f"bundle: {done.folder} ({size / 1e6:.1f} MB)")
+    hint("landfuse", "predict", onnx or output or bundle, "SCENE", "-o", "map.tif")
+    for path in done.written:
+        files = path.glob("model.*") if path.is_dir() else [path]
+        size = sum(one.stat().st_size for one in files)
+        say(f"{'bundle' if path.is_dir() else 'file'}: {path} ({size / 1e6:.1f} MB)")
 
 
 def _kinds(layers: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Bundles that open anywhere: with their frozen weights inside, and if wanted with trained updates folded in."""
+"""Bundles that open anywhere: with their frozen weights inside, and as files that need no landfuse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.bundles.description import ModelSpec
-from landfuse.errors import ModelError, OutputError
+from landfuse.errors import ModelError, OutputError, SettingsError
 from landfuse.models.placeholders import WithPlaceholders
 from landfuse.settings import Settings
 
@@ -28,29 +28,45 @@ class Foldable(Protocol):
 class Export(NamedTuple):
     """What was done."""
 
-    folder: Path  # of the new bundle
+    written: list[Path]  # the new bundle's folder, and the files
     folded: list[str]  # names of the layers whose updates were folded in
     kept: list[str]  # names of those where no single weight is the same function
     whole: bool  # whether the bundle held all its weights before
 
 
-def export(bundle: str | Path, folder: str | Path, *, merge: bool = False, overwrite: bool = False) -> Export:
-    """Writes a bundle that needs no other file.
+def export(
+    bundle: str | Path,
+    folder: str | Path | None = None,
+    *,
+    onnx: str | Path | None = None,
+    pt2: str | Path | None = None,
+    merge: bool = False,
+    licence: str = "",
+    overwrite: bool = False,
+) -> Export:
+    """Writes a bundle so that it needs no other file.
 
     Args:
         bundle: a bundle, or the run folder that holds it; its frozen weights must be here.
-        folder: of the new bundle.
+        folder: of a new bundle.
+        onnx: an ONNX file, see `write_onnx`.
+        pt2: a program of torch.export, see `write_pt2`.
         merge: fold low-rank updates into the weights they belong to, where the logits stay the same.
-        overwrite: replace files that are no bundle.
+        licence: of the model, for the ONNX file.
+        overwrite: replace files that landfuse did not write.
 
     Raises:
         BundleError: if the bundle cannot be read.
         MissingFileError: if the file of its frozen weights is not here.
-        ModelError: if there is nothing to fold.
-        OutputError: if the new bundle cannot be written, or would take the old one's place.
+        ModelError: if there is nothing to fold, or the model cannot be written as that file.
+        OutputError: if something cannot be written, or the new bundle would take the old one's place.
+        SettingsError: if nothing is to be written.
     """
-    folder, bundle = Path(folder), Path(bundle)
-    if folder.resolve() in (bundle.resolve(), (bundle / "bundle").resolve()):
+    bundle = Path(bundle)
+    targets = [Path(one) for one in (folder, onnx, pt2) if one is not None]
+    if not targets:
+        raise SettingsError("nothing is to be written", "a bundle, an ONNX file or a program", "-o, --onnx or --pt2")
+    if folder is not None and Path(folder).resolve() in (bundle.resolve(), (bundle / "bundle").resolve()):
         raise OutputError(
             f"the new bundle would take the place of {bundle}", "another folder", "name one by -o; the old one is kept"
         )
@@ -67,8 +83,16 @@ def export(bundle: str | Path, folder: str | Path, *, merge: bool = False, overw
                 "MFNet with `finetune: lora` or `both`, not merged yet",
                 "leave out --merge",
             )
-    if isinstance(model, Foldable):
-        model.store_all()
-        classifier.spec = ModelSpec(classifier.spec.name, model.config.model_dump(mode="json"))
-    classifier.save(folder, overwrite=overwrite)
-    return Export(folder, folded, kept, whole)
+    if onnx is not None or pt2 is not None:
+        from landfuse.interop import onnx_export
+
+        if onnx is not None:
+            onnx_export.write_onnx(classifier, onnx, licence=licence, overwrite=overwrite)
+        if pt2 is not None:
+            onnx_export.write_pt2(classifier, pt2, overwrite=overwrite)
+    if folder is not None:
+        if isinstance(model, Foldable):
+            model.store_all()
+            classifier.spec = ModelSpec(classifier.spec.name, model.config.model_dump(mode="json"))
+        classifier.save(folder, overwrite=overwrite)
+    return Export(targets, folded, kept, whole)

@@ -66,7 +66,7 @@ class RelativeAttention(nn.Module):
         qkv = self.qkv(x)
         padding = None
         if self.window and (x.shape[1] % self.window or x.shape[2] % self.window):
-            padding = self.qkv(x.new_zeros(len(x), 1, 1, x.shape[-1]))
+            padding = self.qkv(x.new_zeros(x.shape[0], 1, 1, x.shape[-1]))
         if torch.is_grad_enabled() and qkv.requires_grad:
             # Only q, k and v are kept; the rest of the attention is computed again.
             out = checkpoint(self._attend, qkv, padding, use_reentrant=False, preserve_rng_state=False)

@@ -80,7 +80,7 @@ class StackedEncoder(nn.Module):
         maps = self.vit.forward_intermediates(
             stacked, indices=self.indices, norm=not self.hierarchical, output_fmt="NCHW", intermediates_only=True
         )
-        chunked = [each.chunk(len(images)) for each in maps]
+        chunked = [each.unflatten(0, (len(images), -1)) for each in maps]
         return [[each[m] for each in chunked] for m in range(len(images))]
 
 

@@ -233,7 +233,8 @@ def _begin(client: Connection) -> None:
     """Makes a worker of a process: ctrl-C is the client's, and the worker ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if "OMP_NUM_THREADS" not in os.environ:
-        with suppress(ImportError):  # without torch it is a forest, by numpy
+        os.environ["OMP_NUM_THREADS"] = "1"  # for ONNX Runtime
+        with suppress(ImportError):  # without torch it is a forest, by numpy, or an ONNX file
             import torch
 
             torch.set_num_threads(1)

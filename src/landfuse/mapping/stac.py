@@ -193,12 +193,13 @@ def _layers(path: Path, grid: Grid, legend: Legend, layers: Sequence[Layer]) -> 
 
 def _further_files(path: Path, bundle: Path) -> dict[str, pystac.Asset]:
     """Those of the files beside the map and of the bundle that exist."""
-    weights = {"mlm:artifact_type": "safetensors.torch.save_file"}
+    weights = {"mlm:artifact_type": "onnx" if bundle.is_file() else "safetensors.torch.save_file"}
     files: dict[str, tuple[Path, str, str, list[str], dict[str, Any]]] = {
         "style": (path.with_suffix(".qml"), "style for QGIS", "application/xml", ["metadata"], {}),
         "polygons": (polygons_beside(path), "polygons", "application/geopackage+sqlite3", ["data"], {}),
         "model": (
-            bundle / "model.safetensors", "weights", "application/octet-stream", ["mlm:model", "mlm:weights"], weights,
+            bundle if bundle.is_file() else bundle / "model.safetensors", "weights", "application/octet-stream",
+            ["mlm:model", "mlm:weights"], weights,
         ),
         "model-description": (bundle / "model.json", "the model's settings", "application/json", ["metadata"], {}),
     }  # fmt: skip

@@ -147,7 +147,7 @@ class _ClassToken(nn.Module):
         nn.init.trunc_normal_(self.positions, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return torch.cat([self.token.expand(len(tokens), 1, -1).to(tokens.dtype), tokens], dim=1) + self.positions
+        return torch.cat([self.token.expand(tokens.shape[0], 1, -1).to(tokens.dtype), tokens], dim=1) + self.positions
 
 
 class _Convolutions(nn.Module):

@@ -1,0 +1,303 @@
+"""A bundle as one ONNX file, run by ONNX Runtime; no torch.
+
+The file's graph takes raw pixels of views, NaN where there is no data, and returns logits. What else a bundle holds is in
+the file's properties: `landfuse`, as in `model.json`, and `landfuse_attached`, the arrays beside the model.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import mmap
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pydantic
+import safetensors.numpy
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from pydantic import Field
+
+from landfuse.bundles.description import Description, ModelSpec
+from landfuse.bundles.model_files import ModelFile, damaged, parse_json
+from landfuse.bundles.predictor import About
+from landfuse.bundles.settings import PredictorOptions
+from landfuse.errors import BundleError, SettingsError
+from landfuse.files import sha256_of
+from landfuse.legend import Legend
+from landfuse.rasters.windows import Window
+from landfuse.scenes.scene import Scene
+
+FORMAT = 1
+"""Version of the properties; a newer one is refused."""
+
+PROPERTY, ATTACHED = "landfuse", "landfuse_attached"
+"""Names of the file's properties."""
+
+_METADATA_PROPS = 14
+"""The field of an ONNX file that holds its properties."""
+
+_STRIP = 1 << 20
+"""Numbers of an input that a model of any size gets at once."""
+
+
+class OnnxPart(pydantic.BaseModel):
+    """What the properties say of the graph, under `onnx`."""
+
+    format: int = FORMAT
+    digest: str  # of the bundle, and of the precision where that is not float32
+    precision: str = "float32"
+    runtime: str  # the version of ONNX Runtime by which the file was checked
+    architecture: str
+    parameters: int
+    layers: tuple[str, ...] = ()
+    computed: tuple[str, ...] = ()
+    any_size: bool = False  # whether images may be larger than a view; the core grows with them
+    marks_missing: bool = False
+    images_per_view: int = 1
+    means: dict[str, list[float]] = Field(default_factory=dict)  # raw values that the pixel maps turn into 0
+
+
+class _OnnxFile(ModelFile):
+    onnx: OnnxPart
+
+
+class OnnxModel:
+    """A `Model`: a file that `landfuse export --onnx` wrote.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        BundleError: if it is no such file, damaged, or of a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        properties = _properties(path)
+        if PROPERTY not in properties:
+            raise BundleError(
+                f"{path} does not say what it takes and returns: it has no property `{PROPERTY}`",
+                "an ONNX file that `landfuse export --onnx` wrote",
+                "export it again from its bundle; a file of another program cannot be mapped with",
+            )
+        known = parse_json(properties[PROPERTY], path, _OnnxFile)
+        self.part = known.onnx
+        if self.part.format > FORMAT:
+            raise BundleError(
+                f"{path} has version {self.part.format} of the ONNX files of landfuse",
+                f"version {FORMAT} or older, which landfuse {version('landfuse')} reads",
+                "update landfuse: pip install -U landfuse",
+            )
+        attached = safetensors.numpy.load(base64.b64decode(properties.get(ATTACHED, ""))) if ATTACHED in properties else {}
+        self.description = Description(
+            ModelSpec(known.model.name, known.model.settings), known.modalities, self.part.computed,
+            Legend(tuple(known.legend)), known.tiling.view, known.tiling.core, known.tiling.stride,
+            known.tiling.weights, known.temperature, known.droppable, self.part.layers, known.roles,
+            known.cross_validation, attached, known.notes,
+        )  # fmt: skip
+
+    @property
+    def digest(self) -> str:
+        """That of the bundle, where the graph computes in float32 as the bundle does."""
+        return self.part.digest
+
+    @cached_property
+    def session(self) -> onnxruntime.InferenceSession:
+        """The graph, ready to run on the CPU.
+
+        Raises:
+            BundleError: if the installed ONNX Runtime cannot run it.
+        """
+        return session_of(str(self.path), self.path, self.part.runtime)
+
+    def predictor(self, options: PredictorOptions = PredictorOptions()) -> OnnxPredictor:  # noqa: B008  (frozen)
+        """Makes it ready to map; raises a SettingsError if the options do not fit."""
+        return OnnxPredictor(self, options)
+
+    def save(self, folder: str | Path) -> None:
+        """Copies the file."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.path, Path(folder) / "model.onnx")
+
+
+class OnnxPredictor:
+    """A `Predictor`.
+
+    Args:
+        model: the file.
+        options: how it is run.
+
+    Raises:
+        SettingsError: if the options do not fit.
+    """
+
+    def __init__(self, model: OnnxModel, options: PredictorOptions) -> None:
+        known, part = model.description, model.part
+        known.check_layers(options)
+        if options.precision != "float32" or options.device not in (None, "cpu"):
+            chosen = options.precision if options.precision != "float32" else options.device
+            raise SettingsError(
+                f"{model.path} is to be run in {chosen}",
+                f"{part.precision} on the CPU, as the file is written",
+                "leave out the option; bundles run by torch have it",
+            )
+        self.description, self._model, self._options = known, model, options
+        self._session = model.session
+        self.stand_ins, self.marks_missing = known.stand_ins(options), part.marks_missing
+        self.view = 1 if part.any_size else math.ceil(known.view * math.sqrt(part.images_per_view))
+        self.channels = {name: info.bands for name, info in known.inputs.items()}
+        self.nbytes = model.path.stat().st_size
+        self.about = About(part.architecture, part.parameters, "ONNX Runtime", onnxruntime.__version__)
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What the logits follow from beside the scene."""
+        return {
+            "the model": self._model.digest,
+            "the file": sha256_of(self._model.path),
+            "the version": f"landfuse {version('landfuse')}, onnxruntime {onnxruntime.__version__}",
+        }
+
+    def complete(self, scene: Scene) -> Scene:
+        """The scene; nothing is computed from it."""
+        return scene
+
+    def prepare(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The pixels as they are; where the training mean stands in, that takes the place of those without data."""
+        if self.stand_ins.get(name) == 0:
+            known = np.isfinite(values)
+            there = known.any(axis=0) if self.description.inputs[name].per_step > 0 else known.all(axis=0)
+            means = np.array(self._model.part.means[name], np.float32)
+            values = np.where(there, values, means[:, None, None])
+        return np.ascontiguousarray(values)
+
+    def logits(
+        self, window: Window, prepared: Mapping[str, NDArray[np.float32]], batches: Iterable[NDArray[np.int64]]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Labels windows, batch by batch; for a model of any size, all pixels of the block at once."""
+        known, names = self.description, ["logits", *self._options.layers]
+        halo, view = known.halo, known.view
+        zooms = {name: known.inputs[name].zoom for name in prepared}
+        if self._model.part.any_size:
+            whole = self._whole(prepared, zooms)
+            for places in batches:
+                rows, cols = (places - (window.row + halo, window.col + halo)).T
+                yield whole[rows, cols][:, :, None, None]
+            return
+        cut = {
+            name: sliding_window_view(values, (view * zooms[name],) * 2, axis=(1, 2)).transpose(1, 2, 0, 3, 4)
+            for name, values in prepared.items()
+        }
+        for places in batches:
+            rows, cols = (places - (window.row + halo, window.col + halo)).T
+            views = {name: one[rows * zooms[name], cols * zooms[name]] for name, one in cut.items()}
+            found = self._session.run(names, views)
+            yield found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+    def _whole(
+        self, prepared: Mapping[str, NDArray[np.float32]], zooms: Mapping[str, int]
+    ) -> NDArray[np.float32]:
+        """Logits of a block's pixels but those of the halo, (height, width, K), strip by strip."""
+        halo, found = self.description.halo, []
+        name, values = next(iter(prepared.items()))
+        height, width = (size // zooms[name] - 2 * halo for size in values.shape[1:])
+        numbers = max(len(one) * zooms[name] ** 2 for name, one in prepared.items()) * width
+        step = max(1, 2 * halo, _STRIP // numbers)
+        for row in range(0, height, step):
+            strip = {
+                name: one[None, :, row * zooms[name] : (row + step + 2 * halo) * zooms[name]]
+                for name, one in prepared.items()
+            }
+            found.append(self._session.run(["logits"], strip)[0][0])
+        return np.concatenate(found, axis=1).transpose(1, 2, 0)
+
+
+def session_of(source: str | bytes, path: Path, checked: str = "") -> onnxruntime.InferenceSession:
+    """A graph, ready to run on the CPU, by as many threads as OMP_NUM_THREADS says, or as there are processors.
+
+    Args:
+        source: the file, or its bytes.
+        path: of the file, for messages.
+        checked: the version of ONNX Runtime that it was written with.
+
+    Raises:
+        BundleError: if the installed ONNX Runtime cannot run it.
+    """
+    options = onnxruntime.SessionOptions()
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    options.intra_op_num_threads = int(wanted) if wanted.isdigit() and int(wanted) else _processors()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # its warnings name nodes of the graph
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has an exception for each of its codes, and derives them from nothing else
+        here = onnxruntime.__version__
+        if _release(checked) <= _release(here):
+            raise damaged(path, error) from None
+        raise BundleError(
+            f"ONNX Runtime {here} cannot run {path}: {str(error).splitlines()[0][:300]}",
+            f"version {checked} or newer, by which the file was written and checked",
+            f'pip install -U "onnxruntime>={checked}"',
+        ) from None
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _release(words: str) -> tuple[int, ...]:
+    return tuple(int(one) for one in words.split(".")[:3] if one.isdigit())
+
+
+def _properties(path: Path) -> dict[str, str]:
+    """The properties of an ONNX file, which is not loaded for that."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            pairs = [dict(_fields(pair)) for number, pair in _fields(data) if number == _METADATA_PROPS]
+        return {pair[1].decode(): pair.get(2, b"").decode() for pair in pairs}
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}", "an ONNX file", "check the path") from None
+    except (ValueError, IndexError, KeyError) as error:
+        raise BundleError(
+            f"{path} is no ONNX file, or not whole: {error}",
+            "a file that `landfuse export --onnx` wrote",
+            "copy or export it again",
+        ) from None
+
+
+def _fields(data: Any) -> Iterator[tuple[int, bytes]]:
+    """The fields with bytes of a message of protocol buffers: number and value; of large ones nothing is copied."""
+    place = 0
+
+    def number() -> int:
+        nonlocal place
+        value = shift = 0
+        while True:
+            byte = data[place]
+            place += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while place < len(data):
+        key = number()
+        kind, field = key & 7, key >> 3
+        if kind == 0:
+            number()
+        elif kind == 2 and field:
+            size = number()
+            if place + size > len(data):
+                raise ValueError("it ends before its time")
+            yield field, data[place : place + size] if field in (1, 2, _METADATA_PROPS) else b""
+            place += size
+        else:
+            raise ValueError("it has other fields")
