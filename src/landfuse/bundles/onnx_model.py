@@ -1,7 +1,7 @@
 """A bundle as one ONNX file, run by ONNX Runtime; no torch.
 
-The file's graph takes raw pixels of views, NaN where there is no data, and returns logits. What else a bundle holds is in
-the file's properties: `landfuse`, as in `model.json`, and `landfuse_attached`, the arrays beside the model.
+The file's graph takes raw pixels of views, NaN where there is no data, and returns logits. What else a bundle holds is
+in the file's properties: `landfuse`, as in `model.json`, and `landfuse_attached`, the arrays beside the model.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ class OnnxModel:
                 f"version {FORMAT} or older, which landfuse {version('landfuse')} reads",
                 "update landfuse: pip install -U landfuse",
             )
-        attached = safetensors.numpy.load(base64.b64decode(properties.get(ATTACHED, ""))) if ATTACHED in properties else {}
+        attached = (
+            safetensors.numpy.load(base64.b64decode(properties.get(ATTACHED, ""))) if ATTACHED in properties else {}
+        )
         self.description = Description(
             ModelSpec(known.model.name, known.model.settings), known.modalities, self.part.computed,
             Legend(tuple(known.legend)), known.tiling.view, known.tiling.core, known.tiling.stride,
@@ -202,9 +204,7 @@ class OnnxPredictor:
             found = self._session.run(names, views)
             yield found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
-    def _whole(
-        self, prepared: Mapping[str, NDArray[np.float32]], zooms: Mapping[str, int]
-    ) -> NDArray[np.float32]:
+    def _whole(self, prepared: Mapping[str, NDArray[np.float32]], zooms: Mapping[str, int]) -> NDArray[np.float32]:
         """Logits of a block's pixels but those of the halo, (height, width, K), strip by strip."""
         halo, found = self.description.halo, []
         name, values = next(iter(prepared.items()))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import safetensors.numpy
 import torch
@@ -58,6 +57,12 @@ def write_onnx(bundle: Bundle, path: str | Path, *, licence: str = "", overwrite
     path = Path(path)
     check_replaceable(path, "landfuse", overwrite)
     known = bundle.eval().description
+    if known.computed:
+        raise ModelError(
+            f"`{known.spec.name}` takes {', '.join(known.computed)}, which a denoiser computes from the scene",
+            "a model without diffusion features",
+            "map it by its bundle, or train without `pretrain` and `features`",
+        )
     images = sample(bundle)
     if known.spec.name in TABLES:
         model = onnx_tables.graph_of(bundle)
@@ -152,7 +157,7 @@ def mean_of(own: PixelArrays) -> NDArray[np.float64]:
 
 
 def sample(bundle: Bundle) -> dict[str, Tensor]:
-    """Raw pixels of three views: values as in training, a pixel without data, and a view without what may be missing."""
+    """Raw pixels of three views: values as in training, a pixel without data, a view without what may be missing."""
     random, found = np.random.default_rng(0), {}
     for name, info in bundle.inputs.items():
         side = bundle.model.view * info.zoom

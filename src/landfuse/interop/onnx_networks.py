@@ -108,10 +108,8 @@ def program_of(
         return torch.export.export(module, tuple(sample), dynamic_shapes=(tuple({0: batch} for _ in sample),))
 
 
-@script(onnxscript.values.Opset("landfuse", 1), default_opset=opset18)
-def _steps(
-    x: FLOAT, delta: FLOAT, A: FLOAT, B: FLOAT, C: FLOAT, start: FLOAT
-) -> tuple[FLOAT, FLOAT]:
+@script(onnxscript.values.Opset("landfuse", 1), default_opset=opset18)  # type: ignore[untyped-decorator]
+def _steps(x: FLOAT, delta: FLOAT, A: FLOAT, B: FLOAT, C: FLOAT, start: FLOAT) -> tuple[FLOAT, FLOAT]:
     @graph()
     def step(state, x_t, delta_t, B_t, C_t):  # type: ignore[no-untyped-def]
         following = opset18.Exp(delta_t * A) * state + x_t * B_t
@@ -152,7 +150,9 @@ def graph_of(module: nn.Module, sample: Sequence[Tensor], inputs: Sequence[str],
 @contextmanager
 def quiet() -> Iterator[None]:
     """Torch's exporters without their warnings and lines of progress."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")
+    ]
     levels = [one.level for one in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

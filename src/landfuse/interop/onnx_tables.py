@@ -100,7 +100,7 @@ def _mapped(made: _Graph, image: str, own: PixelArrays, missing: float, droppabl
         for band, weights in enumerate(weight.T):
             part = made("Mul", made.cut(image, 1, band, band + 1), weights[:, None, None])
             mapped = made("Add", mapped, part)
-    limit = np.float32(min(own.clip, np.finfo(np.float32).max))
+    limit = np.float32(min(own.clip, float(np.finfo(np.float32).max)))
     clipped = made("Clip", mapped, -limit, limit)
     mapped = made("Where", made("IsNaN", mapped), np.float32(missing), clipped)
     if not droppable:
@@ -119,12 +119,12 @@ def _features(made: _Graph, image: str, zoom: int, windows: Sequence[int], halo:
     if zoom == 1:
         yield inside
     else:
-        axis = np.array([0], np.int64)
-        cells = made("Concat", *(made("Unsqueeze", one, axis) for one in _in_cells(made, inside, zoom)), axis=0)
-        mean = made("ReduceMean", cells, axis, keepdims=0)
+        first = np.array([0], np.int64)
+        cells = made("Concat", *(made("Unsqueeze", one, first) for one in _in_cells(made, inside, zoom)), axis=0)
+        mean = made("ReduceMean", cells, first, keepdims=0)
         yield mean
         apart = made("Sub", cells, mean)
-        squares = made("ReduceSum", made("Mul", apart, apart), axis, keepdims=0)
+        squares = made("ReduceSum", made("Mul", apart, apart), first, keepdims=0)
         yield made("Sqrt", made("Div", squares, np.float32(zoom * zoom - 1)))
     if windows:
         yield from _context(made, image, zoom, windows)

@@ -114,5 +114,5 @@ def _walks(of_walk: Any) -> Tensor:
     return torch.stack([right, down.transpose(1, 2), left.flip(1, 2), up.transpose(1, 2).flip(1, 2)])
 
 
-IN_STEPS = {torch.ops.landfuse.selective_scan: sequence_scan, torch.ops.landfuse.image_scan: image_scan}
+IN_STEPS: dict[Any, Any] = {torch.ops.landfuse.selective_scan: sequence_scan, torch.ops.landfuse.image_scan: image_scan}
 """landfuse's operators, and what takes their place where a model is exported."""
