@@ -508,9 +508,14 @@ def byte_count(text: str | int) -> int:
     raise ValueError(f"{text!r} is no size; write one like 2GiB or 500MB")
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def most_processes() -> int:
     """How many processes make sense on this machine: 4 per core, since they may wait for the disk."""
-    return 4 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return 4 * cores()
 
 
 def bounded_processes(wanted: int, name: str) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from landfuse.errors import ModelError
-from landfuse.kernels import scan_native, scan_torch
+from landfuse.kernels import native_library, scan_native, scan_torch
 from landfuse.kernels.scan import implementation, scan_plain, selective_scan
 
 Inputs = list[Tensor | None]
@@ -309,13 +309,16 @@ def test_float32_on_a_cpu_takes_the_kernel_and_float64_does_not() -> None:
 def test_a_missing_kernel_is_said_once_and_the_pytorch_scan_serves(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path
 ) -> None:
-    monkeypatch.setattr(scan_native, "__file__", str(tmp_path / "scan_native.py"))
-    scan_native._library.cache_clear()
+    monkeypatch.setattr(native_library, "__file__", str(tmp_path / "native_library.py"))
+    caches = scan_native._library, native_library.library, native_library._warn
+    for cache in caches:
+        cache.cache_clear()
     tensors = single(inputs(1, 4, 12, 1, 1))
     with caplog.at_level(logging.WARNING):
         y = selective_scan(*tensors, True)
         selective_scan(*tensors, True)
-    scan_native._library.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
     assert [record.message for record in caplog.records if "was not built" in record.message].__len__() == 1
     torch.testing.assert_close(y, scan_plain(*tensors, True), rtol=1e-4, atol=1e-5)
 

@@ -21,7 +21,7 @@ from landfuse.bundles.predictor import About, Model
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.legend import Legend
 from landfuse.models import SETTINGS
-from landfuse.models.pixel_tables import TABLES, Tables, features_of
+from landfuse.models.pixel_tables import TABLES, Tables, depth_of, features_of
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
 from landfuse.settings import parse
@@ -138,12 +138,9 @@ class TablePredictor:
         self.marks_missing = bool(windows) or tables.takes_dropped
         self.stand_ins = description.stand_ins(options)
         zooms = {name: description.inputs[name].zoom for name in pixel_maps}
-        self._depths = {
-            name: len(one.weight) * ((1 if zooms[name] == 1 else 2) + 2 * len(windows))
-            for name, one in pixel_maps.items()
-        }
+        self._depths = {name: depth_of(len(one.weight), zooms[name], windows) for name, one in pixel_maps.items()}
         self.channels = {name: -(-depth // zooms[name] ** 2) for name, depth in self._depths.items()}
-        self.nbytes = sum(one.nbytes for one in vars(tables).values())
+        self.nbytes = sum(getattr(tables, one.name).nbytes for one in fields(tables))
         self.about = About(type(tables).__name__, 0, "NumPy", np.__version__)
 
     @cached_property

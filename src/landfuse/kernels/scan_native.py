@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import sys
 from ctypes import POINTER, c_int, c_int32, c_int64, c_void_p
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from landfuse.kernels.native_library import library
 from landfuse.kernels.scan_inputs import ImageInputs, ScanInputs
-
-LOG = logging.getLogger(__name__)
 
 READS_HALF = False
 """Whether u, delta, B, C, x, factors and dy may come in half precision; if not, they are converted before."""
@@ -51,23 +47,12 @@ class _Arguments(ctypes.Structure):
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
-    path = Path(__file__).parent / "native" / f"landfuse_scan.{suffix}"
-    try:
-        library = ctypes.CDLL(str(path))
-        library.landfuse_scan_arguments_size.restype = c_int64
-        if library.landfuse_scan_arguments_size() != ctypes.sizeof(_Arguments):
-            raise OSError("it was built from other sources; install landfuse again")
-    except (OSError, AttributeError) as error:
-        reason = f"cannot be used ({error})" if path.exists() else "was not built when landfuse was installed"
-        LOG.warning(
-            "the compiled scan kernel %s; the PyTorch scan serves, with the same numbers but slower on a CPU", reason
-        )
-        return None
-    library.landfuse_scan_block.restype = c_int64
-    library.landfuse_scan_block.argtypes = [POINTER(_Arguments)]
-    library.landfuse_scan_run.argtypes = [POINTER(_Arguments), c_int]
-    return library
+    found = library("landfuse_scan_arguments_size", _Arguments)
+    if found is not None:
+        found.landfuse_scan_block.restype = c_int64
+        found.landfuse_scan_block.argtypes = [POINTER(_Arguments)]
+        found.landfuse_scan_run.argtypes = [POINTER(_Arguments), c_int]
+    return found
 
 
 def available() -> bool:
@@ -101,15 +86,15 @@ def _threads(updates: int) -> int:
 
 
 def _run(arguments: _Arguments, backward: bool) -> None:
-    library = _library()
-    if library is None or library.landfuse_scan_run(arguments, int(backward)):
+    native = _library()
+    if native is None or native.landfuse_scan_run(arguments, int(backward)):
         raise MemoryError("the scan found no memory for its scratch")
 
 
 def _parts(arguments: _Arguments) -> int:
     """Blocks of channels in a group; each leaves its own sums over channels."""
-    library = _library()
-    block = library.landfuse_scan_block(arguments) if library else 1
+    native = _library()
+    block = native.landfuse_scan_block(arguments) if native else 1
     return -(-(arguments.channels // arguments.groups) // block)
 
 

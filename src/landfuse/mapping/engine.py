@@ -95,8 +95,8 @@ class PreparedBlock:
 
 
 def batch_size(view: int, views: int) -> int:
-    """Windows per forward pass: about 65,000 pixels of views, at most 8,192, and not many more than there are views."""
-    most = min(65_536 // view**2, 8_192)
+    """Windows per forward pass: about 65,000 pixels of views, and not many more than there are views."""
+    most = 65_536 // view**2
     if most < _LANES:
         return max(1, min(most, views))
     return min(most // _LANES * _LANES, -(-views // _LANES) * _LANES)

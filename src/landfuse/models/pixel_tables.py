@@ -5,16 +5,16 @@ Each kind of tables has what its model stored in a bundle, tensor by tensor, as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-_PIXELS_AT_ONCE = 1 << 13
-_STEPS = 6
-_CHANNELS_AT_ONCE = 8
+from landfuse.kernels.trees import TreeWalk
+from landfuse.kernels.windows import window_statistics
 
 UNSEEN = -30.0
 """Logit of a class that was not among the training pixels."""
@@ -38,74 +38,30 @@ def features_of(
         windows: sides, px of the scene's grid; the halo is that of the largest.
         missing: leave NaN where nothing is known; else 0, the mean, takes its place.
     """
-    columns = []
     halo = max(windows, default=1) // 2
-    for name, zoom in zooms.items():
-        image = images[name]
-        count, height, width, channels = image.shape
-        height, width = height // zoom, width // zoom
-        inside = image[:, halo * zoom : (height - halo) * zoom, halo * zoom : (width - halo) * zoom]
+    (count, height, width, _), zoom = next((images[name].shape, zoom) for name, zoom in zooms.items())
+    height, width = height // zoom - 2 * halo, width // zoom - 2 * halo
+    depths = [depth_of(images[name].shape[3], zoom, windows) for name, zoom in zooms.items()]
+    found = np.empty((count * height * width, sum(depths)), np.float32)
+    for (name, zoom), own in zip(zooms.items(), np.split(found, np.cumsum(depths)[:-1], axis=1), strict=True):
+        image, channels = images[name], images[name].shape[3]
+        inside = image[:, halo * zoom : (height + halo) * zoom, halo * zoom : (width + halo) * zoom]
         if zoom == 1:
-            columns.append(inside.reshape(-1, channels))
+            own[:, :channels] = inside.reshape(-1, channels)
         else:
-            cells = inside.reshape(count, height - 2 * halo, zoom, width - 2 * halo, zoom, channels)
+            cells = inside.reshape(count, height, zoom, width, zoom, channels)
             flat = np.ascontiguousarray(cells.transpose(0, 1, 3, 5, 2, 4)).reshape(-1, channels, zoom * zoom)
-            columns += [flat.mean(axis=2), flat.std(axis=2, ddof=1)]
+            own[:, :channels], own[:, channels : 2 * channels] = flat.mean(axis=2), flat.std(axis=2, ddof=1)
         if windows:
-            columns += _context(image, zoom, windows)
-    found = np.concatenate(columns, axis=1)
-    return found if missing else np.nan_to_num(found, copy=False)
+            window_statistics(image, zoom, windows, own[:, (1 if zoom == 1 else 2) * channels :])
+    if not missing and not np.isfinite(found).all():
+        np.nan_to_num(found, copy=False)
+    return found
 
 
-def _context(image: NDArray[np.float32], zoom: int, windows: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-    """Mean and standard deviation of each window, (B * H * W, C) each, of the values that are there."""
-    found: list[list[NDArray[np.float32]]] = [[] for _ in range(2 * len(windows))]
-    for start in range(0, image.shape[3], _CHANNELS_AT_ONCE):
-        values = image[..., start : start + _CHANNELS_AT_ONCE].astype(np.float64)
-        known = np.isfinite(values)
-        if (known == known[..., :1]).all():
-            known = known[..., :1]  # as is usual; counts are the same number then
-        values = np.where(known, values, 0)
-        moments = _cells(np.concatenate([values, values * values, known], axis=3), zoom)
-        for place, sums in enumerate(_window_sums(moments, windows)):
-            total, squares, count = np.split(sums, [values.shape[3], 2 * values.shape[3]], axis=3)
-            with np.errstate(invalid="ignore"):
-                mean = total / count
-                variance = squares / count - mean * mean
-            found[2 * place].append(mean.astype(np.float32))
-            found[2 * place + 1].append(np.sqrt(variance.clip(0)).astype(np.float32))
-    for parts in found:
-        yield np.concatenate(parts, axis=3).reshape(-1, image.shape[3])
-
-
-def _cells(values: NDArray[np.float64], zoom: int) -> NDArray[np.float64]:
-    """Sums of the zoom x zoom values within each pixel, in a fixed order."""
-    places = [(row, col) for row in range(zoom) for col in range(zoom)]
-    total = values[:, ::zoom, ::zoom].copy()
-    for row, col in places[1:]:
-        total += values[:, row::zoom, col::zoom]
-    return total
-
-
-def _window_sums(moments: NDArray[np.float64], windows: Sequence[int]) -> Iterator[NDArray[np.float64]]:
-    """Sums over each window, (B, H, W, C), of numbers of pixels, (B, H + 2 halo, W + 2 halo, C).
-
-    Row by row, then column by column, from the middle outwards: a pixel's sums are added up in the same order in every
-    block, and with 53 bits of numbers of 24. Running sums would depend on where they began.
-    """
-    halo, done = max(windows) // 2, 0
-    height, width = moments.shape[1] - 2 * halo, moments.shape[2] - 2 * halo
-    down = moments[:, halo : halo + height].copy()
-    for size in windows:
-        for step in range(done + 1, size // 2 + 1):
-            down += moments[:, halo - step : halo - step + height]
-            down += moments[:, halo + step : halo + step + height]
-        done = size // 2
-        across = down[:, :, halo : halo + width].copy()
-        for step in range(1, done + 1):
-            across += down[:, :, halo - step : halo - step + width]
-            across += down[:, :, halo + step : halo + step + width]
-        yield across
+def depth_of(channels: int, zoom: int, windows: Sequence[int]) -> int:
+    """How many features a modality has."""
+    return channels * ((1 if zoom == 1 else 2) + 2 * len(windows))
 
 
 class Tables(Protocol):
@@ -138,38 +94,9 @@ class Nodes:
     threshold: NDArray[np.float32]
     depth: NDArray[np.int32]
 
-    def leaves(self, features: NDArray[np.float32]) -> Iterator[tuple[int, slice, NDArray[np.intp]]]:
-        """Which leaf each pixel reaches: the tree, some of the pixels, and their leaves, tree by tree."""
-        for number, (branches, feature, threshold) in enumerate(
-            zip(self.branches, self.feature, self.threshold, strict=True)
-        ):
-            tree = branches.ravel().astype(np.intp), feature.astype(np.intp), threshold
-            for start in range(0, len(features), _PIXELS_AT_ONCE):
-                part = slice(start, start + _PIXELS_AT_ONCE)
-                yield number, part, self._descend(features[part], *tree)
-
-    def _descend(
-        self,
-        features: NDArray[np.float32],
-        branches: NDArray[np.intp],
-        feature: NDArray[np.intp],
-        threshold: NDArray[np.float32],
-    ) -> NDArray[np.intp]:
-        values = features.ravel()
-        leaf, node = np.zeros((2, len(features)), np.intp)
-        moving, row = np.arange(len(features)), np.arange(0, features.size, features.shape[1])
-        for step in range(int(self.depth)):
-            right = values.take(row + feature.take(node)) > threshold.take(node)
-            node = branches.take(2 * node + right)
-            if step % _STEPS == _STEPS - 1:
-                # Most pixels reach their leaf long before the deepest: only the others go on.
-                leaf[moving] = node
-                on = np.flatnonzero(branches.take(2 * node) != node)
-                moving, node, row = moving[on], node[on], row[on]
-                if not len(on):
-                    break
-        leaf[moving] = node
-        return leaf
+    def walk(self, values: NDArray[np.float32], target: NDArray[np.int32]) -> TreeWalk:
+        """The trees with what their leaves hold; see `TreeWalk`."""
+        return TreeWalk(self.branches, self.feature, self.threshold, int(self.depth), values, target)
 
 
 @dataclass(frozen=True)
@@ -188,11 +115,14 @@ class Forest(Nodes):
         """K."""
         return self.share.shape[2]
 
+    @cached_property
+    def _walk(self) -> TreeWalk:
+        return self.walk(self.share, np.zeros(len(self.share), np.int32))
+
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Log of the trees' mean vote for each class: (P, D) -> (P, K)."""
-        found = np.zeros((len(features), self.share.shape[2]), np.float32)
-        for tree, part, leaf in self.leaves(features):
-            found[part] += self.share[tree].take(leaf, axis=0)
+        found = np.zeros((len(features), self.classes), np.float32)
+        self._walk.add(found, features)
         return np.log((found / np.float32(len(self.branches))).clip(1e-6))
 
 
@@ -219,14 +149,17 @@ class Boosted(Nodes):
         """K."""
         return len(self.start)
 
+    @cached_property
+    def _walk(self) -> TreeWalk:
+        return self.walk(self.value[..., None], self.target)
+
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """(P, D) -> (P, K)."""
         missing = np.isnan(features)
         infinity = np.float32(np.inf)
         both = np.concatenate([np.where(missing, -infinity, features), np.where(missing, infinity, features)], axis=1)
         found = np.repeat(self.start[None], len(features), axis=0)
-        for tree, part, leaf in self.leaves(both):
-            found[part, self.target[tree]] += self.value[tree].take(leaf)
+        self._walk.add(found, both)
         return found
 
 
