@@ -140,7 +140,7 @@ class TablePredictor:
         zooms = {name: description.inputs[name].zoom for name in pixel_maps}
         self._depths = {name: depth_of(len(one.weight), zooms[name], windows) for name, one in pixel_maps.items()}
         self.channels = {name: -(-depth // zooms[name] ** 2) for name, depth in self._depths.items()}
-        self.nbytes = sum(getattr(tables, one.name).nbytes for one in fields(tables))
+        self.nbytes = sum(one.nbytes for one in vars(tables).values() if isinstance(one, np.ndarray))
         self.about = About(type(tables).__name__, 0, "NumPy", np.__version__)
 
     @cached_property
