@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from landfuse.scenes.scene import Scene
     from landfuse.scenes.scene_file import open_scene, open_scenes
     from landfuse.series.cubes import with_dates
+    from landfuse.studies.next_labels import next_labels
     from landfuse.training.recipe import Recipe, read_recipe
 
 # Before torch is imported: threads that wait by spinning take the cores that others need. On a shared machine of two
@@ -72,6 +73,7 @@ __all__ = [
     "load",
     "load_bundle",
     "map_array",
+    "next_labels",
     "open_map",
     "open_scene",
     "open_scenes",
@@ -108,6 +110,7 @@ _HOMES = {
     "load": "api",
     "load_bundle": "bundles.bundle_files",
     "map_array": "mapping.engine",
+    "next_labels": "studies.next_labels",
     "open_map": "scenes.land_cover_map",
     "open_scene": "scenes.scene_file",
     "open_scenes": "scenes.scene_file",

@@ -226,21 +226,20 @@ def codes_at(opened: LandCoverMap, sample: ReferenceSample, where: str) -> NDArr
             f"{(sample.crs or 'none')[:60]}",
             "warp the map to it",
         )
-    a, b, c, d, e, f = grid.transform
-    x = sample.x if not grid.turn else grid.bounds[0] + (sample.x - grid.bounds[0]) % grid.turn
-    col, row = np.linalg.solve(np.array([[a, b], [d, e]]), np.stack([x - c, sample.y - f]))
+    row, col = grid.pixels(sample.x, sample.y)
     codes = np.full(len(sample), UNLABELLED, np.int64)
-    for window, mine in _by_block(np.floor(row).astype(np.int64), np.floor(col).astype(np.int64), grid):
-        block = opened.codes(window)
-        codes[mine] = block[np.floor(row[mine]).astype(int) - window.row, np.floor(col[mine]).astype(int) - window.col]
+    for window, mine in by_block(row, col, grid):
+        codes[mine] = opened.codes(window)[row[mine] - window.row, col[mine] - window.col]
     return codes
 
 
-def _by_block(row: NDArray[np.int64], col: NDArray[np.int64], grid: Grid) -> Iterator[tuple[Window, NDArray[np.intp]]]:
+def by_block(
+    row: NDArray[np.int64], col: NDArray[np.int64], grid: Grid, side: int = TILE
+) -> Iterator[tuple[Window, NDArray[np.intp]]]:
     """The blocks of a grid that hold places, and which places those are; places off the grid are skipped."""
     inside = (row >= 0) & (row < grid.height) & (col >= 0) & (col < grid.width)
-    of_block = (row // TILE) * (-(-grid.width // TILE)) + col // TILE
+    of_block = (row // side) * (-(-grid.width // side)) + col // side
     for block in np.unique(of_block[inside]).tolist():
-        top, left = (side * TILE for side in divmod(block, -(-grid.width // TILE)))
-        window = Window(top, left, TILE, TILE).intersection(grid.window)
+        top, left = (side * place for place in divmod(block, -(-grid.width // side)))
+        window = Window(top, left, side, side).intersection(grid.window)
         yield window, np.flatnonzero(inside & (of_block == block))

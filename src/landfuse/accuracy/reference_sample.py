@@ -57,7 +57,7 @@ class ReferenceSample:
         source: the map's file name.
         seed: of the drawing.
         reference: what is there in truth, as written in the file: a code or a name, None where nothing is written.
-        left_out: places of its file that were chosen, not drawn at random.
+        left_out: places of its file that were chosen, not drawn at random, as of `landfuse next`.
         reference_after: of a sample of two maps: what is there at the later date; `reference` is of the earlier one.
     """
 
@@ -167,7 +167,7 @@ def check_unfilled(path: str | Path, overwrite: bool = False) -> None:
     except SceneError:
         rows = []
     asked = _asked(rows)
-    if not rows or not {*_COLUMNS, *asked} <= set(rows[0]) <= set(_WRITTEN):
+    if not rows or not {"map_code", *asked} <= set(rows[0]) <= set(_WRITTEN):
         raise not_ours(path, "it is no sample, or holds more than the columns of one")
     filled = sum(any(row[name] is not None for name in asked) for row in rows)
     if filled:
@@ -211,7 +211,7 @@ def read_sample(path: str | Path) -> ReferenceSample:
         raise SceneError(
             f"all {every} places of {path} were chosen, and none was drawn at random: `{PROBABILITY}` is empty",
             "places drawn at random: only then do the accuracy and the areas of the whole map follow from it",
-            "draw some by `landfuse sample`",
+            "draw some by `landfuse next ... --judge 0.5`, or by `landfuse sample`",
         )
     try:
         columns = {name: np.array([float(row[name] or "") for row in rows]) for name in ("x", "y")}

@@ -48,6 +48,7 @@ COMMANDS = {
     "sample": ("evaluate", "Draw a reference sample of a map at random, by which `evaluate` estimates its accuracy."),
     "certify": ("certify", "Find the largest part of a map whose error is at most a stated rate; write its mask."),
     "change": ("certify", "Estimate the areas of change between two maps, from a reference sample of both."),
+    "next": ("next_labels", "Draw places to label next: where labels help most, and at random, to judge maps by."),
     "export": ("train", "Write a bundle that opens anywhere, or an ONNX file that maps without torch."),
     "import": ("train", "Make a bundle of a checkpoint that the authors of REF-Net or MFNet trained with their code."),
     "fetch": ("data", "Download the data of a benchmark, or say what to download and where to put it."),

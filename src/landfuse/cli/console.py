@@ -82,8 +82,8 @@ PANELS = {
     panel: names.split()
     for panel, names in {
         "What is done": "seeds folds only model own role split design intervals against methods views tile n "
-        "allocation minimum expected side seed classes alone heat_map merge labels label_column maps scene bands "
-        "sample error by after",
+        "allocation minimum expected side judge walk seed classes alone heat_map merge labels label_column maps scene "
+        "bands sample error by after",
         "From a STAC catalog": "catalog collections bbox area time assets cloud pixel without sign",
         "Layers of the map": "probabilities confidence entropy layer",
         "Beside the map": "picture polygons minimum_area stac taken",

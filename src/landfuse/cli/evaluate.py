@@ -237,7 +237,7 @@ def sample(
         from landfuse.scenes.land_cover_map import open_map, open_two_maps
 
         opened = open_map(map_path) if after is None else open_two_maps(map_path, after)
-        say(f"picture: {save(sample_figure(opened, drawn), png)}")
+        say(f"picture: {save(sample_figure(opened, drawn.row, drawn.col), png)}")
     if sheet is not None:
         write_text(page, sheet)
         say(f"to interpret: {page}" + (f", the first {MOST_POINTS:,} points" if len(drawn) > MOST_POINTS else ""))

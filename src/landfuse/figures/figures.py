@@ -27,7 +27,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from landfuse.accuracy.bootstrap import Interval
-from landfuse.accuracy.reference_sample import ReferenceSample
 from landfuse.errors import LandfuseError, SettingsError
 from landfuse.figures.overview import (
     drawn_values,
@@ -281,19 +280,25 @@ def classes_figure(classes: NDArray[np.uint8], legend: Legend, title: str) -> Pi
     return map_figure({title: class_image(thin, legend)}, legend, [thin])
 
 
-def sample_figure(opened: LandCoverMap, sample: ReferenceSample) -> Picture:
-    """The points of a reference sample on its map, which is read block by block."""
+def sample_figure(
+    opened: LandCoverMap, row: NDArray[Any], col: NDArray[Any], chosen: NDArray[np.bool_] | None = None
+) -> Picture:
+    """Places on their map, which is read block by block: circles, and triangles for those that were chosen."""
     height, width = opened.grid.height, opened.grid.width
     step = thinning(height, width, _LARGEST)
     thin = np.empty((-(-height // step), -(-width // step)), np.uint8)
     for window in blocks(height, width, step * max(1, 2048 // step)):
         classes = thinned_classes(opened.legend.to_classes(opened.codes(window)), step)
-        row, col = window.row // step, window.col // step
-        thin[row : row + classes.shape[0], col : col + classes.shape[1]] = classes
-    figure = map_figure({f"{len(sample):,} points": class_image(thin, opened.legend)}, opened.legend, [thin])
-    size = float(np.clip(4000 / len(sample), 4, 30))
-    x, y = ((one + 0.5) / step - 0.5 for one in (sample.col, sample.row))
-    figure.axes[0].scatter(x, y, s=size, color="white", edgecolors="black", linewidths=0.7)
+        top, left = window.row // step, window.col // step
+        thin[top : top + classes.shape[0], left : left + classes.shape[1]] = classes
+    figure = map_figure({f"{len(row):,} points": class_image(thin, opened.legend)}, opened.legend, [thin])
+    size = float(np.clip(4000 / len(row), 4, 30))
+    x, y = ((one + 0.5) / step - 0.5 for one in (col, row))
+    drawn = np.ones(len(row), bool) if chosen is None else ~chosen
+    for shape, mine in (("o", drawn), ("^", ~drawn)):
+        figure.axes[0].scatter(
+            x[mine], y[mine], s=size, marker=shape, color="white", edgecolors="black", linewidths=0.7
+        )
     return figure
 
 

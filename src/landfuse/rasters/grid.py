@@ -83,6 +83,13 @@ class Grid:
         a, b, c, d, e, f = self.transform
         return a * column + b * row + c, d * column + e * row + f
 
+    def pixels(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows and columns of the pixels that hold places in the CRS; beyond the grid where it does not."""
+        a, b, c, d, e, f = self.transform
+        x = x if not self.turn else self.bounds[0] + (x - self.bounds[0]) % self.turn
+        col, row = np.floor(np.linalg.solve(np.array([[a, b], [d, e]]), np.stack([x - c, y - f]))).astype(np.int64)
+        return row, col
+
     @property
     def georeferenced(self) -> bool:
         """Whether it says something of where its pixels are."""

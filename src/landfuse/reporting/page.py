@@ -50,7 +50,6 @@ from landfuse.reporting.provenance import (
     split_rows,
 )
 from landfuse.reporting.scores import area_rows, cross_validation_words, findings, warnings
-from landfuse.reporting.tiles import Progress, find_maps, open_tiles, read_roles, scene_file_of
 from landfuse.scenes.land_cover_map import ClassArea, open_map
 from landfuse.scenes.leaks import calibration_leak_words, polygon_leak_words
 from landfuse.scenes.scene import Scene
@@ -58,6 +57,7 @@ from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.split_rules import TEST, Roles
 from landfuse.training.recipe import merged_split
 from landfuse.training.run import Run, read_run
+from landfuse.training.run_tiles import Progress, find_maps, open_tiles, read_roles, scene_file_of
 
 if TYPE_CHECKING:
     from landfuse.accuracy.estimate import AccuracyEstimate

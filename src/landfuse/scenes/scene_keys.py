@@ -168,7 +168,7 @@ class FurtherLabels(Settings):
     variable: str | None = Field(default=None, description="The variable of a .mat file.")
     polygons: tuple[str, ...] = Field(
         default=(),
-        description="Or vector files, or tables of points, of labels that came later. They "
+        description="Or vector files, or tables of points, of labels that came later, as of `landfuse next`. They "
         "train and leave the split as it is; where its blocks or tiles test or validate, and within its `buffer`, they "
         "have no role. Rows of a reference sample, those with a `probability`, judge maps and are left out.",
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from numpy.typing import NDArray
 
 from landfuse import files
 from landfuse.accuracy.bootstrap import SCORES
@@ -181,3 +182,9 @@ def _ledger_row(run: Run) -> dict[str, str]:
         "landfuse": run.bundle["landfuse"],
     }
     return {name: "" if value is None else str(value) for name, value in values.items()}
+
+
+def stacked(parts: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
+    """The columns of several tables, one below the other; nothing (NaN or None) where a table lacks one."""
+    frame = pd.concat([pd.DataFrame(dict(part)) for part in parts], ignore_index=True)
+    return {str(name): frame[name].to_numpy() for name in frame.columns}

@@ -1,12 +1,14 @@
-"""What a report starts from, beside the run: its scene, its tiles, their roles and their maps."""
+"""What is shown or chosen of a run starts from: its scene, its tiles, their roles and their maps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from landfuse.accuracy.evaluate import map_of
 from landfuse.errors import MissingFileError, SceneError
+from landfuse.mapping.settings import MapOptions
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.split_rules import Roles
@@ -70,6 +72,12 @@ def read_roles(run: Run, file: SceneFile, scenes: Sequence[Scene]) -> list[Roles
     return file.written_roles(scenes, run.folder / "split")
 
 
+def mapping_options(run: Run) -> dict[str, Any]:
+    """How a run's recipe says that it maps."""
+    settings = run.recipe.get("mapping", {})
+    return {name: settings[name] for name in MapOptions.model_fields if name in settings}
+
+
 def find_maps(run: Run, scenes: Sequence[Scene], maps: str | Path | None, progress: Progress) -> list[Path]:
     """The tiles' maps; those that the run does not have yet are made, with their confidence.
 
@@ -89,11 +97,9 @@ def find_maps(run: Run, scenes: Sequence[Scene], maps: str | Path | None, progre
     if missing:  # mapping by a network needs torch, a report on existing maps does not
         from landfuse.bundles.table_bundle import load_model
         from landfuse.mapping.predict import predict
-        from landfuse.mapping.settings import MapOptions
 
         classifier = load_model(run.folder / "bundle")
-        settings = run.recipe.get("mapping", {})
-        options = {name: settings[name] for name in MapOptions.model_fields if name in settings} | {"confidence": True}
+        options = mapping_options(run) | {"confidence": True}
         total, before = sum(scene.grid.window.pixels for _, scene in missing), 0
         for path, scene in missing:
 
