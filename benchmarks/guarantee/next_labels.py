@@ -1,12 +1,13 @@
 """What to label next: labels needed to reach the accuracy of labels drawn at random; unbiased estimates in the loop.
 
     python benchmarks/simulated/scene.py              # once; TerraMind and IDTReeS as in their scene files
-    python benchmarks/guarantee/next_labels.py        # labels needed: 20 seeds, three scenes
-    python benchmarks/guarantee/next_labels.py --loop # accuracy and areas through three rounds of the loop, simulated
+    python benchmarks/guarantee/next_labels.py --scenes simulated,terramind      # labels needed, 20 seeds
+    python benchmarks/guarantee/next_labels.py --scenes idtrees --most 5000
+    python benchmarks/guarantee/next_labels.py --loop --most 5000                # estimates in the loop, simulated
 
 A seed starts from 5 labels per class and adds six batches of 5 per class, from the pixels that the scene file's split
 trains by; where it has folds, seed `s` takes fold `s % folds`. The model is `logistic` with its defaults (pixels alone
-on IDTReeS), scored on test pixels, by which nothing is chosen. Pools and tests are 20,000 pixels at most.
+on IDTReeS), scored on test pixels, by which nothing is chosen. Pools and tests hold so many pixels at most, `--most`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "few_labels"))
 from run import SCENES, WINDOWS, Place
 
 VARIANTS = ("random", "next", "uncertainty alone", "diversity alone")
-BATCHES, MOST, NOISE = 6, 20_000, 2.0
+BATCHES, NOISE = 6, 2.0
 
 
 class Labels:
@@ -67,17 +68,17 @@ class Labels:
         return free[candidates.choose(n, 0.5 * np.sqrt(len(self.truth) / n), int(rng.integers(2**32)))]
 
 
-def taken(place: Place, roles: list[Any], role: int, seed: int) -> NDArray[np.int64]:
-    """Labelled pixels of a role, at most `MOST` and then at random: (P, 3) tile, row and column."""
+def taken(place: Place, roles: list[Any], role: int, seed: int, most: int) -> NDArray[np.int64]:
+    """Labelled pixels of a role, where there are too many at random: (P, 3) tile, row and column."""
     found = [
         np.insert(np.argwhere((own == role) & valid & (one.labels != UNLABELLED)), 0, tile, axis=1)
         for tile, (own, valid, one) in enumerate(zip(roles, place.valid, place.scenes, strict=True))
     ]
     every = np.concatenate(found)
-    return every[np.random.default_rng(seed).permutation(len(every))[:MOST]]
+    return every[np.random.default_rng(seed).permutation(len(every))[:most]]
 
 
-def scene(name: str, seeds: int) -> dict[str, NDArray[np.float64]]:
+def scene(name: str, seeds: int, most: int) -> dict[str, NDArray[np.float64]]:
     """Variant -> (seeds, batches + 1, 2), OA and mF1 on test pixels."""
     place = Place(name)
     seen = place.features(() if name == "idtrees" else WINDOWS, False)
@@ -89,11 +90,11 @@ def scene(name: str, seeds: int) -> dict[str, NDArray[np.float64]]:
         start = np.concatenate(
             [np.insert(np.argwhere(own == TRAIN), 0, tile, axis=1) for tile, own in enumerate(first)]
         )
-        pool = np.unique(np.concatenate([start, taken(place, roles, TRAIN, seed)]), axis=0)
+        pool = np.unique(np.concatenate([start, taken(place, roles, TRAIN, seed, most)]), axis=0)
         pick = lambda parts, where: np.stack([parts[t][r, c] for t, r, c in where.tolist()])  # noqa: E731
         truth = pick([s.labels for s in place.scenes], pool)
         labels = Labels(pick(seen, pool), pick(bare, pool), truth, pool, classes)
-        test = taken(place, roles, TEST, seed)
+        test = taken(place, roles, TEST, seed, most)
         of_test, right = pick(seen, test), pick([s.labels for s in place.scenes], test)
         begun = np.flatnonzero((pool[:, None] == start).all(axis=2).any(axis=1))
         for variant in VARIANTS:
@@ -136,12 +137,12 @@ def print_scene(name: str, scores: dict[str, NDArray[np.float64]], batch: int) -
             print(f"| {variant} | {cells} | {wins} | {needed(own.mean(axis=0), random.mean(axis=0)[-1], batch)} |")
 
 
-def loop(replicates: int, n: int = 100, rounds: int = 3) -> None:
+def loop(replicates: int, most: int, n: int = 100, rounds: int = 3) -> None:
     """Accuracy and areas of a simulated scene that is known everywhere, as estimated through the loop."""
     place = Place("simulated")
     seen, scene = place.features((), False)[0], place.scenes[0]
     at = np.argwhere(place.valid[0] & (scene.labels != UNLABELLED))
-    at = at[np.random.default_rng(0).permutation(len(at))[:MOST]]
+    at = at[np.random.default_rng(0).permutation(len(at))[:most]]
     truth, features, classes = scene.labels[tuple(at.T)], seen[tuple(at.T)], len(place.file.legend)
     noise = np.random.default_rng(0).standard_normal(features.shape).astype(np.float32)
     features = features + NOISE * features.std(axis=0) * noise  # else few labels leave no errors
@@ -189,14 +190,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", default="simulated,terramind,idtrees")
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--most", type=int, default=20_000)
     parser.add_argument("--loop", action="store_true")
-    parser.add_argument("--replicates", type=int, default=300)
+    parser.add_argument("--replicates", type=int, default=100)
     options = parser.parse_args()
     if options.loop:
-        loop(options.replicates)
+        loop(options.replicates, options.most)
         return
     for name in options.scenes.split(","):
-        print_scene(name, scene(name, options.seeds), 5 * len(Place(name).file.legend))
+        print_scene(name, scene(name, options.seeds, options.most), 5 * len(Place(name).file.legend))
 
 
 if __name__ == "__main__":

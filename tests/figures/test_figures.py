@@ -149,7 +149,7 @@ def test_points_are_drawn_on_the_map(place: Path, tmp_path: Path, monkeypatch: p
     write_raster(tmp_path / "map.tif", scene.grid, scene.legend.to_codes(scene.labels), legend=scene.legend)
     sample = lf.draw_sample(tmp_path / "map.tif", 60)
     opened = lf.open_map(tmp_path / "map.tif")
-    (axis,) = panels(sample_figure(opened, sample)).values()
+    (axis,) = panels(sample_figure(opened, sample.row, sample.col)).values()
     np.testing.assert_array_equal(
         axis.get_images()[0].get_array(), class_image(opened.classes[1::3, 1::3], opened.legend)
     )

@@ -176,6 +176,14 @@ def test_labels_that_came_later_are_laid_beside_the_first(tmp_path: Path) -> Non
         "2 of 6 shapes of later.gpkg are of a reference sample: they judge maps, and do not train" in check(place).notes
     )
     assert str(tmp_path / "later.gpkg") in read_scene_file(place).inputs()
+    roles = np.zeros((8, 10), np.uint8)
+    roles[:4, :5], roles[:2, :2], roles[4:6, :5], roles[6:, :5], roles[0, 9] = 1, 2, 1, 3, 3
+    write_raster(tmp_path / "roles.tif", scene.grid, roles)
+    place.write_text(place.read_text().replace("kind: blocks", "kind: roles").replace("size: 2", "path: roles.tif"))
+    roles[0, 9], roles[1, 8] = 0, 1  # it lies where the split tests; the other one trains
+    found = check(place)
+    np.testing.assert_array_equal(found.roles[0], roles)
+    assert any(note.startswith("1 px of the labels that came later lie where") for note in found.notes)
 
 
 def test_later_labels_that_cannot_be_taken(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 import landfuse as lf
+from landfuse.accuracy.conformal import ClassSets, threshold_table
 from landfuse.accuracy.draw_sample import draw_sample
 from landfuse.accuracy.reference_sample import read_sample
 from landfuse.bundles.table_bundle import load_model
@@ -94,6 +95,21 @@ def test_walking_blocks_are_those_of_the_highest_scores() -> None:
 
 def roles_of(run: Path) -> NDArray[Any]:
     return GdalRaster(str(run / "split" / "chequers.tif")).read_codes()
+
+
+@pytest.mark.parametrize(("blocks", "level"), [(40, 0.9), (5, 5 / 6)])
+def test_class_sets_are_those_of_the_bundle(trained: Path, blocks: int, level: float) -> None:
+    known = load_model(trained / "bundle").description
+    rng = np.random.default_rng(0)
+    found, truth = rng.dirichlet(np.ones(4), 800).T.astype(np.float32), rng.integers(0, 4, 800).astype(np.uint8)
+    assert module._sets(found, known) == {}
+    table = threshold_table(found, truth, np.arange(800) % blocks)
+    notes = {"sets": {"blocks": blocks, "class_blocks": [blocks] * 4, "unit": "blocks", "how": ""}}
+    whole = replace(known, attached={"sets.thresholds": table}, notes=notes)
+    threshold = ClassSets.of(whole).thresholds(np.floor(level * 1000) / 1000)[0]
+    for one, words in zip(found.T[:50], module._sets(found[:, :50], whole)["set"], strict=True):
+        held = [name for name, p in zip(known.legend.names, one, strict=True) if p >= threshold]
+        assert words == ", ".join(held or [known.legend.names[int(one.argmax())]])
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +201,8 @@ def test_the_loop(trained: Path, place: Path, tmp_path: Path, landfuse: Callable
     differing = np.argwhere(before != after)
     assert sorted(map(tuple, differing.tolist())) == sorted(zip(frame["row"][own], frame["col"][own], strict=True))
     assert (after[before != after] == TRAIN).all()
+    of_old = [lf.evaluate(trained / "maps", one, split=trained / "split").confusion for one in (place, folder)]
+    assert np.array_equal(of_old[0].matrix, of_old[1].matrix)  # what came since does not test
     ended = landfuse("evaluate", trained / "maps" / "chequers.tif", folder / "next.gpkg")
     assert ended.code == 0, ended.err
     assert "20 points; simple random sampling" in ended.out

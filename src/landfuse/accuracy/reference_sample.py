@@ -167,7 +167,7 @@ def check_unfilled(path: str | Path, overwrite: bool = False) -> None:
     except SceneError:
         rows = []
     asked = _asked(rows)
-    if not rows or not {"map_code", *asked} <= set(rows[0]) <= set(_WRITTEN):
+    if not rows or not {"x", "y", *asked} <= set(rows[0]) <= set(_WRITTEN):
         raise not_ours(path, "it is no sample, or holds more than the columns of one")
     filled = sum(any(row[name] is not None for name in asked) for row in rows)
     if filled:

@@ -34,7 +34,7 @@ from landfuse.scenes.leaks import (
 from landfuse.scenes.scene import ModalityInfo, Scene, known_pixels
 from landfuse.scenes.scene_file import SceneFile, read_scene_file
 from landfuse.scenes.scene_keys import CountSettings, LabelSettings
-from landfuse.scenes.split_rules import CALIBRATION, Roles
+from landfuse.scenes.split_rules import CALIBRATION, UNUSED, Roles
 from landfuse.scenes.split_search import search, searchable
 from landfuse.scenes.splits import counts_per_class, groups_per_class, wanted_roles
 from landfuse.series.series_raster import SeriesRaster
@@ -477,6 +477,16 @@ def _check_labels(
     if any(role.any() for role in roles):
         report.grouped, held = groups_per_class(labelled, roles, split)
         report.groups = {role: found for role, found in held.items() if role in report.counts}
+    idle = sum(
+        int(((one.first_labels == UNLABELLED) & (one.labels != UNLABELLED) & (role == UNUSED)).sum())
+        for one, role in zip(labelled, roles, strict=True)
+        if one.read_first is not None
+    )
+    if idle and any(role.any() for role in roles):
+        report.notes.append(
+            f"{idle:,} px of the labels that came later lie where the split tests, validates or calibrates, or in its "
+            "buffer: they have no role"
+        )
     for index, name in enumerate(file.legend.names):
         if complete and split is not None and not everything[index]:
             report.add(

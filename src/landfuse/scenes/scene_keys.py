@@ -169,8 +169,8 @@ class FurtherLabels(Settings):
     polygons: tuple[str, ...] = Field(
         default=(),
         description="Or vector files, or tables of points, of labels that came later, as of `landfuse next`. They "
-        "train and leave the split as it is; where its blocks or tiles test or validate, and within its `buffer`, they "
-        "have no role. Rows of a reference sample, those with a `probability`, judge maps and are left out.",
+        "train and leave the split as it is; where its blocks or tiles have another role, and within its `buffer`, "
+        "they have none. Rows of a reference sample, those with a `probability`, judge maps and are left out.",
     )
     attribute: str = Field(
         default="reference", description="The column of `polygons` that names the class: its value, name or code."

@@ -91,7 +91,7 @@ def ground_roles(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskR
     """The role of every pixel if it were labelled; arguments as in `assign`.
 
     Labels that came later, and new ones, leave the split as it is: they train, but on the ground of blocks, tiles and
-    masks that test or validate, and within a buffer of it, they have no role.
+    masks that have another role, and within a buffer of it, they have none.
     """
     labels = [scene.first_labels for scene in scenes]
     rng = np.random.default_rng(split.seed)

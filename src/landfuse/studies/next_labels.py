@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from landfuse.accuracy.conformal import ClassSets, sets_of
 from landfuse.accuracy.draw_sample import draw_sample
 from landfuse.accuracy.from_sample import by_block
 from landfuse.accuracy.reference_sample import ReferenceSample, check_unfilled, write_places
+from landfuse.bundles.description import Description
 from landfuse.bundles.predictor import Model
 from landfuse.bundles.table_bundle import load_model
 from landfuse.errors import SceneError, SettingsError
@@ -57,6 +59,9 @@ _SURE = 0.05
 
 _RAREST = 1e-3
 """Fraction of the map below which a class counts as no rarer."""
+
+_LEVEL = 0.9
+"""Of class sets, see `landfuse predict --sets`."""
 
 _PER_BLOCK = 10
 """Places in a walking block, about."""
@@ -157,7 +162,7 @@ class NextLabels:
 
     Args:
         judge: places drawn at random, by which maps are judged; None for none.
-        columns: of the places to train by, (m,) each, as in the file.
+        train: columns of the places to train by, (m,) each, as in the file.
         crs: of the map.
         map_path: the map that the places are drawn from.
     """
@@ -172,8 +177,11 @@ class NextLabels:
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns of its file, first those that judge; `reference` is to be filled in with names or codes."""
-        judge = self.judge.columns() if self.judge else {"x": ()}
-        both = {"judge": {"why": "drawn at random", **judge}, "train": {"reference": None, **self.train}}
+        judge: Mapping[str, Any] = self.judge.columns() if self.judge else {"x": ()}
+        both: dict[str, dict[str, Any]] = {
+            "judge": {"why": "drawn at random", **judge},
+            "train": {"reference": None, **self.train},
+        }
         found = stacked([{"part": name, **part} for name, part in both.items() if len(part["x"])])
         found["id"] = np.arange(1, len(self) + 1)
         return {name: found[name] for name in dict.fromkeys([*(one for one in _FIRST if one in found), *found])}
@@ -207,9 +215,9 @@ def next_labels(
 ) -> NextLabels:
     """Draws places to be labelled next: some where a label helps the run's model most, and some at random.
 
-    Places to train have no label yet, and lie where a new label trains: not where the split's blocks or tiles test or
-    validate, nor within its buffer. Those that judge are a simple random sample of the map, independent of the others:
-    they stay valid for every later map, as long as they are kept out of training.
+    Places to train have no label yet, and lie where a new label trains: not where the split's blocks or tiles test,
+    validate or calibrate, nor within its buffer. Those that judge are a simple random sample of the map, independent of
+    the others: they stay valid for every later map, as long as they are kept out of training.
 
     Args:
         run: the folder of a finished run.
@@ -278,7 +286,7 @@ def next_labels(
         if pixels < chosen:
             raise SettingsError(
                 f"{chosen} places to train, of {pixels:,} pixels that could be chosen",
-                "unlabelled pixels that have a class in the map and lie where the split neither tests nor validates",
+                "unlabelled pixels that have a class in the map and lie where the split leaves ground to training",
                 "choose a smaller -n or a larger --judge; or a split that leaves unlabelled ground to training",
             )
         if walk is not None:
@@ -286,8 +294,9 @@ def next_labels(
             side = walk / (areas.metres if areas else 1.0)
             found = found.in_blocks(side, chosen)
             pixels = min(pixels, math.ceil(chosen / _PER_BLOCK * side**2))
-        picked = found.part(found.choose(chosen, _SPREAD * math.sqrt(pixels / chosen), seed))
-        train = _columns(picked, shown, file.legend, fractions, opened)
+        other = seed + 2**32  # the two parts share no random numbers
+        picked = found.part(found.choose(chosen, _SPREAD * math.sqrt(pixels / chosen), other))
+        train = _columns(picked, shown, model.description, fractions, opened)
     return NextLabels(sample, train, opened.grid.crs, opened.path)
 
 
@@ -376,9 +385,14 @@ def _values(scenes: Sequence[Scene], names: Sequence[str], place: NDArray[np.int
 
 
 def _columns(
-    picked: Candidates, scenes: Sequence[Scene], legend: Legend, fractions: NDArray[np.float64], opened: LandCoverMap
+    picked: Candidates,
+    scenes: Sequence[Scene],
+    known: Description,
+    fractions: NDArray[np.float64],
+    opened: LandCoverMap,
 ) -> dict[str, NDArray[Any]]:
     """The columns of places to train by."""
+    legend = known.legend
     at = [scenes[tile].grid.at(col + 0.5, row + 0.5) for tile, row, col in picked.place.tolist()]
     x, y = np.array(at).T
     row, col = opened.grid.pixels(x, y)
@@ -388,12 +402,22 @@ def _columns(
         "map_code": legend.codes[classes],
         "map_class": names[classes],
         "confidence": confidence_of(picked.probabilities.T).astype(float).round(3),
+        **_sets(picked.probabilities.T, known),
         "why": np.array([_why(found, legend, fractions) for found in picked.probabilities], dtype=object),
         "x": x,
         "y": y,
         "row": row,
         "col": col,
     }
+
+
+def _sets(probabilities: NDArray[np.float32], known: Description) -> dict[str, NDArray[Any]]:
+    """The column of class sets of `_LEVEL`, or the highest level that is carried; none where there are no sets."""
+    sets = ClassSets.of(known) if "sets" in known.notes else None
+    if sets is None or not sets.highest:
+        return {}
+    held = sets_of(probabilities, sets.thresholds(min(_LEVEL, sets.highest))[:, None], "lac")
+    return {"set": np.array([", ".join(np.array(known.legend.names)[one]) for one in held.T], dtype=object)}
 
 
 def _why(found: NDArray[np.float32], legend: Legend, fractions: NDArray[np.float64]) -> str:
