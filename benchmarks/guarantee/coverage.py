@@ -1,15 +1,15 @@
 """How often class sets hold the true class: in simulated fields of logits, in trained scenes, and under shift.
 
-    python benchmarks/guarantee/coverage.py [fields] [scenes]        # 1000 and 20: about 15 minutes on one core
+    python benchmarks/guarantee/coverage.py             # 5 minutes on one core; `scenes` alone: 1 minute
 
-Fields: 256 x 256 px of five classes, cut into 256 blocks of 16 px. Logits are what the classes follow from, plus
-errors; both are noise that is smoothed over 6 px. Of each block a number of pixels between 4 and 256 is labelled.
+Fields: 1,000 of 256 x 256 px and five classes, cut into 256 blocks of 16 px. Logits are what the classes follow from,
+plus errors; both are noise that is smoothed over 6 px. Of each block a number of pixels between 4 and 256 is labelled.
 Calibration blocks are drawn among the blocks of a field; the others are new blocks of it. Beside the thresholds by
 blocks, those of ordinary split conformal prediction, which counts pixels.
 
-Scenes: a forest on height and radar of simulated parcels, 384 x 384 px, split into blocks of 24 px. Then the same
-forests under shift: another place of the same kind, noisier sensors, plants that are lower, and a slope of the values
-across the scene with training on one side and the test on the other.
+Scenes: 20, each with a forest on height and radar of simulated parcels, 384 x 384 px, split into blocks of 24 px with a
+buffer. Then the same forests on another place of the same kind, under noisier sensors, in another season (plants that
+are lower), and forests of the western half on the eastern one, where values change from west to east.
 """
 
 from __future__ import annotations
@@ -17,17 +17,23 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, uniform_filter
+from sklearn.ensemble import RandomForestClassifier
 
-import landfuse as lf
-from landfuse.accuracy.conformal import LEVELS, METHODS, ClassSets, scores_of, sets_of, thresholds_of
+from landfuse.accuracy.conformal import LEVELS, METHODS, coverage_of, scores_of, threshold_table, thresholds_of
 from landfuse.bundles.calibration import fit_temperature, probabilities_of
 from landfuse.legend import UNLABELLED
+from landfuse.scenes.scene import Scene
+from landfuse.scenes.split_rules import CALIBRATION, TEST, TRAIN, VALIDATION, BlocksSplit, RandomSplit
+from landfuse.scenes.splits import assign
 from landfuse.simulate.scene import simulate
 
+CLASSES = 8
 SIDE, BLOCK, K = 256, 16, 5
 WIDE, SQUARE = 384, 24
 COUNTS = (10, 20, 50, 128)
@@ -113,101 +119,140 @@ def fields(count: int) -> None:
         print(f"{method:5} K={number:<4} {level:4} {what:26} {np.mean(values):.3f}  ({low:.3f} to {high:.3f})")
 
 
-Images = dict[str, NDArray[np.float32]]
+# ---- trained scenes --------------------------------------------------------------------------------------------------
+
+Change = Callable[[NDArray[np.float64], np.random.Generator], NDArray[np.float64]]
 
 
-def opened(seed: int, change: Callable[[Images, np.random.Generator], Images]) -> tuple[Images, NDArray[np.uint8]]:
-    """Arrays and codes of a simulated scene."""
-    scene = simulate(WIDE, WIDE, seed, nodata_fraction=0.0)
-    images = {name: scene.read(name, scene.grid.window) for name in ("height", "sar")}
-    images = noisier(images, np.random.default_rng(seed))
-    codes = scene.legend.to_codes(scene.labels)
-    return {n: v.astype(np.float32) for n, v in change(images, np.random.default_rng(seed + 1)).items()}, codes
-
-
-def same(images: Images, rng: np.random.Generator) -> Images:
+def same(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """As it is."""
-    return images
+    return values
 
 
-def noisier(images: Images, rng: np.random.Generator) -> Images:
+def noisier(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """Noise of 2 m and 2 dB more."""
-    return {n: v + 2 * rng.standard_normal(v.shape) for n, v in images.items()}
+    return values + 2 * rng.standard_normal(values.shape)
 
 
-def lower(images: Images, rng: np.random.Generator) -> Images:
+def lower(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """Another season: heights of a half, and 2 dB less."""
-    return {"height": images["height"] * 0.5, "sar": images["sar"] - 2}
+    return values * [[[0.5]], [[1]], [[1]]] - [[[0]], [[2]], [[2]]]
 
 
-def sloped(images: Images, rng: np.random.Generator) -> Images:
+def sloped(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """Values that change from west to east, by 3 m and 4 dB."""
-    across = np.linspace(0, 1, WIDE)
-    return {"height": images["height"] + 3 * across, "sar": images["sar"] + 4 * across}
+    return values + np.linspace(0, 1, WIDE) * [[[3]], [[4]], [[4]]]
 
 
-def trained(images: Images, codes: NDArray[np.uint8], **more: object) -> lf.Classifier:
-    """A fitted forest."""
-    split = {"kind": "blocks", "size": SQUARE, "test": 0.3, "validation": 0.2, "calibration": 0.4, "buffer": 4} | more
-    clf = lf.Classifier("forest", trees=20, context=[5], use="all" if "folds" in more else "train")
-    return clf.fit(images, codes, split, unlabelled=UNLABELLED, progress=False)
+@dataclass(frozen=True)
+class Place:
+    """A simulated scene: what a pixel is told apart by, (H, W, D), and where it is labelled, by block."""
+
+    scene: Scene
+    values: NDArray[np.float64]
+    blocks: NDArray[np.int64]
+
+    @staticmethod
+    def of(seed: int, change: Change) -> Place:
+        """Height and radar with noise, and their means over 5 x 5 px."""
+        scene = simulate(WIDE, WIDE, seed, nodata_fraction=0.0)
+        bands = np.concatenate([scene.read(name, scene.grid.window) for name in ("height", "sar")])
+        bands = change(noisier(bands, np.random.default_rng(seed)), np.random.default_rng(seed + 1))
+        means = [uniform_filter(band, 5) for band in bands]
+        blocks = np.arange(WIDE)[:, None] // SQUARE * (WIDE // SQUARE) + np.arange(WIDE) // SQUARE
+        return Place(scene, np.moveaxis(np.concatenate([bands, means]), 0, 2), blocks)
+
+    def drawn(self, where: NDArray[np.bool_], most: int, seed: int) -> tuple[NDArray[Any], ...]:
+        """At most so many labelled pixels of a part: values, classes, blocks."""
+        flat = np.flatnonzero(where & (self.scene.labels != UNLABELLED))
+        flat = np.random.default_rng(seed).permutation(flat)[:most]
+        return self.values.reshape(-1, self.values.shape[2])[flat], self.scene.labels.flat[flat], self.blocks.flat[flat]
 
 
-Rows = dict[tuple[str, str], list[tuple[float, ...]]]
+@dataclass(frozen=True)
+class Forest:
+    """A forest, calibrated on validation pixels."""
 
+    trees: RandomForestClassifier
+    temperature: float = 1.0
 
-def measure(found: Rows, name: str, clf: lf.Classifier, images: Images, codes: NDArray[np.uint8]) -> None:
-    """Adds coverage by blocks on the labelled pixels, the sets' mean size, the fraction of one class, and accuracy."""
-    known = codes != UNLABELLED
-    p = clf.predict_proba(images, progress=False)[:, known]
-    blocks = (np.indices(codes.shape)[0] // SQUARE * (WIDE // SQUARE) + np.indices(codes.shape)[1] // SQUARE)[known]
-    truth = np.searchsorted(clf.classes_, codes[known])
-    accuracy = of_blocks(p.argmax(axis=0) == truth, blocks)
-    for level in SHOWN:
-        sets = sets_of(p, ClassSets.of(clf.description).thresholds(level)[:, None], METHODS[0])
-        size = sets.sum(axis=0)
-        row = of_blocks(sets[truth, np.arange(truth.size)], blocks), size.mean(), (size == 1).mean(), accuracy
-        found[name, f"{METHODS[0]} {level}"].append(tuple(map(float, row)))
+    @staticmethod
+    def of(place: Place, train: NDArray[np.bool_], validation: NDArray[np.bool_] | None, seed: int) -> Forest:
+        """Trained on the pixels of a part of a place."""
+        values, truth, _ = place.drawn(train, 8000, seed)
+        plain = Forest(RandomForestClassifier(20, min_samples_leaf=5, random_state=seed).fit(values, truth))
+        if validation is None:
+            return plain
+        values, truth, _ = place.drawn(validation, 3000, seed)
+        return replace(plain, temperature=fit_temperature(plain.logits(values).T, truth))
+
+    def logits(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
+        """(K, N)."""
+        found = np.full((CLASSES, len(values)), -9.0, np.float32)
+        found[self.trees.classes_] = np.log(np.maximum(self.trees.predict_proba(values), 1e-4)).T
+        return found
+
+    def scored(self, place: Place, where: NDArray[np.bool_], fold: int = 0) -> Any:
+        """A sample of the pixels of a part, as `threshold_table` and `coverage_of` take it."""
+        values, truth, blocks = place.drawn(where, 12_000, 1)
+        return probabilities_of(self.logits(values), self.temperature), truth, blocks, np.full(len(truth), fold)
 
 
 def scenes(count: int) -> None:
-    """Coverage on the test blocks of trained scenes, and of their forests under shift."""
-    found: Rows = defaultdict(list)
+    """Coverage of trained forests on new blocks, on another place, and under shift."""
+    found: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+
+    def measure(name: str, sample: Any, table: NDArray[np.float32]) -> None:
+        accuracy = of_blocks(sample[0].argmax(axis=0) == sample[1], sample[2])
+        names = [str(k) for k in range(CLASSES)]
+        for method, levels in coverage_of(sample, [table], names)["levels"].items():
+            for level, one in levels.items():
+                if name == "new blocks" or method in ("lac", "lac by class"):
+                    worst = min(value for value in one["classes"].values() if value is not None)
+                    row = one["coverage"], worst, one["mean_size"], one["one_class"], accuracy
+                    found[f"{name:28} {method:13} {level}"].append(row)
+
     for seed in range(count):
-        images, codes = opened(seed, same)
-        plain, crossed = trained(images, codes), trained(images, codes, folds=5, calibration=0)
-        for name, clf in (("set aside", plain), ("cross-fitted", crossed)):
-            sets = clf.run.scores["sets"]
-            for method, levels in sets["test"]["levels"].items():
-                for level, one in levels.items():
-                    row = (
-                        one["coverage"],
-                        one["mean_size"],
-                        one["one_class"],
-                        min(filter(None, one["classes"].values())),
-                    )
-                    found[name, f"{method} {level}"].append(row)
-            found[name, "blocks"].append((float(sets["blocks"]),))
-        for name, number, change in (
-            ("another place", seed + 500, same),
-            ("noisier sensors", seed, noisier),
-            ("another season", seed, lower),
-        ):
-            there, labels = opened(number, change)
-            if number == seed:
-                labels = np.where(plain.roles == 3, labels, UNLABELLED)
-            measure(found, name, plain, there, labels)
-        there, labels = opened(seed, sloped)
-        west = np.where(np.arange(WIDE) < WIDE // 2, labels, UNLABELLED)
-        clf = trained(there, west)
-        measure(found, "sloped, west", clf, there, np.where(clf.roles == 3, labels, UNLABELLED))
-        measure(found, "sloped, east", clf, there, np.where(np.arange(WIDE) < WIDE // 2, UNLABELLED, labels))
-    print(f"{count} scenes: coverage, size, one class; then the least covered class, or under shift the accuracy")
-    for (name, method), rows in found.items():
-        spread = np.std([row[0] for row in rows])
-        print(f"{name:16} {method:18} " + "  ".join(f"{v:.3f}" for v in np.mean(rows, axis=0)) + f"  (SD {spread:.3f})")
+        place = Place.of(seed, same)
+        split = BlocksSplit(kind="blocks", size=SQUARE, test=0.3, validation=0.2, calibration=0.4, buffer=4, seed=seed)
+        (roles,) = assign([place.scene], split)
+        forest = Forest.of(place, roles == TRAIN, roles == VALIDATION, seed)
+        aside = forest.scored(place, roles == CALIBRATION)
+        found["calibration blocks"].append((len(np.unique(aside[2])),))
+        table, test = threshold_table(*aside[:3]), roles == TEST
+        measure("new blocks", forest.scored(place, test), table)
+        everywhere = np.ones_like(test)
+        elsewhere = Place.of(seed + 500, same)
+        measure("another place", forest.scored(elsewhere, everywhere), table)
+        measure("noisier sensors", forest.scored(Place.of(seed, noisier), test), table)
+        measure("another season", forest.scored(Place.of(seed, lower), test), table)
+        parts = []
+        for fold in range(3):
+            folds = BlocksSplit(kind="blocks", size=SQUARE, folds=3, fold=fold, buffer=4, seed=seed)
+            (own,) = assign([place.scene], folds)
+            parts.append(Forest.of(place, own == TRAIN, own == VALIDATION, seed).scored(place, own == TEST))
+        crossed = threshold_table(*(np.concatenate(one, axis=-1) for one in list(zip(*parts, strict=True))[:3]))
+        whole = Forest.of(place, everywhere, None, seed)
+        measure("cross-fitted, another place", whole.scored(elsewhere, everywhere), crossed)
+        (pixels,) = assign([place.scene], RandomSplit(kind="random", train=0.7, validation=0, seed=seed))
+        half = np.random.default_rng(seed).random(pixels.shape) < 0.4
+        mixed = Forest.of(place, (pixels == TRAIN) & ~half, None, seed)
+        near = threshold_table(*mixed.scored(place, (pixels == TRAIN) & half)[:3])
+        measure("pixels at random, new place", mixed.scored(elsewhere, everywhere), near)
+        place = Place.of(seed, sloped)
+        west = np.arange(WIDE) < WIDE // 2
+        forest = Forest.of(place, (roles == TRAIN) & west, (roles == VALIDATION) & west, seed)
+        table = threshold_table(*forest.scored(place, (roles == CALIBRATION) & west)[:3])
+        measure("trained in the west: west", forest.scored(place, test & west), table)
+        measure("trained in the west: east", forest.scored(place, everywhere & ~west), table)
+    print(f"{count} scenes: coverage, least covered class, size, one class, accuracy; SD of the coverage")
+    for name, rows in found.items():
+        print(
+            f"{name:48} " + "  ".join(f"{v:.3f}" for v in np.mean(rows, axis=0)) + f"  SD {np.std(rows, axis=0)[0]:.3f}"
+        )
 
 
 if __name__ == "__main__":
-    fields(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    if "scenes" not in sys.argv:
+        fields(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
     scenes(int(sys.argv[2]) if len(sys.argv) > 2 else 20)

@@ -134,7 +134,7 @@ class BlockSample:
     def __init__(
         self, targets: Sequence[NDArray[np.uint8]], blocks: Sequence[NDArray[np.integer]], most: int = _MOST
     ) -> None:
-        pixels = np.zeros(1 + max(int(one.max()) for one in blocks), np.int64)
+        pixels = np.zeros(1 + max((int(one.max()) for one in blocks), default=0), np.int64)
         for target, block in zip(targets, blocks, strict=True):
             pixels += np.bincount(block[target != UNLABELLED], minlength=pixels.size)
         kept = max(1, most // max(1, int(np.count_nonzero(pixels)))) / np.maximum(pixels, 1)

@@ -163,7 +163,7 @@ class _HeldOut:
 
     Args:
         data: the scenes.
-        targets: (H, W) of each: the classes of the pixels that will be measured.
+        targets: (H, W) of each, the classes of these pixels, where class sets need a sample of them.
 
     Attributes:
         before: how reliable the probabilities are as trained; `after`, in the bundle.
@@ -172,8 +172,8 @@ class _HeldOut:
         seconds: that mapping them took.
     """
 
-    def __init__(self, data: TrainingData, targets: Sequence[NDArray[np.uint8]]) -> None:
-        self.unit, blocks = block_numbers(data.scenes, data.split)
+    def __init__(self, data: TrainingData, targets: Sequence[NDArray[np.uint8]] = ()) -> None:
+        self.unit, blocks = block_numbers(data.scenes, data.split) if targets else ("", [])
         self.sample = BlockSample(targets, blocks)
         self.confusion, self.seconds = Confusion.of(data.legend), 0.0
         self.before, self.after = Reliability(), Reliability()
@@ -194,7 +194,8 @@ class _HeldOut:
             self.before.update(probabilities_of(values.T).T, truth)
             probabilities = probabilities_of(values.T, classifier.temperature)
             self.after.update(probabilities.T, truth)
-            self.sample.update(probabilities, truth, take(self.sample.numbers))
+            if self.sample.numbers:
+                self.sample.update(probabilities, truth, take(self.sample.numbers))
 
         self.confusion += score_role(classifier, data, role, options, count, progress, self.maps)
         self.seconds += time.perf_counter() - start
@@ -315,7 +316,7 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _
     facts["training_seconds"] = round(time.perf_counter() - start + (folds.seconds if folds else 0), 3)
     facts["parameters"] = sum(p.numel() for p in model.parameters())
     classifier.eval()
-    held_out = _HeldOut(data, data.targets(TEST)) if folds is None else folds.held_out
+    held_out = folds.held_out if folds else _HeldOut(data, data.targets(TEST) if data.has(CALIBRATION) else ())
     sets = None
     fitted_before, fitted_after = Reliability(), Reliability()
     if folds is not None:
