@@ -15,7 +15,7 @@ import torch
 from landfuse.accuracy.conformal import ClassSets, sets_of, threshold_table
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.description import ModelSpec
-from landfuse.errors import OutputError, SettingsError
+from landfuse.errors import BundleError, OutputError, SettingsError
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.mapping.engine import PixelProgress, map_blocks
 from landfuse.mapping.map_layers import layers_of
@@ -122,6 +122,10 @@ def test_sets_that_cannot_be_given_are_refused(bundle: Bundle, scene: Scene, tmp
     ):
         with pytest.raises(SettingsError, match=message):
             predict(bundle, scene, tmp_path / "map.tif", **words)
+    table = bundle.attached["sets.thresholds"]
+    bundle.attached["sets.thresholds"] = table[:, :3]
+    with pytest.raises(BundleError, match=r"class sets in the bundle have the shape \(3, 3, 999\)"):
+        predict(bundle, scene, tmp_path / "map.tif", sets=0.9)
     bundle.attached.clear()
     with pytest.raises(SettingsError, match=r"no scores of calibration blocks(.|\n)*split.calibration"):
         predict(bundle, scene, tmp_path / "map.tif", sets=0.9)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from landfuse.bundles.description import Description
 from landfuse.bundles.settings import Method
-from landfuse.errors import SettingsError
+from landfuse.errors import BundleError, SettingsError
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.markup import percent
 
@@ -205,14 +205,23 @@ class ClassSets:
 
         Raises:
             SettingsError: if it has none.
+            BundleError: if they are not those of its classes.
         """
-        if "sets.thresholds" not in known.attached:
+        table, notes = known.attached.get("sets.thresholds"), known.notes.get("sets")
+        if table is None or notes is None:
             raise SettingsError(
                 "class sets are asked for, and the bundle has no scores of calibration blocks",
                 "a model that was trained with blocks set aside for them",
                 "train with split.calibration=0.2; or with training.use=all, where folds serve in their place",
             )
-        return ClassSets(known.attached["sets.thresholds"], known.legend, known.notes["sets"])
+        shape = len(METHODS), 1 + len(known.legend), len(LEVELS)
+        if table.shape != shape or not notes.keys() >= {"blocks", "class_blocks", "unit", "how"}:
+            raise BundleError(
+                f"the thresholds of class sets in the bundle have the shape {table.shape}, with {', '.join(notes)}",
+                f"{shape}, as `landfuse train` writes them",
+                "copy the bundle again, or train again",
+            )
+        return ClassSets(table, known.legend, notes)
 
     @staticmethod
     def fitted(sample: BlockSample, legend: Legend, unit: str, how: str) -> ClassSets:
