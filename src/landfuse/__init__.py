@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from landfuse.accuracy.draw_sample import draw_sample
     from landfuse.accuracy.evaluate import evaluate
     from landfuse.accuracy.from_sample import evaluate_sample
-    from landfuse.api import Classifier, load, plot, predict, train
+    from landfuse.api import Classifier, audit, load, plot, predict, train
     from landfuse.bundles.bundle import Bundle
     from landfuse.bundles.bundle_files import load_bundle
     from landfuse.errors import LandfuseError
@@ -64,6 +64,7 @@ __all__ = [
     "Recipe",
     "Scene",
     "Window",
+    "audit",
     "certify",
     "change",
     "check",
@@ -101,6 +102,7 @@ _HOMES = {
     "Recipe": "training.recipe",
     "Scene": "scenes.scene",
     "Window": "rasters.windows",
+    "audit": "api",
     "certify": "accuracy.certify",
     "change": "accuracy.change",
     "check": "scenes.check",

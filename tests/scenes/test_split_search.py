@@ -71,6 +71,7 @@ SPLITS: list[GroupedSplit] = [
     BlocksSplit(kind="blocks", size=7, buffer=2, seed=3),
     BlocksSplit(kind="blocks", size=4, buffer=1, validation=0),
     BlocksSplit(kind="blocks", size=4, folds=3),
+    BlocksSplit(kind="blocks", size=4, buffer=1, calibration=0.3),
     PolygonsSplit(kind="polygons"),
     PolygonsSplit(kind="polygons", buffer=2, folds=2),
     TilesSplit(kind="tiles"),
@@ -78,7 +79,7 @@ SPLITS: list[GroupedSplit] = [
 ]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(
     split=st.sampled_from(SPLITS),
     count=st.sampled_from([1, 1, 4]),

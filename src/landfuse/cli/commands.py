@@ -44,6 +44,7 @@ COMMANDS = {
     "compare": ("studies", "Compare recipes over their seeds and folds: means, costs, and paired differences."),
     "modalities": ("studies", "Report what each modality gives, by models that lack it."),
     "ablation": ("studies", "Train a recipe in several variants, and compare them with the first."),
+    "audit": ("studies", "Rank labels by how probably they are wrong, with a picture of each; changes none."),
     "report": ("report", "Write a page that shows a run's map, how good it is, and where it came from."),
     "sample": ("evaluate", "Draw a reference sample of a map at random, by which `evaluate` estimates its accuracy."),
     "certify": ("certify", "Find the largest part of a map whose error is at most a stated rate; write its mask."),

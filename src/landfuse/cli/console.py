@@ -81,11 +81,11 @@ def a_folder(path: Path | None) -> Path | None:
 PANELS = {
     panel: names.split()
     for panel, names in {
-        "What is done": "seeds folds only model own role split design intervals against methods views tile n "
+        "What is done": "recipe seeds folds only model own role split design intervals against methods views tile n "
         "allocation minimum expected side judge walk seed classes alone heat_map merge labels label_column maps scene "
-        "bands sample error by after",
+        "bands sample error by after pictures",
         "From a STAC catalog": "catalog collections bbox area time assets cloud pixel without sign",
-        "Layers of the map": "probabilities confidence entropy layer",
+        "Layers of the map": "probabilities confidence entropy sets sets_method sets_by_class layer",
         "Beside the map": "picture polygons minimum_area stac taken",
         "Data that are missing or differ": "allow allow_missing mean_for",
         "How it is computed": "memory block batch precision workers scheduler scheduler_file dry_run",

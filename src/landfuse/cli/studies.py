@@ -1,4 +1,4 @@
-"""The commands on many runs: `compare`, `ablation`, `reproduce` and `modalities`."""
+"""The commands on many runs: `compare`, `ablation`, `reproduce`, `modalities` and `audit`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Overwrite, Quiet, a_folder, hint, number, once, out, say, table, there
+from landfuse.cli.console import Overwrite, Quiet, ScenePath, a_folder, hint, number, once, out, say, table, there
 from landfuse.errors import SettingsError
 from landfuse.markup import percent
 from landfuse.progress import bar
@@ -269,3 +269,45 @@ def _print_modalities(found: ModalityTable) -> None:
             say(f"note: without {' + '.join(row.withheld)}, {lost} of the pixels have no class")
     for note in found.notes:
         say(f"note: {note}")
+
+
+def audit(
+    scene: ScenePath,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="A recipe whose model judges, in place of a random forest on this scene.", callback=there),
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, max=200, help="Models, each of which judges what it did not learn.")] = 5,
+    side: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Side of the blocks that cut labelled regions of rasters, px.")
+    ] = 32,
+    pictures: Annotated[int, typer.Option(min=0, max=1000, help="Labels on the page, the most doubtful first.")] = 100,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder of labels.csv, labels.gpkg and labels.html.", callback=a_folder),
+    ] = Path("audit"),
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rank labels by how probably they are wrong, with a picture of each; changes none.
+
+    Polygons, or pieces of a labelled raster, are judged by models that learnt from the other folds of the split: other
+    polygons, tiles or blocks of ground. The same command goes on after an interruption.
+    """
+    from landfuse.studies.label_audit import audit as judge
+    from landfuse.studies.label_audit import check_output
+
+    check_output(output, overwrite)
+    found = judge(scene, recipe, folds=folds, side=side, folder=output, progress=not quiet)
+    titles = ["rank", "tile", "label", "given", "suggested", "score", "pixels", "disagree"]
+    shown = table("the most doubtful labels", titles, left=["tile", "given", "suggested"])
+    for row in found.rows[:10]:
+        cells = str(row.rank), row.tile, str(row.label), row.given, row.suggested
+        shown.add_row(*map(escape, cells), number(row.score, ".3f"), f"{row.pixels:,}", percent(row.disagree))
+    out.print(shown)
+    say(f"{found.doubtful:,} of {len(found.rows):,} labels are more probably of another class than their own")
+    for note in found.notes:
+        say(f"note: {note}")
+    for path in found.save(output, pictures=pictures, overwrite=overwrite):
+        say(f"labels: {path}")
+    hint(f"look at {output / 'labels.html'}, and correct in your own file what is wrong")

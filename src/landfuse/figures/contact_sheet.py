@@ -30,9 +30,9 @@ _SIDE = 122
 SIGN = '<meta name="generator" content="landfuse sample">'
 """By what a sheet is known to be landfuse's."""
 
-_HEAD = f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">{SIGN}<meta name="viewport" content="width=device-width">
-<title>Sample</title>
+SHEET_STYLE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">{sign}<meta name="viewport" content="width=device-width">
+<title>{title}</title>
 <style>
 :root {{ color-scheme: light dark }}
 body {{ font: 15px system-ui, sans-serif; margin: 1rem }}
@@ -45,9 +45,12 @@ figure {{ margin: 0; position: relative; width: 244px }}
 img {{ width: 244px; height: 244px; image-rendering: pixelated; background: #fff; display: block }}
 i {{ position: absolute; box-sizing: content-box; left: 122px; top: 122px; transform: translate(-50%, -50%);
   border: 1.5px solid #f0f; outline: 1px solid #fff }}
+svg {{ position: absolute; left: 0; top: 0; width: 244px; height: 244px }}
+path {{ fill: none; stroke: #f0f; stroke-width: 1.5px; vector-effect: non-scaling-stroke }}
 figcaption {{ font-size: .85rem; overflow-wrap: anywhere }}
 </style></head><body>
 """
+"""How pages of many small pictures begin, of 244 px each."""
 
 
 def contact_sheet(sample: ReferenceSample, scenes: Sequence[Scene]) -> str:
@@ -84,7 +87,7 @@ def contact_sheet(sample: ReferenceSample, scenes: Sequence[Scene]) -> str:
     degrees = _degrees(sample)
     names = ", ".join(f"{code} {name}" for code, name in sorted(sample.names.items()))
     page = [
-        _HEAD,
+        SHEET_STYLE.format(sign=SIGN, title="Sample"),
         f"<h1>{shown:,} of {len(sample):,} points of {html.escape(sample.source)}</h1>",
         f"<p>Write what is in each frame into <code>reference</code>: a code or a name ({html.escape(names)}), "
         "other for none of them, or 255 where it cannot be known. What the map says is not shown, so that it does not "

@@ -550,8 +550,12 @@ def write_points(
     Raises:
         OutputError: if it cannot be written.
     """
-    points = shapely.points(xs, ys)
-    write_layer(Path(path), Path(path).stem, geopandas.GeoDataFrame(dict(columns), geometry=points, crs=crs))
+    write_shapes(Path(path), shapely.points(xs, ys), columns, crs)
+
+
+def write_shapes(path: Path, shapes: Any, columns: Mapping[str, Any], crs: str | None) -> None:
+    """Writes shapes as a GeoPackage of one layer of the file's name; see `write_points`."""
+    write_layer(path, path.stem, geopandas.GeoDataFrame(dict(columns), geometry=shapes, crs=crs))
 
 
 def write_layer(path: Path, layer: str, frame: Any) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -11,6 +12,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.features import shapes, sieve
 from scipy import ndimage
+from shapely import union_all
 from shapely.geometry import shape
 
 from landfuse.errors import SceneError
@@ -54,15 +56,38 @@ def write_patches(
             "fewer patches; their outlines are held in memory",
             "raise --minimum-area",
         )
-    outlines = shapes(patches, mask=patches > 0, connectivity=4, transform=rasterio.Affine(*grid.transform))
-    geometries, numbers = zip(*((shape(geometry), int(number) - 1) for geometry, number in outlines), strict=True)
-    names, order = {one.code: one.name for one in legend}, list(numbers)
+    geometries, numbers = zip(*_outlines(patches, grid), strict=True)
+    names, order = {one.code: one.name for one in legend}, [number - 1 for number in numbers]
     columns = {
         "code": codes[order],
         "class": [names.get(code, "") for code in codes[order].tolist()],
         **{name: values[order] for name, values in sizes.items()},
     }
     write_layer(path, "land_cover", geopandas.GeoDataFrame(columns, geometry=list(geometries), crs=grid.crs))
+
+
+def _outlines(numbers: NDArray[np.int32], grid: Grid) -> Iterator[tuple[Any, int]]:
+    """The outlines of connected pixels of one number above 0, and the number, in the grid's CRS."""
+    transform = rasterio.Affine(*grid.transform)
+    for geometry, number in shapes(numbers, mask=numbers > 0, connectivity=4, transform=transform):
+        yield shape(geometry), int(number)
+
+
+def outlines(numbers: Sequence[NDArray[np.int32]], grids: Sequence[Grid]) -> dict[int, Any]:
+    """The outline of the pixels of each number above 0, along pixel edges, in the CRS of the first grid.
+
+    Args:
+        numbers: (H, W) of each tile; a number may be in several.
+        grids: of the tiles.
+    """
+    parts: dict[int, list[Any]] = {}
+    for here, grid in zip(numbers, grids, strict=True):
+        found = list(_outlines(here, grid))
+        places = geopandas.GeoSeries([geometry for geometry, _ in found], crs=grid.crs)
+        places = places.to_crs(grids[0].crs) if grid.crs != grids[0].crs else places
+        for geometry, (_, number) in zip(places, found, strict=True):
+            parts.setdefault(number, []).append(geometry)
+    return {number: union_all(several) if several[1:] else several[0] for number, several in parts.items()}
 
 
 def write_index(path: Path, tiles: Mapping[str, tuple[Grid, str]]) -> None:

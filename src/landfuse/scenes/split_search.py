@@ -180,8 +180,8 @@ class _Groups:
             self.counts = group_counts(self.numbers, self.labels)
 
     def lacking(self, split: Any, present: NDArray[Any]) -> tuple[int, int] | None:
-        """What the classes lack, over all folds; None where a role has no pixel."""
-        without_training = pairs = 0
+        """What the classes lack, in the first fold in which they lack any; None where a role has no pixel."""
+        lacking = 0, 0
         for fold in range(split.folds or 1):
             try:
                 roles = deal(self.counts, split.model_copy(update={"fold": fold}), np.random.default_rng(split.seed))
@@ -190,9 +190,10 @@ class _Groups:
             found = self._found(split, roles)[:, present]
             if not found.any(axis=1).all():
                 return None
-            without_training += int((found[0] == 0).sum())
-            pairs += int((found == 0).sum())
-        return without_training, pairs
+            lacking = int((found[0] == 0).sum()), int((found == 0).sum())
+            if lacking != (0, 0):
+                break
+        return lacking
 
     def _found(self, split: Any, role_of: Roles) -> NDArray[np.int64]:
         """Pixels of each class in each wanted role, training first."""
