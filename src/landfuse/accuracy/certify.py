@@ -44,7 +44,7 @@ from landfuse.scenes.land_cover_map import LandCoverMap, beside, layer_of, open_
 
 _ZONES, _STARTS = 20, 3
 _BLOCK = 4 * TILE
-_REVERSED = ("entropy",)
+_REVERSED = ("entropy", "applicability")
 """Layers whose smallest values are the surest."""
 
 _TAG = "landfuse_certified"
@@ -118,17 +118,28 @@ class Certificate:
             }
         )
 
-    def blocks(self) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+    def blocks(self, tile: LandCoverMap | None = None) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
         """The certified zone block by block: 1 inside, 0 outside, 255 where the map has no class.
+
+        Args:
+            tile: one of the maps whose mosaic was certified, by default all.
 
         Raises:
             SceneError: if no zone is certified.
         """
         if self._least is None:
             raise SceneError(*self.refusal)
-        for window, codes, levels in _blocks(self._map, self._layer, self.by):
+        opened, layer = (self._map, self._layer) if tile is None else (tile, layer_of(tile, self.by))
+        for window, codes, levels in _blocks(opened, layer, self.by):
             inside = (levels >= self._least) & (levels != UNLABELLED)
             yield window, np.where(codes == UNLABELLED, UNLABELLED, inside).astype(np.uint8)
+
+    def of(self, tile: LandCoverMap) -> NDArray[np.uint8]:
+        """The certified zone of one of the maps whose mosaic was certified: (H, W); see `blocks`."""
+        zone = np.empty((tile.grid.height, tile.grid.width), np.uint8)
+        for window, values in self.blocks(tile):
+            zone[window.within(tile.grid.window)] = values
+        return zone
 
     @property
     def refusal(self) -> tuple[str, str, str]:
@@ -214,7 +225,7 @@ def certify(
             a map of the same pixels.
         error: the fraction of wrong pixels that is allowed, above 0 and below 1.
         confidence: that it is no larger, above 0 and below 1.
-        by: the layer beside the map that orders its pixels: "confidence", or "entropy".
+        by: the layer beside the map that orders its pixels: "confidence", "entropy" or "applicability".
         progress: called with (blocks done, blocks in all).
 
     Raises:

@@ -26,7 +26,7 @@ def certify(
         typer.Option(help="That the error is no larger, above 0 and below 1.", rich_help_panel="What is done"),
     ] = 0.95,
     by: Annotated[
-        str, typer.Option(help="The layer beside the map that orders its pixels: confidence or entropy.")
+        str, typer.Option(help="The layer beside the map that orders its pixels: confidence, entropy or applicability.")
     ] = "confidence",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The mask (.tif); by default MAP_certified.tif.")

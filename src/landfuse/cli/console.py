@@ -83,7 +83,7 @@ PANELS = {
     for panel, names in {
         "What is done": "recipe seeds folds only model own role split design intervals against methods views tile n "
         "allocation minimum expected side judge walk seed classes alone heat_map merge labels label_column maps scene "
-        "bands sample error by after pictures",
+        "bands sample error by after pictures visits",
         "From a STAC catalog": "catalog collections bbox area time assets cloud pixel without sign",
         "Layers of the map": "probabilities confidence entropy sets sets_method sets_by_class layer",
         "Beside the map": "picture polygons minimum_area stac taken",

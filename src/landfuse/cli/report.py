@@ -41,8 +41,12 @@ def report(
         Path | None,
         typer.Option(
             help="A sample of `sample`, its reference filled in: accuracy and areas of the whole map are estimated "
-            "from it."
+            "from it, and the part that is right often enough."
         ),
+    ] = None,
+    visits: Annotated[
+        Path | None,
+        typer.Option("--next", help="Places of `next` to show; by default next.gpkg beside the scene file."),
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -56,7 +60,7 @@ def report(
     with bars(quiet) as progress:
         page = write(
             run, output, maps=maps, scene=scene, bands=dict(map(_bands, bands or ())), block=block,
-            sample=sample, overwrite=overwrite, progress=progress,
+            sample=sample, visits=visits, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     hint(f"open {page} in a browser; it is one file, which can be sent to others")
     say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")

@@ -21,6 +21,9 @@ from landfuse.scenes.split_rules import ROLES, TEST, Roles
 RIGHT_WRONG: tuple[Colour, Colour] = ((187, 215, 234), (179, 56, 10))
 """Right and wrong differ in lightness, so that red and green play no part."""
 
+GREY: Colour = (222, 222, 219)
+"""Of ground that is not certified."""
+
 ROLE_COLOURS: dict[str, Colour] = {
     "train": (0, 114, 178), "validation": (240, 228, 66), "test": (213, 94, 0), "calibration": (0, 158, 115),
 }  # fmt: skip
@@ -63,6 +66,7 @@ def tile_layers(
     used: Sequence[str],
     side: int,
     bands: Mapping[str, Sequence[int]],
+    zone: NDArray[np.uint8] | None = None,
 ) -> list[Layer]:
     """The layers of one tile: map, labels, errors, confidence where it was written, split, and every modality.
 
@@ -75,6 +79,7 @@ def tile_layers(
         used: the modalities that the run used.
         side: pixels along the longer side of a picture, at most.
         bands: modality -> the bands to show, from 0; for those not named, as people know them.
+        zone: (H, W) 1 in the certified zone, 0 outside; None where none is known.
     """
     step = thinning(scene.grid.height, scene.grid.width, side)
     mapped, labels, roles = (thinned_classes(values, step) for values in (mapped, scene.labels, roles))
@@ -97,6 +102,9 @@ def tile_layers(
             sparse=True,
         ),
     ]
+    if zone is not None:
+        shown, words = Coded(thinned_classes(zone, step), (GREY, ROLE_COLOURS["train"])), "what the sample certifies"
+        layers.append(Layer("certified", "Certified zone", f"{words}{every}", shown, ("outside", "inside")))
     margin = beside(map_path, "confidence")
     if margin.is_file():
         layers.append(_confidence(scene, margin, step))

@@ -46,6 +46,15 @@ class Mosaic:
         place = self.values[top:bottom, left:right]
         place[:] = np.where(there == UNLABELLED, place, there)
 
+    def at(self, index: int, row: float, col: float, shape: tuple[int, int]) -> dict[str, str]:
+        """The place of a pixel of a tile of some (height, width) in the picture, in percent."""
+        left, top, right, bottom = self.boxes[index].tolist()
+        height, width = self.values.shape
+        return {
+            "left": f"{(left + (right - left) * col / shape[1]) / width:.2%}",
+            "top": f"{(top + (bottom - top) * row / shape[0]) / height:.2%}",
+        }
+
     def places(self) -> list[dict[str, str]]:
         """Each tile's place in the picture, in percent."""
         height, width = self.values.shape

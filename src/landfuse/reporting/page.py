@@ -22,7 +22,7 @@ from landfuse.accuracy.bootstrap import OF_CLASS, BlockIntervals, Interval
 from landfuse.accuracy.conformal import METHODS
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Tally, read_map
-from landfuse.errors import OutputError, SceneError, SettingsError
+from landfuse.errors import MissingFileError, OutputError, SceneError, SettingsError
 from landfuse.figures.figures import (
     areas_figure,
     coverage_figure,
@@ -37,7 +37,7 @@ from landfuse.legend import UNLABELLED, Legend
 from landfuse.markup import decimals, percent
 from landfuse.palette import TOO_CLOSE, close_pairs
 from landfuse.rasters.grid import Grid, pixel_areas
-from landfuse.reporting.layers import CONFIDENCE, RIGHT_WRONG, ROLE_COLOURS, Layer, tile_layers
+from landfuse.reporting.layers import CONFIDENCE, GREY, RIGHT_WRONG, ROLE_COLOURS, Layer, tile_layers
 from landfuse.reporting.mosaic import Mosaic
 from landfuse.reporting.provenance import (
     as_yaml,
@@ -49,6 +49,7 @@ from landfuse.reporting.provenance import (
     modality_rows,
     split_rows,
 )
+from landfuse.reporting.rely import answers, certificate_of, places_to_visit, unlike_training
 from landfuse.reporting.scores import area_rows, cross_validation_words, findings, warnings
 from landfuse.scenes.land_cover_map import ClassArea, open_map
 from landfuse.scenes.leaks import calibration_leak_words, polygon_leak_words
@@ -60,6 +61,7 @@ from landfuse.training.run import Run, read_run
 from landfuse.training.run_tiles import Progress, find_maps, open_tiles, read_roles, scene_file_of
 
 if TYPE_CHECKING:
+    from landfuse.accuracy.certify import Certificate
     from landfuse.accuracy.estimate import AccuracyEstimate
 
 LARGEST = 15_000_000
@@ -90,6 +92,7 @@ def report(
     bands: Mapping[str, Sequence[int]] | None = None,
     block: int = 64,
     sample: str | Path | None = None,
+    visits: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Path:
@@ -103,7 +106,9 @@ def report(
         scene: the scene file's place, if it has moved.
         bands: modality -> the bands to show it by, from 1: three for red, green and blue, or one for grey.
         block: side of the blocks of ground that the intervals come from, px.
-        sample: a reference sample that is filled in, from which accuracy and areas of the whole map are estimated.
+        sample: a reference sample that is filled in, from which accuracy and areas of the whole map are estimated, and
+            a part of it is certified.
+        visits: places to label next, as `landfuse next` wrote them; by default `next.gpkg` beside the scene file.
         overwrite: replace a file that is no report.
         progress: called with (what is done, done, total).
 
@@ -130,9 +135,16 @@ def report(
     shown_by = _from_zero(bands or {}, scenes[0])
     roles = read_roles(read, file, scenes)
     paths = find_maps(read, scenes, maps, progress)
-    sampled = None if sample is None else _sampled(sample, paths, file.legend)
+    whole = (paths[0] if len(paths) == 1 else paths[0].parent).resolve()
+    sampled = None if sample is None else _sampled(sample, whole, file.legend)
+    certificate, refusal = (None, "") if sample is None else certificate_of(whole, sample)
     tally = Tally(file.legend, block)
-    tiles, areas, overview = _tiles(read, scenes, roles, paths, tally, shown_by, progress)
+    next_places = file.path.parent / "next.gpkg" if visits is None else Path(visits)
+    if visits is not None and not next_places.is_file():
+        raise MissingFileError(f"there is no file {visits}", "places that `landfuse next` wrote", "check the path")
+    tiles, areas, overview, rely = _tiles(
+        read, scenes, roles, paths, tally, shown_by, certificate, next_places, progress
+    )
     pixels = sum(scene.grid.window.pixels for scene in scenes)
     # Errors of the folds' models say nothing exact of this map's areas.
     rows = area_rows(Tally(file.legend, block) if read.cross_validated else tally, areas, _REPLICATES, sampled)
@@ -151,17 +163,30 @@ def report(
         "kept": [{**tiles[0], "layers": [{**layer, "uri": ""} for layer in tiles[0]["layers"]]}, *tiles[1:]],
         "all_tiles": len(scenes),
         "overview": overview,
+        "rely": rely,
+        "answers": answers(
+            read,
+            tally.confusion,
+            sampled,
+            certificate,
+            refusal,
+            unlike_training([open_map(path) for path in paths]),
+            rely["visits"],
+            file.path.name,
+            whole.relative_to(read.folder.resolve().parent).as_posix() if maps is None else whole.name,
+            maps is not None,
+        ),
         "commands": commands(read, file.path.name, block, with_maps=maps is not None, sample=sample),
     }
     write_text(page, _rendered(context))
     return page
 
 
-def _sampled(sample: str | Path, paths: Sequence[Path], legend: Legend) -> AccuracyEstimate:
+def _sampled(sample: str | Path, whole: Path, legend: Legend) -> AccuracyEstimate:
     """What a reference sample says of the map."""
     from landfuse.accuracy.from_sample import evaluate_sample  # imports scipy.stats, which is slow
 
-    found = evaluate_sample(paths[0] if len(paths) == 1 else paths[0].parent, sample)
+    found = evaluate_sample(whole, sample)
     unknown = set(legend.names) - {c.name for c in found.classes}
     if unknown:
         raise SceneError(
@@ -203,16 +228,20 @@ def _tiles(
     paths: Sequence[Path],
     tally: Tally,
     bands: Mapping[str, Sequence[int]],
+    certificate: Certificate | None,
+    next_places: Path,
     progress: Progress,
-) -> tuple[list[dict[str, Any]], list[dict[str, ClassArea]], dict[str, Any]]:
-    """Counts every tile; returns those that are shown with their layers, and the areas and an overview of all."""
+) -> tuple[list[dict[str, Any]], list[dict[str, ClassArea]], dict[str, Any], dict[str, Any]]:
+    """Counts every tile; returns those that are shown with their layers, the areas of all, an overview, and a picture
+    of what can be relied on."""
     shown = _shown(roles)
     count = len(shown) * (5 + len(scenes[0].modalities))
     side = int(np.clip(math.sqrt(_ROOM * 0.75 / (count * _BYTES_PER_PIXEL)), _COARSEST, _FINEST))
     room = _ROOM
     tiles: list[dict[str, Any]] = []
     areas, accuracies, classes = [], [], dict[str, int]()
-    mosaic = Mosaic([scene.grid for scene in scenes])
+    mosaic, zone = (Mosaic([scene.grid for scene in scenes]) for _ in range(2))
+    certified = certificate is not None and certificate.zone is not None
     for index, (scene, role, path) in enumerate(zip(scenes, roles, paths, strict=True)):
         progress("reading tiles", index, len(scenes))
         opened = open_map(path, scene)
@@ -224,10 +253,12 @@ def _tiles(
         areas.append(opened.areas())
         accuracies.append((own.overall_accuracy, own.pixels))
         mosaic.put(index, opened.classes)
+        inside = certificate.of(opened) if certificate is not None and certified else None
+        zone.put(index, opened.classes if inside is None else np.where(inside == 0, len(tally.legend), opened.classes))
         classes[scene.name] = len(np.unique(opened.classes))
         if index not in shown:
             continue
-        layers = tile_layers(scene, tally.legend, opened.classes, role, path, run.modalities, side, bands)
+        layers = tile_layers(scene, tally.legend, opened.classes, role, path, run.modalities, side, bands, inside)
         uris = data_uris([layer.picture for layer in layers], room // (len(shown) - len(tiles)))
         room -= sum(map(len, uris))
         tiles.append(
@@ -249,7 +280,15 @@ def _tiles(
         {"name": scene.name, "accuracy": accuracy, "pixels": pixels, "at": at.get(scene.name), "place": place}
         for scene, (accuracy, pixels), place in zip(scenes, accuracies, mosaic.places(), strict=True)
     ]
-    picture = Coded(mosaic.values, unlike([c.rgb for c in tally.legend]))
+    colours = [c.rgb for c in tally.legend]
+    picture = Coded(mosaic.values, unlike(colours))
+    visits = places_to_visit(next_places, scenes, zone.at)
+    rely = {
+        "certified": certified,
+        "visits": visits,
+        "uri": data_uris([Coded(zone.values, unlike([*colours, GREY]))], _OVERVIEW)[0] if certified or visits else "",
+        "ratio": zone.values.shape[1] / zone.values.shape[0],
+    }
     overview = {
         "uri": data_uris([picture], _OVERVIEW)[0],
         "ratio": mosaic.values.shape[1] / mosaic.values.shape[0],
@@ -257,7 +296,7 @@ def _tiles(
         "rows": rows,
         "tested": sorted((row for row in rows if row["pixels"]), key=lambda row: row["accuracy"]),
     }
-    return tiles, areas, overview
+    return tiles, areas, overview, rely
 
 
 def _layer(layer: Layer, uri: str) -> dict[str, Any]:

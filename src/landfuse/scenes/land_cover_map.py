@@ -190,8 +190,13 @@ def beside(path: str | Path, layer: str) -> Path:
     return path.with_name(f"{path.stem}_{layer}{path.suffix}") if layer else path
 
 
+WRITTEN = ("confidence", "entropy", "applicability")
+"""Layers that `predict` writes by an option of their name."""
+
+
 def layer_of(opened: LandCoverMap, name: str) -> LandCoverMap:
-    """A further layer of a map as the whole numbers that its file holds, 0..254, and 255 for no data.
+    """A further layer of a map as the whole numbers that its file holds, 0..254, and 255 for no data; of
+    `applicability`, the first band, of all modalities together.
 
     Of a mosaic without that layer it is the mosaic of the layers that lie beside its maps.
 
@@ -201,7 +206,7 @@ def layer_of(opened: LandCoverMap, name: str) -> LandCoverMap:
         GridError: if it has another grid than the map.
     """
     path = beside(opened.path, name)
-    made = f"landfuse predict RUN scene.yaml -o {opened.path} --{name}" if name in ("confidence", "entropy") else ""
+    made = f"landfuse predict RUN scene.yaml -o {opened.path} --{name}" if name in WRITTEN else ""
     address = str(path)
     if not path.exists() and path.suffix.lower() == ".vrt":
         root = ElementTree.parse(opened.path).getroot()
@@ -220,7 +225,8 @@ def layer_of(opened: LandCoverMap, name: str) -> LandCoverMap:
             f"the layer {path} of the map {opened.path} is not there", "the map's layer beside it",
             f"write it with the map: {made}" if made else "name a layer that is there",
         )  # fmt: skip
-    raster = GdalRaster(address, Decoding(scale=1.0, offset=0.0), resampling="nearest")
+    bands = (1,) if name == "applicability" else None
+    raster = GdalRaster(address, Decoding(scale=1.0, offset=0.0), bands, resampling="nearest")
     if raster.bands != 1 or raster.dtype != "uint8":
         raise SceneError(
             f"{path} has {raster.bands} bands of {raster.dtype}", "a layer of a map: one band of uint8", "name a layer"
