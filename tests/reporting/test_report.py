@@ -26,6 +26,7 @@ from PIL import Image
 from landfuse import cli
 from landfuse import report as report_function
 from landfuse.accuracy.bootstrap import Interval, block_confusions, scores_of
+from landfuse.accuracy.certify import Certificate, Zone, certify
 from landfuse.accuracy.draw_sample import draw_sample
 from landfuse.accuracy.evaluate import Tally, evaluate, read_map
 from landfuse.errors import LandfuseError
@@ -39,6 +40,7 @@ from landfuse.reporting import LARGEST, report
 from landfuse.reporting.mosaic import Mosaic
 from landfuse.reporting.page import _class_rows, _in_order
 from landfuse.reporting.provenance import bare
+from landfuse.reporting.rely import _known_ground, _sets, _zone, certificate_of, of_100
 from landfuse.reporting.scores import area_rows, findings, warnings
 from landfuse.scenes.land_cover_map import ClassArea
 from landfuse.scenes.scene_file import open_scenes
@@ -178,6 +180,105 @@ def test_a_reference_sample_adds_accuracy_and_hectares_of_the_whole_map(run: Pat
     assert "--sample filled.gpkg" in text
     assert str(tmp_path) not in text
     assert "Of the whole map" not in page
+
+
+def rely_of(page: str) -> str:
+    return html.unescape(page[page.index('<section id="rely">') : page.index('<section id="map">')])
+
+
+def test_the_page_answers_whether_the_map_can_be_relied_on(run: Path, page: str, tmp_path: Path) -> None:
+    maps = shutil.copytree(run / "maps", tmp_path / "maps")
+    scenes = {scene.name: scene for scene in open_scenes(run.parent / "scene.yaml")}
+    write_mosaics(
+        maps, {name: (one.grid, maps / f"{name}.tif") for name, one in scenes.items()}, scenes["north"].legend
+    )
+    unlike = np.full((2, 48, 48), 90, np.uint8)  # by all modalities and by one
+    unlike[0, :12] = 101
+    margins = {}
+    for name, one in scenes.items():
+        write_raster(maps / f"{name}_applicability.tif", one.grid, unlike, scale=0.01)
+        margins[name] = read_map_raw(maps / f"{name}_confidence.tif")
+    sample = draw_sample(maps, 300, design="simple")
+    tile = np.floor((sample.x - 5e5) / 1e5).astype(int)
+    margin = np.array([margins[TILES[t]][r, c % 10_000] for t, r, c in zip(tile, sample.row, sample.col, strict=True)])
+    truth = np.where(margin < margin.max(), sample.code % 4 + 1, sample.code)  # all but the surest are wrong
+    replace(sample, reference=[str(code) for code in truth]).save(tmp_path / "filled.gpkg")
+    (tmp_path / "next.csv").write_text(
+        "part,map_class,why,x,y\njudge,water,drawn at random,500245,4999995\n"
+        "train,trees,trees 0.4 or crops 0.3,600015,4999985\ntrain,trees,elsewhere,1,1\n"
+    )
+    options: dict[str, Any] = {"maps": maps, "sample": tmp_path / "filled.gpkg", "visits": tmp_path / "next.csv"}
+    text = report(run, tmp_path / "page.html", **options).read_text(encoding="utf-8")
+    said, zone = rely_of(text), certify(maps, tmp_path / "filled.gpkg").zone
+    assert zone is not None
+    assert 0.1 < zone.fraction < 0.95
+    assert (
+        f"{round(100 * zone.fraction)} of 100 pixels of the map, {zone.hectares:,.0f} hectares: in it at most 10"
+        in said
+    )
+    assert f"{zone.points} places in it were looked at; {zone.errors} are wrong" in said
+    shown = np.asarray(picture({"uri": re.findall(r'<img src="([^"]+)"', said)[0]}).convert("RGBA"))
+    grey = (shown[..., :3] == (222, 222, 219)).all(axis=-1) & (shown[..., 3] > 0)
+    inside = np.mean([read_map_raw(maps / f"{name}_confidence.tif") >= round(250 * zone.threshold) for name in TILES])
+    assert 1 - grey.sum() / (shown[..., 3] > 0).sum() == pytest.approx(inside, abs=0.03)
+    layers = {layer["key"]: layer for layer in tiles_of(text)[0]["layers"]}
+    assert (
+        (decoded(layers["certified"]) == "inside") == (margins[tiles_of(text)[0]["name"]] >= 250 * zone.threshold - 0.5)
+    ).mean() > 0.98
+    assert "24 of 100 pixels of the map are unlike any ground" in said
+    assert "2 places, the dots in the picture, are in next.csv:" in said
+    assert re.findall(r"<li>(.*?)</li>", said) == [
+        "south: 600015, 4999985: mapped as trees; trees 0.4 or crops 0.3",
+        "north: 500245, 4999995: mapped as water; drawn at random",
+    ]
+    assert said.count('class="dot"') == 2
+    asked = {"landfuse_certified": None, "error": 0.5, "confidence": 0.8, "by": "confidence"}
+    (maps / "mosaic_certified.json").write_text(json.dumps(asked))
+    asked_for, _ = certificate_of(maps, tmp_path / "filled.gpkg")
+    assert asked_for is not None
+    assert (asked_for.error, asked_for.confidence) == (0.5, 0.8)
+    (maps / "west_confidence.tif").unlink()
+    none, why = certificate_of(maps, tmp_path / "filled.gpkg")
+    assert none is None
+    assert why.startswith("the layer west_confidence.tif of the map mosaic.vrt is not there")
+    with pytest.raises(LandfuseError, match=r"no file .*gone\.gpkg"):
+        report(run, tmp_path / "page.html", visits=tmp_path / "gone.gpkg")
+    plain = rely_of(page)
+    for words in ("landfuse sample run/maps -n 500", "landfuse report run --sample", "landfuse next run scene.yaml"):
+        assert words in plain
+
+
+def test_a_sample_that_carries_no_zone_is_answered_by_how_many_more() -> None:
+    tried = (Zone(0.1, 1.0, None, 60, 6, 0.05, 0.19),)
+    none = Certificate(0.1, 0.95, "confidence", tried, 240, "simple", 60, (), *[None] * 3)  # type: ignore[arg-type]
+    answer = _zone(none, "", True, ["run"])
+    assert answer["said"] == [
+        "There is no part of which the sample shows that at most 10 of 100 pixels are wrong: 6 of 60 places that were "
+        "looked at are wrong.",
+        "About 240 more places would do, if they are wrong as often.",
+    ]
+
+
+def test_what_the_run_measured_is_said_in_plain_words(run: Path) -> None:
+    one = {"one_class": 0.78, "mean_size": 1.31, "coverage": 0.912}
+    test = {"together": {"inside": 0.958, "error_inside": 0.1, "error_outside": 0.345}}
+    scores = {"sets": {"test": {"levels": {"lac": {"0.8": {}, "0.9": one}}}}, "applicability": {"test": test}}
+    read = replace(read_run(run), scores={**read_run(run).scores, **scores})
+    sets, ground = _sets(read, "run", "scene.yaml", "maps"), _known_ground(read, None, "run", "scene.yaml", "maps")
+    assert sets["said"] == [
+        "Asked for every class that a pixel may have, it names a single one for 78 of 100 test pixels, and 1.3 on "
+        "average.",
+        "The true class should be among them for 90 of 100 pixels; in the test it was for 91 of 100. A layer of the "
+        "map shows where it names more than one.",
+    ]
+    assert ground["said"][0] == (
+        "96 of 100 test pixels are like ground that it has learned from; of these 10 of 100 are wrong, and of the "
+        "others 34 of 100."
+    )
+    assert "--applicability" in ground["command"]
+    assert [of_100(x) for x in (0.0, 0.001, 0.5, 0.999, 1.0)] == [
+        "0 of 100", "fewer than 1 of 100", "50 of 100", "more than 99 of 100", "100 of 100"
+    ]  # fmt: skip
 
 
 def test_the_pictures_are_the_map_the_labels_the_errors_and_the_split(run: Path, page: str) -> None:

@@ -170,7 +170,7 @@ def report(
             sampled,
             certificate,
             refusal,
-            unlike_training([open_map(path) for path in paths]),
+            unlike_training(paths),
             rely["visits"],
             file.path.name,
             whole.relative_to(read.folder.resolve().parent).as_posix() if maps is None else whole.name,

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from landfuse.accuracy.confusion import Confusion
-from landfuse.errors import LandfuseError, SceneError
+from landfuse.errors import LandfuseError
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.polygons import read_rows
-from landfuse.scenes.land_cover_map import LandCoverMap, beside, layer_of, open_map
+from landfuse.reporting.provenance import bare
+from landfuse.scenes.land_cover_map import beside, layer_of, open_map
 from landfuse.scenes.scene import Scene
 from landfuse.training.run import Run
 
@@ -43,7 +44,7 @@ def certificate_of(map_path: Path, sample: str | Path) -> tuple[Certificate | No
     """What a sample certifies of the map, at the rate that `landfuse certify` was asked for; or why it cannot."""
     from landfuse.accuracy.certify import certify  # imports scipy.stats, which is slow
 
-    asked = {"error": ERROR, "confidence": CONFIDENCE, "by": "confidence"}
+    asked: dict[str, Any] = {"error": ERROR, "confidence": CONFIDENCE, "by": "confidence"}
     written = beside(open_map(map_path).path, "certified").with_suffix(".json")
     with suppress(OSError, ValueError):
         values = json.loads(written.read_text(encoding="utf-8"))
@@ -51,21 +52,20 @@ def certificate_of(map_path: Path, sample: str | Path) -> tuple[Certificate | No
     try:
         return certify(map_path, sample, **asked), ""
     except LandfuseError as error:
-        return None, f"{error.found}; {error.do}" if error.do else error.found
+        return None, bare(f"{error.found}; {error.do}" if error.do else error.found)
 
 
-def unlike_training(tiles: Sequence[LandCoverMap]) -> float | None:
+def unlike_training(paths: Sequence[Path]) -> float | None:
     """The fraction of the maps' pixels that are unlike the training pixels; None where the layer was not written."""
-    counts = np.zeros(256, np.int64)
-    try:
-        layers = [layer_of(tile, "applicability") for tile in tiles]
-    except SceneError:
+    if not all(beside(path, "applicability").is_file() for path in paths):
         return None
-    for tile, layer in zip(tiles, layers, strict=True):
-        levels = layer.codes(layer.grid.window)[tile.codes(tile.grid.window) != UNLABELLED]
-        counts += np.bincount(levels.ravel(), minlength=256)
+    counts, limit = np.zeros(256, np.int64), UNLABELLED
+    for tile in map(open_map, paths):
+        layer = layer_of(tile, "applicability")
+        limit = round(1 / (layer.raster.stored[0][3] or 1.0))
+        levels = layer.codes(tile.grid.window)[tile.codes(tile.grid.window) != UNLABELLED]
+        counts += np.bincount(levels, minlength=256)
     known = counts[:UNLABELLED].sum()
-    limit = round(1 / (layers[0].raster.stored[0][3] or 1.0))
     return float(counts[limit + 1 : UNLABELLED].sum() / known) if known else None
 
 
