@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--most", type=int, default=20_000)
     parser.add_argument("--loop", action="store_true")
-    parser.add_argument("--replicates", type=int, default=100)
+    parser.add_argument("--replicates", type=int, default=500)
     options = parser.parse_args()
     if options.loop:
         loop(options.replicates, options.most)

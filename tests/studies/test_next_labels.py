@@ -245,9 +245,24 @@ def test_many_tiles_and_their_systems(tmp_path: Path) -> None:
     moved = replace(lf.open_scenes(tmp_path)[1].grid, crs="EPSG:32633")
     for name in ("a", "labels"):
         values = GdalRaster(str(tmp_path / f"1_{name}.tif")).read(lf.Window(0, 0, 96, 48))
-        write_raster(tmp_path / f"1_{name}.tif", moved, values.astype(np.uint8) if name == "labels" else values)
-    with pytest.raises(SceneError, match=r"the 2 tiles of .* lie in several CRS"):
+        write_raster(
+            tmp_path / f"1_{name}.tif",
+            moved,
+            np.nan_to_num(values, nan=255).astype(np.uint8) if name == "labels" else values,
+        )
+    shutil.rmtree(tmp_path / "run" / "maps")
+    with pytest.raises(SceneError, match=r"the maps of the 2 tiles make 2 mosaics"):
         next_labels(tmp_path / "run", tmp_path, 20)
+    apart = next_labels(tmp_path / "run", tmp_path, 20, judge=0.0)  # points of both, in the CRS of the first
+    assert apart.map_path is None
+    apart.save(tmp_path / "next.gpkg")
+    frame = geopandas.read_file(tmp_path / "next.gpkg")
+    inside = [
+        frame.to_crs(one.grid.crs).cx[slice(*one.grid.bounds[::2]), slice(*one.grid.bounds[1::2])]
+        for one in lf.open_scenes(tmp_path)
+    ]
+    assert min(map(len, inside)) > 0
+    assert sum(map(len, inside)) == 20
     with pytest.raises(SceneError, match="has no tile 7"):
         next_labels(tmp_path / "run", tmp_path, 20, tile="7")
 

@@ -74,7 +74,9 @@ def next(
     for name in sorted({name for name, _ in pairs}):
         shown.add_row(escape(name), *(str(pairs.count((name, part))) for part in ("train", "judge")))
     out.print(shown)
-    if picture:
+    if picture and found.map_path is None:
+        say("no picture: there is a map per tile; name one by --tile")
+    elif picture and found.map_path is not None:
         from landfuse.figures.figures import sample_figure, save
         from landfuse.scenes.land_cover_map import open_map
 

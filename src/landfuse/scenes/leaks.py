@@ -202,7 +202,7 @@ def _places(own: Grid, onto: Grid, rows: NDArray[Any], cols: NDArray[Any]) -> tu
     a, b, c, d, e, f = own.transform
     x, y = a * cols + b * rows + c, d * cols + e * rows + f
     if own.crs != onto.crs:
-        x, y = _between(str(own.crs), str(onto.crs)).transform(x, y)
+        x, y = onto_crs(str(own.crs), str(onto.crs), x, y)
     a, b, c, d, e, f = onto.transform
     if onto.turn:
         left = onto.bounds[0]
@@ -210,6 +210,11 @@ def _places(own: Grid, onto: Grid, rows: NDArray[Any], cols: NDArray[Any]) -> tu
     determinant = a * e - b * d
     with np.errstate(invalid="ignore"):
         return (a * (y - f) - d * (x - c)) / determinant, (e * (x - c) - b * (y - f)) / determinant
+
+
+def onto_crs(own: str, onto: str, x: Any, y: Any) -> tuple[Any, Any]:
+    """Coordinates in another CRS; infinite where it does not reach."""
+    return _between(own, onto).transform(x, y)
 
 
 @lru_cache(maxsize=64)

@@ -37,10 +37,11 @@ from landfuse.mapping.engine import map_blocks
 from landfuse.mapping.map_extras import write_mosaics
 from landfuse.mapping.map_layers import confidence_of
 from landfuse.rasters.geotiff_writer import TILE
-from landfuse.rasters.grid import Grid, pixel_areas
+from landfuse.rasters.grid import pixel_areas
 from landfuse.rasters.place_noise import uniform
 from landfuse.rasters.windows import blocks
-from landfuse.scenes.land_cover_map import LandCoverMap, open_map
+from landfuse.scenes.land_cover_map import open_map
+from landfuse.scenes.leaks import onto_crs
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.split_rules import TRAIN
 from landfuse.studies.tables import stacked
@@ -163,14 +164,14 @@ class NextLabels:
     Args:
         judge: places drawn at random, by which maps are judged; None for none.
         train: columns of the places to train by, (m,) each, as in the file.
-        crs: of the map.
-        map_path: the map that the places are drawn from.
+        crs: of the first tile.
+        map_path: the map that the places are drawn from; None where there is a map per tile, and no place judges.
     """
 
     judge: ReferenceSample | None
     train: Mapping[str, NDArray[Any]]
     crs: str | None
-    map_path: Path
+    map_path: Path | None
 
     def __len__(self) -> int:
         return (len(self.judge) if self.judge else 0) + len(self.train["x"])
@@ -233,7 +234,8 @@ def next_labels(
 
     Raises:
         MissingFileError: if the folder is no run, or the run has not ended.
-        SceneError: if the scene has other classes than the run, tiles of several CRS, or no pixel to choose from.
+        SceneError: if the scene has other classes than the run, or its tiles are no single map that judges could be
+            drawn from.
         SettingsError: if there are fewer pixels than places, or an argument is out of range.
 
     Examples:
@@ -252,14 +254,11 @@ def next_labels(
     file = scene_file_of(known, scene)
     scenes = file.scenes(known.modalities)
     shown = [one for one in scenes if tile in (None, one.name)]
-    if not shown or any(Grid(1, 1, crs=one.grid.crs) != Grid(1, 1, crs=shown[0].grid.crs) for one in shown):
-        raise SceneError(
-            f"{file.path} has no tile {tile}" if tile else f"the {len(shown)} tiles of {file.path} lie in several CRS",
-            f"one of {', '.join(one.name for one in scenes[:8])}" if tile else "one, that of the file of places",
-            "correct --tile" if tile else "name one tile by --tile, and call it once for each",
-        )
+    if not shown:
+        listed = ", ".join(one.name for one in scenes[:8])
+        raise SceneError(f"{file.path} has no tile {tile}", f"one of {listed}", "correct --tile")
     paths = find_maps(known, shown, maps, progress)
-    opened = open_map(_whole(paths, shown, file.legend, maps))
+    whole = _whole(paths, shown, file.legend, maps) if drawn or len(shown) == 1 else None
     roles = (
         [np.full(one.labels.shape, TRAIN) for one in scenes]
         if known.cross_validated
@@ -276,7 +275,7 @@ def next_labels(
         def count(done: int, total: int) -> None:
             progress("drawing, blocks", done, total)
 
-        sample = draw_sample(opened.path, drawn, design="simple", seed=seed, legend=file.legend, progress=count)
+        sample = draw_sample(whole or "", drawn, design="simple", seed=seed, legend=file.legend, progress=count)
     train: dict[str, NDArray[Any]] = {"x": np.zeros(0), "y": np.zeros(0)}
     if chosen:
         model = load_model(known.folder / "bundle")
@@ -296,18 +295,24 @@ def next_labels(
             pixels = min(pixels, math.ceil(chosen / _PER_BLOCK * side**2))
         other = seed + 2**32  # the two parts share no random numbers
         picked = found.part(found.choose(chosen, _SPREAD * math.sqrt(pixels / chosen), other))
-        train = _columns(picked, shown, model.description, fractions, opened)
-    return NextLabels(sample, train, opened.grid.crs, opened.path)
+        train = _columns(picked, shown, model.description, fractions, whole)
+    return NextLabels(sample, train, shown[0].grid.crs, whole)
 
 
 def _whole(paths: Sequence[Path], scenes: Sequence[Scene], legend: Legend, maps: str | Path | None) -> Path:
     """The map of a tile, or the mosaic of several."""
-    if len(paths) == 1:
-        return paths[0]
-    folder = paths[0].parent
-    if maps is None:
-        write_mosaics(folder, {one.name: (one.grid, path) for one, path in zip(scenes, paths, strict=True)}, legend)
-    return folder
+    if len(paths) == 1 or maps is not None:
+        return open_map(paths[0] if len(paths) == 1 else paths[0].parent).path
+    mosaics = write_mosaics(
+        paths[0].parent, {one.name: (one.grid, path) for one, path in zip(scenes, paths, strict=True)}, legend
+    )
+    if len(mosaics) != 1:
+        raise SceneError(
+            f"the maps of the {len(paths)} tiles make {len(mosaics)} mosaics: they differ in CRS or lattice",
+            "one map, from which the places that judge are drawn",
+            "name one tile by --tile; or draw places to train by alone: --judge 0",
+        )
+    return mosaics[0]
 
 
 def _fractions(paths: Sequence[Path], scenes: Sequence[Scene], legend: Legend) -> NDArray[np.float64]:
@@ -389,13 +394,17 @@ def _columns(
     scenes: Sequence[Scene],
     known: Description,
     fractions: NDArray[np.float64],
-    opened: LandCoverMap,
+    whole: Path | None,
 ) -> dict[str, NDArray[Any]]:
     """The columns of places to train by."""
     legend = known.legend
-    at = [scenes[tile].grid.at(col + 0.5, row + 0.5) for tile, row, col in picked.place.tolist()]
+    at = []
+    for tile, row, col in picked.place.tolist():
+        grid = scenes[tile].grid
+        there = grid.at(col + 0.5, row + 0.5)
+        at.append(there if grid.crs == scenes[0].grid.crs else onto_crs(str(grid.crs), str(scenes[0].grid.crs), *there))
     x, y = np.array(at).T
-    row, col = opened.grid.pixels(x, y)
+    pixels = {} if whole is None else dict(zip(("row", "col"), open_map(whole).grid.pixels(x, y), strict=True))
     classes = picked.probabilities.argmax(axis=1)
     names = np.array(legend.names, dtype=object)
     return {
@@ -406,8 +415,7 @@ def _columns(
         "why": np.array([_why(found, legend, fractions) for found in picked.probabilities], dtype=object),
         "x": x,
         "y": y,
-        "row": row,
-        "col": col,
+        **pixels,
     }
 
 
