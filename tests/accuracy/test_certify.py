@@ -84,6 +84,14 @@ def test_strata_are_thinned_out_to_the_density_of_the_sparsest(maps: Path) -> No
     )
     assert (_thinned(moved) == kept[shuffled]).all(), "whatever the order of the file"
     assert _thinned(observed(maps / "map.tif")).all()
+    means, rng = [], np.random.default_rng(0)
+    for _ in range(300):  # else places in the north, which come first, would be kept more often than others, or less
+        row, col = rng.integers(0, SIDE, (2, 300))
+        again = replace(sample, stratum=np.repeat([1, 2], [75, 225]), sizes={1: 300, 2: 4000}, row=row, col=col)
+        kept = _thinned(again)[:75]
+        assert kept.sum() == 17
+        means.append(row[:75][kept].mean())
+    assert abs(np.mean(means) - (SIDE - 1) / 2) < 4 * SIDE / np.sqrt(12 * 17 * 300)
 
 
 @pytest.mark.parametrize("drawn", [(400,), (160, 240)])

@@ -364,8 +364,10 @@ def _levels(inside: NDArray[np.int64], whole: int) -> NDArray[np.int64]:
 def _thinned(sample: ReferenceSample) -> NDArray[np.bool_]:
     """Which points of a sample are left if all strata are thinned out to the density of the sparsest: (n,)."""
     density = min(sample.drawn[s] / size for s, size in sample.sizes.items() if size)
-    order = np.random.default_rng(0).permutation(len(sample))
-    order = np.lexsort((sample.col, sample.row))[order]  # whatever the order of the file, which may be by reference
+    # By the places alone, not by the order of the file, which may be by reference; of each sample in its own way.
+    ordered = np.lexsort((sample.col, sample.row))
+    places = np.stack([sample.row, sample.col])[:, ordered]
+    order = ordered[np.random.default_rng(places.ravel()).permutation(len(sample))]
     kept = np.zeros(len(sample), bool)
     for stratum, size in sample.sizes.items():
         kept[order[sample.stratum[order] == stratum][: math.ceil(density * size - 1e-9)]] = True
