@@ -19,6 +19,7 @@ import shapely
 import yaml
 from numpy.typing import NDArray
 
+from landfuse.markup import percent
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
@@ -241,6 +242,24 @@ def test_ctrl_c_ends_it(tmp_path: Path, landfuse: Callable[..., Any], monkeypatc
     assert code == 130
     assert "interrupted" in err
     assert "no fault found" not in out
+
+
+def test_calibration_is_counted_and_its_leak_noted(tmp_path: Path) -> None:
+    text = write_scene(tmp_path)
+    assert "calibration" not in check(save(tmp_path, text)).counts
+    text["split"] |= {"calibration": 0.4, "buffer": 0}
+    report = check(save(tmp_path, text))
+    (roles,) = report.roles
+    assert report.counts["calibration"].tolist() == [int(((codes() == k) & (roles == 4)).sum()) for k in (1, 2, 3)]
+    assert sum(count.sum() for count in report.counts.values()) == (codes() > 0).sum()
+    assert list(report.groups) == ["train", "validation", "test", "calibration"]
+    (note,) = [note for note in report.notes if "of the calibration pixels" in note]
+    assert f"{percent(leak_fraction([roles], 7, of=4))} (views of 7 px)" in note
+    text["split"]["buffer"] = 3
+    (note,) = [note for note in check(save(tmp_path, text)).notes if "of the calibration pixels" in note]
+    assert "views of 7 px" not in note
+    text["split"] = {"kind": "blocks", "size": 8, "calibration": 1.2}
+    assert "`split.calibration` is 1.2" in str(check(save(tmp_path, text)).faults[0])
 
 
 def test_classes_and_leaks(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from landfuse.mapping.engine import map_array
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.scenes.leaks import leak_fraction
 from landfuse.scenes.scene_file import open_scene
-from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
+from landfuse.scenes.split_rules import CALIBRATION, TEST, TRAIN, VALIDATION
 from landfuse.training.pretrain import pretrain
 from landfuse.training.recipe import Recipe, read_recipe
 from landfuse.training.train import train
@@ -216,19 +216,21 @@ def test_an_untrained_denoiser_is_a_setting(read: Read) -> None:
 
 
 def test_fit_on_train_sees_no_test_pixel(read: Read, place: Path, tmp_path: Path) -> None:
-    """The scene with other test and validation pixels gives the same denoiser, to the bit."""
+    """The scene with other test, validation and calibration pixels gives the same denoiser, to the bit."""
     changed = tmp_path / "changed"
     changed.mkdir()
-    recipe = read(pretrain={**PRETRAIN, "fit_on": "train"})
+    words = {"pretrain": {**PRETRAIN, "fit_on": "train"}, "split": {"calibration": 0.3}}
+    recipe = read(**words)
     base = base_of(recipe)
-    unseen = (base.roles[0] == TEST) | (base.roles[0] == VALIDATION)
+    unseen = np.isin(base.roles[0], (TEST, VALIDATION, CALIBRATION))
+    assert (base.roles[0] == CALIBRATION).any()
     for name in ("a", "b"):
         values = base.scenes[0].read(name, base.scenes[0].grid.window)
         values[:, unseen] += 50
         write_raster(changed / f"{name}.tif", base.scenes[0].grid, values, nodata=float("nan"))
     for name in ("scene.yaml", "labels.tif"):
         (changed / name).write_bytes((place / name).read_bytes())
-    other = read(scene=changed / "scene.yaml", run="elsewhere/other", pretrain={**PRETRAIN, "fit_on": "train"})
+    other = read(scene=changed / "scene.yaml", run="elsewhere/other", **words)
     assert np.array_equal(base.roles[0], base_of(other).roles[0])
     first = pretrained(recipe)
     assert first.facts["transductive"] is False

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from landfuse.diffusion.crops import Crops
@@ -26,7 +27,7 @@ from landfuse.errors import LandfuseError, ModelError, SettingsError
 from landfuse.figures.figures import balance_figure, save
 from landfuse.files import whole_file
 from landfuse.markup import percent
-from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
+from landfuse.scenes.split_rules import CALIBRATION, TEST, TRAIN, VALIDATION
 from landfuse.training.checkpoints import read_checkpoint, write_checkpoint
 from landfuse.training.linear_probe import LinearProbe
 from landfuse.training.run import read_history
@@ -89,7 +90,7 @@ def pretrain(
     over = shown = None
     if settings.fit_on == "train":
         over = [roles == TRAIN for roles in base.roles]
-        shown = [(roles != TEST) & (roles != VALIDATION) for roles in base.roles]
+        shown = [~np.isin(roles, (TEST, VALIDATION, CALIBRATION)) for roles in base.roles]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     store = Store(base.scenes, denoiser.maps, settings.crop, memory, device=device)
     crops = Crops(store, settings.crop, over, shown)
