@@ -89,9 +89,11 @@ def sets_of(probabilities: NDArray[np.float32], thresholds: NDArray[np.float32],
         thresholds: (K, ...) that fits them, e.g. (K, 1, 1); -inf for a class that is in every set.
         method: of the scores.
     """
-    found = scores_of(probabilities, method) >= thresholds
-    found |= ~found.any(axis=0) & (probabilities == probabilities.max(axis=0))
-    return found
+    return _not_empty(scores_of(probabilities, method) >= thresholds, probabilities)
+
+
+def _not_empty(found: NDArray[np.bool_], probabilities: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return found | (~found.any(axis=0) & (probabilities == probabilities.max(axis=0)))
 
 
 def thresholds_of(scores: NDArray[np.float32], blocks: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -349,8 +351,7 @@ def coverage_of(sample: Sample, tables: Sequence[NDArray[np.float32]], names: Se
 
     def measured(scores: NDArray[np.float32], method: int, by_class: bool, place: int) -> tuple[Any, Any]:
         rows = stacked[:, method, 1:, place] if by_class else stacked[:, method, :1, place]
-        inside = scores >= rows[which].T
-        inside |= ~inside.any(axis=0) & (probabilities == probabilities.max(axis=0))
+        inside = _not_empty(scores >= rows[which].T, probabilities)
         return inside[truth, np.arange(N)], inside.sum(axis=0)
 
     levels: dict[str, dict[str, Any]] = {}
