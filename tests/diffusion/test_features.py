@@ -17,17 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from landfuse.diffusion import features as features_module
-from landfuse.diffusion.features import (
-    DiffusionFeatures,
-    FeatureRaster,
-    FeatureTiles,
-    compute_features,
-    fingerprint,
-    noise_at,
-)
+from landfuse.diffusion import tiles as tiles_module
+from landfuse.diffusion.features import DiffusionFeatures, compute_features
 from landfuse.diffusion.noise import add_noise, signal_alpha
 from landfuse.diffusion.settings import FeatureSettings
+from landfuse.diffusion.tiles import FeatureRaster, FeatureTiles, fingerprint, noise_of
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser, own_maps
 from landfuse.errors import BundleError, OutputError
 from landfuse.files import whole_file
@@ -39,6 +33,11 @@ NAMES = ("diffusion_1", "diffusion_2", "diffusion_3")
 SMALL = {"tile": 32, "overlap": 16}
 TILES = 4 * 5
 """Of SMALL, 16 px each, in the scene below."""
+
+
+def noise_at(seed: int, denoiser: TrainedDenoiser, window: Window) -> dict[str, torch.Tensor]:
+    made = noise_of(seed, denoiser.network.channels, window)
+    return {name: torch.from_numpy(values) for name, values in made.items()}
 
 
 def denoiser_of(scene: Scene, seed: int = 0, names: tuple[str, ...] = ("hsi", "height")) -> TrainedDenoiser:
@@ -438,7 +437,7 @@ def test_an_interruption_leaves_nothing_half_written(
         if when == "computing":
             patch.setattr(denoiser.network, "levels", stop)
         else:
-            patch.setattr(features_module, "whole_file", stopped)
+            patch.setattr(tiles_module, "whole_file", stopped)
         with pytest.raises(KeyboardInterrupt):
             read_all(made)
     assert calls
@@ -492,7 +491,7 @@ def test_the_memory_is_bounded(
     no_room(monkeypatch)
     each = 2 * (16 * 16 * 16 + 8 * 8 * 32 + 4 * 4 * 32)
     for limit, held in ((3 * each, 3), (1, 1)):
-        monkeypatch.setattr(features_module, "_IN_MEMORY", limit)
+        monkeypatch.setattr(tiles_module, "_IN_MEMORY", limit)
         made = featured(scene, denoiser, settings(tmp_path, **SMALL))
         most: list[int] = []
         keep = FeatureTiles._keep
@@ -535,7 +534,7 @@ def test_a_folder_that_cannot_be_written_gives_way_to_memory(
         with whole_file(path) as partial:
             yield partial
 
-    monkeypatch.setattr(features_module, "whole_file", full)
+    monkeypatch.setattr(tiles_module, "whole_file", full)
     with counted(denoiser) as calls:
         assert same(read_all(made), expected)
     assert caplog.text.count("kept in memory") == 1, "it is reported once"

@@ -25,6 +25,9 @@ from landfuse.bundles.onnx_model import OnnxModel
 from landfuse.bundles.predictor import Model
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.bundles.table_bundle import load_model
+from landfuse.diffusion.features import DiffusionFeatures
+from landfuse.diffusion.settings import FeatureSettings
+from landfuse.diffusion.trained_denoiser import TrainedDenoiser, own_maps
 from landfuse.errors import BundleError, FaultsError, LandfuseError, ModelError, OutputError, SettingsError
 from landfuse.interop import onnx_export, onnx_networks
 from landfuse.interop.export import export
@@ -136,7 +139,8 @@ def test_a_file_maps_as_its_bundle(name: str, file_of: Callable[[str], Path]) ->
     for found, wanted in zip(outputs, (logits, *layers.values()), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-4)
     assert file.digest == bundle.digest
-    assert file.description.packed({}) == bundle.description.packed({})
+    said = [json.loads(json.dumps(one.description.packed({}))) for one in (file, bundle)]
+    assert said[0] == said[1]
     np.testing.assert_array_equal(file.description.attached["sets.scores"], [0, 1, 2])
     for options in ({}, {"mean_for": ("b",)}):
         wanted, found = mapped(bundle, shown, **options), mapped(file, shown, **options)
@@ -178,6 +182,38 @@ def test_scans_are_loops_of_a_graph(layer: torch.nn.Module, shape: tuple[int, ..
     found = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"x": x.numpy()})[0]
     with torch.no_grad():
         np.testing.assert_allclose(found, layer(x), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_diffusion_features_are_computed_by_a_second_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANDFUSE_CACHE", str(tmp_path / "cache"))
+    shown = scene(2)
+    own = own_maps([shown], [np.ones((28, 33), bool)], ("a", "b"))
+    torch.manual_seed(0)
+    denoiser = TrainedDenoiser.untrained(own, {"a": 1, "b": 2}, 8).eval()
+    for parameter in denoiser.network.parameters():  # half of it begins at zero
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    settings = FeatureSettings(timesteps=(50, 300), levels=(1, 2), tile=16, overlap=8)
+    features = DiffusionFeatures(denoiser, settings)
+    guided = shown.with_modalities(features.of(shown))
+    infos = {name: part.info for name, part in guided.modalities.items()}
+    maps = {name: PixelMap(torch.ones(info.bands), torch.zeros(info.bands)) for name, info in infos.items()}
+    made = Bundle(
+        ModelSpec("logistic", {"features": "diffusion", "steps": 20}), maps, infos, shown.legend, features=features
+    )
+    images = {name: torch.from_numpy(guided.read(name, guided.grid.window)).nan_to_num()[None] for name in infos}
+    made.model.fit([(images, torch.from_numpy(shown.labels)[None])], seed=0)
+    onnx_export.write_onnx(made.eval(), tmp_path / "model.onnx")
+    file = load_model(tmp_path / "model.onnx")
+    completed = file.predictor(PredictorOptions()).complete(shown)
+    for name in settings.names:
+        wanted, found = (one.read(name, shown.grid.window) for one in (guided, completed))
+        assert np.isfinite(wanted).any()
+        np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3)
+    wanted, found = mapped(made, shown), mapped(file, shown)
+    np.testing.assert_allclose(found, wanted, atol=1e-2)
+    assert (found.argmax(axis=0) == wanted.argmax(axis=0)).mean() > 0.998
+    np.testing.assert_array_equal(mapped(file, shown, block=13), found)
 
 
 def test_properties_say_what_the_file_takes(file_of: Callable[[str], Path]) -> None:

@@ -18,7 +18,8 @@ import yaml
 
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.diffusion.denoising import Denoising
-from landfuse.diffusion.features import DiffusionFeatures, FeatureTiles
+from landfuse.diffusion.features import DiffusionFeatures
+from landfuse.diffusion.tiles import FeatureTiles
 from landfuse.diffusion.trained_denoiser import load_denoiser
 from landfuse.errors import BundleError, FaultsError, ModelError, SettingsError
 from landfuse.mapping.engine import map_array

@@ -1,17 +1,19 @@
 """A bundle as one ONNX file, run by ONNX Runtime; no torch.
 
 The file's graph takes raw pixels of views, NaN where there is no data, and returns logits. What else a bundle holds is
-in the file's properties: `landfuse`, as in `model.json`, and `landfuse_attached`, the arrays beside the model.
+in the file's properties: `landfuse`, as in `model.json`; `landfuse_attached`, the arrays beside the model; and
+`landfuse_denoiser`, a second graph, which computes the features that the first one takes.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 import mmap
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -29,16 +31,20 @@ from landfuse.bundles.description import Description, ModelSpec
 from landfuse.bundles.model_files import ModelFile, damaged, parse_json
 from landfuse.bundles.predictor import About
 from landfuse.bundles.settings import PredictorOptions
+from landfuse.diffusion.settings import FeatureSettings
+from landfuse.diffusion.tiles import features_of, noise_of
 from landfuse.errors import BundleError, SettingsError
 from landfuse.files import sha256_of
 from landfuse.legend import Legend
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
+from landfuse.settings import parse
+from landfuse.views.reading import read_window
 
 FORMAT = 1
 """Version of the properties; a newer one is refused."""
 
-PROPERTY, ATTACHED = "landfuse", "landfuse_attached"
+PROPERTY, ATTACHED, DENOISER = "landfuse", "landfuse_attached", "landfuse_denoiser"
 """Names of the file's properties."""
 
 _METADATA_PROPS = 14
@@ -46,6 +52,14 @@ _METADATA_PROPS = 14
 
 _STRIP = 1 << 20
 """Numbers of an input that a model of any size gets at once."""
+
+
+class OnnxDenoiser(pydantic.BaseModel):
+    """What the properties say of the denoiser's graph."""
+
+    inputs: dict[str, tuple[int, int]]  # modality -> bands and zoom
+    channels: dict[str, int]  # of the noise of each
+    widths: tuple[int, int, int]
 
 
 class OnnxPart(pydantic.BaseModel):
@@ -62,6 +76,7 @@ class OnnxPart(pydantic.BaseModel):
     any_size: bool = False  # whether images may be larger than a view; the core grows with them
     marks_missing: bool = False
     images_per_view: int = 1
+    denoiser: OnnxDenoiser | None = None
     means: dict[str, list[float]] = Field(default_factory=dict)  # raw values that the pixel maps turn into 0
 
 
@@ -89,7 +104,7 @@ class OnnxModel:
                 "export it again from its bundle; a file of another program cannot be mapped with",
             )
         known = parse_json(properties[PROPERTY], path, _OnnxFile)
-        self.part = known.onnx
+        self.part, self._denoiser, self._features = known.onnx, properties.get(DENOISER, ""), known.features
         if self.part.format > FORMAT:
             raise BundleError(
                 f"{path} has version {self.part.format} of the ONNX files of landfuse",
@@ -119,6 +134,14 @@ class OnnxModel:
             BundleError: if the installed ONNX Runtime cannot run it.
         """
         return session_of(str(self.path), self.path, self.part.runtime)
+
+    def complete(self, scene: Scene) -> Scene:
+        """The scene with its diffusion features, where the graph takes some."""
+        if self.part.denoiser is None:
+            return scene
+        settings = parse(FeatureSettings, self._features or {}, f"the features of {self.path}")
+        denoising = OnnxDenoising(self._denoiser, self.part, self.path)
+        return scene.with_modalities(features_of(denoising, settings, scene))
 
     def predictor(self, options: PredictorOptions = PredictorOptions()) -> OnnxPredictor:  # noqa: B008  (frozen)
         """Makes it ready to map; raises a SettingsError if the options do not fit."""
@@ -151,7 +174,7 @@ class OnnxPredictor:
                 f"{part.precision} on the CPU, as the file is written",
                 "leave out the option; bundles run by torch have it",
             )
-        self.description, self._model, self._options = known, model, options
+        self.description, self._model, self._options, self.complete = known, model, options, model.complete
         self._session = model.session
         self.stand_ins, self.marks_missing = known.stand_ins(options), part.marks_missing
         self.view = 1 if part.any_size else math.ceil(known.view * math.sqrt(part.images_per_view))
@@ -167,10 +190,6 @@ class OnnxPredictor:
             "the file": sha256_of(self._model.path),
             "the version": f"landfuse {version('landfuse')}, onnxruntime {onnxruntime.__version__}",
         }
-
-    def complete(self, scene: Scene) -> Scene:
-        """The scene; nothing is computed from it."""
-        return scene
 
     def prepare(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """The pixels as they are; where the training mean stands in, that takes the place of those without data."""
@@ -218,6 +237,52 @@ class OnnxPredictor:
             }
             found.append(self._session.run(["logits"], strip)[0][0])
         return np.concatenate(found, axis=1).transpose(1, 2, 0)
+
+
+class OnnxDenoising:
+    """A `Denoising`.
+
+    Args:
+        graph: of `landfuse_denoiser`, in base 64.
+        part: what the properties say.
+        path: of the file.
+
+    Raises:
+        BundleError: if the installed ONNX Runtime cannot run it.
+    """
+
+    def __init__(self, graph: str, part: OnnxPart, path: Path) -> None:
+        known = part.denoiser
+        if known is None or not graph:
+            raise damaged(path, f"it has no property `{DENOISER}`")
+        self.inputs, self.widths, self._channels = known.inputs, known.widths, known.channels
+        data = base64.b64decode(graph)
+        self._source = data, path, part.runtime
+        self.digest = hashlib.sha256(f"onnxruntime {onnxruntime.__version__}".encode() + data).hexdigest()
+        self._session = session_of(*self._source)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_session"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._session = session_of(*self._source)
+
+    def levels(
+        self, scene: Scene, window: Window, settings: FeatureSettings
+    ) -> Iterator[tuple[Sequence[NDArray[np.float32]], NDArray[np.bool_]]]:
+        """See `Denoising.levels`."""
+        given: dict[str, NDArray[Any]] = {}
+
+        def take(name: str, values: NDArray[np.float32]) -> None:
+            given[name] = np.ascontiguousarray(values)[None]
+
+        read_window(scene, window, {name: scene.modalities[name].info for name in self.inputs}, {}, take)
+        noise = noise_of(settings.seed, self._channels, window)
+        given |= {f"noise_{name}": values for name, values in noise.items()}
+        for timestep in settings.timesteps:
+            *levels, nothing = self._session.run(None, {**given, "timestep": np.array([timestep], np.int64)})
+            yield [level[0] for level in levels], nothing[0, 0] == 1
 
 
 def session_of(source: str | bytes, path: Path, checked: str = "") -> onnxruntime.InferenceSession:

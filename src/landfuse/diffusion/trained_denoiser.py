@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.diffusion.denoiser import Denoiser
+from landfuse.diffusion.tiles import check_inputs
 from landfuse.errors import BundleError, LandfuseError
 from landfuse.files import unwritable, whole_file
 from landfuse.scenes.scene import Scene
@@ -153,26 +154,14 @@ class TrainedDenoiser(nn.Module):
             images[name], missing[name] = whole[:, :-1] * known, 1 - known
         return images, missing
 
-    def check(self, scene: Scene) -> None:
-        """Checks that a scene has what the denoiser looks at.
+    @property
+    def inputs(self) -> dict[str, tuple[int, int]]:
+        """What it looks at: name -> bands and zoom."""
+        return {name: (own.bands, self.zooms[name]) for name, own in self.maps.items()}
 
-        Raises:
-            BundleError: if it lacks a modality, or has another number of bands or zoom.
-        """
-        for name, own in self.maps.items():
-            if name not in scene.modalities:
-                raise BundleError(
-                    f"the scene `{scene.name}` has no modality `{name}`",
-                    f"those that the denoiser was trained on: {', '.join(self.maps)}",
-                    "name it so in the scene file, use it in the recipe, or pre-train without it",
-                )
-            part = scene.modalities[name]
-            if (part.raster.bands, part.zoom) != (own.bands, self.zooms[name]):
-                raise BundleError(
-                    f"`{name}` of the scene `{scene.name}` has {part.raster.bands} bands at zoom {part.zoom}",
-                    f"{own.bands} bands at zoom {self.zooms[name]}, as the denoiser was trained on",
-                    "choose the bands in the scene file, or pre-train again",
-                )
+    def check(self, scene: Scene) -> None:
+        """Raises a BundleError if a scene lacks what it looks at; see `check_inputs`."""
+        check_inputs(self.inputs, scene)
 
     @property
     def digest(self) -> str:

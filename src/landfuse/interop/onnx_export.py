@@ -17,7 +17,7 @@ from onnx import helper
 from torch import Tensor
 
 from landfuse.bundles.bundle import Bundle
-from landfuse.bundles.onnx_model import ATTACHED, PROPERTY, OnnxPart, session_of
+from landfuse.bundles.onnx_model import ATTACHED, DENOISER, PROPERTY, OnnxDenoiser, OnnxPart, session_of
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import ModelError, OutputError
 from landfuse.files import check_replaceable, unwritable, whole_file
@@ -51,18 +51,12 @@ def write_onnx(bundle: Bundle, path: str | Path, *, licence: str = "", overwrite
         How far the file's logits are from the bundle's, at most, on three views.
 
     Raises:
-        ModelError: if ONNX Runtime finds other logits, or the model takes features that are computed from the scene.
+        ModelError: if ONNX Runtime finds other logits.
         OutputError: if it cannot be written.
     """
     path = Path(path)
     check_replaceable(path, "landfuse", overwrite)
     known = bundle.eval().description
-    if known.computed:
-        raise ModelError(
-            f"`{known.spec.name}` takes {', '.join(known.computed)}, which a denoiser computes from the scene",
-            "a model without diffusion features",
-            "map it by its bundle, or train without `pretrain` and `features`",
-        )
     images = sample(bundle)
     if known.spec.name in TABLES:
         model = onnx_tables.graph_of(bundle)
@@ -117,7 +111,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def properties(bundle: Bundle, licence: str = "", precision: str = "float32") -> dict[str, str]:
-    """The properties of a file, each a text: `landfuse`, `mlm` and, where there are such, `landfuse_attached`.
+    """The properties of a file, each a text; see `onnx_model`, and `mlm`, the STAC extension's fields of the model.
 
     Args:
         bundle: of which.
@@ -126,6 +120,11 @@ def properties(bundle: Bundle, licence: str = "", precision: str = "float32") ->
     """
     known, about = bundle.description, bundle.predictor(PredictorOptions(device="cpu")).about
     words, _ = bundle.packed()
+    denoiser = None
+    if bundle.features is not None:
+        trained = bundle.features.denoiser.cpu()
+        channels = trained.network.channels
+        denoiser = OnnxDenoiser(inputs=trained.inputs, channels=channels, widths=trained.network.widths)
     part = OnnxPart(
         digest=bundle.digest,
         precision=precision,
@@ -137,12 +136,16 @@ def properties(bundle: Bundle, licence: str = "", precision: str = "float32") ->
         any_size=known.spec.name in TABLES,
         marks_missing=bundle.model.marks_missing,
         images_per_view=bundle.model.images_per_view,
+        denoiser=denoiser,
         means={name: mean_of(one.arrays).tolist() for name, one in bundle.maps.items()},
     )
     found = {
         PROPERTY: json.dumps({**words, "onnx": part.model_dump(mode="json"), "licence": licence}, ensure_ascii=False),
         "mlm": json.dumps(model_fields(known, about)),
     }
+    if bundle.features is not None:
+        graph = onnx_networks.denoiser_graph(bundle.features.denoiser)
+        found[DENOISER] = base64.b64encode(graph.SerializeToString()).decode()
     if known.attached:
         found[ATTACHED] = base64.b64encode(safetensors.numpy.save(dict(known.attached))).decode()
     return found

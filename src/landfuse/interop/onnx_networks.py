@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from landfuse.bundles.bundle import Bundle
+from landfuse.diffusion.noise import add_noise
+from landfuse.diffusion.trained_denoiser import TrainedDenoiser
 from landfuse.kernels import scan_steps
 from landfuse.views.pixel_map import PixelMap
 
@@ -49,6 +51,49 @@ class RawViews(nn.Module):
             return (self.model(mapped),)
         logits, layers = self.model.map_layers(mapped)
         return (logits, *(layers[name] for name in self.layers))
+
+
+class RawDenoiser(nn.Module):
+    """A denoiser's pixel maps and network, for the features of a window of a scene.
+
+    Args:
+        denoiser: on the CPU.
+    """
+
+    def __init__(self, denoiser: TrainedDenoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.maps = nn.ModuleDict({name: _Mapped(one, 0.0, False) for name, one in denoiser.maps.items()})
+
+    def forward(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """The levels, fine to deep, and 1 where no modality has data, (1, 1, H, W).
+
+        Args:
+            arguments: raw pixels of each modality, (1, C, H * zoom, W * zoom); noise for each, (1, D, H, W); and the
+                timestep, (1,) int64.
+        """
+        count, timestep = len(self.maps), arguments[-1]
+        views = {name: one(image) for (name, one), image in zip(self.maps.items(), arguments[:count], strict=True)}
+        images, missing = self.denoiser.images(views)
+        alpha = self.denoiser.network.alpha[timestep]
+        noise = zip(images.items(), arguments[count:-1], strict=True)
+        noisy = {name: add_noise(image, each, alpha) for (name, image), each in noise}
+        levels = self.denoiser.network.levels(noisy, missing, timestep)
+        return (*levels, torch.stack(list(missing.values())).amin(dim=0))
+
+
+def denoiser_graph(denoiser: TrainedDenoiser) -> Any:
+    """The graph of a `RawDenoiser`, whose height and width are any multiples of 4."""
+    tall, wide = (torch.export.Dim(name, min=2, max=1 << 12) for name in ("tall", "wide"))
+    images, noises, shapes, inputs = [], [], [], list(denoiser.maps)
+    for name, (bands, zoom) in denoiser.inputs.items():
+        images.append(torch.randn(1, bands, 16 * zoom, 24 * zoom))
+        noises.append(torch.randn(1, denoiser.network.channels[name], 16, 24))
+        shapes.append({2: 4 * zoom * tall, 3: 4 * zoom * wide})
+    sizes = [*shapes, *({2: 4 * tall, 3: 4 * wide} for _ in noises), {}]
+    sample = [*images, *noises, torch.tensor([100])]
+    names = [*inputs, *(f"noise_{name}" for name in inputs), "timestep"]
+    return graph_of(RawDenoiser(denoiser), sample, names, ["level_1", "level_2", "level_3", "nothing"], sizes)
 
 
 class _Mapped(nn.Module):
@@ -94,18 +139,23 @@ def _attention(
 
 
 def program_of(
-    module: nn.Module, sample: Sequence[Tensor], written_out: Mapping[Any, Callable[..., Any]] | None = None
+    module: nn.Module,
+    sample: Sequence[Tensor],
+    written_out: Mapping[Any, Callable[..., Any]] | None = None,
+    shapes: Sequence[Mapping[int, Any]] | None = None,
 ) -> torch.export.ExportedProgram:
-    """The program of a module whose arguments are images, of any number of them.
+    """The program of a module.
 
     Args:
         module: what is traced.
         sample: its arguments, two images or more.
         written_out: operators of torch, and what takes their place.
+        shapes: which axes of each argument are of any size; by default the first one of all.
     """
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
+    free = tuple(shapes or ({0: batch} for _ in sample))
     with _WrittenOut(written_out or {}), torch.no_grad(), quiet():
-        return torch.export.export(module, tuple(sample), dynamic_shapes=(tuple({0: batch} for _ in sample),))
+        return torch.export.export(module, tuple(sample), dynamic_shapes=(free,))
 
 
 @script(onnxscript.values.Opset("landfuse", 1), default_opset=opset18)  # type: ignore[untyped-decorator]
@@ -119,9 +169,15 @@ def _steps(x: FLOAT, delta: FLOAT, A: FLOAT, B: FLOAT, C: FLOAT, start: FLOAT) -
     return y, last
 
 
-def graph_of(module: nn.Module, sample: Sequence[Tensor], inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+def graph_of(
+    module: nn.Module,
+    sample: Sequence[Tensor],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    shapes: Sequence[Mapping[int, Any]] | None = None,
+) -> Any:
     """A module as in `program_of` as an `onnx.ModelProto` whose inputs and outputs have these names."""
-    program = program_of(module, sample, scan_steps.IN_STEPS)
+    program = program_of(module, sample, scan_steps.IN_STEPS, shapes)
     with quiet():
         table: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.landfuse.steps.default: _steps}
         made = torch.onnx.export(
@@ -132,6 +188,9 @@ def graph_of(module: nn.Module, sample: Sequence[Tensor], inputs: Sequence[str],
     model = made.model
     named = dict(zip((*model.graph.inputs, *model.graph.outputs), (*inputs, *outputs), strict=True))
     # What torch notes there are lines of source code and paths.
+    for number, node in enumerate(model.graph):
+        if "/maps." in node.metadata_props.get("namespace", ""):
+            node.name = f"pixel_map_{number}"  # what needs float32 if the rest is converted
     for holder in (model, model.graph, *model.graph.all_nodes(), *model.graph.initializers.values()):
         holder.metadata_props.clear()
     for node in model.graph.all_nodes():
@@ -143,7 +202,8 @@ def graph_of(module: nn.Module, sample: Sequence[Tensor], inputs: Sequence[str],
     for value, name in named.items():
         value.name = name
         value.metadata_props.clear()
-        value.shape = onnx_ir.Shape(["batch", *value.shape[1:]])
+        if shapes is None:
+            value.shape = onnx_ir.Shape(["batch", *value.shape[1:]])
     return onnx_ir.to_proto(model)
 
 

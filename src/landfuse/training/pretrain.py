@@ -20,8 +20,8 @@ import torch
 
 from landfuse.diffusion.crops import Crops
 from landfuse.diffusion.denoising import Denoising, run_steps
-from landfuse.diffusion.features import fingerprint
 from landfuse.diffusion.settings import PretrainSettings
+from landfuse.diffusion.tiles import fingerprint
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser, constant, load_denoiser, own_maps
 from landfuse.errors import LandfuseError, ModelError, SettingsError
 from landfuse.figures.figures import balance_figure, save
