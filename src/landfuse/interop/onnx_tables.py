@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from landfuse.bundles.bundle import Bundle
-from landfuse.models.pixel_tables import Boosted, Forest, Logistic, Nodes
+from landfuse.models.pixel_tables import Boosted, Forest, Logistic, Nodes, depth_of
 from landfuse.views.pixel_arrays import PixelArrays
 
 OPSET, TREES = 18, 3
@@ -65,8 +65,9 @@ def graph_of(bundle: Bundle) -> onnx.ModelProto:
     for name, own in bundle.maps.items():
         missing = math.nan if model.marks_missing else 0.0
         mapped = _mapped(made, name, own.arrays, missing, name in bundle.droppable)
-        own_columns = list(_features(made, mapped, bundle.inputs[name].zoom, windows, halo))
-        columns, width = columns + own_columns, width + own.channels * len(own_columns)
+        zoom = bundle.inputs[name].zoom
+        columns += _features(made, mapped, zoom, windows, halo)
+        width += depth_of(own.channels, zoom, windows)
     features = made("Concat", *columns, axis=1)
     if not tables.takes_dropped:
         features = made("Where", made("IsNaN", features), np.float32(0), features)
