@@ -248,8 +248,15 @@ def test_the_page_answers_whether_the_map_can_be_relied_on(run: Path, page: str,
         assert words in plain
 
 
-def test_a_sample_that_carries_no_zone_is_answered_by_how_many_more() -> None:
+def test_a_zone_of_the_whole_map_and_none_with_how_many_more_places_would_do() -> None:
     tried = (Zone(0.1, 1.0, None, 60, 6, 0.05, 0.19),)
+    whole = (Zone(0.0, 1.0, 1024.0, 500, 28, 0.05, 0.08),)
+    all_of_it = Certificate(0.1, 0.95, "confidence", whole, None, "simple", 500, (), *[None] * 3)  # type: ignore[arg-type]
+    assert _zone(all_of_it, "", True, ["run"])["said"] == [
+        "The whole map, 1,024 hectares: in it at most 10 of 100 pixels are wrong, with a confidence of 95%.",
+        "500 places in it were looked at; 28 are wrong. The promise is about the part as a whole, not about each field "
+        "in it.",
+    ]
     none = Certificate(0.1, 0.95, "confidence", tried, 240, "simple", 60, (), *[None] * 3)  # type: ignore[arg-type]
     answer = _zone(none, "", True, ["run"])
     assert answer["said"] == [

@@ -241,7 +241,8 @@ def _tiles(
     tiles: list[dict[str, Any]] = []
     areas, accuracies, classes = [], [], dict[str, int]()
     mosaic, zone = (Mosaic([scene.grid for scene in scenes]) for _ in range(2))
-    certified = certificate is not None and certificate.zone is not None
+    promised = certificate.zone if certificate is not None else None
+    certified = promised is not None and promised.fraction < 1  # else nothing is left out
     for index, (scene, role, path) in enumerate(zip(scenes, roles, paths, strict=True)):
         progress("reading tiles", index, len(scenes))
         opened = open_map(path, scene)

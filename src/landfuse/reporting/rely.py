@@ -136,13 +136,14 @@ def _zone(certificate: Certificate | None, refusal: str, sampled: bool, run: Seq
     zone = certificate.zone
     if zone is not None:
         area = "" if zone.hectares is None else f", {zone.hectares:,.0f} hectares"
-        words = (
-            f"The coloured part of the picture, {of_100(zone.fraction)} pixels of the map{area}: in it {promise}, with "
-            f"a confidence of {100 * certificate.confidence:g}%."
-        )
+        part = "The whole map"
+        if zone.fraction < 1:
+            part = f"The coloured part of the picture, {of_100(zone.fraction)} pixels of the map"
+        words = f"{part}{area}: in it {promise}, with a confidence of {100 * certificate.confidence:g}%."
         more = (
-            f"{zone.points:,} places in it were looked at; {zone.errors:,} are wrong. Grey ground may be right too, "
-            "but not as surely. The promise is about the part as a whole, not about each field in it."
+            f"{zone.points:,} places in it were looked at; {zone.errors:,} are wrong."
+            + " Grey ground may be right too, but not as surely." * (zone.fraction < 1)
+            + " The promise is about the part as a whole, not about each field in it."
         )
         return _answer(question, [words, more])
     last = certificate.zones[-1]
