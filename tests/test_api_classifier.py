@@ -225,6 +225,12 @@ def test_predict_returns_codes_and_calibrated_probabilities(forest: lf.Classifie
     np.testing.assert_allclose(probabilities[:, 10:].sum(axis=0), 1, rtol=1e-5)
     np.testing.assert_array_equal(forest.classes_[probabilities[:, 10:].argmax(axis=0)], codes[10:])
     assert forest.legend.names == ["class 1", "class 2", "class 3"]
+    other = {**images, "s2": images["s2"] + np.where(np.arange(48) < 24, 0, 90)}
+    dissimilarity = forest.predict_dissimilarity(other, progress=False)
+    assert dissimilarity.shape == (1 + len(images), 48, 48)
+    assert np.isnan(dissimilarity[:2, :3, :5]).all()
+    assert (dissimilarity[:2, 10:, 30:] == 2.5).all()
+    assert (dissimilarity[:, 10:, :12] <= 1).mean() > 0.8
     evaluation = forest.evaluate(images, labels, progress=False)
     assert evaluation.role == "all"
     assert evaluation.confusion.unmapped == 15

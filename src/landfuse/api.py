@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from landfuse.accuracy.applicability import Applicability
 from landfuse.accuracy.conformal import ClassSets, sets_of
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Evaluation, Tally, refuse_learnt
@@ -419,6 +420,23 @@ class Classifier:
             sets[:, *part.window.within(scene.grid.window)] = np.where(part.classes != UNLABELLED, found, UNLABELLED)
         return _as_images(images, sets, scene, "class_set", {"_FillValue": UNLABELLED}, ("class", self.legend.names))
 
+    def predict_dissimilarity(self, images: Mapping[str, Image] | Scene, *, progress: bool = True) -> Any:
+        """How unlike the training pixels each pixel is: beyond 1, do not rely on the map; arguments as in `predict`.
+
+        Returns:
+            (1 + M, H, W) float32, at most 2.5: by the modalities together, then by each; NaN where there is no data. A
+            DataArray if one of the images is one. See `landfuse.accuracy.applicability`.
+
+        Raises:
+            SettingsError: if it was fitted to pixels of a single group of the split.
+        """
+        names = ["together", *Applicability.of(self.description).points]
+        scene = self._scene(images)
+        found = np.full((len(names), scene.grid.height, scene.grid.width), np.nan, np.float32)
+        for part in self._mapped(scene, progress, applicability=True):
+            found[:, *part.window.within(scene.grid.window)] = part.dissimilarity_in(slice(None))
+        return _as_images(images, found, scene, "dissimilarity", {}, ("compared_by", names))
+
     def evaluate(
         self,
         images: Mapping[str, Image] | Scene,
@@ -487,9 +505,12 @@ class Classifier:
         settings = parse(MappingSettings, self._sections()["mapping"], repr(self))
         return MapOptions(**{**settings.model_dump(exclude={"stride", "weights"}), "allow_missing": True})
 
-    def _mapped(self, scene: Scene, progress: bool, wanted: NDArray[np.bool_] | None = None) -> Iterator[BlockMap]:
+    def _mapped(
+        self, scene: Scene, progress: bool, wanted: NDArray[np.bool_] | None = None, *, applicability: bool = False
+    ) -> Iterator[BlockMap]:
         """Maps a scene block by block."""
-        engine = Engine(self._fitted_model, scene, self._options())
+        options = self._options().model_copy(update={"applicability": applicability})
+        engine = Engine(self._fitted_model, scene, options)
         if wanted is None:
             engine.check_values()
         windows = engine.cut(engine.options.block or block_side(engine), wanted)

@@ -118,7 +118,7 @@ class Missing:
 sys.meta_path.insert(0, Missing)
 import landfuse as lf
 classifier, scene = lf.load(sys.argv[1]), lf.open_scene(sys.argv[2])
-lf.predict(classifier, scene, sys.argv[3], confidence=True, memory="700MiB")
+lf.predict(classifier, scene, sys.argv[3], confidence=True, applicability=True, memory="700MiB")
 codes = lf.open_map(sys.argv[3]).legend.to_codes(lf.open_map(sys.argv[3]).classes)
 assert (classifier.predict(scene, progress=False) == codes).all()
 try:
@@ -133,11 +133,11 @@ else:
 def test_a_run_maps_where_torch_is_not_installed(trained: Path, place: Path, tmp_path: Path) -> None:
     from landfuse.scenes.scene_file import open_scene
 
-    predict(load_bundle(trained), open_scene(place), tmp_path / "with.tif", confidence=True)
+    predict(load_bundle(trained), open_scene(place), tmp_path / "with.tif", confidence=True, applicability=True)
     words = [str(trained), str(place / "scene.yaml"), str(tmp_path / "without.tif")]
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for name in ("", "_confidence"):
+    for name in ("", "_confidence", "_applicability"):
         assert (tmp_path / f"with{name}.tif").read_bytes() == (tmp_path / f"without{name}.tif").read_bytes()
 
 

@@ -411,6 +411,16 @@ def test_calibration_curves_and_modalities_are_shown_where_the_run_has_them(run:
         "fitted_on": "validation",
         "test": {"before": reported, "after": reported},
     }
+    parts = [{"to": 1, "pixels": 4000, "error": 0.125}, {"to": 2.5, "pixels": 0, "error": None}]
+    errors = {
+        "pixels": 4000,
+        "inside": 0.75,
+        "error_inside": 0.125,
+        "error_outside": None,
+        "AUROC": 0.625,
+        "parts": parts,
+    }
+    scores["applicability"] = {"groups": "9 blocks", "test": {"together": errors, "s2": {**errors, "inside": 0.625}}}
     (copy / "scores.json").write_text(json.dumps(scores))
     (copy / "metrics.csv").write_text("epoch,val_mIoU,train_loss\n0,0.2,1.5\n1,0.4,0.75\n")
     row = {
@@ -426,13 +436,17 @@ def test_calibration_curves_and_modalities_are_shown_where_the_run_has_them(run:
     text = html.unescape(report(copy).read_text())
     for word in ("ECE 0.032", "divides its logits by 1.500", "s2, and the mean of dem", "-0.125", "mind this"):
         assert word in text
-    areas, losses, scores_, before, after, sets = re.findall(r'<figure class="chart">.*?</figure>', text, re.DOTALL)
+    areas, losses, scores_, before, after, sets, wrong = re.findall(
+        r'<figure class="chart">.*?</figure>', text, re.DOTALL
+    )
     assert "loss from 1.500 to 0.750" in losses
     assert "mIoU from 0.200 to 0.400" in scores_
     assert "As trained: expected calibration error 0.032" in before
     assert "In the bundle: ECE 0.032" in after
     assert "Class sets: level 0.5: " in sets
-    for chart in (areas, losses, scores_, before, after, sets):
+    assert "0.125 of 4,000 px to 1." in wrong
+    assert re.search(r'>s2</th><td class="number">62.5%</td><td class="number">12.5%</td><td class="number">–<', text)
+    for chart in (areas, losses, scores_, before, after, sets, wrong):
         assert 'role="img"' in chart
         assert chart.count("<title") == chart.count("<desc") == 1
         assert "<style" not in chart, "it would apply to the whole page"

@@ -415,5 +415,5 @@ def test_dark_is_dark_and_paper_is_white(chromium: Any, page: Path) -> None:
     assert look[4] == "rgb(26, 31, 36)"
     printed = base64.b64decode(window.command("Page.printToPDF", {"preferCSSPageSize": True})["data"])
     assert printed.startswith(b"%PDF")
-    assert printed.count(b"/Type /Page\n") + printed.count(b"/Type /Page ") < 13
+    assert printed.count(b"/Type /Page\n") + printed.count(b"/Type /Page ") < 14
     assert window.errors() == []

@@ -36,7 +36,7 @@ from landfuse.training.lightning_task import Task
 from landfuse.training.recipe import read_recipe
 from landfuse.training.run import read_history
 from landfuse.training.train import train
-from landfuse.training.training_data import TrainingData
+from landfuse.training.training_data import TrainingData, read_training_data
 
 train_module = sys.modules["landfuse.training.train"]
 SMALL: dict[str, Any] = {
@@ -323,10 +323,15 @@ def test_the_test_split_is_read_once_at_the_end(write: Write, monkeypatch: pytes
 def test_nothing_of_the_test_split_gets_into_the_bundle(place: Path, write: Write, tmp_path: Path) -> None:
     """Here a forest sees single pixels: other values and labels under test and validation change no byte of it."""
     forest = {"name": "forest", "trees": 5, "context": []}
-    train(write(model=forest, run=str(tmp_path / "one")), progress=False)
-    scene = lf.open_scene(place)
-    roles = GdalRaster(str(tmp_path / "one" / "split" / "chequers.tif")).read_numbers(scene.grid.window)
-    other = roles[0][0] != TRAIN
+    recipe, scene = read_recipe(write()), lf.open_scene(place)
+    (roles,) = read_training_data(recipe, recipe.read_scene()).roles
+    write_raster(tmp_path / "roles.tif", scene.grid, roles)
+    text = yaml.safe_load((place / "scene.yaml").read_text())
+    text["split"] = {"kind": "roles", "path": str(tmp_path / "roles.tif")}
+    text["root"] = str(place)
+    (tmp_path / "scene.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+    train(write(model=forest, run=str(tmp_path / "one"), scene=tmp_path / "scene.yaml"), progress=False)
+    other = roles != TRAIN
     assert other.sum() > 1000
     for name in scene.modalities:
         values = scene.read(name, scene.grid.window)
@@ -336,12 +341,12 @@ def test_nothing_of_the_test_split_gets_into_the_bundle(place: Path, write: Writ
     write_raster(
         tmp_path / "other" / "labels.tif", scene.grid, np.where(other & (codes < 255), 1, codes).astype(np.uint8)
     )
-    text = yaml.safe_load((place / "scene.yaml").read_text())
-    text["split"] = {"kind": "roles", "path": str(tmp_path / "one" / "split" / "chequers.tif")}
+    del text["root"]
     (tmp_path / "other" / "scene.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
     train(write(model=forest, run=str(tmp_path / "two"), scene=tmp_path / "other" / "scene.yaml"), progress=False)
     first, second = (tmp_path / name / "bundle" / "model.safetensors" for name in ("one", "two"))
     assert first.read_bytes() == second.read_bytes()
+    assert "applicability" in load_bundle(tmp_path / "two").notes, "it keeps training pixels, and only these"
     assert scores(tmp_path / "one")["test"] != scores(tmp_path / "two")["test"]
 
 

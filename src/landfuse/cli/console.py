@@ -85,7 +85,7 @@ PANELS = {
         "allocation minimum expected side judge walk seed classes alone heat_map merge labels label_column maps scene "
         "bands sample error by after pictures visits",
         "From a STAC catalog": "catalog collections bbox area time assets cloud pixel without sign",
-        "Layers of the map": "probabilities confidence entropy sets sets_method sets_by_class layer",
+        "Layers of the map": "probabilities confidence entropy sets sets_method sets_by_class applicability layer",
         "Beside the map": "picture polygons minimum_area stac taken",
         "Data that are missing or differ": "allow allow_missing mean_for",
         "How it is computed": "memory block batch precision workers scheduler scheduler_file dry_run",

@@ -70,6 +70,7 @@ def predict(
     sets: Annotated[float | None, _option("sets")] = None,
     sets_method: Annotated[str, _option("sets_method")] = "lac",
     sets_by_class: Annotated[bool, _option("sets_by_class", "--sets-by-class")] = False,
+    applicability: Annotated[bool, _option("applicability", "--applicability")] = False,
     layer: Annotated[list[str] | None, _option("layers")] = None,
     allow_missing: Annotated[bool, _option("allow_missing", "--allow-missing")] = False,
     allow: Annotated[list[str] | None, _option("allow", "--allow")] = None,
@@ -133,6 +134,7 @@ def predict(
         {
             "probabilities": probabilities, "confidence": confidence, "entropy": entropy, "layers": layer or (),
             "sets": sets, "sets_method": sets_method, "sets_by_class": sets_by_class,
+            "applicability": applicability,
             "block": block, "memory": memory, "batch": batch, "precision": precision, "mean_for": mean_for or (),
             "allow_missing": allow_missing, "allow": allow or (),
         }

@@ -382,6 +382,33 @@ def coverage_figure(curve: Sequence[Mapping[str, float]]) -> Picture:
 
 
 @_styled
+def dissimilarity_figure(found: Mapping[str, Any]) -> Picture:
+    """The fraction of wrong pixels by their dissimilarity; a line at 1, up to which they are like the training pixels.
+
+    Args:
+        found: one of those of `landfuse.accuracy.applicability.ErrorsByDissimilarity.facts`.
+    """
+    figure = _FIGURE.get()(figsize=(4.2, 5.2), layout="constrained")
+    axis, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    parts = [(low, one) for low, one in zip((0, *(one["to"] for one in found["parts"])), found["parts"], strict=False)]
+    for low, one in parts:
+        place = {"x": low, "width": 0.94 * (one["to"] - low), "align": "edge"}
+        axis.bar(height=one["error"] or 0, color=LINES[0][0], **place)
+        below.bar(height=one["pixels"], color=INK[0], **place)
+    for one in (axis, below):
+        one.axvline(1, ls="--", color=INK[0], lw=1)
+    most = max(one["pixels"] for _, one in parts)
+    axis.set(ylim=(0, 1), ylabel="fraction that is wrong", title="Errors by dissimilarity")
+    below.set(yscale="log", ylim=(0.5, 60 * max(1, most)), ylabel="test pixels", xlabel="dissimilarity")
+    figure.words = (
+        "Fraction of the test pixels that are wrong by how unlike the training pixels they are: "
+        + ", ".join(f"{one['error']:.3f} of {one['pixels']:,} px to {one['to']:g}" for _, one in parts if one["pixels"])
+        + "."
+    )
+    return figure
+
+
+@_styled
 def areas_figure(rows: Sequence[Mapping[str, Any]]) -> Picture:
     """The area of each class as a bar, and, where it is known, as corrected by the map's errors with its 95% interval.
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from landfuse.accuracy.applicability import Applicability
 from landfuse.bundles.calibration import probabilities_of
 from landfuse.bundles.predictor import Model
 from landfuse.errors import SceneError
@@ -56,6 +57,8 @@ class BlockMap:
         temperature: logits are divided by it to obtain probabilities.
         layers: name -> (height, width) float32, 0..1, what else was asked of the model.
         read: the window that was read for it.
+        applicability: the training pixels that it can be compared with, where that was asked for.
+        predictors: modality -> (height, width, D), what is compared.
         digest: of the values in it.
     """
 
@@ -66,6 +69,8 @@ class BlockMap:
     layers: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     read: Window = Window(0, 0, 0, 0)
     digest: str = ""
+    applicability: Applicability | None = None
+    predictors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
@@ -75,6 +80,15 @@ class BlockMap:
     def probabilities_in(self, rows: slice) -> NDArray[np.float32]:
         """The probabilities of some rows: (K, rows, width) float32."""
         return probabilities_of(self.logits[:, rows], self.temperature)
+
+    def dissimilarity_in(self, rows: slice) -> NDArray[np.float32]:
+        """How unlike the training pixels those of some rows are, NaN where there is no class: (1 + M, rows, width)."""
+        known, mapped = self.applicability, self.classes[rows] != UNLABELLED
+        if known is None:
+            raise ValueError("mapped without applicability")
+        found = np.full((1 + len(known.points), *mapped.shape), np.nan, np.float32)
+        found[:, mapped] = known.dissimilarity({name: values[rows][mapped] for name, values in self.predictors.items()})
+        return found
 
 
 @dataclass(frozen=True)
@@ -86,12 +100,14 @@ class PreparedBlock:
         valid: (height, width), true where a pixel can be mapped.
         inputs: name -> what the predictor made of it.
         digest: of the values that were read.
+        predictors: see `BlockMap`.
     """
 
     window: Window
     valid: NDArray[np.bool_]
     inputs: Mapping[str, Any]
     digest: str
+    predictors: Mapping[str, NDArray[np.float32]]
 
 
 def batch_size(view: int, views: int) -> int:
@@ -130,6 +146,7 @@ class Engine:
         for note in notes:
             log.warning("`%s`: %s", scene.name, note)
         self.predictor = model.predictor(options)
+        self.applicability = Applicability.of(self.description) if options.applicability else None
         self.source = scene
         shown = {name: part for name, part in scene.modalities.items() if name not in options.withheld}
         self.scene = self.predictor.complete(replace(scene, modalities=shown))
@@ -175,13 +192,19 @@ class Engine:
         Raises:
             SceneError: if it cannot be read.
         """
-        window, inputs = self.reach(owned), {}
+        window, known = self.reach(owned), self.applicability
+        inputs: dict[str, Any] = {}
+        predictors: dict[str, NDArray[np.float32]] = {}
 
         def prepare(name: str, values: NDArray[np.float32]) -> None:
             inputs[name] = self.predictor.prepare(name, values)
+            if known is not None and name in known.points:
+                zoom = self.description.inputs[name].zoom
+                around = owned.block.padded(known.halo).scaled(zoom).within(window.scaled(zoom))
+                predictors[name] = known.predictors[name].seen(values[:, *around])
 
         valid, digest = self._read(window, prepare)
-        return PreparedBlock(window, valid, inputs, digest)
+        return PreparedBlock(window, valid, inputs, digest, predictors)
 
     def _read(
         self, window: Window, receive: Callable[[str, NDArray[np.float32]], None]
@@ -247,7 +270,10 @@ class Engine:
         classes[~needed[window.within(prepared.window)] | ~np.isfinite(logits).all(axis=0)] = UNLABELLED
         meter.end()
         named = dict(zip(self.options.layers, layers, strict=True))
-        return BlockMap(window, classes, logits, self.description.temperature, named, prepared.window, prepared.digest)
+        return BlockMap(
+            window, classes, logits, self.description.temperature, named, prepared.window, prepared.digest,
+            self.applicability, prepared.predictors,
+        )  # fmt: skip
 
     def _blend(
         self,

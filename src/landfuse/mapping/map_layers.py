@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from landfuse.accuracy.applicability import STEPS, Applicability
 from landfuse.accuracy.conformal import ClassSets, sets_of
 from landfuse.bundles.description import Description
 from landfuse.bundles.settings import Method
@@ -46,7 +47,7 @@ class Layer:
     Args:
         name: stands in the file's name; empty for the classes.
         bands: their names.
-        values: what they hold, from 0; None for codes.
+        values: what they hold, from 0, or NaN for no data; None for codes.
         steps: numbers per 1: a value is written as value * steps, rounded, and at most 254; 255 is no data.
     """
 
@@ -62,7 +63,7 @@ class Layer:
 
 
 def layers_of(options: MapOptions, known: Description) -> list[Layer]:
-    """The files of a map, the classes first; raises a SettingsError of class sets that the bundle cannot give."""
+    """The files of a map, the classes first; raises a SettingsError of what the bundle cannot give."""
     chosen = [Layer("", ("class",))]
     if options.probabilities:
         chosen.append(Layer("probabilities", tuple(known.legend.names), lambda part, rows, found: found))
@@ -74,6 +75,9 @@ def layers_of(options: MapOptions, known: Description) -> list[Layer]:
         thresholds = ClassSets.of(known).thresholds(options.sets, options.sets_method, options.sets_by_class)
         bands = ("size", *(known.legend.names if len(known.legend) <= MOST_SETS else ()))
         chosen.append(Layer("sets", bands, _sets(thresholds[:, None, None], options.sets_method, len(bands)), steps=1))
+    if options.applicability:
+        bands = ("together", *Applicability.of(known).points)
+        chosen.append(Layer("applicability", bands, lambda part, rows, found: part.dissimilarity_in(rows), STEPS))
     return chosen + [Layer(name, (name,), _model_layer(name)) for name in options.layers]
 
 
@@ -136,7 +140,7 @@ def write_part(
 
 
 def _numbers(values: NDArray[np.float32], steps: int, missing: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    numbers = np.minimum(np.rint(values * steps), UNLABELLED - 1).astype(np.uint8)
+    numbers = np.nan_to_num(np.minimum(np.rint(values * steps), UNLABELLED - 1), nan=UNLABELLED).astype(np.uint8)
     numbers[..., missing] = UNLABELLED
     return numbers
 

@@ -52,6 +52,7 @@ def block_bytes(engine: Engine, block: int) -> int:
     reading = max(info.bands * info.zoom**2 * (np.dtype(info.dtype).itemsize + 8) for info in known.inputs.values())
     series = any(info.steps for info in known.inputs.values())
     depth = len(known.legend) + sum(layer.values is not None for layer in layers_of(engine.options, known))
+    compared = 0 if engine.applicability is None else engine.applicability.depth
     return (
         (_BASE if "torch" in sys.modules else _WITHOUT_TORCH)
         + engine.predictor.nbytes
@@ -60,7 +61,7 @@ def block_bytes(engine: Engine, block: int) -> int:
         + (_PER_HELD * HELD if series else 0)
         + 4 * engine.batch * engine.predictor.view**2 * (views + _ACTIVATIONS)
         + pixels * (2 * (4 * views + 1) + reading)
-        + height * width * (2 * 4 * depth + 16)
+        + height * width * (2 * 4 * depth + 3 * 4 * compared + 16)
     )
 
 

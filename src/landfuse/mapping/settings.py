@@ -48,6 +48,11 @@ class MapOptions(PredictorOptions):
         description="let the level of class sets hold for the pixels of each class, not only for all together; classes "
         "with too few calibration blocks are in every set",
     )
+    applicability: bool = Field(
+        default=False,
+        description="also write MAP_applicability.tif, how unlike the training pixels each pixel is, in steps of 1/100 "
+        "up to 2.5: beyond 1 do not rely on the map; by all modalities together, then a band for each",
+    )
     block: int | None = Field(
         default=None, ge=1, le=10**6, description="side of the blocks, px; by default what `memory` allows"
     )

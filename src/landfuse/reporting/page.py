@@ -28,6 +28,7 @@ from landfuse.figures.figures import (
     coverage_figure,
     curves_figure,
     dark_variables,
+    dissimilarity_figure,
     reliability_figure,
     svg,
 )
@@ -158,6 +159,7 @@ def report(
         "unmapped": pixels - sum(one.pixels for of_tile in areas for one in of_tile.values()),
         **_curves(read),
         **_sets(read),
+        **_applicability(read),
         **_origin(read, file, scenes, roles),
         "tiles": tiles,
         "kept": [{**tiles[0], "layers": [{**layer, "uri": ""} for layer in tiles[0]["layers"]]}, *tiles[1:]],
@@ -387,6 +389,15 @@ def _sets(run: Run) -> dict[str, Any]:
         "set_methods": {name: {**of[middle], "worst_class": worst[name]} for name, of in levels.items()},
         "set_chart": svg(coverage_figure(sets["test"]["curve"]), "chart-sets"),
     }
+
+
+def _applicability(run: Run) -> dict[str, Any]:
+    """Errors on the test by dissimilarity to the training pixels, where the run knows them."""
+    found = (run.scores.get("applicability") or {}).get("test")
+    chart = (
+        found and found["together"]["pixels"] and svg(dissimilarity_figure(found["together"]), "chart-applicability")
+    )
+    return {"applicability": found or {}, "applicability_chart": chart or ""}
 
 
 def _origin(run: Run, file: SceneFile, scenes: Sequence[Scene], roles: Sequence[Roles]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landfuse.accuracy.applicability import Applicability, ErrorsByDissimilarity
 from landfuse.accuracy.conformal import BlockSample, ClassSets, coverage_of, without_fold
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Tally
@@ -154,6 +155,9 @@ def _silent(done: int, total: int) -> None:
     """Shows no progress."""
 
 
+_COMPARED = 20_000
+"""Pixels whose dissimilarity is compared with their errors, at most."""
+
 Take = Callable[[Sequence[NDArray[Any]]], NDArray[Any]]
 """From (H, W) values of each scene those of the pixels that are scored, (N,)."""
 
@@ -170,6 +174,7 @@ class _HeldOut:
         sample: of these pixels, for class sets; `unit`, what its blocks are.
         maps: (H, W) for each scene: classes at these pixels.
         seconds: that mapping them took.
+        errors: by dissimilarity, where the model keeps training pixels.
     """
 
     def __init__(self, data: TrainingData, targets: Sequence[NDArray[np.uint8]] = ()) -> None:
@@ -178,6 +183,7 @@ class _HeldOut:
         self.confusion, self.seconds = Confusion.of(data.legend), 0.0
         self.before, self.after = Reliability(), Reliability()
         self.maps = [np.full_like(scene.labels, UNLABELLED) for scene in data.scenes]
+        self.errors: ErrorsByDissimilarity | None = None
 
     def add(
         self,
@@ -199,6 +205,21 @@ class _HeldOut:
 
         self.confusion += score_role(classifier, data, role, options, count, progress, self.maps)
         self.seconds += time.perf_counter() - start
+        if "applicability" in classifier.notes:
+            self._compare(Applicability.of(classifier.description), data, role, not classifier.model.marks_missing)
+
+    def _compare(self, known: Applicability, data: TrainingData, role: int, mirror: bool) -> None:
+        """Counts errors by dissimilarity, of so many of the pixels at random."""
+        mapped = [np.where(own == role, found, UNLABELLED) for own, found in zip(data.roles, self.maps, strict=True)]
+        places = np.concatenate(
+            [np.insert(np.argwhere(one != UNLABELLED), 0, n, axis=1) for n, one in enumerate(mapped)]
+        )
+        places = np.random.default_rng(0).permutation(places)[:_COMPARED]
+        wrong = np.array(
+            [mapped[n][row, col] != data.scenes[n].labels[row, col] for n, row, col in places.tolist()], bool
+        )
+        self.errors = self.errors or ErrorsByDissimilarity(list(known.points))
+        self.errors.update(known.at(data.scenes, places, mirror=mirror), wrong)
 
 
 @dataclass(frozen=True)
@@ -316,6 +337,12 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _
     facts["training_seconds"] = round(time.perf_counter() - start + (folds.seconds if folds else 0), 3)
     facts["parameters"] = sum(p.numel() for p in model.parameters())
     classifier.eval()
+    start, groups = time.perf_counter(), block_numbers(data.scenes, data.split)
+    known = classifier.description
+    applicability = Applicability.fitted(data.scenes, training.targets, groups, known, mirror=not marks)
+    if applicability is not None:
+        applicability.attach(classifier)
+    facts["applicability_seconds"] = round(time.perf_counter() - start, 3)
     held_out = folds.held_out if folds else _HeldOut(data, data.targets(TEST) if data.has(CALIBRATION) else ())
     sets = None
     fitted_before, fitted_after = Reliability(), Reliability()
@@ -356,6 +383,8 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _
         sets.attach(classifier)
         tables = [sets.table] if folds is None else without_fold(held_out.sample)
         facts["sets"] = sets.facts() | {"test": coverage_of(held_out.sample.arrays, tables, data.legend.names)}
+    if applicability is not None and held_out.errors is not None:
+        facts["applicability"] = {"groups": applicability.groups, "test": held_out.errors.facts()}
     confusion, before, after = held_out.confusion, held_out.before.to_dict(), held_out.after.to_dict()
     facts["calibration"] = {
         "temperature": classifier.temperature,
