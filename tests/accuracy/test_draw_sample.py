@@ -30,8 +30,8 @@ from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.mapping.map_extras import write_mosaics
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
-from landfuse.rasters.windows import Window
-from landfuse.scenes.land_cover_map import class_names, open_map
+from landfuse.rasters.windows import Window, blocks
+from landfuse.scenes.land_cover_map import LandCoverMap, class_names, open_map
 
 LEGEND = Legend(
     (LandClass("Water", 1, "#0000FF"), LandClass("Forest", 2, "#00FF00"), LandClass("Town <old>", 7, "#FF0000"))
@@ -527,6 +527,32 @@ def test_a_sample_of_many_tiles_is_drawn_from_their_mosaic(tmp_path: Path) -> No
     (tmp_path / "mosaic_EPSG32633.vrt").write_bytes((tmp_path / "mosaic.vrt").read_bytes())
     with pytest.raises(SceneError, match=r"holds 2 mosaics of maps: mosaic\.vrt, mosaic_EPSG32633\.vrt"):
         evaluate_sample(tmp_path, filled(sample, codes))
+
+
+def test_the_empty_ground_of_a_mosaic_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = grid_of(900, 2000)
+    places = {"a": Window(0, 0, 40, 30), "b": Window(610, 1500, 50, 60)}
+    maps = {name: (wide.part(window), tmp_path / f"{name}.tif") for name, window in places.items()}
+    for grid, path in maps.values():
+        write_raster(path, grid, codes_of(grid.height, grid.width), legend=LEGEND)
+    write_mosaics(tmp_path, maps, LEGEND)
+    mosaic = open_map(tmp_path)
+    assert mosaic.occupied(100) == [Window(0, 0, 100, 100), Window(600, 1500, 60, 60)]
+    assert open_map(tmp_path / "a.tif").occupied(25) == [
+        Window(0, 0, 25, 25),
+        Window(0, 25, 25, 5),
+        Window(25, 0, 15, 25),
+        Window(25, 25, 15, 5),
+    ]
+    read: list[Window] = []
+    codes = LandCoverMap.codes
+    monkeypatch.setattr(LandCoverMap, "codes", lambda own, window: read.append(window) or codes(own, window))
+    sample = draw_points(tmp_path, 60)
+    few, read[:] = len(read), []
+    monkeypatch.setattr(LandCoverMap, "occupied", lambda own, side: list(blocks(660, 1560, side)))
+    again = draw_points(tmp_path, 60)
+    np.testing.assert_array_equal((sample.row, sample.col, sample.code), (again.row, again.col, again.code))
+    assert few == 6 < len(read)  # two passes over three blocks of 512 px
 
 
 def test_rasters_of_several_bands_are_no_map(city: Path, tmp_path: Path) -> None:

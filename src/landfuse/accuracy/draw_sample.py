@@ -119,7 +119,7 @@ def draw_sample(
     grid = opened.grid
     cell = side if design == "cluster" else 1
     step = cell * max(1, TILE // cell)
-    windows = list(blocks(grid.height, grid.width, step))
+    windows = opened.occupied(step) if after is None else list(blocks(grid.height, grid.width, step))
     counts = np.zeros((len(windows), 256), np.uint32)
     pixels = 0
     areas = pixel_areas(grid)

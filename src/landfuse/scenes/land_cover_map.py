@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -116,6 +117,25 @@ class LandCoverMap:
             name: ClassArea(int(counts[k]), float(sizes[k] / total), None if areas is None else float(hectares[k]))
             for k, name in enumerate(self.legend.names)
         }
+
+    def occupied(self, side: int) -> list[Window]:
+        """The blocks of a side, px, that hold a map, in row order: of a mosaic only some, whose maps lie far apart."""
+        grid = self.grid
+        if self.path.suffix.lower() != ".vrt":
+            return list(blocks(grid.height, grid.width, side))
+        sources = [
+            one for one in ElementTree.parse(self.path).getroot().iter() if one.find("SourceFilename") is not None
+        ]
+        rects = [one.find("DstRect") for one in sources]
+        if not rects or any(rect is None for rect in rects):  # a source is laid over all of it
+            return list(blocks(grid.height, grid.width, side))
+        places = set()
+        for rect in rects:
+            left, top, width, height = (float(rect.get(key, 0)) for key in ("xOff", "yOff", "xSize", "ySize"))  # type: ignore[union-attr]
+            rows = range(max(0, int(top // side)), math.ceil(min(top + height, grid.height) / side))
+            cols = range(max(0, int(left // side)), math.ceil(min(left + width, grid.width) / side))
+            places |= {(row, col) for row in rows for col in cols}
+        return [Window(row * side, col * side, side, side).intersection(grid.window) for row, col in sorted(places)]
 
     def _blocks(self) -> Iterator[Window]:
         return blocks(self.grid.height, self.grid.width, _BLOCK)
