@@ -1,10 +1,21 @@
-"""Which method wins with few labels: the same draws of labels for every method, scored on test blocks apart.
+r"""Which method wins with few labels: the same draws of labels for every method, scored on test blocks apart.
 
     python benchmarks/simulated/scene.py                    # once; TerraMind and IDTReeS as in their scene files
     python benchmarks/few_labels/run.py                     # the baselines, on a CPU: half an hour
     python benchmarks/few_labels/run.py --denoiser terramind=runs/terramind-bdgf --methods probe,probe-untrained
-    python benchmarks/few_labels/run.py --recipe bdgf=bdgf.yaml --scenes terramind --labels 10   # a GPU, in hours
+    python benchmarks/few_labels/run.py --recipe bdgf=bdgf.yaml --methods "" --scenes terramind --labels 10
     python benchmarks/few_labels/run.py --table             # only the tables of what has run
+
+The size for a GPU, which has not been run; the draws of a scene share one denoiser:
+
+    SIZE="--set training.precision=auto --set model.view=11 --set model.width=64 --set model.embedding=128 \
+        --set model.heads=4"
+    python benchmarks/few_labels/run.py --methods "" --recipe bdgf=bdgf.yaml $SIZE \
+        --set pretrain.base=64 --set pretrain.batch=64 --set pretrain.steps=4000
+    python benchmarks/few_labels/run.py --methods "" --recipe unguided=bdgf.yaml $SIZE \
+        --set pretrain=null --set features=null
+    python benchmarks/few_labels/run.py --methods probe,probe-untrained --scenes terramind \
+        --denoiser terramind=runs/few_labels/terramind-bdgf-10-0        # and likewise of the other scenes
 
 A draw takes so many pixels of each class of the scene file's training role; where the split has folds, draw `d` takes
 fold `d % folds`. Nothing is chosen on test pixels, and there is no validation: all settings are defaults (of boosting
@@ -30,6 +41,7 @@ from numpy.typing import NDArray
 from landfuse.accuracy.confusion import Confusion
 from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.diffusion.settings import FeatureSettings, PretrainSettings
+from landfuse.diffusion.trained_denoiser import TrainedDenoiser, load_denoiser
 from landfuse.legend import UNLABELLED
 from landfuse.models import MODELS
 from landfuse.models.base import Modality
@@ -66,8 +78,8 @@ class Place:
 
     Args:
         name: of the folder in `benchmarks/`.
-        denoiser: the run folder of a denoiser of these scenes, for the probes.
-        steps: of pre-training; 0 for a denoiser of the same form that is not trained.
+        denoiser: a run, or a folder of a denoiser of these scenes, for the probes.
+        untrained: take one of the same form that is not trained in its place.
     """
 
     name: str
@@ -118,7 +130,7 @@ class Place:
         for scene in self.scenes:
             names = SCENES[self.name]
             if diffusion:
-                maker = DiffusionFeatures(self._denoiser(), FeatureSettings())
+                maker = DiffusionFeatures(self.trained(), FeatureSettings())
                 scene, names = scene.with_modalities(maker.of(scene)), maker.settings.names
             images = {}
             for name in names:
@@ -129,11 +141,14 @@ class Place:
             found.append(seen.reshape(scene.grid.height, scene.grid.width, -1))
         return found
 
-    def _denoiser(self) -> Any:
+    def trained(self) -> TrainedDenoiser:
+        """The denoiser; or one of the same form and pixel maps that is not trained."""
+        found = load_denoiser(str(self.denoiser))
+        if not self.untrained:
+            return found
+        settings = PretrainSettings(**{**found.facts["settings"], "steps": 0, "start_from": None})
         data = TrainingData(self.scenes, self.roles(0), self.file.legend)
-        known = read_run(Path(str(self.denoiser))).recipe["pretrain"]
-        start = {"steps": 0} if self.untrained else {"steps": 0, "start_from": str(self.denoiser)}
-        return pretrain(PretrainSettings(**{**known, **start}), data, Path("runs/few_labels/denoisers") / self.name)
+        return pretrain(settings, data, Path("runs/few_labels/denoisers") / self.name)
 
 
 def scored(place: Place, model: PixelModel, pixels: Pixels, seen: list[NDArray[Any]], roles: list[Roles]) -> Confusion:
@@ -168,15 +183,15 @@ def baselines(place: Place, method: str, budgets: list[int], draws: int, done: s
 
 
 def recipes(
-    place: Place, method: str, path: str, budgets: list[int], draws: int, done: set[Any]
+    place: Place, method: str, path: str, changes: list[str], budgets: list[int], draws: int, done: set[Any]
 ) -> Iterator[dict[str, Any]]:
-    """The scores of a recipe, trained on every draw; its run folders stay."""
+    """The scores of a recipe with changes, trained on every draw; its run folders stay."""
     for labels in budgets:
         for draw in range(draws):
             if (place.name, method, labels, draw) in done:
                 continue
             run = Path(f"runs/few_labels/{place.name}-{method}-{labels}-{draw}")
-            recipe = read_recipe(HERE / place.name / path, [f"run={run}", f"training.seed={draw}"])
+            recipe = read_recipe(HERE / place.name / path, [*changes, f"run={run}", f"training.seed={draw}"])
             data = checked_data(place.scenes, place.drawn(labels, draw), place.file.legend)
             train_on(recipe, lambda own, data=data: replace(data), progress=False)  # type: ignore[misc]
             scores = read_run(run).scores["test"]
@@ -223,6 +238,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--denoiser", action="append", default=[], help="SCENE=RUN")
     parser.add_argument("--recipe", action="append", default=[], help="METHOD=FILE, in the scene's folder")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of these recipes, as in landfuse train")
     parser.add_argument("--out", type=Path, default=Path("runs/few_labels/scores.jsonl"))
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
@@ -238,7 +254,7 @@ def main() -> None:
         ]:
             place = Place(name, denoisers.get(name), method == "probe-untrained")
             runs = (
-                recipes(place, method, path, budgets, options.draws, done)
+                recipes(place, method, path, options.set, budgets, options.draws, done)
                 if path
                 else baselines(place, method, budgets, options.draws, done)
             )
