@@ -98,6 +98,7 @@ CANDIDATES: dict[str, Candidate] = {
     "head": Candidate(reads="head"),
     "member": Candidate(reads="member"),
     "hide": Candidate(hide=0.3),
+    "late": Candidate(settings={"guidance": "none", "linear": True}),
 }
 
 
@@ -110,7 +111,6 @@ class Guided(Bdgf):
         self.candidate = candidate
         if candidate.denoiser and config.guidance == "full":
             self.chosen = [list(candidate.levels) for _ in self.chosen]
-        self.levels = [name for name in self.modalities if name not in self.seen]
         width = sum(self.modalities[name].channels for name in self.levels)
         if candidate.reads == "member":
             self.member = nn.Linear(width, classes)

@@ -185,6 +185,28 @@ def test_the_ensemble_averages_the_probabilities_of_all_heads() -> None:
         assert torch.equal(alone(batch)[:, :, 0, 0], alone.scores(batch).final[:, 0])
 
 
+@pytest.mark.parametrize("core", [1, 3])
+def test_a_linear_layer_on_the_pixels_own_features_is_averaged_with_the_network(core: int) -> None:
+    model = make(core=core, linear=True, guidance="none").eval()
+    batch, truth, halo = images(model), target(model), (5 - core) // 2
+    layer = cast(nn.Linear, model.linear)
+    with torch.no_grad():
+        together, loss = model(batch), model.loss(batch, truth)
+        model.linear = None
+        network, rest = model(batch), model.loss(batch, truth)
+        own = 0.0
+        for place in [(b, row, col) for b in range(4) for row in range(core) for col in range(core)]:
+            b, row, col = place
+            pixel = torch.cat([batch[name][b, :, halo + row, halo + col] for name in FEATURES]).double()
+            linear = (layer.weight.double() @ pixel + layer.bias.double()).softmax(dim=0)
+            expected = (linear + network[b, :, row, col].double().softmax(dim=0)) / 2
+            torch.testing.assert_close(together[b, :, row, col].double().exp(), expected, rtol=1e-5, atol=1e-6)
+            smooth = 0.95 * linear[int(truth[place])].log() + 0.05 * linear.log().mean()
+            own -= float(smooth) / (4 * core * core)
+    assert float(loss["linear"]) == pytest.approx(own, rel=1e-5)
+    assert float(loss["loss"] - rest["loss"]) == pytest.approx(own, rel=1e-4)
+
+
 def test_the_loss_is_its_parts_and_ramps_with_progress() -> None:
     model = make(core=3).eval()
     batch, truth = images(model), target(model)
@@ -253,6 +275,7 @@ def test_a_finer_modality_counts_by_its_mean_only_where_it_is_raw_guidance() -> 
         (GUIDED, {"width": 20}, "`groups`"),
         (TWO, {"branches": []}, "at least one branch"),
         (TWO, {"branches": ["cnm"]}, "branches"),
+        (TWO, {"linear": True}, "`linear` is to read diffusion features"),
         (TWO, {"core": 2}, "view of 5 px and a core of 2 px"),
     ],
 )

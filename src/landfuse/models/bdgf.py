@@ -57,6 +57,7 @@ class Scores(NamedTuple):
     features: Tensor  # of the branches, (J, B, P, Z)
     branches: Tensor  # logits of their heads, (J, B, P, K)
     final: Tensor  # logits of the final head, (B, P, K)
+    linear: Tensor | None  # logits of the linear layer on the pixel's own diffusion features, (B, P, K)
 
 
 class Bdgf(FusionModel):
@@ -70,7 +71,8 @@ class Bdgf(FusionModel):
 
     Raises:
         SettingsError: for an unknown or wrong setting.
-        ModelError: if there are only diffusion features, or their channels do not divide by the timesteps.
+        ModelError: if there are only diffusion features, their channels do not divide by the timesteps, or `linear` has
+            none.
 
     `forward` takes name -> (B, C, view * zoom, view * zoom), and no other size, since its tokens have learned
     positions; it returns (B, K, core, core).
@@ -118,6 +120,16 @@ class Bdgf(FusionModel):
             nn.GELU(),
             nn.Linear(config.embedding, classes),
         )
+        self.levels = [name for name in self.modalities if name not in seen]
+        self.linear: nn.Linear | None = None
+        if config.linear:
+            if not self.levels:
+                raise ModelError(
+                    f"`linear` is to read diffusion features, and `bdgf` gets {', '.join(self.modalities)}",
+                    "`pretrain:` and `features:` in the recipe, which make diffusion_1, diffusion_2 and diffusion_3",
+                    "add them, or set model.linear=false",
+                )
+            self.linear = nn.Linear(sum(self.modalities[name].channels for name in self.levels), classes)
         if len(self.names) > 1:
             self.layers = ("disagreement",)
 
@@ -149,6 +161,9 @@ class Bdgf(FusionModel):
             if config.feature_weight:
                 parts["features"] = mutual.align_direction(scores.features[:, labelled].float())
                 total = total + ramp * config.feature_weight * parts["features"]
+        if scores.linear is not None:
+            parts["linear"] = cross_entropy(self._on_core(scores.linear), target, smoothing)
+            total = total + parts["linear"]
         return {"loss": total, **parts}
 
     def scores(self, images: Mapping[str, Tensor]) -> Scores:
@@ -162,7 +177,13 @@ class Bdgf(FusionModel):
             ]
         )
         logits = torch.stack([head(z) for head, z in zip(self.heads.values(), features, strict=True)])
-        return Scores(features, logits, self.final(torch.cat(list(features), dim=-1)))
+        final = self.final(torch.cat(list(features), dim=-1))
+        return Scores(features, logits, final, None if self.linear is None else self.linear(self._own(images)))
+
+    def _own(self, images: Mapping[str, Tensor]) -> Tensor:
+        """The diffusion features of the core's pixels, (B, P, D)."""
+        inside = slice(self.halo, self.halo + self.core)
+        return torch.cat([images[name][:, :, inside, inside].flatten(2) for name in self.levels], dim=1).transpose(1, 2)
 
     def _guides(self, images: Mapping[str, Tensor]) -> dict[int, Tensor]:
         if self.config.guidance != "raw":
@@ -173,14 +194,19 @@ class Bdgf(FusionModel):
         return {int(number): _per_pixel(guide, stacked) for number, guide in self.guides.items()}
 
     def _logits(self, scores: Scores) -> Tensor:
-        if not self.config.ensemble:
-            return self._on_core(scores.final)
-        heads = torch.cat([scores.branches, scores.final[None]]).float()
-        return self._on_core(F.log_softmax(heads, dim=-1).logsumexp(dim=0) - torch.tensor(float(len(heads))).log())
+        logits = _mean(torch.cat([scores.branches, scores.final[None]])) if self.config.ensemble else scores.final
+        if scores.linear is not None:
+            logits = _mean(torch.stack([logits, scores.linear]))
+        return self._on_core(logits)
 
     def _on_core(self, values: Tensor) -> Tensor:
         """(B, P, K) -> (B, K, core, core)."""
         return values.transpose(1, 2).unflatten(2, (self.core, self.core))
+
+
+def _mean(logits: Tensor) -> Tensor:
+    """The logarithm of the mean probabilities of several heads, (J, B, P, K) -> (B, P, K)."""
+    return F.log_softmax(logits.float(), dim=-1).logsumexp(dim=0) - torch.tensor(float(len(logits))).log()
 
 
 def _per_pixel(guide: nn.Module, image: Tensor) -> Tensor:

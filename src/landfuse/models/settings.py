@@ -91,6 +91,11 @@ class BdgfSettings(Settings):
         default=True,
         description="Average the probabilities of the final head and the branches' heads; else the final head alone.",
     )
+    linear: bool = Field(
+        default=False,
+        description="Also classify each pixel by a linear layer on its own diffusion features, which learns by itself, "
+        "and average its probabilities and those of the network, half and half. Best with few labels.",
+    )
     label_smoothing: Chance = Field(default=0.05, description="Fraction of each label that is spread over all classes.")
     mutual: MutualSettings = Field(default=MutualSettings(), description="How branches learn from each other.")
 
