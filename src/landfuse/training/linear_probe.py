@@ -21,7 +21,7 @@ from landfuse.training.training_data import TrainingData
 from landfuse.views.store import Store
 
 _CROPS, _PIXELS = 256, 2000
-"""Crops and pixels of each role at most. Those of few crops are alike: of 64, the probe fell while features improved."""
+"""Crops and pixels of each role at most. Pixels of few crops are alike: on 64, it fell while features improved."""
 
 _AT_ONCE = 16
 """Crops that the denoiser looks at together."""
