@@ -94,11 +94,13 @@ CANDIDATES: dict[str, Candidate] = {
     "scene-statistics": Candidate(statistics="scene"),
     "whitened": Candidate(statistics="whitened", settings={"timesteps": 1}),
     "mamba-fusion": Candidate(settings={"operators": {"mamba": "fusion"}}),
+    "mamba-fusion-untrained": Candidate("untrained", settings={"operators": {"mamba": "fusion"}}),
     "all-fusion": Candidate(settings=FUSION),
     "head": Candidate(reads="head"),
     "member": Candidate(reads="member"),
     "hide": Candidate(hide=0.3),
     "late": Candidate(settings={"guidance": "none", "linear": True}),
+    "late-mamba-fusion": Candidate(settings={"operators": {"mamba": "fusion"}, "linear": True}),
 }
 
 
