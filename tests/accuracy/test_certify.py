@@ -261,6 +261,7 @@ def test_the_command(maps: Path, invoke: Callable[..., Result]) -> None:
     (maps / "mine.json").write_text("{}")
     assert isinstance(invoke(*words, "-o", maps / "mine.tif").exception, OutputError)
     assert not (maps / "mine.tif").exists()
+    assert "entropy up to" in invoke(*words, "--by", "entropy").output
     failed = invoke(*words[:-1], 0.001)
     assert isinstance(failed.exception, SceneError)
     assert "error at most" in failed.output, "the numbers are printed"

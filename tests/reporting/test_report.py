@@ -216,7 +216,7 @@ def test_the_page_answers_whether_the_map_can_be_relied_on(run: Path, page: str,
         f"{round(100 * zone.fraction)} of 100 pixels of the map, {zone.hectares:,.0f} hectares: in it at most 10"
         in said
     )
-    assert f"{zone.points} places in it were looked at; {zone.errors} are wrong" in said
+    assert f"{zone.points} places in it were looked at, {zone.errors} of them wrong" in said
     shown = np.asarray(picture({"uri": re.findall(r'<img src="([^"]+)"', said)[0]}).convert("RGBA"))
     grey = (shown[..., :3] == (222, 222, 219)).all(axis=-1) & (shown[..., 3] > 0)
     inside = np.mean([read_map_raw(maps / f"{name}_confidence.tif") >= round(250 * zone.threshold) for name in TILES])
@@ -254,8 +254,8 @@ def test_a_zone_of_the_whole_map_and_none_with_how_many_more_places_would_do() -
     all_of_it = Certificate(0.1, 0.95, "confidence", whole, None, "simple", 500, (), *[None] * 3)  # type: ignore[arg-type]
     assert _zone(all_of_it, "", True, ["run"])["said"] == [
         "The whole map, 1,024 hectares: in it at most 10 of 100 pixels are wrong, with a confidence of 95%.",
-        "500 places in it were looked at; 28 are wrong. The promise is about the part as a whole, not about each field "
-        "in it.",
+        "500 places in it were looked at, 28 of them wrong. The promise is about the part as a whole, not about each "
+        "field in it.",
     ]
     none = Certificate(0.1, 0.95, "confidence", tried, 240, "simple", 60, (), *[None] * 3)  # type: ignore[arg-type]
     answer = _zone(none, "", True, ["run"])

@@ -44,7 +44,7 @@ from landfuse.scenes.land_cover_map import LandCoverMap, beside, layer_of, open_
 
 _ZONES, _STARTS = 20, 3
 _BLOCK = 4 * TILE
-_REVERSED = ("entropy", "applicability")
+REVERSED = ("entropy", "applicability")
 """Layers whose smallest values are the surest."""
 
 _TAG = "landfuse_certified"
@@ -53,7 +53,7 @@ _LEGEND = Legend((LandClass("not certified", 0, "#D9D9D9"), LandClass("certified
 
 @dataclass(frozen=True)
 class Zone:
-    """The pixels of a map whose layer is at least (entropy: at most) a threshold.
+    """The pixels of a map whose layer is at least (of `REVERSED` layers: at most) a threshold.
 
     Args:
         threshold: of the layer.
@@ -256,7 +256,7 @@ def certify(
     layer = layer_of(opened, by)
     mapped, truth, _ = truth_of(opened, sample, where)
     levels = codes_at(layer, sample, where)
-    levels = np.where(levels == UNLABELLED, -1, UNLABELLED - 1 - levels if by in _REVERSED else levels)
+    levels = np.where(levels == UNLABELLED, -1, UNLABELLED - 1 - levels if by in REVERSED else levels)
 
     counts, hectares = _counted(opened, layer, by, sample.design == "stratified", progress)
     sizes = counts.sum(axis=0)
@@ -282,7 +282,7 @@ def certify(
     tested = _tested(errors, trials, scale, expected, error, 1 - confidence)
 
     unit = layer.raster.stored[0][3] or 1.0
-    shown = (UNLABELLED - 1 - least if by in _REVERSED else least) * unit
+    shown = (UNLABELLED - 1 - least if by in REVERSED else least) * unit
     in_zone = np.zeros(0) if hectares is None else hectares[UNLABELLED - 1 :: -1].cumsum()[::-1]
     zones = tuple(
         Zone(
@@ -345,7 +345,7 @@ def _blocks(
     """The codes of a map and the levels of a layer, block by block; the surest level is 254, 255 is none."""
     for window in blocks(opened.grid.height, opened.grid.width, _BLOCK):
         levels = layer.codes(window).astype(np.int64)
-        if by in _REVERSED:
+        if by in REVERSED:
             levels = np.where(levels == UNLABELLED, levels, UNLABELLED - 1 - levels)
         yield window, opened.codes(window), levels
 

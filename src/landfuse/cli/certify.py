@@ -35,7 +35,7 @@ def certify(
     quiet: Quiet = False,
 ) -> None:
     """Find the largest part of a map whose error is at most a stated rate, with a stated confidence; write its mask."""
-    from landfuse.accuracy.certify import certified_path
+    from landfuse.accuracy.certify import REVERSED, certified_path
     from landfuse.accuracy.certify import certify as find
     from landfuse.scenes.land_cover_map import open_map
 
@@ -43,7 +43,15 @@ def certify(
     with bar("counting, blocks", quiet) as advance:
         found = find(map_path, sample, error, confidence, by=by, progress=advance)
     zone = found.zone
-    titles = [f"{found.by} from", "of the map", "hectares", "points", "wrong", "error at most", "certified"]
+    titles = [
+        f"{found.by} {'up to' if found.by in REVERSED else 'from'}",
+        "of the map",
+        "hectares",
+        "points",
+        "wrong",
+        "error at most",
+        "certified",
+    ]
     shown = table(
         f"{map_path}: error at most {error:g} with confidence {confidence:g}; {found.points} points, {found.design}",
         titles,

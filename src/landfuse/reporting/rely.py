@@ -141,7 +141,7 @@ def _zone(certificate: Certificate | None, refusal: str, sampled: bool, run: Seq
             part = f"The coloured part of the picture, {of_100(zone.fraction)} pixels of the map"
         words = f"{part}{area}: in it {promise}, with a confidence of {100 * certificate.confidence:g}%."
         more = (
-            f"{zone.points:,} places in it were looked at; {zone.errors:,} are wrong."
+            f"{zone.points:,} places in it were looked at, {zone.errors:,} of them wrong."
             + " Grey ground may be right too, but not as surely." * (zone.fraction < 1)
             + " The promise is about the part as a whole, not about each field in it."
         )
