@@ -39,7 +39,7 @@ from landfuse.files import check_replaceable, to_json, write_text
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.rasters.geotiff_writer import TILE, GeotiffWriter, write_category_names, write_cloud_geotiff
 from landfuse.rasters.grid import pixel_areas
-from landfuse.rasters.windows import Window, blocks
+from landfuse.rasters.windows import Window
 from landfuse.scenes.land_cover_map import LandCoverMap, beside, layer_of, open_map
 
 _ZONES, _STARTS = 20, 3
@@ -175,7 +175,7 @@ class Certificate:
         """
         path = certified_path(self._map.path, self.by, path, overwrite)
         grid = self._map.grid
-        total = -(-grid.height // _BLOCK) * -(-grid.width // _BLOCK)
+        total = len(self._map.occupied(_BLOCK))
         tags = {_TAG: f"error {self.error:g}, confidence {self.confidence:g}, {self.points} points"}
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".certified-") as scratch:
@@ -326,9 +326,8 @@ def _counted(
     opened: LandCoverMap, layer: LandCoverMap, by: str, stratified: bool, progress: Callable[[int, int], None]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
     """(256, 256) pixels by level, 255 for none, and by stratum; (256,) hectares by level, None where not known."""
-    areas, grid = pixel_areas(opened.grid), opened.grid
+    areas, total = pixel_areas(opened.grid), len(opened.occupied(_BLOCK))
     counts, hectares = np.zeros((256, 256), np.int64), np.zeros(256)
-    total = -(-grid.height // _BLOCK) * -(-grid.width // _BLOCK)
     for done, (window, codes, levels) in enumerate(_blocks(opened, layer, by), start=1):
         there = codes != UNLABELLED
         strata = codes[there].astype(np.int64) * stratified
@@ -343,7 +342,7 @@ def _blocks(
     opened: LandCoverMap, layer: LandCoverMap, by: str
 ) -> Iterator[tuple[Window, NDArray[np.uint8], NDArray[np.int64]]]:
     """The codes of a map and the levels of a layer, block by block; the surest level is 254, 255 is none."""
-    for window in blocks(opened.grid.height, opened.grid.width, _BLOCK):
+    for window in opened.occupied(_BLOCK):
         levels = layer.codes(window).astype(np.int64)
         if by in REVERSED:
             levels = np.where(levels == UNLABELLED, levels, UNLABELLED - 1 - levels)
