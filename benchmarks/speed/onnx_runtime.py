@@ -1,6 +1,7 @@
 """ONNX Runtime beside torch: the same maps by both on a CPU, in turns, and what smaller numbers lose.
 
     OMP_NUM_THREADS=1 python benchmarks/speed/onnx_runtime.py [two_branch refnet ...] [--repeats 3] [--smaller]
+    OMP_NUM_THREADS=1 python benchmarks/speed/onnx_runtime.py runs/NAME ...    of a run, the first tile of its scene
 
 Networks are untrained, which costs as much; forest, boosted trees and logistic regression learn from the scene. Seconds
 are medians of all threads' processor time, which a busy machine changes less than the clock. `--smaller` also writes
@@ -24,6 +25,7 @@ from onnxruntime.quantization import quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from landfuse.bundles.bundle import Bundle
+from landfuse.bundles.bundle_files import load_bundle
 from landfuse.bundles.description import ModelSpec
 from landfuse.bundles.onnx_model import OnnxModel
 from landfuse.interop.onnx_export import write_onnx
@@ -31,7 +33,9 @@ from landfuse.legend import UNLABELLED
 from landfuse.mapping.engine import map_blocks
 from landfuse.models.base import DirectFit
 from landfuse.scenes.scene import Scene
+from landfuse.scenes.scene_file import read_scene_file
 from landfuse.simulate.scene import simulate_flat
+from landfuse.training.run import read_run
 from landfuse.views.mapped_pixels import fit_pixel_maps, read_mapped_pixels
 from landfuse.views.settings import PixelMapSettings
 
@@ -54,6 +58,10 @@ MODELS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 def built(name: str) -> tuple[Bundle, Scene]:
+    if name not in MODELS:  # a run's folder: its model, and the first tile of its scene
+        recipe = read_run(name).recipe
+        scene, *_ = read_scene_file(recipe["scene"]).scenes(recipe.get("modalities"))
+        return load_bundle(name), scene
     side, settings = MODELS[name]
     scene = simulate_flat(side, side, BANDS, seed=1)
     infos = {one: part.info for one, part in scene.modalities.items()}
@@ -70,8 +78,8 @@ def built(name: str) -> tuple[Bundle, Scene]:
 
 
 def logits_of(model: Any, scene: Scene) -> np.ndarray:
-    parts = [part.logits for part in map_blocks(model, scene, block=512) if (part.classes != UNLABELLED).all()]
-    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    parts = map_blocks(model, scene, block=512)
+    return np.concatenate([part.logits[:, part.classes != UNLABELLED] for part in parts], axis=1)
 
 
 def seconds(work: Callable[[], object]) -> float:

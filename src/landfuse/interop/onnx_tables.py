@@ -201,21 +201,18 @@ def _trees(nodes: Nodes) -> tuple[dict[str, list[Any]], list[NDArray[np.intp]]]:
 
 def _of_forest(made: _Graph, features: str, tables: Forest, width: int) -> str:
     nodes, leaves = _trees(tables)
-    trees, targets, places, weights = [], [], [], []
-    usual = np.float32(0.5 ** math.ceil(math.log2(len(leaves))))  # what every class gets, see `Forest.learn`
-    for tree, (share, leaf) in enumerate(zip(tables.share, leaves, strict=True)):
-        row, target = np.nonzero(share[leaf] != usual)
-        trees += [tree] * len(row)
-        places += leaf[row].tolist()
-        targets += target.tolist()
-        weights += (share[leaf][row, target].astype(np.float64) - usual).tolist()
+    every = np.arange(tables.classes)
+    # All classes of each leaf, also those of few votes: summed up as by NumPy, so that equal votes stay equal.
     votes = made(
         "TreeEnsembleRegressor", features, domain="ai.onnx.ml", n_targets=tables.classes, **nodes,
-        target_treeids=trees, target_nodeids=places, target_ids=targets, target_weights=weights,
+        target_treeids=np.repeat(np.arange(len(leaves)), [len(leaf) * len(every) for leaf in leaves]).tolist(),
+        target_nodeids=np.concatenate([leaf.repeat(len(every)) for leaf in leaves]).tolist(),
+        target_ids=np.concatenate([np.tile(every, len(leaf)) for leaf in leaves]).tolist(),
+        target_weights=np.concatenate(
+            [share[leaf].ravel() for share, leaf in zip(tables.share, leaves, strict=True)]
+        ).tolist(),
     )  # fmt: skip
-    # ONNX Runtime leaves out the operator's own base where no tree votes for a class.
-    mean = made("Add", made("Div", votes, np.float32(len(leaves))), usual)
-    return made("Log", made("Max", mean, np.float32(1e-6)))
+    return made("Log", made("Max", made("Div", votes, np.float32(len(leaves))), np.float32(1e-6)))
 
 
 def _of_boosted(made: _Graph, features: str, tables: Boosted, width: int) -> str:
