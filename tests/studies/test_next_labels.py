@@ -205,7 +205,7 @@ def test_the_loop(trained: Path, place: Path, tmp_path: Path, landfuse: Callable
     assert np.array_equal(of_old[0].matrix, of_old[1].matrix)  # what came since does not test
     ended = landfuse("evaluate", trained / "maps" / "chequers.tif", folder / "next.gpkg")
     assert ended.code == 0, ended.err
-    assert "20 points; simple random sampling" in ended.out
+    assert "20 points; simple random sampling" in " ".join(ended.out.split())
     assert "20 places that were chosen to train" in ended.out
     ended = landfuse("next", folder / "second", folder, "-q")
     assert ended.code == 2

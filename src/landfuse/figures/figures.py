@@ -448,7 +448,7 @@ _ROLE_COLOURS = {
     "train": LINES[0][0],
     "validation": "#e0a100",
     "test": "#c2337a",
-    "calibration": "#009e73",
+    "calibration": "#562424",
     "unused": "#8a949d",
 }
 

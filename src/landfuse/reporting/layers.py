@@ -25,7 +25,7 @@ GREY: Colour = (222, 222, 219)
 """Of ground that is not certified."""
 
 ROLE_COLOURS: dict[str, Colour] = {
-    "train": (0, 114, 178), "validation": (240, 228, 66), "test": (213, 94, 0), "calibration": (0, 158, 115),
+    "train": (0, 114, 178), "validation": (240, 228, 66), "test": (213, 94, 0), "calibration": (86, 36, 36),
 }  # fmt: skip
 
 _LEVELS = 41
