@@ -58,11 +58,13 @@ def main() -> None:
     chosen = rng.choice(len(pixels), 10_000, replace=False)
     rival = RandomForestClassifier(options.trees, n_jobs=1).fit(pixels[chosen], scene.labels.ravel()[chosen])
     plain, context = (fitted(scene, windows, options.trees) for windows in ((), WINDOWS))
+    trees = plain.model.tables
     padded = {name: scene.read(name, scene.grid.window.padded(WINDOWS[-1] // 2)) for name in BANDS}
     images = {name: values.transpose(1, 2, 0)[None].copy() for name, values in padded.items()}
     runs: dict[str, Callable[[], object]] = {
         "the features of the context alone": lambda: features_of(images, dict.fromkeys(BANDS, 1), WINDOWS),
         "scikit-learn's predict_proba, pixels": lambda: rival.predict_proba(pixels),
+        "landfuse's trees alone, pixels": lambda: trees.logits(pixels),
         "landfuse maps, pixels": lambda: list(map_blocks(plain, scene)),
         "landfuse maps, with context": lambda: list(map_blocks(context, scene)),
     }
