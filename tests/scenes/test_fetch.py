@@ -407,7 +407,7 @@ def test_a_place_is_checked_by_name(root: Path, landfuse: Callable[..., Any]) ->
     code, _, err = landfuse("check", "trento")
     assert code == 2
     assert f"{root.parent / 'trento' / 'HSI.mat'}" in err
-    assert "do this:  get the data by `landfuse fetch trento`" in err
+    assert "do this:  get the data by `landfuse fetch trento`; a path to a file of your own starts from `root`" in err
 
 
 def test_a_scene_without_its_data_names_the_command_that_gets_them(

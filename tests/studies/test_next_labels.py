@@ -181,8 +181,9 @@ def test_candidates_are_a_weighted_sample_of_all_pixels(
 
 def test_the_loop(trained: Path, place: Path, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     folder = shutil.copytree(place, tmp_path / "scene")
-    ended = landfuse("next", trained, folder, "-n", 40, "--picture", "--walk", 500, "-q")
+    ended = landfuse("next", trained, folder, "-n", 40, "--picture", "--walk", 500)
     assert ended.code == 0, ended.err
+    assert f"also: [{{polygons: {folder / 'next.gpkg'}}}]" in ended.err
     assert (folder / "next.png").exists()
     frame = geopandas.read_file(folder / "next.gpkg")
     legend = lf.open_scene(folder).legend

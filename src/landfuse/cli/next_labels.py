@@ -82,4 +82,5 @@ def next(
 
         figure = sample_figure(open_map(found.map_path), columns["row"], columns["col"], columns["part"] == "train")
         say(f"picture: {save(figure, path.with_suffix('.png'))}")
-    hint("fill in `reference`, then write `also: [{polygons: ...}]` under `labels:` of the scene file, and train again")
+    entry = f"also: [{{polygons: {path.absolute()}}}]"  # the whole path: others start from the scene file's `root`
+    hint(f"fill in `reference`, then write `{entry}` under `labels:` of the scene file, and train again")

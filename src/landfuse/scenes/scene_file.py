@@ -152,7 +152,8 @@ class SceneFile:
         """A missing file, of data that `landfuse fetch` gets, says so."""
         if isinstance(fault, MissingFileError) and self.settings.fetch is not None:
             folder = self.path.absolute().parent
-            fault.do = f"get the data by `landfuse fetch {folder.name if folder in places().values() else folder}`"
+            name = folder.name if folder in places().values() else folder
+            fault.do = f"get the data by `landfuse fetch {name}`; a path to a file of your own starts from `root`"
         return fault
 
     def _with_bands_of(self, first: Scene, scene: Scene, faults: list[LandfuseError]) -> Scene:
