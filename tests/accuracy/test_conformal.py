@@ -19,6 +19,7 @@ from landfuse.accuracy.conformal import (
     BlockSample,
     ClassSets,
     coverage_of,
+    coverage_words,
     scores_of,
     sets_of,
     threshold_table,
@@ -264,3 +265,12 @@ def test_coverage_against_a_plain_loop() -> None:
     at = {row["level"]: row for row in found["curve"]}
     assert at[0.9]["coverage"] == found["levels"]["lac"]["0.9"]["coverage"]
     assert max(at) <= LEVELS[np.isfinite(tables[0][0, 0])].max()
+
+
+def test_the_words_of_coverage_say_how_many_blocks_the_sets_rest_on() -> None:
+    one = {"coverage": 0.999, "standard_error": 0.01, "one_class": 0.25}
+    facts = {"blocks": 9, "unit": "blocks of 64 px", "test": {"blocks": 15, "levels": {"lac": {"0.9": one}}}}
+    assert coverage_words(facts) == [
+        "class sets of level 0.9, by 9 calibration blocks, hold the true class of 99.9% of the test pixels (mean over "
+        "15 blocks of 64 px, standard error 1.0%); 25.0% of the sets are one class"
+    ]

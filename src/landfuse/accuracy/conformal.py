@@ -312,8 +312,9 @@ def coverage_words(facts: Mapping[str, Any]) -> list[str]:
     for level, one in test["levels"].get(METHODS[0], {}).items():
         error = one["standard_error"]
         found.append(
-            f"class sets of level {level} hold the true class of {percent(one['coverage'])} of the test pixels (mean "
-            f"over {test['blocks']} {facts['unit']}{f', standard error {percent(error)}' if error else ''}); "
+            f"class sets of level {level}, by {facts['blocks']} calibration blocks, hold the true class of "
+            f"{percent(one['coverage'])} of the test pixels (mean over {test['blocks']} {facts['unit']}"
+            f"{f', standard error {percent(error)}' if error else ''}); "
             f"{percent(one['one_class'])} of the sets are one class"
         )
     return found
