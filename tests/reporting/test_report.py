@@ -27,6 +27,7 @@ from landfuse import cli
 from landfuse import report as report_function
 from landfuse.accuracy.bootstrap import Interval, block_confusions, scores_of
 from landfuse.accuracy.certify import Certificate, Zone, certify
+from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.draw_sample import draw_sample
 from landfuse.accuracy.evaluate import Tally, evaluate, read_map
 from landfuse.errors import LandfuseError
@@ -40,7 +41,7 @@ from landfuse.reporting import LARGEST, report
 from landfuse.reporting.mosaic import Mosaic
 from landfuse.reporting.page import _class_rows, _in_order
 from landfuse.reporting.provenance import bare
-from landfuse.reporting.rely import _known_ground, _sets, _zone, certificate_of, of_100
+from landfuse.reporting.rely import _known_ground, _sets, _zone, answers, certificate_of, of_100
 from landfuse.reporting.scores import area_rows, findings, warnings
 from landfuse.scenes.land_cover_map import ClassArea
 from landfuse.scenes.scene_file import open_scenes
@@ -184,6 +185,27 @@ def test_a_reference_sample_adds_accuracy_and_hectares_of_the_whole_map(run: Pat
 
 def rely_of(page: str) -> str:
     return html.unescape(page[page.index('<section id="rely">') : page.index('<section id="map">')])
+
+
+def test_commands_name_one_map_where_the_maps_have_several_coordinate_systems(run: Path) -> None:
+    read = read_run(run)
+    given = [
+        read,
+        Confusion.of(Legend.of([(1, "a"), (2, "b")])),
+        None,
+        None,
+        "",
+        None,
+        None,
+        "scene.yaml",
+        "maps",
+        True,
+    ]
+    commands = [one["command"] for one in answers(*given, "north")]
+    assert commands[0] == "landfuse sample maps/north.tif -n 500 --design simple -o sample.gpkg"
+    assert commands[1] == "landfuse certify maps/north.tif sample.gpkg"
+    assert commands[4].endswith("scene.yaml --tile north -n 50")
+    assert answers(*given)[0]["command"].startswith("landfuse sample maps -n")
 
 
 def test_the_page_answers_whether_the_map_can_be_relied_on(run: Path, page: str, tmp_path: Path) -> None:

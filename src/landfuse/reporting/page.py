@@ -177,6 +177,7 @@ def report(
             file.path.name,
             whole.relative_to(read.folder.resolve().parent).as_posix() if maps is None else whole.name,
             maps is not None,
+            scenes[0].name if whole.is_dir() and len(list(whole.glob("mosaic*.vrt"))) > 1 else "",
         ),
         "commands": commands(read, file.path.name, block, with_maps=maps is not None, sample=sample),
     }

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 ERROR, CONFIDENCE = 0.1, 0.95
 """What the page certifies, unless `landfuse certify` was asked for something else beside the map."""
 
+_MANY = 20
+"""Blocks below which class sets of 0.9 are clearly larger than they would have to be."""
+
 _LISTED = 8
 """Places to visit that are listed."""
 
@@ -80,6 +83,7 @@ def answers(
     scene: str,
     maps: str,
     others: bool,
+    tile: str = "",
 ) -> list[dict[str, Any]]:
     """Question, sentences, and a command where something is missing: each as a dictionary.
 
@@ -94,14 +98,17 @@ def answers(
         scene: the scene file's name.
         maps: the map, or the folder of the maps, for commands.
         others: whether these are not in the run folder.
+        tile: one of them, where they have several coordinate systems and commands take one map at a time.
     """
     name = run.folder.resolve().name
+    one = f"{maps}/{tile}.tif" if tile else maps
+    asked = ["report", name, *(["--maps", maps] if others else []), "--sample", "sample.gpkg"]
     return [
-        _right(scores, sampled, maps),
-        _zone(certificate, refusal, sampled is not None, [name, *(["--maps", maps] if others else [])]),
+        _right(scores, sampled, one),
+        _zone(certificate, refusal, sampled is not None, ["certify", one, "sample.gpkg"] if tile else asked),
         _sets(run, name, scene, maps),
         _known_ground(run, unlike, name, scene, maps),
-        _visit(visits, name, scene),
+        _visit(visits, name, scene, ["--tile", tile] if tile else []),
     ]
 
 
@@ -125,11 +132,11 @@ def _right(scores: Confusion, sampled: AccuracyEstimate | None, maps: str) -> di
     return _answer(question, found, "landfuse", "sample", maps, "-n", "500", "--design", "simple", "-o", "sample.gpkg")
 
 
-def _zone(certificate: Certificate | None, refusal: str, sampled: bool, run: Sequence[str]) -> dict[str, Any]:
+def _zone(certificate: Certificate | None, refusal: str, sampled: bool, command: Sequence[str]) -> dict[str, Any]:
     question = "Which part can I use as it is?"
     if not sampled:
         words = "Not known: places that were looked at all over the map show which part is right often enough."
-        return _answer(question, [words], "landfuse", "report", *run, "--sample", "sample.gpkg")
+        return _answer(question, [words], "landfuse", *command)
     if certificate is None:
         return _answer(question, [f"No part can be certified: {refusal}."])
     promise = f"at most {100 * certificate.error:g} of 100 pixels are wrong"
@@ -168,12 +175,13 @@ def _sets(run: Run, name: str, scene: str, maps: str) -> dict[str, Any]:
             "command": "split: {calibration: 0.3}  # in the scene file; then train again",
         }
     level = "0.9" if "0.9" in levels else max(levels)
-    one = levels[level]
+    one, blocks = levels[level], run.scores["sets"].get("blocks", _MANY)
+    few = f" It names more than it would have to, since only {blocks} blocks were set aside." if blocks < _MANY else ""
     return _answer(
         question,
         [
             f"Asked for every class that a pixel may have, it names a single one for {of_100(one['one_class'])} test "
-            f"pixels, and {one['mean_size']:.1f} on average.",
+            f"pixels, and {one['mean_size']:.1f} on average.{few}",
             f"The true class should be among them for {of_100(float(level))} pixels; in the test it was for "
             f"{of_100(one['coverage'])}. A layer of the map shows where it names more than one.",
         ],
@@ -201,11 +209,11 @@ def _known_ground(run: Run, unlike: float | None, name: str, scene: str, maps: s
     return _answer(question, found, "landfuse", "predict", name, scene, "-o", maps, "--confidence", "--applicability")
 
 
-def _visit(visits: Mapping[str, Any] | None, run: str, scene: str) -> dict[str, Any]:
+def _visit(visits: Mapping[str, Any] | None, run: str, scene: str, tile: Sequence[str]) -> dict[str, Any]:
     question = "What should be visited next?"
     if visits is None:
         words = "Places where a look would teach the model most, and some at random to check the map by, can be drawn."
-        return _answer(question, [words], "landfuse", "next", run, scene, "-n", "50")
+        return _answer(question, [words], "landfuse", "next", run, scene, *tile, "-n", "50")
     listed = visits["rows"][:_LISTED]
     return {
         **_answer(
