@@ -513,6 +513,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads() -> int:
+    """Threads that a computation takes: as many as OMP_NUM_THREADS says, or as there are cores."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(wanted) if wanted.isdigit() and int(wanted) else cores()
+
+
 def most_processes() -> int:
     """How many processes make sense on this machine: 4 per core, since they may wait for the disk."""
     return 4 * cores()

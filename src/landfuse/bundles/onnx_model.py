@@ -11,7 +11,6 @@ import base64
 import hashlib
 import math
 import mmap
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -38,7 +37,7 @@ from landfuse.files import sha256_of
 from landfuse.legend import Legend
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
-from landfuse.settings import parse
+from landfuse.settings import parse, threads
 from landfuse.views.reading import read_window
 
 FORMAT = 1
@@ -286,7 +285,7 @@ class OnnxDenoising:
 
 
 def session_of(source: str | bytes, path: Path, checked: str = "") -> onnxruntime.InferenceSession:
-    """A graph, ready to run on the CPU, by as many threads as OMP_NUM_THREADS says, or as there are processors.
+    """A graph, ready to run on the CPU.
 
     Args:
         source: the file, or its bytes.
@@ -297,8 +296,7 @@ def session_of(source: str | bytes, path: Path, checked: str = "") -> onnxruntim
         BundleError: if the installed ONNX Runtime cannot run it.
     """
     options = onnxruntime.SessionOptions()
-    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    options.intra_op_num_threads = int(wanted) if wanted.isdigit() and int(wanted) else _processors()
+    options.intra_op_num_threads = threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # its warnings name nodes of the graph
     try:
@@ -312,10 +310,6 @@ def session_of(source: str | bytes, path: Path, checked: str = "") -> onnxruntim
             f"version {checked} or newer, by which the file was written and checked",
             f'pip install -U "onnxruntime>={checked}"',
         ) from None
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _release(words: str) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_int64, c_void_p
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.kernels.native_library import library
-from landfuse.settings import cores
+from landfuse.settings import threads
 
 _PIXELS_AT_ONCE = 1 << 13
 _STEPS = 6
@@ -41,11 +40,6 @@ def _library() -> ctypes.CDLL | None:
         found.landfuse_trees_add.restype = None
         found.landfuse_trees_add.argtypes = [ctypes.POINTER(_Arguments)]
     return found
-
-
-def _threads() -> int:
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else cores()
 
 
 class TreeWalk:
@@ -80,8 +74,8 @@ class TreeWalk:
             return
         nodes, starts, values = self._packed
         features = np.ascontiguousarray(features)
-        threads = max(1, min(_threads(), len(features) // _PER_THREAD))
-        each = max(1, -(-len(features) // threads))
+        count = max(1, min(threads(), len(features) // _PER_THREAD))
+        each = max(1, -(-len(features) // count))
 
         def run(first: int) -> None:
             own, part = total[first : first + each], features[first : first + each]
@@ -93,10 +87,10 @@ class TreeWalk:
                 )
             )  # fmt: skip
 
-        if threads == 1:
+        if count == 1:
             run(0)
             return
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(count) as pool:
             list(pool.map(run, range(0, len(features), each)))
 
     @functools.cached_property

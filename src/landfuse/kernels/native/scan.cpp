@@ -1,5 +1,6 @@
 // The library's three functions: how large its arguments are, how many channels it takes per block, and the scan itself,
 // whose blocks are shared out over threads. This file is compiled for the plainest processor of the platform.
+#include "export.h"
 #include "scan_arguments.h"
 
 #include <atomic>
@@ -10,12 +11,6 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
-#endif
-
-#if defined(_WIN32)
-#define EXPORT extern "C" __declspec(dllexport)
-#else
-#define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
 extern const ScanKernels baseline_kernels;

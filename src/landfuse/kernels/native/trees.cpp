@@ -1,12 +1,8 @@
 // Trees as tables of nodes: what their leaves hold is added up for each pixel, tree by tree.
+#include "export.h"
+
 #include <algorithm>
 #include <cstdint>
-
-#if defined(_WIN32)
-#define EXPORT extern "C" __declspec(dllexport)
-#else
-#define EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace {
 

@@ -1,16 +1,12 @@
 // Means and standard deviations of the windows around each pixel. Compiled without fused multiply-adds, which round once
 // where NumPy rounds twice.
+#include "export.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <new>
 #include <vector>
-
-#if defined(_WIN32)
-#define EXPORT extern "C" __declspec(dllexport)
-#else
-#define EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace {
 
