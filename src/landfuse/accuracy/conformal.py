@@ -306,6 +306,11 @@ def _highest(thresholds: NDArray[np.float32]) -> float:
     return float(LEVELS[np.isfinite(thresholds)].max(initial=0))
 
 
+def usual_level(levels: Mapping[str, Any]) -> str:
+    """Of the levels in a run's scores the one that is shown first: 0.9, or the highest where the blocks carry less."""
+    return str(_USUAL) if str(_USUAL) in levels else max(levels)
+
+
 def coverage_words(facts: Mapping[str, Any]) -> list[str]:
     """What the `sets` of a run's scores say of the test, in a sentence for each level."""
     test, found = facts["test"], []

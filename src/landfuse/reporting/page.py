@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 
 from landfuse.accuracy.bootstrap import OF_CLASS, BlockIntervals, Interval
-from landfuse.accuracy.conformal import METHODS
+from landfuse.accuracy.conformal import METHODS, usual_level
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.evaluate import Tally, read_map
 from landfuse.errors import MissingFileError, OutputError, SceneError, SettingsError
@@ -52,7 +52,7 @@ from landfuse.reporting.provenance import (
 )
 from landfuse.reporting.rely import answers, certificate_of, places_to_visit, unlike_training
 from landfuse.reporting.scores import area_rows, cross_validation_words, findings, warnings
-from landfuse.scenes.land_cover_map import ClassArea, open_map
+from landfuse.scenes.land_cover_map import ClassArea, mosaics_in, open_map
 from landfuse.scenes.leaks import calibration_leak_words, polygon_leak_words
 from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import SceneFile
@@ -177,7 +177,7 @@ def report(
             file.path.name,
             whole.relative_to(read.folder.resolve().parent).as_posix() if maps is None else whole.name,
             maps is not None,
-            scenes[0].name if whole.is_dir() and len(list(whole.glob("mosaic*.vrt"))) > 1 else "",
+            scenes[0].name if len(mosaics_in(whole)) > 1 else "",
         ),
         "commands": commands(read, file.path.name, block, with_maps=maps is not None, sample=sample),
     }
@@ -381,7 +381,7 @@ def _sets(run: Run) -> dict[str, Any]:
     usual = levels.get(METHODS[0])
     if not usual:
         return {"sets": None}
-    middle = "0.9" if "0.9" in usual else max(usual)
+    middle = usual_level(usual)
     worst = {name: min(v for v in of[middle]["classes"].values() if v is not None) for name, of in levels.items()}
     return {
         "sets": sets,

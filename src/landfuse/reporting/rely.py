@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from landfuse.accuracy.conformal import usual_level
 from landfuse.accuracy.confusion import Confusion
 from landfuse.errors import LandfuseError
 from landfuse.legend import UNLABELLED
@@ -174,7 +175,7 @@ def _sets(run: Run, name: str, scene: str, maps: str) -> dict[str, Any]:
             **_answer(question, [words]),
             "command": "split: {calibration: 0.3}  # in the scene file; then train again",
         }
-    level = "0.9" if "0.9" in levels else max(levels)
+    level = usual_level(levels)
     one, blocks = levels[level], run.scores["sets"].get("blocks", _MANY)
     few = f" It names more than it would have to, since only {blocks} blocks were set aside." if blocks < _MANY else ""
     return _answer(

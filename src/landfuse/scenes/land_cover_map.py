@@ -141,6 +141,11 @@ class LandCoverMap:
         return blocks(self.grid.height, self.grid.width, _BLOCK)
 
 
+def mosaics_in(folder: Path) -> list[Path]:
+    """The mosaics of maps in a folder: several where the tiles differ in CRS or lattice."""
+    return sorted(folder.glob("mosaic*.vrt"))
+
+
 def open_map(path: str | Path, scene: Scene | None = None) -> LandCoverMap:
     """Opens a map that `predict` wrote, or any raster of codes.
 
@@ -158,7 +163,7 @@ def open_map(path: str | Path, scene: Scene | None = None) -> LandCoverMap:
         96
     """
     if Path(path).is_dir():
-        mosaics = sorted(Path(path).glob("mosaic*.vrt"))
+        mosaics = mosaics_in(Path(path))
         if len(mosaics) != 1:
             raise SceneError(
                 f"the folder {path} holds {len(mosaics) or 'no'} mosaic{'s' if mosaics else ''} of maps"
