@@ -457,7 +457,7 @@ def test_a_place_of_this_machine_that_cannot_be_written_to(
 def test_options_that_do_not_go_together(landfuse: Run, place: Path, trained: Path, tmp_path: Path) -> None:
     for words, message in (
         (["--memory", "much"], r"`memory` is 'much': 'much' is no size"),
-        (["--precision", "float8"], r"`precision` is 'float8', not one of: float32, bfloat16"),
+        (["--precision", "float8"], r"`precision` is 'float8', not one of: float32, tf32, bfloat16"),
         (["--workers", "2", "--scheduler", "tcp://x:1"], r"several of --workers"),
         (["--layer", "depth"], r"`forest` has no layer depth"),
         (["--scheduler-file", tmp_path / "no.json"], r"no\.json cannot be reached"),

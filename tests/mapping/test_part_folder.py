@@ -39,7 +39,7 @@ class Signs:
     stand_ins: Mapping[str, float] = {}
     channels = {"a": 1}
     view = 3
-    marks_missing = False
+    marks_missing = on_gpu = False
     nbytes = 0
     about = About("Signs", 0, "NumPy", np.__version__)
     identity = {"the model": "signs"}

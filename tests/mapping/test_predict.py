@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from rio_cogeo.cogeo import cog_validate
 from torch import Tensor
 
 from landfuse.bundles.bundle import Bundle
-from landfuse.bundles.description import ModelSpec
+from landfuse.bundles.description import Description, ModelSpec
+from landfuse.bundles.predictor import About
 from landfuse.errors import FaultsError, IncompleteError, OutputError, SceneError, SettingsError
 from landfuse.legend import UNLABELLED
 from landfuse.mapping import engine, window_owners
@@ -33,6 +35,7 @@ from landfuse.mapping import predict as mapping
 from landfuse.mapping.engine import BlockMap, batch_size, map_array, map_blocks
 from landfuse.mapping.map_layers import Layer, beside, confidence_of, entropy_of, layers_of
 from landfuse.mapping.predict import Job, map_parts, predict
+from landfuse.mapping.settings import map_options
 from landfuse.models.base import FusionModel, Modality
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import CoreWeights, Window, blocks, core_weights, mirrored
@@ -391,11 +394,13 @@ def test_wanted_pixels_are_as_in_the_whole_map() -> None:
 
 
 @pytest.mark.parametrize(
-    ("view", "views", "expected"), [(1, 10**7, 65536), (11, 10**7, 512), (11, 100, 128), (128, 9, 4)]
+    ("view", "views", "expected", "on_gpu"),
+    [(1, 10**7, 65536, 524288), (11, 10**7, 512, 4288), (11, 100, 128, 128), (128, 9, 4, 9), (1024, 9, 1, 1)],
 )
-def test_batches_leave_no_rest(view: int, views: int, expected: int) -> None:
+def test_batches_leave_no_rest(view: int, views: int, expected: int, on_gpu: int) -> None:
     """Of fewer than 64 numbers, which element-wise kernels round otherwise than the others."""
     assert batch_size(view, views) == expected
+    assert batch_size(view, views, on_gpu=True) == on_gpu
 
 
 def test_real_networks_give_the_same_bytes_in_any_blocks() -> None:
@@ -428,6 +433,117 @@ def test_every_pass_has_the_same_full_batch(block: int, monkeypatch: pytest.Monk
     assert sizes == {13}
 
 
+class PlaceMatters:
+    """A model, and what runs it, whose logits follow from the place in the batch, as the last bits of a GPU do."""
+
+    stand_ins, channels, nbytes, view, marks_missing = {}, {"a": 1}, 0, 5, False
+    about = About("PlaceMatters", 0, "NumPy", np.__version__)
+    identity = {"the model": "place"}
+
+    def __init__(self, scene: Scene, core: int, on_gpu: bool) -> None:
+        infos = {name: part.info for name, part in scene.modalities.items()}
+        self.on_gpu = on_gpu
+        self.description = Description(ModelSpec("place"), infos, (), scene.legend, view=5, core=core, stride=core)
+
+    def predictor(self, options: object) -> PlaceMatters:
+        return self
+
+    def complete(self, scene: Scene) -> Scene:
+        return scene
+
+    def prepare(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return values
+
+    def logits(
+        self, window: Window, prepared: object, batches: Iterable[NDArray[np.int64]]
+    ) -> Iterator[NDArray[np.float32]]:
+        classes, core = len(self.description.legend), self.description.core
+        for corners in batches:
+            assert len(corners) == 13, "all batches are full"
+            found = corners.sum(axis=1)[:, None] + np.arange(13)[:, None] * 0.01 - np.arange(classes)
+            yield np.broadcast_to(found[..., None, None], (13, classes, core, core)).astype(np.float32)
+
+
+@pytest.mark.parametrize("core", [1, 3])
+def test_on_a_gpu_a_window_has_its_own_place_in_a_batch_whatever_the_block(core: int) -> None:
+    """Kernels of GPUs differ in their last bits between places of a batch, not with what is at the others (P1)."""
+    scene = simulate_flat(50, 61, {"a": 1})
+
+    def logits(on_gpu: bool, block: int) -> NDArray[np.float32]:
+        found = np.zeros((4, 50, 61), np.float32)
+        for part in map_blocks(PlaceMatters(scene, core, on_gpu), scene, block=block, batch=13):
+            found[:, *part.window.within(scene.grid.window)] = part.logits
+        return found
+
+    whole = logits(True, 512)
+    for block in (7, 17, 32):
+        np.testing.assert_array_equal(logits(True, block), whole)
+    assert (logits(False, 512) != logits(False, 17)).any(), "the place does matter"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 8, 64, 512, 4288])
+@pytest.mark.parametrize(("rows", "cols"), [(60, 60), (8, 300), (300, 8), (512, 1)])
+def test_nearly_all_batches_are_full_where_places_are_fixed(batch: int, rows: int, cols: int) -> None:
+    steps = np.argwhere(np.ones((rows, cols), bool)) + np.array([37, 91])
+    passes = engine.passes_by_place(steps, batch)
+    assert sorted(passes[passes >= 0]) == list(range(rows * cols)), "each window once"
+    assert len(passes) <= -(-rows * cols // batch) + 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("spec", "stride"),
+    [
+        (ModelSpec("two_branch", {"view": 5, "width": 8}), None),
+        (ModelSpec("bdgf", {"view": 7}), None),
+        (ModelSpec("refnet", {"view": 64, "core": 48, "encoder": "resnet18", "width": 32}), 40),
+        (ModelSpec("stacked", {"view": 64, "core": 48, "architecture": "Unet", "encoder": "resnet18"}), 32),
+    ],
+)
+def test_a_gpu_gives_the_same_bytes_in_any_blocks(spec: ModelSpec, stride: int | None, precision: str) -> None:
+    scene = simulate_flat(300, 320, {"a": 3, "b": 2})
+    torch.manual_seed(0)
+    maps = {"a": PixelMap(torch.ones(3), torch.zeros(3)), "b": PixelMap(torch.ones(2), torch.zeros(2))}
+    bundle = Bundle(spec, maps, {n: scene.modalities[n].info for n in maps}, scene.legend, stride).eval()
+    whole: NDArray[np.float32] | None = None
+    for block in (512, 64, 150, 512):
+        logits = np.zeros((4, 300, 320), np.float32)
+        for part in map_blocks(bundle, scene, block=block, precision=precision, device="cuda"):
+            logits[:, *part.window.within(scene.grid.window)] = part.logits
+        whole = logits if whole is None else whole
+        np.testing.assert_array_equal(logits, whole)
+
+
+def test_a_batch_that_does_not_fit_into_the_gpu_names_a_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = whole_scene(20, 33)
+    bundle = bundle_of(scene, 5, 3)
+    predictor = bundle.predictor(map_options({"device": "cpu"}))
+    ooms = iter([0, 0, 1])
+    monkeypatch.setattr(bundle, "predictor", lambda options: predictor)
+    monkeypatch.setattr(predictor, "on_gpu", True)
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: {"num_ooms": next(ooms, 1)})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**29, 2**33))
+    too_large = r"12 windows of 5 px per pass do not fit .* 0\.5 of 8\.0 GiB are free.* set batch to 6 and start again"
+    with pytest.raises(SettingsError, match=re.compile(too_large, re.DOTALL)):
+        map_array(bundle, scene, batch=12)  # the second pass fits only because a kernel fell back to another one
+
+    def full(images: dict[str, Tensor]) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(bundle.model, "forward", full)
+    with pytest.raises(SettingsError, match=re.compile(too_large, re.DOTALL)):
+        map_array(bundle, scene, batch=12)
+    with pytest.raises(SettingsError, match="choose the device cpu"):
+        map_array(bundle, scene, batch=1)
+
+
+def test_tf32_needs_a_gpu() -> None:
+    scene = whole_scene(20, 33)
+    with pytest.raises(SettingsError, match="the precision tf32 on the device cpu"):
+        map_array(bundle_of(scene, 5, 3), scene, precision="tf32", device="cpu")
+
+
 def test_the_file_is_georeferenced_and_coloured(tmp_path: Path) -> None:
     scene = whole_scene(40, 33)
     bundle = bundle_of(scene, 5, 3)
@@ -450,6 +566,7 @@ def test_the_file_is_georeferenced_and_coloured(tmp_path: Path) -> None:
         assert tuple(file.transform)[:6] == scene.grid.transform
         assert [file.colormap(1)[c.code][:3] for c in scene.legend] == [c.rgb for c in scene.legend]
         assert file.tags()["landfuse_model"] == "fake"
+        assert re.fullmatch(r"\d+ windows in float32 on a CPU", file.tags()["landfuse_batch"])
     names = (tmp_path / "new" / "map.tif.aux.xml").read_text()
     assert "<Category>field 2</Category>" in names
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["map.tif", "map.tif.aux.xml"]

@@ -25,7 +25,7 @@ infos = {name: part.info for name, part in scene.modalities.items()}
 class Means:
     # A view's class is that of its centre pixel's largest band.
     description = Description(ModelSpec("means"), infos, (), scene.legend, view=5, core=3, stride=2)
-    stand_ins, channels, nbytes, view, marks_missing = {}, {"a": 3}, 0, 5, False
+    stand_ins, channels, nbytes, view, marks_missing, on_gpu = {}, {"a": 3}, 0, 5, False, False
     about = About("Means", 0, "NumPy", np.__version__)
     identity = {"the model": "means"}
 

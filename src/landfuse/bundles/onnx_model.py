@@ -163,6 +163,8 @@ class OnnxPredictor:
         SettingsError: if the options do not fit.
     """
 
+    on_gpu = False
+
     def __init__(self, model: OnnxModel, options: PredictorOptions) -> None:
         known, part = model.description, model.part
         known.check_layers(options)

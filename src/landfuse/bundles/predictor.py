@@ -45,6 +45,10 @@ class Predictor(Protocol):
         """Whether pixels beyond the scene's edges have no data; else they are mirrored."""
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on a GPU, whose batches are larger, and whose last bits follow from the place in them."""
+
+    @property
     def channels(self) -> Mapping[str, int]:
         """Numbers that `prepare` makes of each pixel of an input: the channels of its pixel map, in most cases."""
 

@@ -14,7 +14,7 @@ Check = Literal["values", "pixel-size"]
 Method = Literal["lac", "aps", "raps"]
 """How class sets are scored, the usual way first; see `landfuse.accuracy.conformal`."""
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 """What a network computes in; pixel maps and averages are float32 in any case."""
 
 
@@ -26,9 +26,16 @@ class PredictorOptions(Settings):
         description="also write these layers that the model returns beside classes, MAP_NAME.tif, in steps of 1/250",
     )
     batch: int | None = Field(
-        default=None, ge=1, le=10**6, description="windows per forward pass; by default about 65,000 px of views"
+        default=None,
+        ge=1,
+        le=10**6,
+        description="windows per forward pass; by default about 65,000 px of views, on a GPU 524,000",
     )
-    precision: Precision = Field(default="float32", description="what the network computes in, float32 or bfloat16")
+    precision: Precision = Field(
+        default="float32",
+        description="what the network computes in: float32, tf32 (float32 whose products are rounded to 10 bits, on "
+        "NVIDIA GPUs) or bfloat16",
+    )
     device: str | None = Field(
         default=None, description="where to compute, e.g. cpu or cuda:1; by default a GPU if any"
     )

@@ -121,6 +121,7 @@ class TablePredictor:
     """
 
     view = 1
+    on_gpu = False
 
     def __init__(
         self,

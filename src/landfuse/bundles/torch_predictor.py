@@ -18,6 +18,7 @@ from landfuse.bundles.predictor import About
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.errors import SettingsError
+from landfuse.kernels.gpu import default_device, gpu_kernels, gpu_works
 from landfuse.models.base import FusionModel
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
@@ -52,12 +53,21 @@ class TorchPredictor:
         self.description, self.features, self.options, self._digest = description, features, options, digest
         description.check_layers(options)
         try:
-            self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self.device = torch.device(options.device) if options.device else default_device()
             self.model = model.to(self.device)
         except (RuntimeError, AssertionError) as error:
             raise SettingsError(
                 f"the device {options.device} cannot be used: {str(error).splitlines()[0]}", "cpu, or e.g. cuda:0"
             ) from None
+        self.on_gpu = self.device.type == "cuda"
+        if self.on_gpu and not gpu_works():
+            raise SettingsError(f"PyTorch cannot compute on the device {self.device}", "a GPU that it knows, or cpu")
+        if options.precision == "tf32" and not self.on_gpu:
+            raise SettingsError(
+                f"the precision tf32 on the device {self.device}",
+                "float32 or bfloat16, or a CUDA GPU",
+                "choose float32",
+            )
         self.maps = {name: pixel_map.to("cpu") for name, pixel_map in pixel_maps.items()}
         self.stand_ins = self.description.stand_ins(options)
         self.view = math.ceil(description.view * math.sqrt(model.images_per_view))
@@ -77,7 +87,15 @@ class TorchPredictor:
             "the version": f"landfuse {version('landfuse')}, torch {torch.__version__}",
             "the precision": self.options.precision,
             "the device": self.device.type,
+            **self._card,
         }
+
+    @property
+    def _card(self) -> dict[str, str]:
+        """What else the last bits of a GPU follow from."""
+        if not self.on_gpu:
+            return {}
+        return {"the GPU": f"{torch.cuda.get_device_name(self.device)}, cuDNN {torch.backends.cudnn.version()}"}
 
     def complete(self, scene: Scene) -> Scene:
         """The scene with its diffusion features, where the model takes some."""
@@ -86,28 +104,63 @@ class TorchPredictor:
     def prepare(self, name: str, values: NDArray[np.float32]) -> Tensor:
         """Returns a table of mapped pixels, (pixels, D), on the device."""
         missing = math.nan if self.marks_missing else 0.0
-        return pixel_table(values, self.maps[name], self.stand_ins.get(name), missing).to(self.device)
+        table = pixel_table(values, self.maps[name], self.stand_ins.get(name), missing)
+        try:
+            return table.to(self.device)
+        except torch.OutOfMemoryError:
+            raise SettingsError(
+                f"a block whose pixels take {table.nbytes / 2**30:.1f} GiB does not fit into the GPU's memory",
+                "a smaller block, which does not change the map",
+                "lower block or memory, and give the command again",
+            ) from None
 
     def logits(
         self, window: Window, prepared: Mapping[str, Tensor], batches: Iterable[NDArray[np.int64]]
     ) -> Iterator[NDArray[np.float32]]:
-        """Labels windows, batch by batch; on a GPU the next batch is begun before the last is copied back."""
+        """Labels windows, batch by batch; on a GPU the next batch is begun before the last is copied back.
+
+        Raises:
+            SettingsError: if a batch does not fit into the GPU's memory.
+        """
         zooms = {name: info.zoom for name, info in self.description.inputs.items()}
         mapped = MappedPixels(window, prepared, zooms)
         running: deque[Tensor] = deque()
+        fallen = self._fallen()
         for places in batches:
-            running.append(self._run(mapped, torch.from_numpy(places)))
-            if self.device.type == "cpu" or len(running) > 1:
+            try:
+                running.append(self._run(mapped, torch.from_numpy(places)))
+            except torch.OutOfMemoryError:
+                raise self._too_large(len(places)) from None
+            if self._fallen() > fallen:
+                raise self._too_large(len(places))
+            if not self.on_gpu or len(running) > 1:
                 yield running.popleft().float().cpu().numpy()
         while running:
             yield running.popleft().float().cpu().numpy()
+
+    def _fallen(self) -> int:
+        """How often the GPU's memory was too small: cuDNN then takes another algorithm, which rounds otherwise (P1)."""
+        return int(torch.cuda.memory_stats_as_nested_dict(self.device)["num_ooms"]) if self.on_gpu else 0
+
+    def _too_large(self, batch: int) -> SettingsError:
+        free, whole = torch.cuda.mem_get_info(self.device)
+        return SettingsError(
+            f"{batch} windows of {self.description.view} px per pass do not fit into the GPU's memory, of which "
+            f"{free / 2**30:.1f} of {whole / 2**30:.1f} GiB are free",
+            "a batch that fits, the same for the whole map",
+            f"set batch to {batch // 2} and start again" if batch > 1 else "choose the device cpu, or a smaller model",
+        )
 
     @torch.inference_mode()
     def _run(self, mapped: MappedPixels, places: Tensor) -> Tensor:
         """(B, K + layers, core, core) of B windows."""
         halo = self.description.halo
         images = mapped.views(places[:, 0] - halo, places[:, 1] - halo, self.description.view)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
+        precision = self.options.precision
+        with (
+            gpu_kernels(self.device, tf32=precision == "tf32", same=True),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+        ):
             if not self.options.layers:
                 logits: Tensor = self.model(images)
                 return logits

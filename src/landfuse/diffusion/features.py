@@ -14,6 +14,7 @@ from landfuse.diffusion.noise import add_noise
 from landfuse.diffusion.settings import FeatureSettings
 from landfuse.diffusion.tiles import FeatureRaster, channels_of, features_of, noise_of
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser
+from landfuse.kernels.gpu import default_device, gpu_kernels
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.views.mapped_pixels import read_mapped_pixels
@@ -73,8 +74,8 @@ class TorchDenoising:
         self, scene: Scene, window: Window, settings: FeatureSettings
     ) -> Iterator[tuple[Sequence[NDArray[np.float32]], NDArray[np.bool_]]]:
         """See `Denoising.levels`."""
-        network = self.denoiser.network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        device = next(network.parameters()).device
+        device = default_device()
+        network = self.denoiser.network.to(device).eval()
         mapped = read_mapped_pixels(scene, window, self.denoiser.maps)
         views = {
             name: table.T.reshape(1, -1, window.height * mapped.zooms[name], window.width * mapped.zooms[name])
@@ -86,7 +87,7 @@ class TorchDenoising:
             noise = noise_of(settings.seed, network.channels, window)
             alpha, dark = network.alpha.cpu(), {name: mask.to(device) for name, mask in missing.items()}
         for timestep in settings.timesteps:
-            with torch.inference_mode():
+            with torch.inference_mode(), gpu_kernels(device, tf32=False, same=True):
                 noisy = {
                     name: add_noise(image, torch.from_numpy(noise[name]), alpha[timestep][None]).to(device)
                     for name, image in images.items()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import os
 from collections.abc import Callable
 from types import ModuleType
@@ -27,11 +28,14 @@ from torch.nn import functional as F
 
 from landfuse.errors import ModelError
 from landfuse.kernels import scan_native, scan_torch
+from landfuse.kernels.gpu import LEAST
 from landfuse.kernels.scan_inputs import WIDE, ImageInputs, ScanInputs
 
 PATHS = ("native", "torch", "triton", "plain")
 REQUESTED = os.environ.get("LANDFUSE_SCAN", "")
 """The path that LANDFUSE_SCAN named when this module was imported, or empty."""
+
+log = logging.getLogger("landfuse")
 
 Inputs = ScanInputs | ImageInputs
 
@@ -157,8 +161,21 @@ def _check_shapes(tensors: dict[str, Tensor]) -> None:
 
 
 @functools.cache
-def _triton_is_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _triton_works() -> bool:
+    """Whether Triton compiles for this GPU; where it does not, one warning says why."""
+    if torch.cuda.get_device_capability() < LEAST:
+        return False  # the warning is `gpu_works`'s
+    try:
+        from landfuse.kernels import scan_triton
+
+        scan_triton.try_out()
+    except Exception as error:
+        log.warning(
+            "Triton is missing or does not compile here, so scans are computed by PyTorch, many times slower: %s",
+            (str(error).strip() or type(error).__name__).splitlines()[0],
+        )
+        return False
+    return True
 
 
 def implementation(path: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
@@ -167,8 +184,8 @@ def implementation(path: str, device: torch.device, dtype: torch.dtype) -> Modul
         if device.type == "cpu" and path in ("", "native") and scan_native.available():
             return scan_native
         # TRITON_INTERPRET runs the kernels on a CPU, to check them.
-        reachable = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-        if reachable and path in ("", "triton") and _triton_is_installed():
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
+        if path in ("", "triton") and (interpreted or (device.type == "cuda" and _triton_works())):
             from landfuse.kernels import scan_triton
 
             return scan_triton

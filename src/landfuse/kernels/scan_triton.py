@@ -21,6 +21,12 @@ _WIDE = 32  # channels per program
 _CARRIED = 128  # states per program of the carry
 
 
+def try_out() -> None:
+    """Compiles the smallest of the kernels, without a tensor; raises what Triton raises."""
+    floats = [torch.float32] * 3
+    kernels.carry.warmup(*floats, 1, 1, AGAINST=False, MANY=_CARRIED, grid=(1, 1))
+
+
 class _Walk(NamedTuple):
     """The place of step t: start + (t // inner) * outer_step + (t % inner) * inner_step."""
 

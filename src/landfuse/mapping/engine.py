@@ -11,10 +11,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -110,12 +112,38 @@ class PreparedBlock:
     predictors: Mapping[str, NDArray[np.float32]]
 
 
-def batch_size(view: int, views: int) -> int:
-    """Windows per forward pass: about 65,000 pixels of views, and not many more than there are views."""
-    most = 65_536 // view**2
+def batch_size(view: int, views: int, *, on_gpu: bool = False) -> int:
+    """Windows per forward pass: about 65,000 pixels of views, on a GPU 524,000, and not many more than there are views.
+
+    They follow from model, kind of processor and scene only, since last bits depend on the batch (P1).
+    """
+    most = (524_288 if on_gpu else 65_536) // view**2
     if most < _LANES:
         return max(1, min(most, views))
     return min(most // _LANES * _LANES, -(-views // _LANES) * _LANES)
+
+
+def passes_in_order(windows: int, batch: int) -> NDArray[np.int32]:
+    """Which of some windows are computed at once, (passes, batch): one after the other, -1 behind the last."""
+    passes = np.full((-(-windows // batch), batch), -1, np.int32)
+    passes.reshape(-1)[:windows] = np.arange(windows)
+    return passes
+
+
+def passes_by_place(steps: NDArray[np.int64], batch: int) -> NDArray[np.int32]:
+    """The same, where the place of a window in its batch follows from its place in the lattice, (B, 2) row and column.
+
+    Windows of a row follow each other, and a row is shifted against the one above by the golden ratio of the batch: so
+    every place gets nearly as many windows of whatever rectangle, and nearly all batches are full.
+    """
+    shift = next(step for step in count(round(0.618 * batch)) if math.gcd(step, batch) == 1)
+    places = ((steps[:, 0] * shift + steps[:, 1]) % batch).astype(np.min_scalar_type(batch))
+    order = np.argsort(places, kind="stable")  # in linear time where a place takes 16 bits
+    counts = np.bincount(places, minlength=batch)
+    first = np.cumsum(counts) - counts
+    passes = np.full((counts.max(initial=0), batch), -1, np.int32)
+    passes[np.arange(len(places)) - first[places[order]], places[order]] = order
+    return passes
 
 
 def best_of(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -152,7 +180,8 @@ class Engine:
         self.scene = self.predictor.complete(replace(scene, modalities=shown))
         grid, core = self.scene.grid, self.description.core
         self.windows = len(self._starts(0, grid.height, grid.height)) * len(self._starts(0, grid.width, grid.width))
-        self.batch = options.batch or batch_size(self.predictor.view, self.windows)
+        on_gpu = self.predictor.on_gpu
+        self.batch = options.batch or batch_size(self.predictor.view, self.windows, on_gpu=on_gpu)
         self.depth = len(self.description.legend) + len(options.layers)
         self._along = core_weights(core, self.description.weights)
         even = self.description.weights == "uniform"
@@ -256,11 +285,13 @@ class Engine:
         meter = _Meter(window.pixels, len(corners), progress)
         if core == 1:
             flat = summed.reshape(self.depth, -1)
-            for part, logits in self._computed(prepared, corners):
+            for which, logits in self._computed(prepared, corners, wanted is None):
+                part = corners[which]
                 flat[:, (part[:, 0] - window.row) * window.width + part[:, 1] - window.col] = logits[:, :, 0, 0].T
                 meter.add(len(part))
         else:
-            self._blend(summed, prepared, corners, owned, {} if carried is None else carried, meter)
+            found = self._in_order(self._computed(prepared, corners, wanted is None))
+            self._blend(summed, found, corners, owned, {} if carried is None else carried, meter)
             stride = self.description.stride
             rows = total_weight(window.row, window.row + window.height, grid.height, stride, self._along)
             cols = total_weight(window.col, window.col + window.width, grid.width, stride, self._along)
@@ -278,7 +309,7 @@ class Engine:
     def _blend(
         self,
         summed: NDArray[np.float32],
-        prepared: PreparedBlock,
+        fresh: Iterator[NDArray[np.float32]],
         corners: NDArray[np.int64],
         owned: BlockWindows,
         carried: dict[Corner, tuple[Window, NDArray[np.float32]]],
@@ -286,7 +317,6 @@ class Engine:
     ) -> None:
         """Adds the weighted logits of all cores where they touch the block, in the lattice's order."""
         core, window = self.description.core, owned.block
-        fresh = (logits for _, batch in self._computed(prepared, corners) for logits in batch)
         own: set[Corner] = {(row, col) for row, col in corners.tolist()}
         for corner in sorted(own | (owned.taken & carried.keys())):
             whole = Window(corner[0], corner[1], core, core)
@@ -306,15 +336,35 @@ class Engine:
             summed[:, *inside.within(window)] += added
 
     def _computed(
-        self, prepared: PreparedBlock, corners: NDArray[np.int64]
+        self, prepared: PreparedBlock, corners: NDArray[np.int64], whole: bool
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Corners, (B, 2), and their logits with the layers behind them, (B, K + layers, core, core), by batches."""
-        parts = [corners[start : start + self.batch] for start in range(0, len(corners), self.batch)]
-        # Every pass has the same shape: kernels differ in their last bits between batch sizes (P1).
-        full = (np.concatenate([part, np.repeat(part[-1:], self.batch - len(part), axis=0)]) for part in parts)
-        found = self.predictor.logits(prepared.window, prepared.inputs, full)
-        for part, logits in zip(parts, found, strict=True):
-            yield part, logits[: len(part)]
+        """Batch by batch, which of the corners, (B,), and their logits with the layers behind them, (B, K + layers,
+        core, core).
+
+        Every pass has the same shape, since kernels differ in their last bits between batch sizes (P1). Those of a GPU
+        also differ between places in a batch, so that there a window of the map has its own place, whatever the block.
+        """
+        if self.predictor.on_gpu and whole:
+            passes = passes_by_place(corners // self.description.stride, self.batch)
+        else:
+            passes = passes_in_order(len(corners), self.batch)
+        filled = (corners[np.where(which < 0, which.max(), which)] for which in passes)
+        found = self.predictor.logits(prepared.window, prepared.inputs, filled)
+        for which, logits in zip(passes, found, strict=True):
+            yield which[which >= 0], logits[which >= 0]
+
+    @staticmethod
+    def _in_order(
+        batches: Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]],
+    ) -> Iterator[NDArray[np.float32]]:
+        """The logits of one window after the other."""
+        waiting: dict[int, NDArray[np.float32]] = {}
+        following = 0
+        for which, logits in batches:
+            waiting.update(zip(which.tolist(), logits, strict=True))
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
 
     def cut(
         self, side: int, wanted: NDArray[np.bool_] | None = None, windows: Iterable[Window] | None = None

@@ -52,6 +52,7 @@ def block_bytes(engine: Engine, block: int) -> int:
     reading = max(info.bands * info.zoom**2 * (np.dtype(info.dtype).itemsize + 8) for info in known.inputs.values())
     series = any(info.steps for info in known.inputs.values())
     depth = len(known.legend) + sum(layer.values is not None for layer in layers_of(engine.options, known))
+    on_gpu = engine.predictor.on_gpu  # which then holds views and activations
     compared = 0 if engine.applicability is None else engine.applicability.depth
     return (
         (_BASE if "torch" in sys.modules else _WITHOUT_TORCH)
@@ -59,7 +60,7 @@ def block_bytes(engine: Engine, block: int) -> int:
         + _gdal_cache()
         + (CARRIED if known.core > 1 else 0)
         + (_PER_HELD * HELD if series else 0)
-        + 4 * engine.batch * engine.predictor.view**2 * (views + _ACTIVATIONS)
+        + 4 * engine.batch * (known.core**2 * depth if on_gpu else engine.predictor.view**2 * (views + _ACTIVATIONS))
         + pixels * (2 * (4 * views + 1) + reading)
         + height * width * (2 * 4 * depth + 3 * 4 * compared + 16)
     )

@@ -185,7 +185,12 @@ def _map(
         )
     folder.check_inputs(job.engine, readings.values())
     description = job.engine.description
-    tags = {"landfuse_model": description.spec.name, "landfuse_bundle": job.engine.predictor.identity["the model"]}
+    identity, options = job.engine.predictor.identity, job.engine.options
+    tags = {
+        "landfuse_model": description.spec.name,
+        "landfuse_bundle": identity["the model"],
+        "landfuse_batch": f"{job.engine.batch} windows in {options.precision} on {identity.get('the GPU', 'a CPU')}",
+    }
     learnt = description.learnt_at(grid)
     if learnt is not None:
         tags["landfuse_roles"] = learnt

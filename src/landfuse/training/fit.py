@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from landfuse.errors import LandfuseError, ModelError, SettingsError
 from landfuse.files import unwritable
+from landfuse.kernels.gpu import default_device, gpu_kernels, gpu_works
 from landfuse.legend import Legend
 from landfuse.models.base import FusionModel
 from landfuse.progress import Meter
@@ -53,10 +54,13 @@ class _Data(LightningDataModule):
 
 def precision(settings: TrainingSettings) -> str:
     """Lightning's name of the precision that the settings choose on this hardware."""
-    names = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+    names = {"float32": "32-true", "tf32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+    on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and gpu_works()
+    if settings.precision == "tf32" and not on_gpu:
+        raise SettingsError("training.precision is tf32, without a GPU", "float32 or bfloat16", "choose one of them")
     if settings.precision != "auto":
         return names[settings.precision]
-    if settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if on_gpu:
         return names["bfloat16" if torch.cuda.is_bf16_supported() else "float16"]
     if settings.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
         return names["float32"]
@@ -106,6 +110,8 @@ def fit(
         OutputError: if the disk is full.
     """
     settings = recipe.training
+    lost = settings.accelerator == "auto" and torch.cuda.is_available() and not gpu_works()
+    accelerator = "cpu" if lost else settings.accelerator  # Lightning would take a GPU that PyTorch cannot compute on
     count, most = str(settings.devices), most_processes()
     if count.isdigit() and int(count) > most and not torch.cuda.is_available():  # of too many GPUs Lightning complains
         raise SettingsError(f"training.devices is {count}", f"at most {most} on this machine", "set fewer")
@@ -145,7 +151,7 @@ def fit(
             "min_epochs": 0,
             # `max_steps` would make Lightning draw another epoch's batches after a resume; the task stops instead.
             "max_epochs": until,
-            "accelerator": settings.accelerator,
+            "accelerator": accelerator,
             "devices": settings.devices,
             "num_nodes": settings.nodes,
             "strategy": settings.strategy,
@@ -170,9 +176,16 @@ def fit(
             folder / "last.ckpt", lambda saved: "optimizer_states" in saved and _shapes(saved["state_dict"]) == shapes
         )
         try:
-            trainer.fit(task, data, ckpt_path=resume and str(resume[0]), weights_only=True)
+            with gpu_kernels(default_device(), tf32=settings.precision == "tf32", same=False):
+                trainer.fit(task, data, ckpt_path=resume and str(resume[0]), weights_only=True)
         except LandfuseError:
             raise
+        except torch.OutOfMemoryError:
+            raise ModelError(
+                f"{recipe.samples.batch} windows per step do not fit into the GPU's memory",
+                "a batch that fits",
+                "lower samples.batch, and give the command again",
+            ) from None
         except OSError as error:  # of Lightning's and TensorBoard's own files
             raise unwritable(run, error) from None
         except SystemExit:

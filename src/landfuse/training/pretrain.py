@@ -26,6 +26,7 @@ from landfuse.diffusion.trained_denoiser import TrainedDenoiser, constant, load_
 from landfuse.errors import LandfuseError, ModelError, SettingsError
 from landfuse.figures.figures import balance_figure, save
 from landfuse.files import whole_file
+from landfuse.kernels.gpu import default_device
 from landfuse.markup import percent
 from landfuse.scenes.split_rules import CALIBRATION, TEST, TRAIN, VALIDATION
 from landfuse.training.checkpoints import read_checkpoint, write_checkpoint
@@ -91,7 +92,7 @@ def pretrain(
     if settings.fit_on == "train":
         over = [roles == TRAIN for roles in base.roles]
         shown = [~np.isin(roles, (TEST, VALIDATION, CALIBRATION)) for roles in base.roles]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     store = Store(base.scenes, denoiser.maps, settings.crop, memory, device=device)
     crops = Crops(store, settings.crop, over, shown)
     training = Denoising(denoiser, settings, crops, device)

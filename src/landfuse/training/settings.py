@@ -103,10 +103,10 @@ class TrainingSettings(Settings):
         default="mF1", description="the validation score that chooses the epoch"
     )
     clip: float | None = Field(default=1.0, gt=0, le=1e9, description="limit of the gradient's norm; null for none")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = Field(
         default="auto",
         description="`auto`: bfloat16 where the hardware computes in it (GPUs, CPUs with AMX or AVX512-BF16), else "
-        "float32",
+        "float32; `tf32`: float32 whose products are rounded to 10 bits, on NVIDIA GPUs",
     )
     seed: Seed = Field(default=0, description="of weights, draws and augmentation")
     accelerator: str = Field(default="auto", description="as Lightning names it: auto, cpu, gpu, mps")

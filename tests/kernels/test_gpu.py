@@ -1,0 +1,123 @@
+"""What happens where a GPU is missing, too old, or cannot compile; no GPU is needed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from landfuse.kernels import gpu, scan, scan_torch
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def asked_again() -> Iterator[None]:
+    """What was found out once is found out again, before and after."""
+    for found in (gpu.gpu_works, scan._triton_works):
+        found.cache_clear()
+    yield
+    for found in (gpu.gpu_works, scan._triton_works):
+        found.cache_clear()
+
+
+def card(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0), ones: Any = torch.ones) -> None:
+    """Pretends that there is a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "a card")
+    monkeypatch.setattr(torch, "ones", ones)
+
+
+def test_an_old_driver_is_one_sentence_and_the_cpu_computes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def old() -> bool:
+        warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old (found 9).\nMore", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", old)
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
+        warnings.simplefilter("error")
+        assert [gpu.default_device().type for _ in range(3)] == ["cpu"] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "the GPU cannot be used, so the CPU computes: CUDA initialization: The NVIDIA driver on your system is too old "
+        "(found 9)."
+    ]
+
+
+def test_without_a_gpu_nothing_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.default_device().type == "cpu"
+    assert not caplog.records
+
+
+def test_a_card_that_this_pytorch_has_no_kernels_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ones(*args: Any, **options: Any) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nand more")
+
+    card(monkeypatch, ones=ones)
+    assert gpu.default_device().type == "cpu"
+    assert [record.getMessage() for record in caplog.records] == [
+        "the GPU cannot be used, so the CPU computes: CUDA error: no kernel image is available for execution on the "
+        "device"
+    ]
+
+
+def on_cpu(*args: Any, device: Any = None) -> torch.Tensor:
+    return torch.zeros(*args)
+
+
+def test_a_card_below_compute_capability_8_scans_by_pytorch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    card(monkeypatch, (7, 5), on_cpu)
+    assert gpu.default_device().type == "cuda"
+    assert scan.implementation("", CUDA, torch.float32) is scan_torch
+    (record,) = caplog.records
+    assert record.getMessage().startswith("a card has compute capability 7.5: below 8.0 scans are computed by PyTorch")
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_where_triton_is_missing_or_fails_to_compile_pytorch_scans_after_one_warning(
+    missing: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    card(monkeypatch, ones=on_cpu)
+    if missing:
+        monkeypatch.setitem(__import__("sys").modules, "triton", None)
+        monkeypatch.delitem(__import__("sys").modules, "landfuse.kernels.scan_triton", raising=False)
+        monkeypatch.delattr("landfuse.kernels.scan_triton", raising=False)
+    else:
+        pytest.importorskip("triton")
+        from landfuse.kernels import scan_triton
+
+        def broken() -> None:
+            raise RuntimeError("Failed to find C compiler.\nInstall one")
+
+        monkeypatch.setattr(scan_triton, "try_out", broken)
+    assert all(scan.implementation(path, CUDA, torch.float32) is scan_torch for path in ("", "", "triton"))
+    (record,) = caplog.records
+    why = "import of triton halted; None in sys.modules" if missing else "Failed to find C compiler."
+    assert record.getMessage() == (
+        f"Triton is missing or does not compile here, so scans are computed by PyTorch, many times slower: {why}"
+    )
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_float32_is_tf32_only_where_that_is_chosen(tf32: bool) -> None:
+    def now() -> tuple[object, ...]:
+        cudnn = torch.backends.cudnn
+        return torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+
+    before = now()
+    with gpu.gpu_kernels(CUDA, tf32=tf32, same=True):
+        assert now() == ("high" if tf32 else "highest", tf32, True, False)
+    assert now() == before
+    with gpu.gpu_kernels(torch.device("cpu"), tf32=tf32, same=True):
+        assert now() == before
