@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 
 import landfuse as lf
+from landfuse.bundles.table_bundle import describe_model
 
 OLD = Path(__file__).resolve().parent / "data" / "old"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((OLD / "expected.json").read_text(encoding="utf-8"))
@@ -90,6 +91,10 @@ def test_a_bundle_gives_the_same_logits(old: Path, name: str) -> None:
     sure = expected.topk(2, dim=1).values.diff(dim=1).abs()[:, 0] > 1e-3
     assert torch.equal(logits.argmax(dim=1)[sure], expected.argmax(dim=1)[sure])
     assert sure.float().mean() > 0.9
+    said, right = describe_model(old / known["bundle"]), classifier.description
+    assert list(said["modalities"]) == list(right.modalities)
+    assert [one for one, info in said["modalities"].items() if not info["required"]] == list(right.droppable)
+    assert [one["name"] for one in said["classes"]] == right.legend.names
 
 
 @each_bundle

@@ -502,6 +502,19 @@ def test_models_and_their_settings_are_listed(landfuse: Callable[..., Any]) -> N
     assert (wrong.code, "did you mean forest" in wrong.err or "forest" in wrong.err) == (2, True)
 
 
+def test_what_a_saved_model_maps_is_listed(trained: Path, landfuse: Callable[..., Any]) -> None:
+    known = json.loads(landfuse("models", trained, "--json").out)
+    assert (known["model"], known["needs_torch"]) == ("forest", False)
+    modalities = {name: (one["bands"], one["units"], one["required"]) for name, one in known["modalities"].items()}
+    assert modalities == {"a": (3, "1", True), "b": (2, "1", True)}
+    names = [one["name"] for one in known["classes"]]
+    shown = landfuse("models", trained).out
+    assert all(word in shown for word in ("modality", "model: forest\n", f"classes: {', '.join(names)}"))
+    for words, fault in (((trained / "split",), "holds no bundle"), ((), "--json without a file")):
+        wrong = landfuse("models", *words, "--json")
+        assert (wrong.code, fault in wrong.err) == (2, True)
+
+
 def test_init_writes_and_checks(place: Path, tmp_path: Path, landfuse: Callable[..., Any]) -> None:
     ended = landfuse("init", place, "-o", tmp_path / "out")
     assert ended.code == 0, ended.err

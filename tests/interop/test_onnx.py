@@ -24,7 +24,7 @@ from landfuse.bundles.description import ModelSpec
 from landfuse.bundles.onnx_model import OnnxModel
 from landfuse.bundles.predictor import Model
 from landfuse.bundles.settings import PredictorOptions
-from landfuse.bundles.table_bundle import load_model
+from landfuse.bundles.table_bundle import describe_model, load_model
 from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.diffusion.settings import FeatureSettings
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser, own_maps
@@ -144,6 +144,11 @@ def test_a_file_maps_as_its_bundle(name: str, file_of: Callable[[str], Path]) ->
     said = [json.loads(json.dumps(one.description.packed({}))) for one in (file, bundle)]
     assert said[0] == said[1]
     np.testing.assert_array_equal(file.description.attached["sets.scores"], [0, 1, 2])
+    known = describe_model(file_of(name))
+    assert {one: info["bands"] for one, info in known["modalities"].items()} == {
+        one: info.bands for one, info in bundle.description.modalities.items()
+    }
+    assert not known["needs_torch"]
     for options in ({}, {"mean_for": ("b",)}):
         wanted, found = mapped(bundle, shown, **options), mapped(file, shown, **options)
         assert wanted[:, 3:].std(axis=(1, 2)).max() > 1e-3

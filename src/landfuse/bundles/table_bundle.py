@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from landfuse.bundles.description import Description, digest_of
 from landfuse.bundles.model_files import bundle_folder, damaged, onnx_file, read_json, read_tensors, saved_spec
 from landfuse.bundles.predictor import About, Model
 from landfuse.bundles.settings import PredictorOptions
+from landfuse.diffusion.settings import FeatureSettings
 from landfuse.legend import Legend
 from landfuse.models import SETTINGS
 from landfuse.models.pixel_tables import TABLES, Tables, depth_of, features_of
@@ -48,6 +49,37 @@ def load_model(folder: str | Path, *, model: type[FusionModel] | None = None) ->
     from landfuse.bundles.bundle_files import load_bundle
 
     return load_bundle(folder, model=model)
+
+
+def describe_model(path: str | Path) -> dict[str, Any]:
+    """What a saved model takes and returns, as plain values: of any model, without its weights and without torch.
+
+    Returns:
+        `model`, its name; `needs_torch`; `modalities`, as a scene must have them, each with the fields of
+        `ModalityInfo` but `values`, and `required`; `classes` with code, name and colour.
+
+    Raises:
+        BundleError: if there is no model, or its files are damaged.
+    """
+    file = onnx_file(Path(path))
+    if file is not None:
+        from landfuse.bundles.onnx_model import OnnxModel
+
+        found = OnnxModel(file).description
+        model, inputs, legend, droppable = found.spec.name, found.modalities, found.legend.classes, found.droppable
+        needs_torch = False
+    else:
+        known = read_json(bundle_folder(path))
+        settings = known.features and parse(FeatureSettings, known.features, f"the features of {path}")
+        computed = settings.names if settings else ()
+        inputs = {name: info for name, info in known.modalities.items() if name not in computed}
+        model, legend, droppable = known.model.name, tuple(known.legend), known.droppable
+        needs_torch = model not in TABLES or known.features is not None
+    modalities = {name: {**asdict(info), "required": name not in droppable} for name, info in inputs.items()}
+    for one in modalities.values():
+        del one["values"]
+    classes = [{"code": c.code, "name": c.name, "colour": c.colour} for c in legend]
+    return {"model": model, "needs_torch": needs_torch, "modalities": modalities, "classes": classes}
 
 
 class TableBundle:

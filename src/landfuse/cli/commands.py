@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import difflib
 import inspect
 import io
@@ -36,7 +37,7 @@ FIRST_WORDS = 2.0
 COMMANDS = {
     "map": ("init", "Map a folder of files in one command: scene file, training, map and report."),
     "init": ("init", "Write a scene file and a recipe for a folder of files, with the reason of each choice."),
-    "models": ("train", "List the models; or, of one, its settings, and a recipe to begin with."),
+    "models": ("train", "List the models; of one, its settings; of a file, what it maps."),
     "check": ("data", "Look at a scene: its modalities, its classes per role, what leaks, and every fault at once."),
     "train": ("train", "Train a recipe and score it on the test split; the same command resumes an interrupted run."),
     "predict": ("predict", "Map a scene into cloud-optimised GeoTIFFs with colours, class names and a QGIS style."),
@@ -201,14 +202,17 @@ def _all(
 
 
 def _end_with_stdin() -> None:
-    os.read(0, 1)  # returns when the process at the other end has ended
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.read(0, 1)  # returns when the process at the other end has ended, or closed its end
+    if os.name == "nt":  # there os.kill would end this process at once, with nothing tidied up
+        _thread.interrupt_main(signal.SIGTERM)
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run() -> None:
     """Runs the command; a mistake of the user is one message and exit code 2."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C, which what runs in the background ignores
-    if "LANDFUSE_ENDS_WITH_STDIN" in os.environ:  # a run of a series
+    if "LANDFUSE_ENDS_WITH_STDIN" in os.environ:  # a run of a series, or a command that QGIS runs
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

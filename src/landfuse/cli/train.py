@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from landfuse.cli.console import (
     Quiet,
     a_folder,
     hint,
+    number,
     once,
     out,
     own_model,
@@ -23,7 +25,7 @@ from landfuse.cli.console import (
     there,
 )
 from landfuse.cli.studies import print_comparison
-from landfuse.errors import SettingsError
+from landfuse.errors import SettingsError, few
 from landfuse.markup import percent
 from landfuse.progress import bar
 
@@ -184,14 +186,28 @@ def import_(
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="A model, for its settings; by default all are listed.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A model, for its settings; or a bundle, run folder or ONNX file, for what it maps. By default all "
+            "models are listed."
+        ),
+    ] = None,
     model: OwnModel = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Of a file: print everything as one JSON document.")] = False,
 ) -> None:
-    """List the models; or, of one, its settings with their values, defaults and meaning, and a recipe to begin with."""
+    """List the models; or, of one, its settings with their values, defaults and meaning, and a recipe to begin with;
+    or what a saved model takes and returns: modalities with their bands, and classes.
+    """
     from landfuse.models import SETTINGS, name_of, unknown
     from landfuse.settings import describe
 
     name = name_of(own_model(model)) if model is not None else name
+    if name is not None and (as_json or (name not in SETTINGS and Path(name).exists())):
+        _print_saved(Path(name), as_json)
+        return
+    if as_json:
+        raise SettingsError("--json without a file", "a bundle, run folder or ONNX file", "name one, or leave it out")
     if name is None:
         shown = table("models", ["name", "what it is", "cost"], left=["name", "what it is", "cost"])
         for one, kind in SETTINGS.items():
@@ -213,3 +229,26 @@ def models(
     preset = f", preset: {next(iter(kind.presets))}" if kind.presets else ""
     say(f"a recipe to begin with:\n\nscene: scene.yaml\nmodel: {{name: {name}{preset}}}")
     say(f"\nsettings on the command line win: landfuse train recipe.yaml model.{next(iter(kind.model_fields))}=...")
+
+
+def _print_saved(path: Path, as_json: bool) -> None:
+    """Prints what a saved model takes and returns."""
+    from landfuse.bundles.table_bundle import describe_model
+
+    known = describe_model(path)
+    if as_json:
+        say(json.dumps(known))
+        return
+    shown = table(
+        f"{path}: modalities", ["modality", "bands", "names", "units", "data type", "pixel, m", "zoom"], ["names"]
+    )
+    for name, info in known["modalities"].items():
+        shown.add_row(
+            escape(name if info["required"] else f"{name} (may be missing)"), str(info["bands"]),
+            escape(few(info["names"] or [f"{one:g} nm" for one in info["wavelengths"]], 12)),
+            escape(info["units"]), info["dtype"], number(info["metres"] or None, ".3g"), str(info["zoom"]),
+        )  # fmt: skip
+    out.print(shown)
+    torch = ", which needs torch" if known["needs_torch"] else ""
+    say(f"model: {known['model']}{torch}")
+    say(f"classes: {', '.join(one['name'] for one in known['classes'])}")
