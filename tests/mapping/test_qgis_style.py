@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 
 from landfuse.legend import LandClass, Legend
-from landfuse.mapping.map_extras import style_of
+from landfuse.mapping.map_extras import sizes_legend, style_of
 
 
 def test_each_class_has_its_code_colour_and_name() -> None:
@@ -28,3 +28,9 @@ def test_each_class_has_its_code_colour_and_name() -> None:
         ("3", "#00ff00", 'wood & <"scrub">', "255"),
         ("254", "#123456", "Äcker", "255"),
     ]
+
+
+def test_sets_of_more_classes_are_darker_up_to_five() -> None:
+    found = [(one.code, one.name, one.colour) for one in sizes_legend(6)]
+    assert found[:2] == [(1, "1 class", "#FFFFCC"), (2, "2 classes", "#FECC5C")]
+    assert found[4:] == [(5, "5 classes", "#800026"), (6, "6 classes", "#800026")]

@@ -77,7 +77,7 @@ class MapExtras:
             Why polygons cannot be written: where nothing is mapped, or there are too many. Of several tiles some may
             hold no data: that is printed, and is no fault unless all of them hold none.
         """
-        from landfuse.mapping.map_extras import write_polygons, write_style
+        from landfuse.mapping.map_extras import sizes_legend, write_polygons, write_style
         from landfuse.mapping.stac import write_item
 
         legend, lacking = predictor.description.legend, set(incomplete)
@@ -85,6 +85,8 @@ class MapExtras:
         faults: list[SceneError] = []
         for path in maps:
             write_style(path, legend)
+            for one in _sets_beside(path, layers):
+                write_style(one, sizes_legend(len(legend)))
         if self.polygons:
             with bar("polygons", self.events.quiet or self.events.as_json) as progress:
                 for done, (path, tile) in enumerate(whole.items()):
@@ -105,12 +107,13 @@ class MapExtras:
             self.events.print("note", fault.found, found=fault.found)
         return []
 
-    def outputs(self, path: Path) -> list[tuple[Path, str]]:
+    def outputs(self, path: Path, layers: Sequence[Layer]) -> list[tuple[Path, str]]:
         """The files beside a map that will be written, with the signs of landfuse's own."""
         from landfuse.mapping.map_extras import SIGNS, polygons_beside
 
         wanted = {".qml": True, ".png": self.picture, ".stac.json": self.stac}
         found = [(path.with_suffix(ending), SIGNS[ending]) for ending, one in wanted.items() if one]
+        found += [(one.with_suffix(".qml"), SIGNS[".qml"]) for one in _sets_beside(path, layers)]
         return found + ([(polygons_beside(path), SIGNS["_polygons.gpkg"])] if self.polygons else [])
 
     def overview(self, folder: Path, maps: Mapping[Path, Scene]) -> list[tuple[Path, str]]:
@@ -136,3 +139,10 @@ class MapExtras:
         index = index_maps(folder, maps)
         if index is not None:
             self.events.wrote("index", index)
+
+
+def _sets_beside(path: Path, layers: Sequence[Layer]) -> list[Path]:
+    """The file of a map's class sets, if it has them."""
+    from landfuse.scenes.land_cover_map import beside
+
+    return [beside(path, layer.name) for layer in layers if layer.name == "sets"]

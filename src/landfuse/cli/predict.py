@@ -185,7 +185,7 @@ def predict(
     every = maps if as_file else {place / f"{one.name}.tif": one for one in tiles}
     sign = predictor.identity["the model"]
     outputs = [(beside(path, layer.name), sign) for path in maps for layer in layers]
-    outputs += [one for path in maps for one in extras.outputs(path)]
+    outputs += [one for path in maps for one in extras.outputs(path, layers)]
     outputs += [] if as_file or len(tiles) < 2 else extras.overview(place, every)
     others = [path for path in every if path not in maps]  # of earlier commands
     destination.check(outputs, inputs_of(chosen[0]), overwrite, others)

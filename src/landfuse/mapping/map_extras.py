@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from landfuse.errors import SceneError, SettingsError
 from landfuse.files import write_text
-from landfuse.legend import Legend
+from landfuse.legend import LandClass, Legend
 from landfuse.rasters.geotiff_writer import TILE, Mosaic, write_mosaic
 from landfuse.rasters.grid import Grid, pixel_areas
 from landfuse.rasters.vector_map import number_patches, without_small_patches, write_index, write_patches
@@ -30,6 +30,9 @@ SIGNS = {
 }
 """By what the files beside a map are known to be landfuse's; see `check_replaceable`."""
 
+SIZES = ("#FFFFCC", "#FECC5C", "#FD8D3C", "#E31A1C", "#800026")
+"""Colours of class sets by the number of their classes."""
+
 MOST_PIXELS = 10_000**2
 """Of a map that is turned into polygons: all of it is in memory then, a few times."""
 
@@ -43,6 +46,12 @@ def write_style(path: str | Path, legend: Legend) -> Path:
     place = Path(path).with_suffix(".qml")
     write_text(place, style_of(legend))
     return place
+
+
+def sizes_legend(classes: int) -> Legend:
+    """What a style says of the sizes of class sets: from pale (one class) to dark (five or more)."""
+    names = (f"{size} class{'es' * (size > 1)}" for size in range(1, classes + 1))
+    return Legend(tuple(LandClass(name, n + 1, SIZES[min(n, len(SIZES) - 1)]) for n, name in enumerate(names)))
 
 
 def polygons_beside(path: str | Path) -> Path:
