@@ -41,6 +41,7 @@ ONLY_IN = {
     "pystac_client": {"catalogs/stac.py"},
     "pandas": {"studies/tables.py"},
     "PIL": {"figures/images.py"},
+    "huggingface_hub": {"interop/hub.py"},
     "jinja2": {"reporting/page.py"},
     "platformdirs": {"scenes/scene_keys.py"},
     "spyndex": {"series/indices.py"},

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from landfuse.bundles.bundle import Bundle
     from landfuse.bundles.bundle_files import load_bundle
     from landfuse.errors import LandfuseError
+    from landfuse.interop.hub import pull, push
     from landfuse.legend import UNLABELLED, LandClass, Legend
     from landfuse.mapping.engine import map_array
     from landfuse.models import MODELS
@@ -80,6 +81,8 @@ __all__ = [
     "open_scenes",
     "plot",
     "predict",
+    "pull",
+    "push",
     "read_recipe",
     "report",
     "train",
@@ -118,6 +121,8 @@ _HOMES = {
     "open_scenes": "scenes.scene_file",
     "plot": "api",
     "predict": "api",
+    "pull": "interop.hub",
+    "push": "interop.hub",
     "read_recipe": "training.recipe",
     "report": "reporting.page",
     "train": "api",

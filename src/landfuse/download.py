@@ -12,7 +12,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,9 +25,11 @@ Progress = Callable[[int, int], None]
 PATIENCE = (1.0, 4.0, 10.0)
 """Seconds to wait before each further attempt."""
 
+PASSING = (408, 425, 429, 500, 502, 503, 504)
+"""Answers that another attempt may turn into better ones."""
+
 _CHUNK = 1 << 20
 _TIMEOUT = 60.0
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that another attempt may turn into better ones
 
 
 def download(
@@ -38,6 +40,7 @@ def download(
     size: int = 0,
     room: int = 0,
     variable: str = "",
+    secret: Mapping[str, str] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> str:
     """Downloads a file, unless it is there with this checksum, or without one with this size and of its kind.
@@ -49,6 +52,7 @@ def download(
         size: its bytes, which are compared where there is no checksum; 0 for unknown.
         room: bytes that the disk must have free for it.
         variable: an environment variable that names another folder, for the message on a full disk.
+        secret: further headers, for this server alone: another one that it refers to does not get them.
         progress: called as bytes arrive.
 
     Returns:
@@ -67,7 +71,7 @@ def download(
             if sha256 is None or part.is_symlink():
                 part.unlink(missing_ok=True)  # its beginning may be of an older version, or the link leads elsewhere
             _check_room(path, part, room, variable)
-            kind = _complete(address, path, part, size, progress)
+            kind = _complete(address, path, part, size, secret or {}, progress)
             wrong = _wrong(part, path.suffix, sha256, size, kind)
             if wrong:
                 part.unlink()
@@ -114,18 +118,18 @@ def _wrong(path: Path, suffix: str, sha256: str | None, size: int, kind: str = "
     return ""
 
 
-def _complete(url: str, path: Path, part: Path, size: int, report: Progress) -> str:
+def _complete(url: str, path: Path, part: Path, size: int, secret: Mapping[str, str], report: Progress) -> str:
     """Fetches what is not there yet, in several attempts; the kind of file that the server says it is."""
     trouble: Exception | None = None
     for pause in (0.0, *PATIENCE):
         time.sleep(pause)
         try:
-            return _attempt(url, part, size, report)
+            return _attempt(url, part, size, secret, report)
         except urllib.error.HTTPError as error:
             trouble = error
             if error.code == 416:  # more is there than the file has: it is of another version
                 part.unlink(missing_ok=True)
-            elif error.code not in _PASSING:
+            elif error.code not in PASSING:
                 break
         except LandfuseError:
             raise
@@ -159,7 +163,7 @@ def _check_room(path: Path, part: Path, room: int, variable: str) -> None:
         )
 
 
-def _attempt(url: str, part: Path, size: int, report: Progress) -> str:
+def _attempt(url: str, part: Path, size: int, secret: Mapping[str, str], report: Progress) -> str:
     """Asks for what is not there yet and appends it; the kind of file that the server says it is.
 
     Raises:
@@ -168,7 +172,10 @@ def _attempt(url: str, part: Path, size: int, report: Progress) -> str:
     """
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": f"landfuse/{version('landfuse')}", **({"Range": f"bytes={have}-"} if have else {})}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as answer:
+    request = urllib.request.Request(url, headers=headers)
+    for name, value in secret.items():
+        request.add_unredirected_header(name, value)
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
         if answer.status != 206:
             have = 0  # the server sends the whole file, whatever was asked for
         total = have + int(answer.headers.get("Content-Length") or 0) if answer.headers.get("Content-Length") else size

@@ -10,6 +10,7 @@ from landfuse.errors import MissingExtraError
 
 _EXTRAS = {
     "train": ("torch", "lightning", "timm", "segmentation_models_pytorch", "sklearn", "onnx", "onnxscript"),
+    "hub": ("huggingface_hub",),
     "matlab": ("h5py",),
     "cluster": ("distributed",),
     "stac": ("pystac", "pystac_client"),

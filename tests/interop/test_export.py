@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -14,12 +15,16 @@ from typer.testing import CliRunner
 
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
+from landfuse.bundles.description import ModelSpec
 from landfuse.cli.commands import app
 from landfuse.errors import BundleError, MissingFileError, ModelError, OutputError
 from landfuse.interop.export import export
 from landfuse.layers.vit_encoder import StackedEncoder
+from landfuse.legend import LandClass, Legend
+from landfuse.scenes.scene import ModalityInfo
 from landfuse.training.recipe import read_recipe
 from landfuse.training.train import train
+from landfuse.views.pixel_map import PixelMap
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "window_size": 3, "global_attn_indexes": [1]}
 
@@ -152,3 +157,21 @@ def test_mistakes_are_reported_in_words(runs: dict[str, Path], tmp_path: Path) -
         export(tmp_path / "nowhere", tmp_path / "x")
     assert not (tmp_path / "x").exists()
     assert not (tmp_path / "merged").exists()
+
+
+def test_files_of_this_machine_are_named_without_their_folders(tmp_path: Path) -> None:
+    """What training started from is in the bundle's settings, and never read again."""
+    infos = {"a": ModalityInfo(3, "float32", "", 1)}
+    settings = {"view": 32, "core": 16, "architecture": "FPN", "encoder": "tu-test_resnet"}
+    legend = Legend((LandClass("one", 1, "#000000"), LandClass("two", 2, "#ffffff")))
+    made = Bundle(ModelSpec("stacked", settings), {"a": PixelMap(torch.ones(3), torch.zeros(3))}, infos, legend)
+    made.spec = ModelSpec("stacked", {**settings, "weights": "/data/me/encoder.pth"})
+    made.save(tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "bundle", pt2=tmp_path / "model.pt2")
+    text = (tmp_path / "bundle" / "model.json").read_text()
+    assert json.loads(text)["model"]["settings"]["weights"] == "encoder.pth"
+    with ZipFile(tmp_path / "model.pt2") as parts:
+        assert not any(b"/data/me" in parts.read(name) for name in parts.namelist())
+    images = {"a": torch.rand(2, 3, 32, 32)}
+    with torch.no_grad():
+        assert torch.equal(load_bundle(tmp_path / "bundle")(images), made.eval()(images))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import onnx
@@ -248,6 +249,9 @@ def test_a_program_of_torch_export_has_the_bundles_logits(tmp_path: Path) -> Non
     with torch.no_grad():
         torch.testing.assert_close(program.module()(*images.values())[0], bundle(images))
     assert json.loads(words["landfuse.json"])["model"]["name"] == "two_branch"
+    source = str(Path(onnx_networks.__file__).parent).encode()
+    with ZipFile(tmp_path / "model.pt2") as parts:
+        assert not any(source in parts.read(name) for name in parts.namelist()), "it names folders of this machine"
     with pytest.raises(ModelError, match="no program of torch"):
         onnx_export.write_pt2(bundle_of("forest"), tmp_path / "forest.pt2")
 

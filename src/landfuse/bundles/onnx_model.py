@@ -79,8 +79,11 @@ class OnnxPart(pydantic.BaseModel):
     means: dict[str, list[float]] = Field(default_factory=dict)  # raw values that the pixel maps turn into 0
 
 
-class _OnnxFile(ModelFile):
+class OnnxFile(ModelFile):
+    """What the property `landfuse` holds."""
+
     onnx: OnnxPart
+    licence: str = ""
 
 
 class OnnxModel:
@@ -102,7 +105,7 @@ class OnnxModel:
                 "an ONNX file that `landfuse export --onnx` wrote",
                 "export it again from its bundle; a file of another program cannot be mapped with",
             )
-        known = parse_json(properties[PROPERTY], path, _OnnxFile)
+        self.file = known = parse_json(properties[PROPERTY], path, OnnxFile)
         self.part, self._denoiser, self._features = known.onnx, properties.get(DENOISER, ""), known.features
         if self.part.format > FORMAT:
             raise BundleError(

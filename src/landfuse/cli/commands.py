@@ -53,10 +53,12 @@ COMMANDS = {
     "next": ("next_labels", "Draw places to label next: where labels help most, and at random, to judge maps by."),
     "export": ("train", "Write a bundle that opens anywhere, or an ONNX file that maps without torch."),
     "import": ("train", "Make a bundle of a checkpoint that the authors of REF-Net or MFNet trained with their code."),
+    "push": ("hub", "Upload a bundle or an ONNX file to the Hugging Face Hub, with a card written from its run."),
+    "pull": ("hub", "Download a model from the Hugging Face Hub, and check it."),
     "fetch": ("data", "Download the data of a benchmark, or say what to download and where to put it."),
     "reproduce": ("studies", "Train a benchmark's methods on splits with and without leaks, beside published scores."),
     "demo": (
-        "demo",
+        "init",
         "Simulate a scene of three sensors, train, map, score and report it: all of landfuse in a minute or two.",
     ),
 }

@@ -9,6 +9,7 @@ from landfuse.bundles.bundle_files import load_bundle
 from landfuse.bundles.description import ModelSpec
 from landfuse.errors import ModelError, OutputError, SettingsError
 from landfuse.models.placeholders import WithPlaceholders
+from landfuse.reporting.provenance import without_places
 from landfuse.settings import Settings
 
 
@@ -72,7 +73,14 @@ def export(
         )
     classifier = load_bundle(bundle)
     model = classifier.model.network if isinstance(classifier.model, WithPlaceholders) else classifier.model
-    whole = model.frozen_reference() is None
+    frozen = model.frozen_reference()
+    whole = frozen is None
+    settings = without_places(classifier.spec.settings)  # others have no file of this machine
+    if settings != classifier.spec.settings or frozen != without_places(frozen):
+        if isinstance(model, Foldable):
+            model.store_all()
+            settings = model.config.model_dump(mode="json")
+        classifier.spec = ModelSpec(classifier.spec.name, settings)
     folded: list[str] = []
     kept: list[str] = []
     if merge:

@@ -97,6 +97,9 @@ def write_pt2(bundle: Bundle, path: str | Path, *, overwrite: bool = False) -> N
             f"`{bundle.spec.name}` is tables of numbers, and no program of torch", "a network", "write it by --onnx"
         )
     program = onnx_networks.program_of(onnx_networks.RawViews(bundle.eval()), list(sample(bundle).values()))
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # it names folders of this machine
     words = {f"{PROPERTY}.json": properties(bundle)[PROPERTY]}
     with whole_file(path) as partial, partial.open("wb") as file:
         torch.export.save(program, file, extra_files=words)

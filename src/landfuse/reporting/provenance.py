@@ -91,14 +91,15 @@ def split_rows(scenes: Sequence[Scene], roles: Sequence[Roles], legend: Legend) 
 
 def as_yaml(values: Mapping[str, Any]) -> str:
     """Settings as YAML, without those that are null."""
-    return str(yaml.safe_dump(_given(values), sort_keys=False, allow_unicode=True)).rstrip()
+    return str(yaml.safe_dump(without_places(values, nulls=False), sort_keys=False, allow_unicode=True)).rstrip()
 
 
-def _given(values: Any) -> Any:
+def without_places(values: Any, nulls: bool = True) -> Any:
+    """Settings whose texts are `bare`, with those that are null or without."""
     if isinstance(values, Mapping):
-        return {key: _given(value) for key, value in values.items() if value is not None}
+        return {key: without_places(value, nulls) for key, value in values.items() if nulls or value is not None}
     if isinstance(values, list | tuple):
-        return [_given(value) for value in values]
+        return type(values)(without_places(value, nulls) for value in values)
     return bare(values) if isinstance(values, str) else values
 
 

@@ -96,14 +96,19 @@ def findings(
             "they are not scored."
         )
     view = f"a view, with the {reach} px around it that its diffusion features see," if reach else "a view"
-    if leak_fraction:
-        said.append(
-            f"{percent(leak_fraction)} of the test pixels were labelled from {view} that holds a training or "
-            "validation pixel: their scores are too high."
-        )
-    elif leak_fraction == 0:
-        said.append(f"No test pixel was labelled from {view} that holds a training or validation pixel.")
-    return said
+    return said + leak_words(leak_fraction, view)
+
+
+def leak_words(fraction: float | None, view: str) -> list[str]:
+    """A sentence on test pixels that leak into training; none where that is not known."""
+    if fraction is None:
+        return []
+    if not fraction:
+        return [f"No test pixel was labelled from {view} that holds a training or validation pixel."]
+    return [
+        f"{percent(fraction)} of the test pixels were labelled from {view} that holds a training or validation pixel: "
+        "their scores are too high."
+    ]
 
 
 def cross_validation_words(measured: str) -> list[str]:

@@ -158,6 +158,9 @@ def _silent(done: int, total: int) -> None:
 _COMPARED = 20_000
 """Pixels whose dissimilarity is compared with their errors, at most."""
 
+_BLOCK = 64
+"""Side of the blocks of ground that the intervals of the scores come from, px."""
+
 Take = Callable[[Sequence[NDArray[Any]]], NDArray[Any]]
 """From (H, W) values of each scene those of the pixels that are scored, (N,)."""
 
@@ -386,6 +389,10 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _
     if applicability is not None and held_out.errors is not None:
         facts["applicability"] = {"groups": applicability.groups, "test": held_out.errors.facts()}
     confusion, before, after = held_out.confusion, held_out.before.to_dict(), held_out.after.to_dict()
+    tally = Tally(data.legend, _BLOCK)
+    tally.score((scene.labels, found) for scene, found in zip(data.scenes, held_out.maps, strict=True))
+    intervals = tally.intervals() if len(tally.blocks) > 1 else tally.intervals(0)
+    facts["intervals"] = intervals.to_dict(data.legend.names, _BLOCK)
     facts["calibration"] = {
         "temperature": classifier.temperature,
         "fitted_on": "the folds' validation" if folds else "validation" if validation is not None else None,
