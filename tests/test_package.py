@@ -107,7 +107,8 @@ for name in lf.__all__:
     try:
         getattr(lf, name)
     except MissingExtraError as error:
-        assert 'pip install "landfuse[train]"' in str(error), error
+        extra = "hub" if name in ("pull", "push") else "train"
+        assert f'pip install "landfuse[{extra}]"' in str(error), error
         missing.add(name)
 for use in (
     lambda: lf.models.Forest,
@@ -129,7 +130,7 @@ def test_without_the_extras_one_message_names_what_to_install(place: Path, tmp_p
         [sys.executable, "-c", WITHOUT_EXTRAS + NEEDS, str(tmp_path)], capture_output=True, text=True, check=False
     )
     needed = ["Bundle", "FusionModel", "Modality"]
-    assert done.stdout.strip() == "|".join([*needed, "load_bundle", 'pip install "landfuse[train]"']), done.stderr
+    assert done.stdout.strip() == "|".join([*needed, "load_bundle", 'pip install "landfuse[train]"', "pull", "push"]), done.stderr
 
 
 def test_each_command_is_found_and_described() -> None:

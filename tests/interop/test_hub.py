@@ -182,7 +182,7 @@ class FakeHub:
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     """A Hub whose token the user has."""
     made = FakeHub()
-    monkeypatch.setenv("HF_ENDPOINT", made.address)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", made.address)  # as HF_ENDPOINT says when it starts
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # it is a protocol of its own
     monkeypatch.setattr(download, "PATIENCE", (0.0, 0.0))
@@ -323,7 +323,9 @@ def test_what_must_not_be_uploaded_is_refused(
     assert hub.asked == []
 
 
-def test_a_public_repository_is_not_taken_for_a_private_one(hub: FakeHub, trained: Path) -> None:
+def test_a_public_repository_is_not_taken_for_a_private_one(
+    hub: FakeHub, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     hub.repositories["me/first"] = Repository(private=False)
     with pytest.raises(SettingsError, match="everybody can read it"):
         lf.push(trained, "me/first", yes=True)
@@ -331,6 +333,9 @@ def test_a_public_repository_is_not_taken_for_a_private_one(hub: FakeHub, traine
     lf.push(trained, "me/first", licence="mit", public=True, yes=True)
     assert lf.push(trained, "me/new", licence="mit", public=True, yes=True).address
     assert not hub.repositories["me/new"].private
+    hub.repositories["me/new"].private = True
+    lf.push(trained, "me/new", licence="mit", public=True, yes=True)
+    assert "stays private" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -383,7 +388,7 @@ def test_a_hub_that_refuses_a_download_is_one_message(
     refused("me/first cannot be read: no")
     hub.fail = {"/api/models/": [500] * 99}
     refused("me/first cannot be read")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "127.0.0.1:9" in refused("cannot be read").expected
 
 

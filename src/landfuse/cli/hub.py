@@ -49,8 +49,7 @@ def push(
         progress=not quiet and err.is_terminal,
     )  # fmt: skip
     if not yes:
-        say(f"{done.card}\n---")
-    say(f"{'public' if public else 'private'} repository {repository}:")
+        say(f"{done.card}\n---\nfiles for the {'public' if public else 'private'} repository {repository}:")
     for name, size in done.files.items():
         say(f"  {name}: {in_bytes(size)}")
     if yes:

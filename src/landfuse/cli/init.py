@@ -174,8 +174,8 @@ def _write(
 
 
 def _ask(question: str, choices: Sequence[str]) -> str:
-    for number, choice in enumerate(choices, start=1):
-        say(f"  {number}  {choice}")
+    for place, choice in enumerate(choices, start=1):
+        say(f"  {place}  {choice}")
     chosen = typer.prompt(question + " Number", type=int, err=True)
     if not 1 <= chosen <= len(choices):
         raise SceneError(f"there is no number {chosen}", f"1 to {len(choices)}", "name the column by --label-column")

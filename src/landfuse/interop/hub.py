@@ -6,6 +6,7 @@ card, `README.md`. Nothing else is ever downloaded, and none of these files hold
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import re
@@ -15,9 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, get_token, hf_hub_url
+from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from landfuse.bundles.model_files import ModelFile, bundle_folder, onnx_file, read_json, read_tensors
 from landfuse.bundles.onnx_model import OnnxModel
@@ -27,6 +28,8 @@ from landfuse.files import sha256_of
 from landfuse.interop.model_card import model_card
 from landfuse.reporting.provenance import without_places
 from landfuse.training.run import read_run
+
+log = logging.getLogger("landfuse")
 
 _MODEL = ("model.json", "model.safetensors", "model.onnx")
 _SUMS, _CARD = "SHA256SUMS", "README.md"
@@ -155,8 +158,8 @@ def pull(
     secret = {"Authorization": f"Bearer {token}"} if token else {}
 
     def fetch(file: str, sha256: str | None = None) -> Path:
-        address, size = hf_hub_url(info.id, file, revision=info.sha, endpoint=api.endpoint), there.get(file, 0)
-        show = progress(file)
+        address = f"{api.endpoint}/{info.id}/resolve/{info.sha}/{file}"
+        size, show = there.get(file, 0), progress(file)
         download(address, part / file, sha256=sha256, size=size, room=size, secret=secret, progress=show)
         return part / file
 
@@ -242,7 +245,7 @@ def _holds(content: Path | bytes, secret: bytes) -> bool:
 
 
 def _api() -> HfApi:
-    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="landfuse", library_version=version("landfuse"))
+    return HfApi(library_name="landfuse", library_version=version("landfuse"))
 
 
 def _send(repository: str, contents: Mapping[str, Path | bytes], public: bool) -> str:
@@ -263,6 +266,8 @@ def _send(repository: str, contents: Mapping[str, Path | bytes], public: bool) -
             "a private repository, or --public",
             "--public, if it may be public; or another name",
         )
+    if known is not None and known.private and public:
+        log.warning("%s is there already, and stays private; its page on the Hub has a setting for that", repository)
 
     def commit() -> str:
         added = [CommitOperationAdd(name, one) for name, one in contents.items()]
@@ -305,5 +310,4 @@ def _asked(what: str, kind: type[MissingFileError | OutputError], ask: Callable[
         can = "read" if kind is MissingFileError else "write to"
         do = "check the name and revision; log in by `hf auth login`, or set HF_TOKEN"
         raise kind(f"{what}: {why}", f"what is there, and a token that can {can} it", do)
-    place = os.environ.get("HF_ENDPOINT") or "huggingface.co"
-    raise kind(f"{what}: {why}", f"a Hub that answers at {place}", "check the network, and try again later")
+    raise kind(f"{what}: {why}", f"a Hub that answers at {_api().endpoint}", "check the network, and try again later")
