@@ -93,7 +93,7 @@ def load_style(path: str, layer: Any) -> None:
 
 def offer_classes(names: list[str], layer: Any) -> None:
     """Lets the column `reference` of a sample be chosen from the classes' names."""
-    choices = {"map": [{name: name} for name in names]}
+    choices = {"map": [*({name: name} for name in names), {"not known": "255"}]}
     layer.setEditorWidgetSetup(layer.fields().indexOf("reference"), QgsEditorWidgetSetup("ValueMap", choices))
 
 

@@ -25,6 +25,9 @@ MODEL = OLD / "runs" / "forest" / "seed-0" / "bundle"
 # Debian's `qgis_process` of 3.22 is a script that passes an option on which the program does not know.
 PROCESS = shutil.which("qgis_process.bin") or shutil.which("qgis_process")
 
+PYTHON = "/usr/bin/python3"
+"""The Python that distributions install QGIS's modules for."""
+
 pytestmark = pytest.mark.skipif(PROCESS is None, reason="QGIS is not installed: there is no qgis_process")
 
 
@@ -63,9 +66,9 @@ class Qgis:
     def python(self, code: str, *words: object) -> Any:
         """Runs code in the Python that has QGIS's modules; returns the JSON that it prints last."""
         start = "import json, sys\nsys.path[:0] = ['/usr/share/qgis/python/plugins', sys.argv[1]]\n"
-        start += "from qgis.core import QgsApplication\napp = QgsApplication([], False)\napp.initQgis()\n"
+        start += "from qgis.core import QgsApplication\napp = QgsApplication([], True)\napp.initQgis()\n"
         done = subprocess.run(
-            ["/usr/bin/python3", "-c", start + code, str(PLUGIN.parent), *map(str, words)],
+            [PYTHON, "-c", start + code, str(PLUGIN.parent), *map(str, words)],
             env=self.variables, capture_output=True, text=True, timeout=200, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
@@ -74,8 +77,9 @@ class Qgis:
 
 @pytest.fixture(scope="module")
 def qgis(tmp_path_factory: pytest.TempPathFactory) -> Qgis:
-    if subprocess.run(["/usr/bin/python3", "-c", "import qgis.core"], capture_output=True, check=False).returncode:
-        pytest.skip("there is no PyQGIS: /usr/bin/python3 has no module qgis")
+    words = [PYTHON, "-c", "import qgis.core"]
+    if not Path(PYTHON).exists() or subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip(f"there is no PyQGIS: {PYTHON} has no module qgis")
     return Qgis(tmp_path_factory.mktemp("qgis"))
 
 
@@ -119,14 +123,40 @@ def test_qgis_process_maps_with_a_model_file(qgis: Qgis, tmp_path: Path, landfus
     assert sorted(path.name for path in tmp_path.glob("map*")) == ["map.qml", "map.tif", "map.tif.aux.xml"]
 
 
-ALGORITHMS = """
-from qgis.core import QgsProcessingContext, QgsProcessingFeedback, QgsProject, QgsVectorLayer
+LOADED = """
 from processing.core.Processing import Processing
 Processing.initialize()
 import processing
 from landfuse_qgis import classFactory
 plugin = classFactory(None)
 plugin.initProcessing()
+"""
+
+DIALOG = """
+from processing.core.ProcessingConfig import ProcessingConfig
+from processing.gui.AlgorithmDialog import AlgorithmDialog
+from qgis.core import QgsProject, QgsRasterLayer
+model, command, *layers = sys.argv[2:]
+ProcessingConfig.setSettingValue("LANDFUSE_COMMAND", command)
+layer = QgsRasterLayer(layers[1], "an image")
+QgsProject.instance().addMapLayer(layer)
+dialog = AlgorithmDialog(QgsApplication.processingRegistry().createAlgorithmById("landfuse:map"), False, None)
+wrapper = dialog.mainWidget().wrappers["LAYERS"]
+found = [list(wrapper.rows)]
+dialog.setParameters({"MODEL": model, "LAYERS": [layers[0], layer.id(), *layers[2:]]})
+print(json.dumps([*found, list(wrapper.rows), wrapper.value()]))
+"""
+
+
+@pytest.mark.slow  # QGIS and landfuse are started
+def test_each_modality_of_a_chosen_model_has_an_input(qgis: Qgis) -> None:
+    before, after, value = qgis.python(LOADED + DIALOG, MODEL / "model.json", qgis.command, *qgis.layers)
+    assert (before, after) == ([], ["optical", "sar"])
+    assert value == qgis.layers  # by their files, not by the project's ids
+
+
+ALGORITHMS = """
+from qgis.core import QgsProcessingContext, QgsProcessingFeedback, QgsVectorLayer
 model, out, command, *layers = sys.argv[2:]
 
 
@@ -177,7 +207,7 @@ print(json.dumps(found, default=str))
 def test_the_algorithms_in_qgis(qgis: Qgis, tmp_path: Path) -> None:
     (tmp_path / "cancelled").mkdir()
     (tmp_path / "there.tif").write_text("mine")
-    found = qgis.python(ALGORITHMS, MODEL, tmp_path, qgis.command, *qgis.layers)
+    found = qgis.python(LOADED + ALGORITHMS, MODEL, tmp_path, qgis.command, *qgis.layers)
     for name, words in {
         "cancelled": "cancelled; nothing half-written is left",
         "missing": "has no modality `sar`",
