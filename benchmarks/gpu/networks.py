@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from device import Device, difference
-from landfuse_parts import SCAN_KERNELS, Bdgf, FusionModel, Modality, RefNet, TwoBranch
+from landfuse_parts import SCAN_KERNELS, Bdgf, FusionModel, Modality, RefNet, TwoBranch, rounded_once
 from plain_attention import written_plainly
 from record import Record
 from scan_inputs import TYPES
@@ -88,34 +88,48 @@ def build(case: Case, device: str) -> tuple[FusionModel, Mapping[str, Modality]]
     return Bdgf(GUIDED, CLASSES, Bdgf.Settings(view=case.view)), GUIDED
 
 
-def made(case: Case, device: str) -> tuple[FusionModel, dict[str, Tensor], Tensor]:
+Made = tuple[FusionModel, dict[str, Tensor], Tensor]
+
+
+def made(case: Case, device: str) -> Made:
     """The network on the device, a batch of random images, and targets."""
     try:
         with torch.device(device):  # random weights are drawn much faster there
             model, modalities = build(case, device)
     except RuntimeError:  # something in it was made on the CPU
         model, modalities = build(case, device)
+    return model.to(device), *batch_of(case, model, modalities, device)
+
+
+def batch_of(
+    case: Case, model: FusionModel, modalities: Mapping[str, Modality], device: str
+) -> tuple[dict[str, Tensor], Tensor]:
     images = {
-        name: torch.randn(case.batch, m.channels, model.view * m.zoom, model.view * m.zoom, device=device).contiguous(
-            memory_format=torch.channels_last
-        )
+        name: torch.randn(case.batch, m.channels, model.view * m.zoom, model.view * m.zoom)
+        .to(device)
+        .contiguous(memory_format=torch.channels_last)
         for name, m in modalities.items()
     }
-    target = torch.randint(CLASSES, (case.batch, model.core, model.core), dtype=torch.uint8, device=device)
-    return model.to(device), images, target
+    target = torch.randint(CLASSES, (case.batch, model.core, model.core), dtype=torch.uint8).to(device)
+    return images, target
 
 
-def jobs(case: Case, device: str) -> dict[str, Callable[[], object]]:
-    """A forward pass without gradients, and a training step with AdamW."""
-    model, images, target = made(case, device)
+def jobs(
+    case: Case, device: str, parts: Made | None = None, mode: Callable[[], Any] = torch.inference_mode
+) -> dict[str, Callable[[], object]]:
+    """A forward pass without gradients, in this mode, and a training step with AdamW; of what `made` returned."""
+    model, images, target = parts or made(case, device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-4, fused=device == "cuda")
     half = TYPES[case.kind] == torch.bfloat16
+    if device == "cuda" and parts is None:
+        model.to(memory_format=torch.channels_last)
+    mapping = rounded_once(model).eval() if half else model  # as the predictor has it
 
     def forward() -> object:
-        model.eval()
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=half):
-            return model(images)
+        mapping.eval()
+        with mode(), torch.autocast(device, torch.bfloat16, enabled=half):
+            return mapping(images)
 
     def step() -> object:
         model.train()

@@ -13,6 +13,7 @@ from landfuse.bundles.bundle import Bundle, build_model
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.bundles.description import ModelSpec
 from landfuse.errors import ModelError
+from landfuse.kernels.rounding import rounded_once
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.models import MODELS
 from landfuse.models.base import DirectFit, FusionModel, Modality
@@ -182,3 +183,16 @@ def test_saved_and_loaded_gives_the_same_logits(name: str, tmp_path: Path) -> No
         after = load_bundle(tmp_path / "bundle")(raw)
     assert torch.isfinite(before).all()
     assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "forest"])
+def test_weights_that_are_rounded_once_give_the_bits_of_autocast(name: str) -> None:
+    model = build(name).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    batch = images(model, 2)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        rounded = rounded_once(model)
+        assert torch.equal(rounded(batch), model(batch))
+    assert any(p.dtype == torch.bfloat16 for p in rounded.parameters())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), "the model stays as it is"

@@ -168,6 +168,24 @@ def test_padding_of_a_window_is_one_more_key(H: int, W: int) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("H", "W"), [(4, 7), (3, 8), (2, 2)])
+def test_windows_that_are_filled_up_are_those_that_the_edge_cuts(H: int, W: int) -> None:
+    """As a GPU computes them, in one call; with gradients."""
+    encoder = randomised(StackedEncoder("samvit_base_patch16", 64, TINY))
+    attention = encoder.vit.blocks[0].attn.double()
+    x = torch.randn(2, H, W, 32, dtype=torch.float64, requires_grad=True)
+    qkv, padding = attention.qkv(x), attention.qkv(x.new_zeros(2, 1, 1, 32))
+    cut, filled = attention._attend(qkv, padding), attention._filled_up(qkv, padding)
+    torch.testing.assert_close(filled, cut)
+    inputs = (x, *attention.parameters())
+    weight = torch.randn_like(cut)
+    for ours, theirs in zip(
+        *(torch.autograd.grad((y * weight).sum(), inputs, allow_unused=True, retain_graph=True) for y in (filled, cut)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_the_stacked_encoder_is_timms_sam_on_each_modality() -> None:
     """Windows of 3 on a grid of 4: most windows hold padding, which is projected too in timm's model."""
     encoder = randomised(StackedEncoder("samvit_base_patch16", 64, TINY))

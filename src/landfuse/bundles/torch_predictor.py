@@ -19,6 +19,7 @@ from landfuse.bundles.settings import PredictorOptions
 from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.errors import SettingsError
 from landfuse.kernels.gpu import default_device, gpu_kernels, gpu_works
+from landfuse.kernels.rounding import rounded_once
 from landfuse.models.base import FusionModel
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
@@ -76,7 +77,11 @@ class TorchPredictor:
         network = getattr(self.model, "network", self.model)  # behind placeholders
         parameters = sum(p.numel() for p in self.model.parameters())
         self.about = About(type(network).__name__, parameters, "PyTorch", torch.__version__)
-        self.nbytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        if self.on_gpu:
+            self.model.to(memory_format=torch.channels_last)  # that of the views: else each pass rearranges weights
+        if options.precision == "bfloat16" and type(network).__module__.startswith("landfuse."):
+            self.model = rounded_once(self.model)  # another's model may leave autocast somewhere
+        self.nbytes = sum(p.nbytes for p in {*model.parameters(), *self.model.parameters()})
         self.nbytes += 0 if features is None else features.nbytes
 
     @cached_property

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from landfuse.kernels.constants import constant
+
 
 class Padding(NamedTuple):
     """The tokens that fill a window up to its side, below the image's own and to their right.
@@ -77,6 +79,8 @@ class RelativeAttention(nn.Module):
 
     def _attend(self, qkv: Tensor, padding: Tensor | None) -> Tensor:
         H, W = qkv.shape[1:3]
+        if padding is not None and qkv.is_cuda:
+            return self._filled_up(qkv, padding)
         side_h, side_w = (self.window, self.window) if self.window else (H, W)
         # Whole windows first, then those that the image's edge cuts: their sizes differ, and so do their tensors.
         cut_h, cut_w = H - H % side_h, W - W % side_w
@@ -89,6 +93,13 @@ class RelativeAttention(nn.Module):
             ]
             bands += [torch.cat(parts, dim=2)] if parts else []
         return torch.cat(bands, dim=1)
+
+    def _filled_up(self, qkv: Tensor, padding: Tensor) -> Tensor:
+        """The same with the padding as tokens, as SAM has it: more to compute, but all windows in one call."""
+        B, H, W, D = qkv.shape
+        whole = padding.expand(B, H + -H % self.window, W + -W % self.window, D).clone()
+        whole[:, :H, :W] = qkv
+        return self._windows(whole, self.window, self.window, None)[:, :H, :W]
 
     def _windows(self, qkv: Tensor, h: int, w: int, padding: Tensor | None) -> Tensor:
         B, H, W, _ = qkv.shape
@@ -125,11 +136,12 @@ def relative_attention(
     """
     H, W, d = q.shape[-3:]
     side_h, side_w = (padding.side, padding.side) if padding else (H, W)
-    by_row = torch.matmul(q, _per_pair(rows, H, side_h).to(q.dtype).transpose(1, 2))  # (B, heads, H, W, side_h)
-    by_column = torch.einsum("bnhwd,wkd->bnhwk", q, _per_pair(columns, W, side_w).to(q.dtype))
-    place = torch.arange(H * W, device=q.device)
-    here = torch.cat((F.one_hot(place // W, H), F.one_hot(place % W, W)), dim=-1).to(q.dtype)  # (H * W, H + W)
-    query = [q * d**-0.5, by_row[..., :H].to(q.dtype), by_column[..., :W].to(q.dtype)]
+    distances, here = _places(H, W, side_h, side_w, q.dtype, q.device)
+    # By every distance, in one product; of these each query takes the distances to the rows and the columns of its keys.
+    near = torch.matmul(q.flatten(2, 3), torch.cat((rows, columns)).to(q.dtype).t())
+    near = near.gather(-1, distances.expand(*near.shape[:2], -1, -1))  # (B, heads, H * W, side_h + side_w)
+    by_row, by_column = near.split((side_h, side_w), dim=-1)
+    query = [q.flatten(2, 3) * d**-0.5, *((by_row[..., :H], by_column[..., :W]) if padding else (near,))]
     key = torch.cat((k.flatten(2, 3), here.expand(*k.shape[:2], -1, -1)), dim=-1)
     value = v.flatten(2, 3)
     if padding:
@@ -141,10 +153,9 @@ def relative_attention(
         last = F.pad(padding.k, (0, H + W))
         key = torch.cat((F.pad(key, (0, 2)), F.pad(last, (0, 2), value=1.0)), dim=2)
         value = torch.cat((value, padding.v), dim=2)
-    queries = torch.cat(query, dim=-1).flatten(2, 3)
     # The fused kernels ask that values be as wide as keys.
     value = F.pad(value, (0, key.shape[-1] - d))
-    return F.scaled_dot_product_attention(queries, key, value, scale=1.0)[..., :d]
+    return F.scaled_dot_product_attention(torch.cat(query, dim=-1), key, value, scale=1.0)[..., :d]
 
 
 def _log_sum_of_padding(by_row: Tensor, by_column: Tensor, H: int, W: int) -> Tensor:
@@ -157,6 +168,15 @@ def _log_sum_of_padding(by_row: Tensor, by_column: Tensor, H: int, W: int) -> Te
     return terms[0] if len(terms) == 1 else torch.logaddexp(*terms)
 
 
-def _per_pair(table: Tensor, queries: int, keys: int) -> Tensor:
-    query, key = (torch.arange(length, device=table.device) for length in (queries, keys))
-    return table[query[:, None] - key[None, :] + keys - 1]
+@constant
+def _places(
+    H: int, W: int, side_h: int, side_w: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """For each token of H x W, in rows: where in both tables its distances to side_h rows and side_w columns are,
+    (H * W, side_h + side_w); and 1 at its row and its column, (H * W, H + W)."""
+    row, column = torch.meshgrid(torch.arange(H, device=device), torch.arange(W, device=device), indexing="ij")
+    row, column = row.reshape(-1, 1), column.reshape(-1, 1)
+    down = row - torch.arange(side_h, device=device) + side_h - 1
+    across = column - torch.arange(side_w, device=device) + side_w - 1 + 2 * side_h - 1
+    here = torch.cat((F.one_hot(row[:, 0], H), F.one_hot(column[:, 0], W)), dim=-1)
+    return torch.cat((down, across), dim=-1), here.to(dtype)

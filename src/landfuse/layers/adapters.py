@@ -46,6 +46,8 @@ class Bottlenecks(nn.Module):
         hidden: width between.
     """
 
+    multiplied = ("down", "down_bias", "up", "up_bias")
+
     def __init__(self, modalities: int, features: int, hidden: int) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.empty(modalities, features, hidden))

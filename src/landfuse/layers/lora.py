@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.errors import ModelError
+from landfuse.kernels.constants import constant
 from landfuse.kernels.linear import linear
 
 
@@ -42,8 +43,12 @@ class Exchange(nn.Module):
         if self.own is None:
             return torch.ones(1, 1)
         others = (1 - self.own) / (self.modalities - 1)
-        own = torch.eye(self.modalities, dtype=self.own.dtype, device=self.own.device)
-        return own * self.own[:, None] + (1 - own) * others[:, None]
+        return torch.where(_diagonal(self.modalities, self.own.device), self.own[:, None], others[:, None])
+
+
+@constant
+def _diagonal(side: int, device: torch.device) -> Tensor:
+    return torch.eye(side, dtype=torch.bool, device=device)
 
 
 class LoraLinear(nn.Module):
@@ -60,6 +65,8 @@ class LoraLinear(nn.Module):
     Raises:
         ModelError: if the rank is larger than the layer.
     """
+
+    multiplied = ("down",)
 
     def __init__(
         self,
@@ -113,6 +120,8 @@ class ExchangedLoraLinear(nn.Module):
     Raises:
         ModelError: if the rank is larger than the layer.
     """
+
+    multiplied = ("down", "up")
 
     def __init__(self, inner: nn.Linear, modalities: int, rank: int) -> None:
         super().__init__()

@@ -36,6 +36,8 @@ class SS2D(nn.Module):
         states: N, states per channel.
     """
 
+    multiplied = ("projection",)
+
     def __init__(self, width: int, states: int = 1) -> None:
         super().__init__()
         inner, rank = 2 * width, math.ceil(width / 16)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from landfuse.kernels.constants import constant
+
 
 def mirrored(x: Tensor, height: int, width: int) -> Tensor:
     """Continues a map (B, C, H, W) downwards and to the right by mirroring at its edge, without repeating the edge.
@@ -27,6 +29,7 @@ def mirrored(x: Tensor, height: int, width: int) -> Tensor:
     return x
 
 
+@constant
 def _reflection(length: int, size: int, device: torch.device) -> Tensor:
     period = max(1, 2 * (length - 1))
     place = torch.arange(size, device=device) % period
