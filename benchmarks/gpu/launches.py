@@ -27,12 +27,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-VIEWS = frozenset(
-    "view _unsafe_view reshape _reshape_alias expand permute transpose t unsqueeze squeeze slice select split unbind "
-    "split_with_sizes chunk detach alias as_strided unfold diagonal lift_fresh empty empty_like empty_strided "
-    "new_empty new_empty_strided is_same_size sym_size sym_numel sym_stride resize_ set_ prim_device "
-    "_has_compatible_shallow_copy_type device".split()
-)
+WITHOUT_KERNEL = ("_unsafe_view", "_reshape_alias", "lift_fresh")
+"""Operators that launch nothing, beside views and those that only allocate."""
 KERNELS = {"logsumexp": 6, "selective_scan": 3, "image_scan": 12}
 """Operators of several kernels."""
 FAKE = FakeTensorMode()
@@ -50,8 +46,9 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         name = function._schema.name.split("::")[-1]
-        first = next((one for one in tree_leaves((result, args)) if isinstance(one, torch.Tensor)), None)
-        if name not in VIEWS and first is not None and first.device.type == "cuda":
+        first = next((one for one in tree_leaves(result) if isinstance(one, torch.Tensor)), None)
+        nothing = function.is_view or "empty" in name or name in WITHOUT_KERNEL
+        if not nothing and first is not None and first.device.type == "cuda":
             self.by_operator[name] += KERNELS.get(name, 1)
         return result
 

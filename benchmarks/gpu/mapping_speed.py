@@ -28,6 +28,9 @@ class Clock:
         self.seconds: dict[str, float] = dict.fromkeys(STEPS_OF_MAPPING, 0.0)
         self.events: list[list[torch.cuda.Event]] = []
 
+    def __deepcopy__(self, memo: object) -> Clock:
+        return self  # in bfloat16 mapping runs a copy of the model, with its hooks
+
     def _timed(self, step: str, function: object) -> object:
         def run(*arguments: object, **options: object) -> object:
             start = time.perf_counter()

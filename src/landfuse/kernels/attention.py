@@ -137,7 +137,7 @@ def relative_attention(
     H, W, d = q.shape[-3:]
     side_h, side_w = (padding.side, padding.side) if padding else (H, W)
     distances, here = _places(H, W, side_h, side_w, q.dtype, q.device)
-    # By every distance, in one product; of these each query takes the distances to the rows and the columns of its keys.
+    # By every distance, in one product; of these each query takes those to the rows and the columns of its keys.
     near = torch.matmul(q.flatten(2, 3), torch.cat((rows, columns)).to(q.dtype).t())
     near = near.gather(-1, distances.expand(*near.shape[:2], -1, -1))  # (B, heads, H * W, side_h + side_w)
     by_row, by_column = near.split((side_h, side_w), dim=-1)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+M = TypeVar("M", bound=nn.Module)
 
-def rounded_once(model: nn.Module) -> nn.Module:
+
+def rounded_once(model: M) -> M:
     """The model with the weights of its products and convolutions in bfloat16; to be run in autocast, for inference.
 
     Its outputs are those of the model in autocast, to the last bit. The model itself stays as it is, and the other
