@@ -13,7 +13,7 @@ from landfuse.bundles.description import ModelSpec
 from landfuse.kernels import scan as selective_scan
 from landfuse.kernels import scan_image
 from landfuse.kernels.attention import RelativeAttention
-from landfuse.kernels.rounding import rounded_once
+from landfuse.kernels.linear import rounded_once
 from landfuse.mapping.engine import Engine, map_blocks
 from landfuse.mapping.settings import map_options
 from landfuse.models.base import FusionModel, Modality

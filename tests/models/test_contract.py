@@ -13,7 +13,7 @@ from landfuse.bundles.bundle import Bundle, build_model
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.bundles.description import ModelSpec
 from landfuse.errors import ModelError
-from landfuse.kernels.rounding import rounded_once
+from landfuse.kernels.linear import rounded_once
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.models import MODELS
 from landfuse.models.base import DirectFit, FusionModel, Modality

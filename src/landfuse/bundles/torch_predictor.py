@@ -19,7 +19,7 @@ from landfuse.bundles.settings import PredictorOptions
 from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.errors import SettingsError
 from landfuse.kernels.gpu import default_device, gpu_kernels, gpu_works
-from landfuse.kernels.rounding import rounded_once
+from landfuse.kernels.linear import rounded_once
 from landfuse.models.base import FusionModel
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from landfuse.kernels.constants import constant
+from landfuse.kernels.gpu import constant
 
 
 class Padding(NamedTuple):

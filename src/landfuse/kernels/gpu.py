@@ -1,14 +1,17 @@
-"""The GPU: whether PyTorch can compute on it, and how float32 is computed there."""
+"""The GPU: whether PyTorch can compute on it, how float32 is computed there, and what need not be launched twice."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
+
+R = TypeVar("R")
 
 log = logging.getLogger("landfuse")
 
@@ -64,3 +67,17 @@ def gpu_kernels(device: torch.device, *, tf32: bool, same: bool) -> Iterator[Non
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def constant(function: Callable[..., R]) -> Callable[..., R]:
+    """Keeps the tensors, of sizes alone, that a function returned for its last 64 arguments; nobody may change them."""
+    # Of inference mode's own tensors no gradient could pass through what they are used in.
+    kept = functools.lru_cache(64)(torch.inference_mode(False)(function))
+
+    @functools.wraps(function)
+    def call(*args: Any) -> R:
+        # While a graph is traced, tensors have no numbers to keep.
+        found: R = (function if torch.compiler.is_compiling() else kept)(*args)
+        return found
+
+    return call

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.errors import ModelError
-from landfuse.kernels.constants import constant
+from landfuse.kernels.gpu import constant
 from landfuse.kernels.linear import linear
 
 

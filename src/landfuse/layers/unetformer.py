@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landfuse.kernels.constants import constant
+from landfuse.kernels.gpu import constant
 
 
 def mirrored(x: Tensor, height: int, width: int) -> Tensor:
