@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -515,6 +515,38 @@ def test_a_gpu_gives_the_same_bytes_in_any_blocks(spec: ModelSpec, stride: int |
         np.testing.assert_array_equal(logits, whole)
 
 
+class Copied:
+    """In place of an event of CUDA: writes down what happens to each batch."""
+
+    happened: ClassVar[list[str]] = []
+
+    def __init__(self) -> None:
+        self.number = sum(word.startswith("queued") for word in self.happened)
+
+    def record(self, stream: object) -> None:
+        self.happened.append(f"queued {self.number}")
+
+    def synchronize(self) -> None:
+        self.happened.append(f"waited for {self.number}")
+
+
+def test_a_gpu_has_two_batches_to_compute_while_one_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = whole_scene(20, 33)
+    bundle = bundle_of(scene, 5, 3)
+    expected = map_array(bundle, scene, batch=20)
+    predictor = bundle.predictor(map_options({"device": "cpu"}))
+    monkeypatch.setattr(bundle, "predictor", lambda options: predictor)
+    monkeypatch.setattr(predictor, "on_gpu", True)
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: {"num_ooms": 0})
+    monkeypatch.setattr(torch.cuda, "Event", Copied)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    Copied.happened.clear()
+    np.testing.assert_array_equal(map_array(bundle, scene, batch=20), expected)
+    assert Copied.happened[:6] == ["queued 0", "queued 1", "queued 2", "waited for 0", "queued 3", "waited for 1"]
+    waited = [int(word.split()[-1]) for word in Copied.happened if word.startswith("waited")]
+    assert waited == list(range(len(waited)))
+
+
 def test_a_batch_that_does_not_fit_into_the_gpu_names_a_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = whole_scene(20, 33)
     bundle = bundle_of(scene, 5, 3)
@@ -524,6 +556,8 @@ def test_a_batch_that_does_not_fit_into_the_gpu_names_a_smaller_one(monkeypatch:
     monkeypatch.setattr(predictor, "on_gpu", True)
     monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: {"num_ooms": next(ooms, 1)})
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**29, 2**33))
+    monkeypatch.setattr(torch.cuda, "Event", Copied)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     too_large = r"12 windows of 5 px per pass do not fit .* 0\.5 of 8\.0 GiB are free.* set batch to 6 and start again"
     with pytest.raises(SettingsError, match=re.compile(too_large, re.DOTALL)):
         map_array(bundle, scene, batch=12)  # the second pass fits only because a kernel fell back to another one

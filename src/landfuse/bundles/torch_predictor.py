@@ -26,6 +26,17 @@ from landfuse.scenes.scene import Scene
 from landfuse.views.mapped_pixels import MappedPixels, pixel_table
 from landfuse.views.pixel_map import PixelMap
 
+_IN_FLIGHT = 2
+"""Batches that a GPU is given beyond the one that is waited for."""
+
+
+def _arrived(logits: Tensor, copied: torch.cuda.Event | None) -> NDArray[np.float32]:
+    """Logits in the CPU's memory, once they are there; waiting for the whole GPU would wait for later batches too."""
+    if copied is not None:
+        copied.synchronize()
+    found: NDArray[np.float32] = logits.numpy()
+    return found
+
 
 class TorchPredictor:
     """A `Predictor`.
@@ -122,26 +133,30 @@ class TorchPredictor:
     def logits(
         self, window: Window, prepared: Mapping[str, Tensor], batches: Iterable[NDArray[np.int64]]
     ) -> Iterator[NDArray[np.float32]]:
-        """Labels windows, batch by batch; on a GPU the next batch is begun before the last is copied back.
+        """Labels windows, batch by batch; a GPU has the next ones to compute while one is copied back and used.
 
         Raises:
             SettingsError: if a batch does not fit into the GPU's memory.
         """
         zooms = {name: info.zoom for name, info in self.description.inputs.items()}
         mapped = MappedPixels(window, prepared, zooms)
-        running: deque[Tensor] = deque()
+        running: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         fallen = self._fallen()
         for places in batches:
             try:
-                running.append(self._run(mapped, torch.from_numpy(places)))
+                found = self._run(mapped, torch.from_numpy(places)).float()
+                running.append((found.to("cpu", non_blocking=True), torch.cuda.Event() if self.on_gpu else None))
             except torch.OutOfMemoryError:
                 raise self._too_large(len(places)) from None
             if self._fallen() > fallen:
                 raise self._too_large(len(places))
-            if not self.on_gpu or len(running) > 1:
-                yield running.popleft().float().cpu().numpy()
+            event = running[-1][1]
+            if event is not None:
+                event.record(torch.cuda.current_stream(self.device))
+            while len(running) > (_IN_FLIGHT if self.on_gpu else 0):
+                yield _arrived(*running.popleft())
         while running:
-            yield running.popleft().float().cpu().numpy()
+            yield _arrived(*running.popleft())
 
     def _fallen(self) -> int:
         """How often the GPU's memory was too small: cuDNN then takes another algorithm, which rounds otherwise (P1)."""
@@ -163,6 +178,7 @@ class TorchPredictor:
         images = mapped.views(places[:, 0] - halo, places[:, 1] - halo, self.description.view)
         precision = self.options.precision
         with (
+            torch.cuda.device(self.device if self.device.type == "cuda" else -1),  # Triton's kernels run on this one
             gpu_kernels(self.device, tf32=precision == "tf32", same=True),
             torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
         ):

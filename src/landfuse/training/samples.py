@@ -244,7 +244,7 @@ def loader(samples: Samples, sampler: WindowSampler) -> DataLoader[Sample]:
         batch_size=None,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available() and samples.store.device.type == "cpu",
     )
 
 

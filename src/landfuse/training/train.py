@@ -41,6 +41,7 @@ from landfuse.diffusion.features import DiffusionFeatures, compute_features
 from landfuse.errors import SettingsError, SplitError
 from landfuse.figures.figures import curves_figure, reliability_figure, save
 from landfuse.files import to_json, write_text
+from landfuse.kernels.gpu import default_device
 from landfuse.legend import UNLABELLED
 from landfuse.mapping.engine import map_blocks
 from landfuse.mapping.locks import held
@@ -321,7 +322,11 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _
     model = classifier.model
     stand_ins = dict.fromkeys(dropped, math.nan)
     memory, marks = recipe.samples.memory, model.marks_missing
-    store = Store(data.scenes, maps, model.view, memory, stand_ins, marks_missing=marks)
+    settings = recipe.training
+    alone = settings.accelerator in ("auto", "gpu", "cuda") and settings.devices == settings.nodes == 1
+    # Other processes, and the loaders' workers, would not see what is on the GPU.
+    device = default_device() if alone and not recipe.samples.workers and not isinstance(model, DirectFit) else "cpu"
+    store = Store(data.scenes, maps, model.view, memory, stand_ins, device, marks_missing=marks)
     training = Samples(store, data.targets(TRAIN), model.view, model.core)
     validation = Samples(store, data.targets(VALIDATION), model.view, model.core) if data.has(VALIDATION) else None
 

@@ -38,6 +38,11 @@ def _turned(side: int) -> Tensor:
     return torch.stack([torch.stack(pair, dim=-1) for four in pairs for pair in four])
 
 
+def _moved(values: Tensor, device: torch.device) -> Tensor:
+    """A copy where the tables are, without waiting for what a GPU is computing."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 class MappedPixels:
     """The mapped modalities of one window of a scene, from which views of any place are gathered.
 
@@ -59,13 +64,15 @@ class MappedPixels:
         self.valid = np.ones((window.height, window.width), bool) if valid is None else valid
         self._turns: dict[int, Tensor] = {}
 
-    def _indices(self, rows: Tensor, cols: Tensor, side: int, zoom: int, turns: Tensor | None, inside: bool) -> Tensor:
-        """Table indices of squares: (B * side * side,); beyond the window the scene's mirror image."""
+    def _indices(
+        self, rows: Tensor, cols: Tensor, turns: Tensor | None, *, side: int, zoom: int, inside: bool
+    ) -> Tensor:
+        """Table indices of squares, all where the tables are: (B * side * side,); beyond the window the scene's mirror
+        image."""
         if side not in self._turns:
             self._turns[side] = _turned(side).to(next(iter(self.tables.values())).device)
         squares = self._turns[side]
-        rows, cols = rows.to(squares.device), cols.to(squares.device)
-        offsets = squares[:1] if turns is None else squares[turns.to(squares.device)]
+        offsets = squares[:1] if turns is None else squares[turns]
         height, width = self.window.height * zoom, self.window.width * zoom
         row = (rows - self.window.row)[:, None, None] * zoom + offsets[..., 0]
         col = (cols - self.window.col)[:, None, None] * zoom + offsets[..., 1]
@@ -94,6 +101,8 @@ class MappedPixels:
         """
         images = {}
         inside = self._holds(rows, cols, side)
+        device = next(iter(self.tables.values())).device
+        there = _moved(rows, device), _moved(cols, device), None if turns is None else _moved(turns, device)
         for name, table in self.tables.items():
             zoom = self.zooms[name]
             fine = side * zoom
@@ -102,7 +111,7 @@ class MappedPixels:
                 corners = torch.stack([rows - self.window.row, cols - self.window.col], dim=1) * zoom
                 squares = torch.stack([image[row : row + fine, col : col + fine] for row, col in corners.tolist()])
             else:
-                index = self._indices(rows, cols, fine, zoom, turns, inside)
+                index = self._indices(*there, side=fine, zoom=zoom, inside=inside)
                 squares = table.index_select(0, index).view(len(rows), fine, fine, -1)
             images[name] = squares.permute(0, 3, 1, 2)
         return images
