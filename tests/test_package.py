@@ -100,7 +100,7 @@ sys.meta_path.insert(0, Missing)
 """
 
 NEEDS = """
-import numpy as np, landfuse as lf
+import numpy as np, landfuse as lf, landfuse.cli
 from landfuse.errors import MissingExtraError
 missing = set()
 for name in lf.__all__:
@@ -120,6 +120,11 @@ for use in (
         use()
     except MissingExtraError as error:
         missing.add(error.do)
+sys.argv[1:] = ["demo", "-q"]
+try:
+    landfuse.cli.main()
+except SystemExit as ended:
+    missing.add(str(ended.code))
 print(*sorted(missing), sep="|")
 """
 
@@ -129,7 +134,7 @@ def test_without_the_extras_one_message_names_what_to_install(place: Path, tmp_p
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_EXTRAS + NEEDS, str(tmp_path)], capture_output=True, text=True, check=False
     )
-    needed = ["Bundle", "FusionModel", "Modality", "load_bundle", 'pip install "landfuse[train]"', "pull", "push"]
+    needed = ["2", "Bundle", "FusionModel", "Modality", "load_bundle", 'pip install "landfuse[train]"', "pull", "push"]
     assert done.stdout.strip() == "|".join(needed), done.stderr
 
 

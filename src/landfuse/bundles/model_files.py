@@ -126,7 +126,7 @@ def parse_json(text: str, place: Path, kind: type[_File]) -> _File:
         values = json.loads(text)
         if values["format"] > FORMAT:
             raise BundleError(
-                f"the bundle {place} has format {values['format']}, of landfuse {values['landfuse']}",
+                f"{place} has format {values['format']}, of landfuse {values['landfuse']}",
                 f"format {FORMAT} or older, which landfuse {version('landfuse')} reads",
                 "update landfuse: pip install -U landfuse",
             )
@@ -180,6 +180,7 @@ def _unreadable(folder: Path, error: OSError) -> BundleError:
 
 def damaged(folder: Path, error: object) -> BundleError:
     """The error of a bundle whose files contradict each other."""
+    what, again = ("file", "export it again") if folder.suffix == ".onnx" else ("bundle", "train again")
     return BundleError(
-        f"the bundle {folder} is broken: {str(error)[:300]}", "a whole bundle", "copy it again, or train again"
+        f"the {what} {folder} is broken: {str(error)[:300]}", f"a whole {what}", f"copy it again, or {again}"
     )

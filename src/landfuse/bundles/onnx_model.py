@@ -49,6 +49,9 @@ PROPERTY, ATTACHED, DENOISER = "landfuse", "landfuse_attached", "landfuse_denois
 _METADATA_PROPS = 14
 """The field of an ONNX file that holds its properties."""
 
+_IN_MEMORY = 2.25
+"""Bytes of memory for each of a file, since ONNX Runtime keeps weights in an order of its own too."""
+
 _STRIP = 1 << 20
 """Numbers of an input that a model of any size gets at once."""
 
@@ -183,7 +186,7 @@ class OnnxPredictor:
         self.stand_ins, self.marks_missing = known.stand_ins(options), part.marks_missing
         self.view = 1 if part.any_size else math.ceil(known.view * math.sqrt(part.images_per_view))
         self.channels = {name: info.bands for name, info in known.inputs.items()}
-        self.nbytes = model.path.stat().st_size
+        self.nbytes = int(_IN_MEMORY * model.path.stat().st_size)
         self.about = About(part.architecture, part.parameters, "ONNX Runtime", onnxruntime.__version__)
 
     @cached_property

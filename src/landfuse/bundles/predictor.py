@@ -54,7 +54,7 @@ class Predictor(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights."""
+        """Bytes that the weights take in memory."""
 
     @property
     def about(self) -> About:

@@ -26,6 +26,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from landfuse.cli.console import PANELS, out, take_hint
 from landfuse.errors import LandfuseError, SettingsError, of_the_system
+from landfuse.extras import missing_extra
 from landfuse.progress import Meter, err
 
 ISSUES = "https://github.com/landfuse/landfuse/issues"
@@ -225,7 +226,8 @@ def run() -> None:
         app(prog_name="landfuse")
     except BrokenPipeError:
         sys.exit(1)
-    except Exception as error:
+    except Exception as caught:
+        error = missing_extra(caught) if isinstance(caught, ModuleNotFoundError) else caught
         fault = error if isinstance(error, LandfuseError) else of_the_system(error)
         if fault is not None:
             err.print(f"[bold red]error[/] {escape(str(fault))}", soft_wrap=True)

@@ -61,12 +61,15 @@ def export(
         MissingFileError: if the file of its frozen weights is not here.
         ModelError: if there is nothing to fold, or the model cannot be written as that file.
         OutputError: if something cannot be written, or the new bundle would take the old one's place.
-        SettingsError: if nothing is to be written.
+        SettingsError: if nothing is to be written, or a file has the name of another kind.
     """
     bundle = Path(bundle)
     targets = [Path(one) for one in (folder, onnx, pt2) if one is not None]
     if not targets:
         raise SettingsError("nothing is to be written", "a bundle, an ONNX file or a program", "-o, --onnx or --pt2")
+    for path, suffix in ((onnx, ".onnx"), (pt2, ".pt2")):
+        if path is not None and Path(path).suffix != suffix:  # else it might take the place of the bundle's own files
+            raise SettingsError(f"a file is to be named {path}", f"a name that ends in {suffix}", f"{path}{suffix}")
     if folder is not None and Path(folder).resolve() in (bundle.resolve(), (bundle / "bundle").resolve()):
         raise OutputError(
             f"the new bundle would take the place of {bundle}", "another folder", "name one by -o; the old one is kept"

@@ -34,7 +34,7 @@ log = logging.getLogger("landfuse")
 _MODEL = ("model.json", "model.safetensors", "model.onnx")
 _SUMS, _CARD = "SHA256SUMS", "README.md"
 
-_SAME = ("modalities", "legend", "tiling", "temperature", "roles")
+_SAME = ("modalities", "legend", "tiling", "temperature", "roles", "notes")
 """What two forms of one model have in common."""
 
 _NETWORK = cast(type[Exception], HfHubHTTPError.__mro__[1])
