@@ -282,6 +282,13 @@ def test_the_card_is_written_from_the_run(trained: Path, place: Path, onnx_of: P
     assert huggingface_hub.ModelCard(of_run).data.eval_results == read.data.eval_results
 
 
+def test_the_card_of_a_run_of_an_earlier_landfuse_says_what_it_does_not_know() -> None:
+    card = lf.push(Path(__file__).parents[1] / "data" / "old" / "runs" / "two_branch", "me/old").card
+    assert "No intervals are known: the run is of an earlier landfuse" in card
+    assert "| overall accuracy (OA) | 0.938 | no interval |" in card
+    assert 'pip install "landfuse[hub,train]"' in card
+
+
 def private(run: Path, tmp_path: Path, **values: Any) -> Path:
     """A copy of a run's bundle that says something else."""
     copy = tmp_path / "changed"

@@ -86,6 +86,8 @@ def test_each_pixel_is_scored_by_the_model_that_had_not_learnt_it(run: Path, sce
     found = read_run(run)
     assert found.scores["test"] == pytest.approx(confusion.scores())
     assert found.scores["test"]["pixels"] == sum(tested) > 8000
+    known = {name: one["value"] for name, one in found.scores["intervals"]["scores"].items()}
+    assert known == pytest.approx({name: confusion.scores()[name] for name in known})
     assert np.array_equal(
         codes(run / "cross_validation" / "chequers.tif"),
         np.where(scene.labels == UNLABELLED, 255, scene.legend.to_codes(expected)),

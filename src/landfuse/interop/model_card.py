@@ -16,7 +16,7 @@ from landfuse.errors import LandfuseError, few
 from landfuse.markup import decimals, percent
 from landfuse.models.pixel_tables import TABLES
 from landfuse.reporting.provenance import bare
-from landfuse.reporting.scores import leak_words
+from landfuse.reporting.scores import calibration_words, leak_words
 from landfuse.scenes.leaks import calibration_leak_words, polygon_leak_words
 from landfuse.scenes.scene_file import read_scene_file
 from landfuse.scenes.scene_keys import SceneSettings
@@ -163,6 +163,7 @@ def _limits(known: ModelFile, run: Run | None) -> list[str]:
     if run.cross_validated:
         said.append(f"It learnt from all labels, and its scores are {run.cross_validated}.")
     said += polygon_leak_words(scores.get("polygon_leak_fraction")) + calibration_leak_words(run.calibration_leak)
+    said += calibration_words(scores)
     support = {str(row["class"]): int(row["support"] or 0) for row in scores["classes"]}
     if any(support.values()):
         commonest = max(support, key=lambda name: support[name])
@@ -182,7 +183,7 @@ def _limits(known: ModelFile, run: Run | None) -> list[str]:
 
 
 def _data(known: ModelFile, inputs: Sequence[str], scene: SceneSettings | None) -> list[str]:
-    said = [] if scene is None else [bare(text) for text in (scene.title or scene.name, scene.citation, scene.address)]
+    said = {} if scene is None else {"": scene.title or scene.name, "Cite: ": scene.citation, "From: ": scene.address}
     rows = []
     for name in inputs:
         info = known.modalities[name]
@@ -191,11 +192,12 @@ def _data(known: ModelFile, inputs: Sequence[str], scene: SceneSettings | None) 
         words = [name, info.bands, info.band_words, info.units, info.decode or "none", info.dtype, pixel, dates]
         rows.append([word or "not stated" for word in words])
     head = ["modality", "bands", "their names", "units", "decoding", "data type", "pixel", "dates"]
-    held = ["names and codes of the classes", "names of the bands and the range of their values"]
+    held = ["names of the classes and of the bands"]
+    held += ["the range of the bands' values"] if any(info.values for info in known.modalities.values()) else []
     held += ["the places of the training tiles (grid and CRS) and a checksum of their split"] if known.roles else []
     held += ["values of some training pixels, without their places"] if "applicability" in known.notes else []
     return [
-        " ".join(f"{text.rstrip('.')}." for text in said if text),
+        " ".join(f"{what}{bare(text).rstrip('.')}." for what, text in said.items() if text),
         _table(head, rows),
         f"Beside the weights, the files hold {'; '.join(held)}.",
     ]

@@ -122,6 +122,30 @@ def cross_validation_words(measured: str) -> list[str]:
     ]
 
 
+def calibration_words(written_run: Mapping[str, Any]) -> list[str]:
+    """A sentence on calibration that made the probabilities of a run worse, if it did."""
+    calibration = written_run.get("calibration") or {}
+    before, after = ((calibration.get("test") or {}).get(key) or {} for key in ("before", "after"))
+    worse = [
+        f"{what} {decimals(before[key])} as trained, {decimals(after[key])} in the bundle"
+        for key, what in (("ECE", "calibration error (ECE)"), ("NLL", "negative log-likelihood"))
+        if before.get(key) is not None and after.get(key) is not None and after[key] > before[key] + 0.0005
+    ]
+    if not worse:
+        return []
+    fit = [((calibration.get("validation") or {}).get(key) or {}).get("ECE") for key in ("before", "after")]
+    pixels = calibration["validation"]["after"]["pixels"] if None not in fit else 0
+    on_fit = (
+        f" It was fitted to {pixels:,} validation pixels, whose error went from {decimals(fit[0])} to "
+        f"{decimals(fit[1])}: they are too few, or of other ground than the test."
+    )
+    return [
+        f"Calibration made the stated probabilities worse on the test pixels: {'; '.join(worse)}."
+        f"{on_fit if pixels else ''} The classes of the map are the same with and without it; do not rely on its "
+        "probabilities."
+    ]
+
+
 def warnings(confusion: Confusion, intervals: BlockIntervals, written_run: Mapping[str, Any]) -> list[str]:
     """What a reader has to know before trusting the numbers.
 
@@ -141,25 +165,7 @@ def warnings(confusion: Confusion, intervals: BlockIntervals, written_run: Mappi
         said.append(
             f"Only {intervals.blocks} blocks of ground hold scored pixels: the intervals are rather too narrow."
         )
-    calibration = written_run.get("calibration") or {}
-    before, after = ((calibration.get("test") or {}).get(key) or {} for key in ("before", "after"))
-    worse = [
-        f"{what} {decimals(before[key])} as trained, {decimals(after[key])} in the bundle"
-        for key, what in (("ECE", "calibration error (ECE)"), ("NLL", "negative log-likelihood"))
-        if before.get(key) is not None and after.get(key) is not None and after[key] > before[key] + 0.0005
-    ]
-    if worse:
-        fit = [((calibration.get("validation") or {}).get(key) or {}).get("ECE") for key in ("before", "after")]
-        pixels = calibration["validation"]["after"]["pixels"] if None not in fit else 0
-        on_fit = (
-            f" It was fitted to {pixels:,} validation pixels, whose error went from {decimals(fit[0])} to "
-            f"{decimals(fit[1])}: they are too few, or of other ground than the test."
-        )
-        said.append(
-            f"Calibration made the stated probabilities worse on the test pixels: {'; '.join(worse)}."
-            f"{on_fit if pixels else ''} The classes of the map are the same with and without it; do not rely on its "
-            "probabilities."
-        )
+    said += calibration_words(written_run)
     written, own = written_run["test"], confusion.scores()
     accuracy, pixels = written.get("OA"), written.get("pixels")
     if accuracy is not None and (own["pixels"] != pixels or abs(own["OA"] - accuracy) > 5e-5):
