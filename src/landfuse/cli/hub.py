@@ -78,6 +78,7 @@ def pull(
             return lambda done, total: update(f"{name}, MB", done // 10**6, max(1, total // 10**6))
 
         folder = download(repository, output, progress=progress)
-    hint("landfuse", "predict", folder, "SCENE", "-o", "map.tif")
+    onnx = folder / "model.onnx"  # runs everywhere
+    hint("landfuse", "predict", onnx if onnx.exists() else folder, "SCENE", "-o", "map.tif")
     for path in sorted(folder.iterdir()):
         say(f"file: {path} ({in_bytes(path.stat().st_size)})")
