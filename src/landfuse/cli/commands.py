@@ -171,7 +171,8 @@ class _Commands(_PlainHelp, TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             err.print(
-                "interrupted; nothing half-written is left. The same `train`, `predict` or `pull` command goes on from there",
+                "interrupted; nothing half-written is left. The same `train`, `pull` or `predict` command goes on from "
+                "there",
                 soft_wrap=True,
             )
             raise typer.Exit(130) from None
