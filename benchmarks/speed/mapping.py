@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import statistics
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as landfuse sets it where it is imported first
@@ -77,6 +79,12 @@ def timed(work: Callable[[], object]) -> dict[str, float]:
     clock, cpu = time.perf_counter(), time.process_time()
     work()
     return {"seconds": time.perf_counter() - clock, "cpu": time.process_time() - cpu}
+
+
+def cpu_of(process: BaseProcess) -> float:
+    """Seconds of all threads of a process, as Linux counts them."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @torch.inference_mode()
@@ -137,9 +145,10 @@ def one(what: str, side: int, folder: Path) -> dict[str, float]:
         classifier.save(folder / "bundle")
         with cluster_runner(workers=int(what[-1]), bundle=folder / "bundle") as run:
             predict(classifier, place(spec, 256, folder)[1], folder / "warm.tif", run=run, block=64)
-            found = timed(lambda: predict(classifier, scene, out, run=run))
-        plan = plan_map(classifier, scene, out)
-        found |= {"recomputed": plan.recomputed_share, "halo": plan.halo_apart, "block": plan.block}
+            found = timed(lambda: predict(classifier, scene, out, run=run, restart=True))
+            found["cpu"] = sum(map(cpu_of, multiprocessing.active_children()))
+        plan = plan_map(classifier, scene, out, workers=run.workers)
+        found |= {"recomputed": plan.recomputed_fraction, "halo": plan.halo_fraction, "block": plan.block}
     else:
         found = timed(lambda: predict(classifier, scene, out, restart=True))
     return found | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}

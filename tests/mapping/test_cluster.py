@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
@@ -24,6 +26,7 @@ from landfuse.bundles.description import ModelSpec
 from landfuse.errors import ClusterError, IncompleteError, MissingExtraError, OutputError
 from landfuse.mapping import cluster as module
 from landfuse.mapping.cluster import cluster_runner
+from landfuse.mapping.engine import BlockMap
 from landfuse.mapping.predict import Runner, predict
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.geotiff_writer import write_raster
@@ -101,7 +104,7 @@ def test_the_same_bytes_though_processes_are_killed(processes: Runner, tmp_path:
     assert not (tmp_path / "two" / "map.tif.parts").exists()
 
 
-def deadly(order: bytes, window: Window) -> None:
+def deadly(order: bytes, name: str, windows: list[Window]) -> None:
     os._exit(9)
 
 
@@ -109,7 +112,7 @@ def test_a_block_that_kills_every_worker_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Runner
 ) -> None:
     scene = scene_on_disk(tmp_path)
-    monkeypatch.setattr(module, "_map_block", deadly)
+    monkeypatch.setattr(module, "_map_strip", deadly)
     with pytest.raises(ClusterError, match="several workers died of one block"):
         predict(bundle_of(scene), scene, tmp_path / "map.tif", run=processes)
 
@@ -139,6 +142,60 @@ def test_workers_end_with_their_client_and_open_no_port() -> None:
             return
         time.sleep(0.05)
     pytest.fail("the worker goes on alone")
+
+
+def thread_runner(threads: ThreadPoolExecutor, workers: Callable[[], int], call: Callable[..., Any]) -> Runner:
+    """Maps by `call` in threads, as many of which are there as `workers` says."""
+    pool = module._Pool(lambda _, *rest: threads.submit(call, *rest), bytes, workers, False, BrokenProcessPool, 0)
+    return Runner(lambda *job: module._run(pool, *job, None))
+
+
+def test_a_worker_that_comes_later_gets_half_of_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = scene_on_disk(tmp_path)
+    bundle = bundle_of(scene)
+    predict(bundle, scene, tmp_path / "one.tif", batch=4)
+    written: list[tuple[Window, str]] = []
+    write = module._StripJob.write
+
+    def slow(job: module._StripJob, part: BlockMap) -> None:
+        written.append((part.window, job.file.name))
+        time.sleep(0.02)
+        write(job, part)
+
+    def stop(done: int, total: int) -> None:
+        if done > total / 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module._StripJob, "write", slow)
+    monkeypatch.setattr(module, "_LOOK", 0.02)
+    path = tmp_path / "two.tif"
+    with ThreadPoolExecutor(2) as threads:
+        run = thread_runner(threads, lambda: 1 + (len(written) > 2), module._map_strip)
+        with pytest.raises(KeyboardInterrupt):
+            predict(bundle, scene, path, block=40, batch=4, run=run, progress=stop)
+    assert len(written) < 20, "workers stop when the command ends"
+    written.clear()
+    with ThreadPoolExecutor(2) as threads:
+        run = thread_runner(threads, lambda: 1 + (len(written) > 2), module._map_strip)
+        predict(bundle, scene, path, block=40, batch=4, run=run)
+    windows, strips = zip(*written, strict=True)
+    assert len(set(strips)) > 1
+    assert len(windows) - len(set(windows)) <= 4 * len(set(strips)), "few blocks are mapped twice"
+    assert path.read_bytes() == (tmp_path / "one.tif").read_bytes()
+
+
+def test_what_is_left_of_a_strip_is_begun_again_while_it_gets_shorter(tmp_path: Path) -> None:
+    scene = scene_on_disk(tmp_path)
+    bundle = bundle_of(scene)
+    predict(bundle, scene, tmp_path / "one.tif", batch=4)
+
+    def dies(order: bytes, name: str, windows: list[Window]) -> None:
+        module._map_strip(order, name, windows[:5])
+        raise BrokenProcessPool
+
+    with ThreadPoolExecutor(1) as threads:
+        predict(bundle, scene, tmp_path / "two.tif", block=40, batch=4, run=thread_runner(threads, lambda: 1, dies))
+    assert (tmp_path / "two.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
 
 
 def test_workers_that_do_not_see_the_output_send_their_blocks_to_the_client(
@@ -196,7 +253,7 @@ def test_a_worker_that_cannot_write_ends_it(scheduler: str, tmp_path: Path, monk
     def away(*_: Any, **__: Any) -> None:
         raise OutputError("x.tif cannot be written: No space left on device", "room", "free some")
 
-    monkeypatch.setattr(module, "_map_block", away)
+    monkeypatch.setattr(module, "_map_strip", away)
     with cluster_runner(scheduler) as run, pytest.raises(OutputError, match="No space left"):
         predict(bundle_of(scene), scene, tmp_path / "map.tif", run=run)
     assert not (tmp_path / "map.tif").exists()

@@ -49,6 +49,11 @@ def test_blocks_are_at_most_2048_px_and_no_larger_than_the_scene() -> None:
     assert block_side(engine_of(5, memory="64GiB")) == 64
 
 
+def test_every_worker_has_several_blocks() -> None:
+    assert [block_side(engine_of(1_344, memory="64GiB"), workers) for workers in (1, 2, 3)] == [1_344, 512, 448]
+    assert block_side(engine_of(600), 40) == 256, "and none has small ones"
+
+
 @pytest.mark.parametrize(("block", "stride"), [(64, 16), (70, 16), (72, 24), (50, 7)])
 def test_the_arithmetic_covers_what_is_held(block: int, stride: int) -> None:
     engine = engine_of(600, stride)
@@ -84,10 +89,13 @@ def test_a_plan_counts_blocks_windows_halos_and_disk() -> None:
     assert (found.height, found.width, found.block, found.blocks) == (160, 160, 64, 9)
     assert found.windows == 10 * 10  # cores of 24 from 0 to 144
     # Along an axis the blocks 0-64, 64-128, 128-160 touch 4, 5 and 3 windows and look at 4 + 24 + 4 px and the strides.
-    assert found.recomputed_fraction == pytest.approx((4 + 5 + 3) ** 2 / 100 - 1)
+    apart = plan(engine, 64, workers=9)
+    assert apart.recomputed_fraction == pytest.approx((4 + 5 + 3) ** 2 / 100 - 1)
+    assert apart.halo_fraction == pytest.approx(((3 + 4 + 2) * 16 + 3 * 32) ** 2 / 160**2 - 1)
+    assert plan(engine, 64, workers=3).recomputed_fraction == pytest.approx((4 + 5 + 3) * 10 / 100 - 1), "3 rows"
     # One process computes 4, 4 and 2 of them, and looks at 4 + 24 + 4 px and the strides of these.
+    assert found.recomputed_fraction == 0
     assert found.halo_fraction == pytest.approx(((3 + 3 + 1) * 16 + 3 * 32) ** 2 / 160**2 - 1)
-    assert found.halo_apart == pytest.approx(((3 + 4 + 2) * 16 + 3 * 32) ** 2 / 160**2 - 1)
     assert found.memory == block_bytes(engine, 64)
     assert found.disk == round(160**2 * 2 * 8 / 3)
     assert found.expected_disk < found.disk

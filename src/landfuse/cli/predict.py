@@ -180,7 +180,7 @@ def predict(
     maps = {place if as_file else place / f"{one.name}.tif": one for one in chosen}
     if dry_run:
         for path, one in maps.items():
-            _print_plan(model, one, path, options, workers or 1, events)
+            _print_plan(model, one, path, options, workers or 1, len(maps), events)
         return
     every = maps if as_file else {place / f"{one.name}.tif": one for one in tiles}
     sign = predictor.identity["the model"]
@@ -192,6 +192,7 @@ def predict(
     with destination.delivery():
         keep = len(chosen) > 1 or extras.takes_time
         with _runner(bundle, workers, scheduler, scheduler_file) as (run, at_once):
+            run = replace(run, workers=-(-run.workers // len(maps)))  # workers of one tile
             job = partial(run_mapping, model, restart=restart, run=run, keep=keep, **dict(options))
             size = partial(_size, known.spec.name, predictor.nbytes, not (workers or scheduler or scheduler_file))
             incomplete, wrong = _map_tiles(job, maps, at_once, keep_going, events, size)
@@ -336,9 +337,9 @@ def _runner(
 ) -> Iterator[tuple[Runner, int]]:
     """Yields what maps blocks, and how many tiles it maps at once."""
     if workers is None and scheduler is None and scheduler_file is None:
-        from landfuse.mapping.predict import map_parts
+        from landfuse.mapping.predict import Runner
 
-        yield map_parts, 1
+        yield Runner(), 1
         return
     from landfuse.mapping.cluster import cluster_runner
 
@@ -346,23 +347,20 @@ def _runner(
         yield run, 8
 
 
-def _print_plan(model: Model, scene: Scene, path: Path, options: MapOptions, workers: int, events: Events) -> None:
+def _print_plan(
+    model: Model, scene: Scene, path: Path, options: MapOptions, workers: int, tiles: int, events: Events
+) -> None:
     from landfuse.mapping.memory import in_bytes
     from landfuse.mapping.predict import plan_map
 
-    plan = plan_map(model, scene, path, **dict(options))
+    plan = plan_map(model, scene, path, workers=-(-workers // tiles), **dict(options))
     place = events.where(path)
     lines = [
         f"{scene.name} -> {place}",
         f"  size:    {plan.height:,} x {plan.width:,} px",
         f"  blocks:  {plan.blocks:,} of {plan.block:,} px; halos add {plan.halo_fraction:.0%} to what is read; "
-        f"{plan.windows:,} windows",
+        f"{plan.windows:,} windows" + f", {plan.recomputed_fraction:.0%} of them twice" * (workers > 1),
     ]
-    if plan.blocks > 1:
-        lines.append(
-            f"           where they are computed apart (on a cluster) halos add {plan.halo_apart:.0%}, "
-            f"and there are {plan.recomputed_fraction:.0%} more windows"
-        )
     lines += [
         f"  memory:  at most {in_bytes(plan.memory)} per process",
         f"  disk:    about {in_bytes(plan.expected_disk)}, at most {in_bytes(plan.disk)}",
@@ -370,8 +368,7 @@ def _print_plan(model: Model, scene: Scene, path: Path, options: MapOptions, wor
     if plan.seconds is None:
         lines.append("  time:    not known: there is no data in the scene's middle")
     else:
-        more = 1 + plan.recomputed_fraction if workers > 1 else 1
-        duration = timedelta(seconds=round(plan.seconds * more / workers))
+        duration = timedelta(seconds=round(plan.seconds * (1 + plan.recomputed_fraction) / workers))
         lines.append(f"  time:    about {duration} by {workers} process{'es' * (workers > 1)}, by one timed block")
     events.print("plan", "\n".join(lines), tile=scene.name, path=place, **asdict(plan))
 

@@ -1,8 +1,9 @@
-"""Mapping by several processes of this machine, or by those of a dask scheduler: blocks are tasks.
+"""Mapping by several processes of this machine, or by those of a dask scheduler.
 
-Workers open bundle and scene themselves, once each, so that every machine has to see the bundle and the rasters under
-the same paths. They write their part files into the part folder; where they do not see it, they send them to the
-client, which does. The blocks that a worker had begun when it died are begun again.
+A task is a strip: neighbouring blocks in row order, which share windows as in one process. A worker without a strip
+gets half of what is left of another's. Workers open bundle and scene themselves, once each, so that every machine has to
+see the bundle and the rasters under the same paths. They write their part files into the part folder; where they do not
+see it, they send them to the client, which does. What is left of the strip of a worker that died is begun again.
 """
 
 from __future__ import annotations
@@ -14,26 +15,27 @@ import pickle
 import signal
 import threading
 import time
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 from landfuse.bundles.predictor import Model
 from landfuse.errors import ClusterError, LandfuseError, SceneError
 from landfuse.extras import missing_extra
-from landfuse.files import whole_file
-from landfuse.mapping.engine import Engine, PixelProgress
+from landfuse.files import whole_file, write_text
+from landfuse.mapping.engine import BlockMap, Engine, PixelProgress
 from landfuse.mapping.part_folder import PartFolder
-from landfuse.mapping.predict import Job, Runner
+from landfuse.mapping.predict import Job, Runner, map_parts
 from landfuse.mapping.settings import MapOptions
 from landfuse.models import registered
 from landfuse.rasters.windows import Window
@@ -43,13 +45,18 @@ from landfuse.settings import bounded_processes
 _KEPT = 16
 """Jobs that a worker keeps open; the client maps half as many tiles at once."""
 
+_SENT = 64 * 2**20
+"""Bytes of parts that a worker sends at once, before compression, but one part at least."""
+
+_LOOK = 0.5
+"""Seconds between two looks at which parts are there."""
+
 
 @dataclass(frozen=True)
 class _Order:
     """A job as it is sent to workers."""
 
     output: Path
-    notes: dict[str, str] | None
     bundle: Path
     digest: str
     scene: Scene
@@ -59,13 +66,53 @@ class _Order:
     """The model's class, where workers cannot find it by its name."""
 
 
-_jobs: OrderedDict[bytes, tuple[Job, bool]] = OrderedDict()
+@dataclass(frozen=True)
+class _StripJob(Job):
+    """A job of which only the blocks of one strip are written, and only while its file is there.
+
+    The file is in the part folder, and holds how many blocks of the strip remain the worker's. The client removes it
+    when it ends, so that no worker goes on into the part folder of a later command.
+    """
+
+    file: Path
+
+    def write(self, part: BlockMap) -> None:
+        if self.file.exists():
+            super().write(part)
+
+    def remaining(self, windows: Sequence[Window]) -> Iterator[Window]:
+        """The blocks of the strip, as long as they are the worker's."""
+        for number, window in enumerate(windows):
+            try:
+                if number >= int(self.file.read_text()):
+                    return
+            except FileNotFoundError:
+                return
+            yield window
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    """What a worker did of a strip.
+
+    Args:
+        windows: the blocks.
+        faults: those that cannot be read, and the errors' words.
+        parts: the files of the others, where it does not see the part folder.
+    """
+
+    windows: Sequence[Window]
+    faults: dict[Window, tuple[str, str, str]]
+    parts: dict[Window, bytes]
+
+
+_jobs: OrderedDict[bytes, Job] = OrderedDict()
 _models: dict[str, Model] = {}
 _lock = threading.Lock()
 
 
-def _job(order: bytes) -> tuple[Job, bool]:
-    """The job of an order, opened once in each worker, and whether the worker sees its part folder."""
+def _job(order: bytes) -> Job:
+    """The job of an order, opened once in each worker."""
     with _lock:
         if order not in _jobs:
             known: _Order = pickle.loads(order)
@@ -75,10 +122,7 @@ def _job(order: bytes) -> tuple[Job, bool]:
                     "the same version everywhere",
                     "install the same on all machines",
                 )
-            engine = Engine(_model(known), known.scene, known.options)
-            folder = PartFolder(known.output)
-            sees = folder.path.is_dir() and folder.noted() == known.notes  # another map's may have the same name
-            _jobs[order] = Job(engine, folder), sees
+            _jobs[order] = Job(Engine(_model(known), known.scene, known.options), PartFolder(known.output))
             while len(_jobs) > _KEPT:
                 _jobs.popitem(last=False)
         _jobs.move_to_end(order)
@@ -101,22 +145,25 @@ def _model(order: _Order) -> Model:
     return _models[order.digest]
 
 
-def _map_block(order: bytes, window: Window) -> tuple[str, str, str] | bytes | None:
-    """Runs on a worker: writes a part, or returns its bytes; or the error's words if the block cannot be read."""
-    job, sees = _job(order)
-    owned = job.engine.alone(window)
-    try:
-        prepared = job.engine.read(owned)
-    except SceneError as error:
-        return error.found, error.expected, error.do
-    part = job.engine.compute(prepared, owned)
-    if sees:
-        job.write(part)
-        return None
-    with TemporaryDirectory(prefix="landfuse-") as local:
-        away = replace(job, folder=PartFolder(Path(local) / "map.tif"))
-        away.write(part)
-        return away.folder.part(window).read_bytes()
+def _map_strip(order: bytes, name: str, windows: Sequence[Window]) -> _Mapped:
+    """Runs on a worker: writes the parts of a strip, or returns those of its first blocks."""
+    job = _job(order)
+    strip = _StripJob(job.engine, job.folder, job.folder.scratch / name)
+    parts: dict[Window, bytes] = {}
+    if strip.file.exists():
+        ready = job.folder.readings(windows)  # of a worker that died
+        todo = (window for window in strip.remaining(windows) if window not in ready)
+        faults = map_parts(strip, todo, lambda pixels: None)
+        done = [window for window in windows if window in faults or job.folder.part(window).exists()]
+    else:
+        each = windows[0].pixels * sum(len(layer.bands) for layer in job.layers)
+        done = list(windows[: max(1, _SENT // each)])
+        with TemporaryDirectory(prefix="landfuse-") as local:
+            away = replace(job, folder=PartFolder(Path(local) / "map.tif"))
+            faults = map_parts(away, done, lambda pixels: None)
+            parts = {window: away.folder.part(window).read_bytes() for window in done if window not in faults}
+    words = {window: (error.found, error.expected, error.do) for window, error in faults.items()}
+    return _Mapped(done, words, parts)
 
 
 @dataclass(frozen=True)
@@ -126,16 +173,32 @@ class _Pool:
     Args:
         submit: calls a function with arguments, elsewhere.
         share: makes the first argument of many calls.
-        most: blocks that it has at once; more would only wait in its memory.
+        workers: how many calls it answers at once, now.
+        grows: whether it starts workers for calls that wait.
         died: what a call raises if its worker died, or one of the processes beside it.
         repeats: how often such a call is repeated.
+        running: the calls that are not answered yet.
     """
 
     submit: Callable[..., Future[Any]]
     share: Callable[[bytes], Any]
-    most: int
+    workers: Callable[[], int]
+    grows: bool
     died: type[Exception]
     repeats: int
+    running: set[Future[Any]] = field(default_factory=set)
+
+    @property
+    def idle(self) -> int:
+        """How many of its workers have nothing to do."""
+        return self.workers() - len(self.running)
+
+    def begin(self, *call: Any) -> Future[Any]:
+        """As `submit`, for `running`."""
+        future = self.submit(*call)
+        self.running.add(future)
+        future.add_done_callback(self.running.discard)
+        return future
 
 
 @contextmanager
@@ -185,7 +248,7 @@ def cluster_runner(
                     "install them there",
                 ) from None
 
-        yield run
+        yield Runner(run, max(1, pool.workers()))
 
 
 def _lost(found: str) -> ClusterError:
@@ -223,7 +286,7 @@ def _processes(workers: int) -> Iterator[_Pool]:
             return pool.submit(*call)
 
     try:
-        yield _Pool(submit, lambda order: order, 2 * workers, BrokenProcessPool, 3)
+        yield _Pool(submit, lambda order: order, lambda: workers, False, BrokenProcessPool, 3)
     finally:
         writer.close()  # ends the processes, whatever they do
         pool.shutdown(cancel_futures=True)
@@ -268,7 +331,8 @@ def _scheduler(address: str | None, file: str | Path | None) -> Iterator[_Pool]:
         yield _Pool(
             client.get_executor(pure=False).submit,
             lambda order: client.submit(bytes, order, pure=False),
-            2000,
+            lambda: sum(client.nthreads().values()),
+            True,
             distributed.scheduler.KilledWorker,
             0,  # the scheduler does that
         )
@@ -283,7 +347,6 @@ def _order(job: Job, bundle: str | Path | None) -> _Order:
         engine.model.save(place)
     return _Order(
         output,
-        job.folder.noted(),
         place,
         engine.predictor.identity["the model"],
         replace(engine.source, read_labels=None),  # labels may hold much, and mapping needs none
@@ -297,34 +360,74 @@ def _run(
     pool: _Pool, job: Job, windows: Sequence[Window], progress: PixelProgress, bundle: str | Path | None
 ) -> dict[Window, SceneError]:
     order = pool.share(pickle.dumps(_order(job, bundle)))
-    waiting, faults = deque(windows), dict[Window, SceneError]()
-    running: dict[Future[Any], Window] = {}
-    done: SimpleQueue[Future[Any]] = SimpleQueue()
+    folder, left, faults = job.folder, set(windows), dict[Window, SceneError]()
+    running: dict[Future[Any], tuple[Path, Sequence[Window]]] = {}
+    ended: SimpleQueue[Future[Any]] = SimpleQueue()
     deaths: Counter[Window] = Counter()
-    try:
-        while waiting or running:
-            while waiting and len(running) < pool.most:
-                window = waiting.popleft()
-                future = pool.submit(_map_block, order, window)
-                running[future] = window
-                future.add_done_callback(done.put)
-            future = done.get()
-            window = running.pop(future)
-            try:
-                result = future.result()
-            except (pool.died, CancelledError):
-                deaths[window] += 1
-                if deaths[window] > pool.repeats:
-                    raise
-                waiting.append(window)
-                continue
-            if isinstance(result, bytes):
-                with whole_file(job.folder.part(window)) as partial:
-                    partial.write_bytes(result)
-            elif result is not None:
-                faults[window] = SceneError(*result)
+
+    def begin(strip: Sequence[Window]) -> None:
+        file = folder.scratch / f"strip-{uuid4().hex}"
+        write_text(file, str(len(strip)))
+        future = pool.begin(_map_strip, order, file.name, strip)
+        running[future] = file, strip
+        future.add_done_callback(ended.put)
+
+    def finish(found: Iterable[Window]) -> None:
+        for window in left.intersection(found):
+            left.remove(window)
             progress(window.pixels)
+
+    def look() -> None:
+        there = {path.name for path in folder.path.glob("*.tif")}
+        finish([window for window in left if folder.part(window).name in there])
+
+    def divide() -> None:
+        """Gives each worker without a strip half of the one of which most is left."""
+        for _ in range(pool.idle):
+            # A worker computes the first of those that are left, and reads the second.
+            rests = {future: [window for window in s if window in left][2:] for future, (_, s) in running.items()}
+            future = max(rests, key=lambda future: len(rests[future]))
+            if not rests[future]:
+                return
+            file, strip = running[future]
+            given = rests[future][len(rests[future]) // 2 :]
+            running[future] = file, strip[: strip.index(given[0])]
+            write_text(file, str(len(running[future][1])))
+            begin(given)
+
+    try:
+        for strip in job.engine.strips(windows, pool.idle, spare=pool.grows):
+            begin(strip)
+        while running:
+            divide()
+            try:
+                future = ended.get(timeout=_LOOK)
+            except Empty:
+                look()
+                continue
+            file, strip = running.pop(future)
+            file.unlink(missing_ok=True)
+            died: BaseException | None = None
+            try:
+                found: _Mapped = future.result()
+            except (pool.died, CancelledError) as error:
+                died = error
+                look()
+            else:
+                for window, content in found.parts.items():
+                    with whole_file(folder.part(window)) as partial:
+                        partial.write_bytes(content)
+                faults |= {window: SceneError(*words) for window, words in found.faults.items()}
+                finish(found.windows)
+            rest = [window for window in strip if window in left]
+            if died is not None and rest:
+                deaths[rest[0]] += 1
+                if rest[0] == strip[0] and deaths[rest[0]] > pool.repeats:
+                    raise died
+            if rest:
+                begin(rest)
     finally:
-        for future in running:
+        for future, (file, _) in running.items():
             future.cancel()
+            file.unlink(missing_ok=True)
     return dict(sorted(faults.items()))

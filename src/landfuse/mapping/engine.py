@@ -377,9 +377,20 @@ class Engine:
             if wanted is None or wanted[window.within(grid.window)].any()
         ]
 
+    def strips(self, windows: Sequence[Window], workers: int, *, spare: bool = False) -> list[Sequence[Window]]:
+        """Deals blocks in row order to workers, as runs of neighbours, which share windows.
+
+        Args:
+            spare: deal more runs than there are workers, as many as repeat at most a 20th of the work at their borders.
+        """
+        known, every = self.description, len(windows)
+        repeated = max(1, (known.core - 1) // known.stride * known.stride, known.core + 2 * known.halo - known.stride)
+        count = min(every, max(1, workers, self.scene.grid.height // (20 * repeated) * spare))
+        return [windows[every * n // count : every * (n + 1) // count] for n in range(count)]
+
     def blocks(
         self,
-        windows: Sequence[Window],
+        windows: Iterable[Window],
         *,
         wanted: NDArray[np.bool_] | None = None,
         on_fault: Callable[[Window, SceneError], None] | None = None,

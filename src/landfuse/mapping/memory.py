@@ -31,6 +31,9 @@ _LARGEST = 2048
 
 _SMALLEST = 64
 
+_EACH, _SHARED = 3, 256
+"""Blocks that every worker has at least, and the side below which blocks are not made smaller for that, px."""
+
 _PER_HELD = 5
 """Bytes that reading a series takes for each of the values that it holds."""
 
@@ -71,18 +74,22 @@ def _gdal_cache() -> int:
     return int(size) * 2**20 if size.isdigit() and int(size) < 100_000 else 256 * 2**20
 
 
-def block_side(engine: Engine) -> int:
+def block_side(engine: Engine, workers: int = 1) -> int:
     """The side of the largest blocks that need no more than the memory of the options, at most 2,048 px.
 
-    A multiple of the stride, so that few cores touch two blocks.
+    A multiple of the stride, so that few cores touch two blocks; with several workers each has several blocks, unless
+    these were smaller than 256 px.
 
     Raises:
         SettingsError: if even the smallest block takes more.
     """
     stride, grid, memory = engine.description.stride, engine.scene.grid, engine.options.memory
     unit = stride * math.ceil(_SMALLEST / stride)
-    largest = min(_LARGEST, max(grid.height, grid.width))
-    for side in range(max(1, -(-largest // unit)) * unit, 0, -unit):
+    largest = -(-min(_LARGEST, max(grid.height, grid.width)) // unit) * unit
+    if workers > 1:
+        enough = max(_SHARED, math.isqrt(grid.window.pixels // (_EACH * workers)))
+        largest = min(largest, max(1, enough // unit) * unit)
+    for side in range(largest, 0, -unit):
         if block_bytes(engine, side) <= memory:
             return side
     least = block_bytes(engine, unit)
@@ -111,10 +118,9 @@ class Plan:
         width: of the scene.
         block: side of a block.
         blocks: how many.
-        halo_fraction: pixels that one process reads beyond those of the blocks, as a fraction of the scene.
-        halo_apart: the same where each block is computed alone, as on a cluster.
+        halo_fraction: pixels that are read beyond those of the blocks, as a fraction of the scene.
         windows: forward passes' windows, if no window is computed twice.
-        recomputed_fraction: windows computed more than once where each block is computed alone.
+        recomputed_fraction: windows that several workers compute, as a fraction of all.
         memory: of a process at most, by arithmetic.
         disk: at most, parts and map, uncompressed.
         expected_disk: the same, compressed as well as the timed block.
@@ -126,7 +132,6 @@ class Plan:
     block: int
     blocks: int
     halo_fraction: float
-    halo_apart: float
     windows: int
     recomputed_fraction: float
     memory: int
@@ -135,20 +140,22 @@ class Plan:
     seconds: float | None
 
 
-def plan(engine: Engine, block: int) -> Plan:
+def plan(engine: Engine, block: int, workers: int = 1) -> Plan:
     """Estimates what mapping in blocks of a side takes, and times one block in the scene's middle for that.
+
+    Args:
+        workers: that map at once; what they read and compute twice follows from how blocks are dealt at first.
 
     Raises:
         SceneError: if the timed block cannot be read.
     """
     grid = engine.scene.grid
     cut = list(blocks(grid.height, grid.width, block))
-    apart = [engine.alone(window) for window in cut]
-    recomputed = sum(owned.count for owned in apart) / engine.windows - 1
+    strips = [cut] if workers == 1 else engine.strips(cut, workers)
+    every = [owned for strip in strips for owned in engine.assigned(strip)]
+    recomputed = sum(owned.count - len(owned.taken) for owned in every) / engine.windows - 1
     total = grid.window.pixels
-    halo, halo_apart = (
-        sum(engine.reach(owned).pixels for owned in every) / total - 1 for every in (engine.assigned(cut), apart)
-    )
+    halo = sum(engine.reach(owned).pixels for owned in every) / total - 1
     # Small enough not to take long, and large enough for more than one pass where the block is.
     side = min(block, max(256, 2 * engine.description.core))
     row, col = (max(0, (size - side) // 2) for size in (grid.height, grid.width))
@@ -168,6 +175,6 @@ def plan(engine: Engine, block: int) -> Plan:
     bands = sum(len(layer.bands) for layer in layers_of(engine.options, engine.description))
     pixels = total * 8 / 3  # parts, the map, and its overviews twice while they are made
     return Plan(
-        grid.height, grid.width, block, len(cut), halo, halo_apart, engine.windows, recomputed,
+        grid.height, grid.width, block, len(cut), halo, engine.windows, recomputed,
         block_bytes(engine, block), round(bands * pixels), round((squeezed + bands - 1) * pixels), seconds,
     )  # fmt: skip

@@ -6,7 +6,7 @@ Every block is written into a file of its own (`part_folder`); at the end these 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -49,12 +49,8 @@ class Job:
         write_part(path, part, engine.scene.grid, engine.description.legend, self.layers, seal)
 
 
-Runner = Callable[[Job, Sequence[Window], PixelProgress], dict[Window, SceneError]]
-"""Writes the parts of some blocks and reports their pixels; returns the blocks that cannot be read, and why."""
-
-
-def map_parts(job: Job, windows: Sequence[Window], progress: PixelProgress) -> dict[Window, SceneError]:
-    """Maps blocks in this process; a `Runner`."""
+def map_parts(job: Job, windows: Iterable[Window], progress: PixelProgress) -> dict[Window, SceneError]:
+    """Writes the parts of some blocks, in row order, and reports their pixels; returns what cannot be read, and why."""
     faults: dict[Window, SceneError] = {}
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
@@ -68,6 +64,19 @@ def map_parts(job: Job, windows: Sequence[Window], progress: PixelProgress) -> d
     return faults
 
 
+@dataclass(frozen=True)
+class Runner:
+    """What maps blocks: by default this process.
+
+    Args:
+        map: as `map_parts`.
+        workers: how many blocks it maps at once; there are several for each.
+    """
+
+    map: Callable[[Job, Sequence[Window], PixelProgress], dict[Window, SceneError]] = map_parts
+    workers: int = 1
+
+
 def predict(
     model: Model,
     scene: Scene,
@@ -75,7 +84,7 @@ def predict(
     *,
     restart: bool = False,
     keep: bool = False,
-    run: Runner = map_parts,
+    run: Runner = Runner(),  # noqa: B008  (frozen)
     progress: Progress = lambda done, total: None,
     **options: Any,
 ) -> Path:
@@ -114,7 +123,7 @@ def predict(
         remove_leftovers(folder.path)
         if restart:
             folder.clear()
-        side = _block(engine, folder)
+        side = _block(engine, folder, run.workers)
         settings = fingerprint(engine) | {
             "the block": f"{side} px",
             "the layers": ", ".join(layer.name or "classes" for layer in job.layers),
@@ -137,19 +146,19 @@ def predict(
     return path
 
 
-def plan_map(model: Model, scene: Scene, path: str | Path, **options: Any) -> Plan:
-    """Estimates what `predict` will take, and writes nothing; options and errors as in `predict`."""
+def plan_map(model: Model, scene: Scene, path: str | Path, *, workers: int = 1, **options: Any) -> Plan:
+    """Estimates what `predict` will take by some workers, and writes nothing; options and errors as in `predict`."""
     engine = Engine(model, scene, map_options(options))
     engine.check_values()
-    return plan(engine, _block(engine, PartFolder(Path(path))))
+    return plan(engine, _block(engine, PartFolder(Path(path)), workers), workers)
 
 
-def _block(engine: Engine, folder: PartFolder) -> int:
-    """The side of the blocks: as asked for, else as in the blocks that are there, else as memory allows."""
+def _block(engine: Engine, folder: PartFolder, workers: int) -> int:
+    """The side of the blocks: as asked for, else as in the blocks that are there, else as memory and workers need."""
     if engine.options.block is not None:
         return engine.options.block
     noted = (folder.noted() or {}).get("the block", "").split(" ")[0]
-    return int(noted) if noted.isdigit() else block_side(engine)
+    return int(noted) if noted.isdigit() else block_side(engine, workers)
 
 
 def _map(
@@ -172,7 +181,7 @@ def _map(
         progress(done, total)
 
     add(0)
-    faults = run(job, todo, add) if todo else {}
+    faults = run.map(job, todo, add) if todo else {}
     if len(faults) == len(every):
         raise next(iter(faults.values()))
     wanted = [window for window in every if window not in faults]
