@@ -19,11 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from landfuse.bundles.description import Description
 from landfuse.errors import SettingsError
@@ -32,6 +31,9 @@ from landfuse.models.pixel_tables import features_of
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import ModalityInfo, Scene, known_pixels
 from landfuse.views.reading import read_window
+
+if TYPE_CHECKING:
+    from scipy.spatial import cKDTree
 
 MOST = 2000
 """Training pixels that are kept."""
@@ -109,6 +111,8 @@ class _Space:
     @classmethod
     def of(cls, points: NDArray[np.float32], folds: NDArray[np.uint8]) -> _Space | None:
         """None where pixels of two folds are not at hand, or all are alike."""
+        from scipy.spatial import cKDTree
+
         values = points.astype(np.float64)
         nearest = [cKDTree(values[folds != fold]).query(values[folds == fold])[0] for fold in np.unique(folds)]
         found = np.concatenate([np.zeros(0), *nearest])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 COLDEST, HOTTEST = 0.05, 20.0
 """Limits of a temperature. A fit beyond them means that the pixels are too few or too easy, as where all are right."""
@@ -64,6 +63,8 @@ def fit_temperature(logits: NDArray[np.floating], truth: NDArray[np.integer]) ->
         return HOTTEST
     if slope(1 / COLDEST) <= 0:
         return COLDEST
+    from scipy.optimize import brentq  # takes longer to import than a small scene to map
+
     return float(1 / brentq(slope, 1 / HOTTEST, 1 / COLDEST, xtol=1e-12))
 
 

@@ -16,7 +16,6 @@ from landfuse.files import write_text
 from landfuse.legend import LandClass, Legend
 from landfuse.rasters.geotiff_writer import TILE, Mosaic, write_mosaic
 from landfuse.rasters.grid import Grid, pixel_areas
-from landfuse.rasters.vector_map import number_patches, without_small_patches, write_index, write_patches
 from landfuse.rasters.windows import Window
 from landfuse.scenes.land_cover_map import beside, open_map
 
@@ -96,6 +95,8 @@ def write_polygons(path: str | Path, legend: Legend, minimum: float = 0.0) -> Pa
         SceneError: if nothing is mapped, or the map has too many pixels or patches.
         OutputError: if the file cannot be written.
     """
+    from landfuse.rasters.vector_map import number_patches, without_small_patches, write_patches  # geopandas is slow
+
     opened = open_map(path)
     grid = opened.grid
     check_polygons(grid, minimum)
@@ -208,6 +209,8 @@ def index_maps(folder: Path, maps: Mapping[str, tuple[Grid, Path]]) -> Path | No
         GridError: if a tile cannot be placed.
         OutputError: if it cannot be written.
     """
+    from landfuse.rasters.vector_map import write_index
+
     placed = {
         tile: (grid, Path(os.path.relpath(path, folder)).as_posix())
         for tile, (grid, path) in maps.items()

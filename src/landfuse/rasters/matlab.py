@@ -21,10 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
-import scipy.sparse
 from numpy.typing import NDArray
-from scipy.io.matlab import MatReadError
 
 from landfuse.errors import GridError, LandfuseError, MissingFileError, SceneError
 from landfuse.extras import missing_extra
@@ -38,7 +35,7 @@ CACHE_BYTES = 4 * 1024**3
 
 _BROKEN = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError),
-    *(NotImplementedError, AttributeError, RuntimeError, struct.error, zlib.error, MatReadError),
+    *(NotImplementedError, AttributeError, RuntimeError, struct.error, zlib.error),
 )
 # What scipy and h5py raise on a file that was cut off or is no .mat file: nearly anything.
 
@@ -258,6 +255,8 @@ def _advice(shape: tuple[int, ...], expected: tuple[int, int] | None = None, giv
 @contextmanager
 def _readable(path: str) -> Iterator[None]:
     """Converts what the libraries raise on a broken file."""
+    from scipy.io.matlab import MatReadError
+
     try:
         yield
     except LandfuseError:
@@ -266,7 +265,7 @@ def _readable(path: str) -> Iterator[None]:
         raise _missing(path) from None
     except PermissionError:
         raise SceneError(f"{path} may not be read", "permission to read it", "ask its owner") from None
-    except _BROKEN as error:
+    except (*_BROKEN, MatReadError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SceneError(
             f"{path} cannot be read as a .mat file: {reason[:200]}",
@@ -345,6 +344,8 @@ def _hdf5_node(path: str, variable: str) -> Iterator[Hdf5Node]:
 
 
 def _old_node(path: str, variable: str) -> ArrayNode:
+    import scipy.io
+
     with _readable(path):
         top, steps = parts_of(variable)
         # Whole doubles may be stored in a byte each. The class of a variable is in its header; that of a field is only
@@ -360,6 +361,8 @@ def _old_node(path: str, variable: str) -> ArrayNode:
 
 
 def _old_headers(path: str) -> dict[str, _Header]:
+    import scipy.io
+
     return {
         str(name): _Header(tuple(int(n) for n in shape), _TYPES.get(str(kind), ""), str(kind))
         for name, shape, kind in scipy.io.whosmat(path)
@@ -415,7 +418,7 @@ if hasattr(os, "register_at_fork"):
 
 def _read_old(path: str, variable: str) -> NDArray[Any]:
     node = _old_node(path, variable)
-    array: NDArray[Any] = node.value.toarray() if scipy.sparse.issparse(node.value) else node.value
+    array: NDArray[Any] = node.value.toarray() if hasattr(node.value, "toarray") else node.value  # sparse
     if node.size:
         raise _not_numeric(path, variable, "struct" if node.fields else "cell", inside(node, variable))
     if array.dtype.kind not in "iufb":

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,6 @@ from landfuse.rasters.decoding import StretchedRaster
 from landfuse.rasters.geotiff import BY_GDAL, GdalRaster, ResamplingName, crs_name, is_file_name, seen_from
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.matlab import MatRaster, open_mat, read_variable
-from landfuse.rasters.polygons import PROBABILITY, Join, Polygons, read_polygons, read_rows
 from landfuse.rasters.stacked import StackedRaster
 from landfuse.scenes.benchmarks import places
 from landfuse.scenes.labels import read_colours
@@ -48,6 +47,9 @@ from landfuse.series.dates import DATE, FORMS, Period, parse_day, periods_of
 from landfuse.series.series_raster import ClearMask, DatedRaster, SeriesRaster, refuse_empty, series_of
 from landfuse.series.settings import DateSettings, MaskSettings
 from landfuse.settings import expand, parse, parse_rest, read_kind
+
+if TYPE_CHECKING:
+    from landfuse.rasters.polygons import Polygons
 
 log = logging.getLogger("landfuse")
 
@@ -105,6 +107,8 @@ class SceneFile:
         if not isinstance(self.settings.tiles, str):
             return {}
         path = seen_from(self.root, expand(self.settings.tiles))
+        from landfuse.rasters.polygons import read_rows
+
         rows = [{key: value or "" for key, value in row.items()} for row in read_rows(path)]
         names = [row.get("tile", "") for row in rows]
         wrong = [name for name in names if not name or names.count(name) > 1]
@@ -590,18 +594,26 @@ class SceneFile:
         """The vector files of a tile's labels: those of `polygons`, then those that came later."""
         found = []
         if labels.polygons:
-            join = Join(self._resolve(labels.join.path, tile), labels.join.key) if labels.join else None
+            join = (self._resolve(labels.join.path, tile), labels.join.key) if labels.join else None
             paths = tuple(self._resolve(path, tile) for path in labels.polygons)
-            read = partial(read_polygons, paths, str(labels.attribute), join, labels.crs)
+            read = partial(_polygons, paths, str(labels.attribute), join, labels.crs)
             found.append(Shapes(labels.polygons, str(labels.attribute), self.values, read))
         classes = zip(self.settings.legend, self.legend, strict=True)
         values = {_OTHER: UNLABELLED, str(UNLABELLED): UNLABELLED, **{str(c.code): c.code for c in self.legend}}
         values |= {word: own.code for c, own in classes for word in (c.name, c.value) if word is not None}
         for one in labels.later:
             paths = tuple(self._resolve(path, tile) for path in one.polygons)
-            read = partial(read_polygons, paths, one.attribute, None, labels.crs, without=PROBABILITY)
+            read = partial(_polygons, paths, one.attribute, None, labels.crs, later=True)
             found.append(Shapes(one.polygons, one.attribute, values, read))
         return found
+
+
+def _polygons(
+    paths: tuple[str, ...], attribute: str, join: tuple[str, str] | None, crs: str | None, *, later: bool = False
+) -> Polygons:
+    from landfuse.rasters.polygons import PROBABILITY, Join, read_polygons  # geopandas takes long; mapping needs none
+
+    return read_polygons(paths, attribute, Join(*join) if join else None, crs, without=PROBABILITY if later else "")
 
 
 _OTHER = "other"

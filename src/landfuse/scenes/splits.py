@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import maximum_filter
 
 from landfuse.errors import MissingFileError, SplitError
 from landfuse.files import read_cells
@@ -328,6 +327,8 @@ def buffered(roles: Roles, buffer: int) -> Roles:
     """Removes pixels near those that test, calibrate or validate from the roles behind theirs in this order."""
     if not buffer:
         return roles
+    from scipy.ndimage import maximum_filter
+
     result = roles.copy()
     for role, behind in (
         (TEST, (CALIBRATION, VALIDATION, TRAIN)), (CALIBRATION, (VALIDATION, TRAIN)), (VALIDATION, (TRAIN,)),
