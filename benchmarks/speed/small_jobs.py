@@ -24,6 +24,7 @@ from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.windows import Window
 
 LANDFUSE = [sys.executable, "-m", "landfuse"]
+MODELS = {"forest": {"trees": 100}, "two_branch": {"view": 3, "width": 4}}
 SIDES = {"start": 500, "memory": 6000}
 
 
@@ -38,13 +39,15 @@ def scene_file(folder: Path, name: str, images: str, tiles: str = "") -> None:
 def made(folder: Path) -> None:
     """Writes bundles and scenes."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("forest", "two_branch"):
-        bundle, scene = place(ModelSpec(name, {"trees": 100} if name == "forest" else {}), 500, folder)
+    for name, settings in MODELS.items():
+        bundle, scene = place(ModelSpec(name, settings), 500, folder)
         if name == "forest":
             window = Window(0, 0, 128, 128)
             seen = window.padded(bundle.model.halo)
             images = {band: torch.from_numpy(scene.read(band, seen))[None] for band in BANDS}
-            first = scene.read("s2", window)[:1] + np.random.default_rng(0).normal(0, 0.1, window.pixels).reshape(1, 128, 128)
+            first = scene.read("s2", window)[:1] + np.random.default_rng(0).normal(0, 0.1, window.pixels).reshape(
+                1, 128, 128
+            )
             target = np.digitize(first, np.quantile(first, np.arange(1, 6) / 6)).astype(np.uint8)
             bundle.model.fit([(images, torch.from_numpy(target))], 0)
         bundle.save(folder / name)
@@ -83,7 +86,7 @@ def main() -> None:
     os.chdir(options.folder)
     for what in options.what:
         commands = {"import torch": [sys.executable, "-c", "import torch"]}
-        for name in ("forest", "two_branch"):
+        for name in MODELS:
             output = ["-o", f"{what}-{name}" + ("" if what == "tiles" else ".tif"), "--overwrite"]
             memory = ["--memory", "1GiB"] if what == "memory" else []
             commands[f"predict, {name}"] = [*LANDFUSE, "predict", name, f"{what}.yaml", *output, *memory]

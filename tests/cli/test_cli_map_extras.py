@@ -161,7 +161,7 @@ def test_interrupted_at_the_polygons_the_same_command_does_not_map_again(
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("landfuse.mapping.map_extras.write_patches", interrupted)
+    monkeypatch.setattr("landfuse.rasters.vector_map.write_patches", interrupted)
     command = ["predict", trained, place, "-o", tmp_path / "m.tif", "--polygons"]
     assert invoke(*command).exit_code == 130
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Mapping asks a predictor for logits and imports no torch, whoever predicts."""
+"""Mapping asks a predictor for logits and imports no torch, whoever predicts, and nothing that one model needs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 
 CODE = """
 import sys
-for name in ("torch", "lightning", "timm"):
+for name in ("torch", "lightning", "timm", "sklearn", "scipy", "pandas", "geopandas", "matplotlib"):
     sys.modules[name] = None  # importing it fails
 from pathlib import Path
 import numpy as np
 from landfuse.bundles.description import Description, ModelSpec
 from landfuse.bundles.predictor import About
+from landfuse.bundles.table_bundle import load_model
 from landfuse.mapping import cluster, destination, map_extras, memory, stac
 from landfuse.mapping.predict import plan_map, predict
 from landfuse.simulate.scene import simulate_flat
@@ -61,3 +62,19 @@ print("mapped")
 def test_a_map_is_made_where_torch_cannot_be_imported(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", CODE, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.stdout == "mapped\n", done.stderr
+
+
+OF_TORCH = """
+import sys
+for name in ("lightning", "timm", "torchvision", "segmentation_models_pytorch", "sklearn", "scipy", "pandas"):
+    sys.modules[name] = None
+import landfuse.mapping.destination
+from landfuse.bundles.bundle_files import load_bundle
+from landfuse.models import MODELS
+print(MODELS["two_branch"].__name__, MODELS["temporal"].__name__)
+"""
+
+
+def test_a_model_without_an_encoder_imports_torch_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", OF_TORCH], capture_output=True, text=True, check=False)
+    assert done.stdout == "TwoBranch Temporal\n", done.stderr

@@ -84,7 +84,7 @@ def predict(
     *,
     restart: bool = False,
     keep: bool = False,
-    run: Runner = Runner(),  # noqa: B008  (frozen)
+    run: Runner = Runner(),
     progress: Progress = lambda done, total: None,
     **options: Any,
 ) -> Path:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from landfuse.rasters.place_noise import hashed, smooth, uniform
 
@@ -84,6 +83,8 @@ def _voronoi(
     seed: int, y: NDArray[np.float64], x: NDArray[np.float64], i: NDArray[np.int64], j: NDArray[np.int64]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     """The nearest and the second parcel of each place, and the distance to the border between them, in pixels."""
+    from scipy.spatial import cKDTree
+
     centre_y = (i[:, None] + 0.2 + 0.6 * uniform(seed, Stream.CENTRE_Y, i, j)) * _CELL
     centre_x = (j[None, :] + 0.2 + 0.6 * uniform(seed, Stream.CENTRE_X, i, j)) * _CELL
     centre_y, centre_x = centre_y.reshape(-1), centre_x.reshape(-1)  # float64: distances keep the far pixels apart
