@@ -19,7 +19,7 @@ from landfuse.errors import BundleError, OutputError, SettingsError
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.mapping.engine import PixelProgress, map_blocks
 from landfuse.mapping.map_layers import layers_of
-from landfuse.mapping.predict import Job, map_parts, predict
+from landfuse.mapping.predict import Job, Runner, map_parts, predict
 from landfuse.mapping.settings import map_options
 from landfuse.rasters.arrays import ArrayRaster
 from landfuse.rasters.windows import Window
@@ -88,7 +88,7 @@ def test_blocks_of_other_sets_are_not_gone_on_from(bundle: Bundle, scene: Scene,
 
     path, words = tmp_path / "map.tif", {"sets": 0.8, "block": 20}
     with pytest.raises(KeyboardInterrupt):
-        predict(bundle, scene, path, run=interrupted, **words)
+        predict(bundle, scene, path, run=Runner(interrupted), **words)
     for other in ({"sets": 0.9}, {"sets_method": "aps"}, {"sets_by_class": True}):
         with pytest.raises(OutputError, match="the class sets"):
             predict(bundle, scene, path, **{**words, **other})

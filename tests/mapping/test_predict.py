@@ -34,7 +34,7 @@ from landfuse.mapping import engine, window_owners
 from landfuse.mapping import predict as mapping
 from landfuse.mapping.engine import BlockMap, batch_size, map_array, map_blocks
 from landfuse.mapping.map_layers import Layer, beside, confidence_of, entropy_of, layers_of
-from landfuse.mapping.predict import Job, map_parts, predict
+from landfuse.mapping.predict import Job, Runner, map_parts, predict
 from landfuse.mapping.settings import map_options
 from landfuse.models.base import FusionModel, Modality
 from landfuse.rasters.grid import Grid
@@ -703,7 +703,7 @@ def test_an_interrupted_map_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, e
         again.extend(windows)
         return map_parts(job, windows, progress)
 
-    predict(bundle, scene, path, block=16, progress=lambda *now: reported.append(now), run=run, **EVERY)
+    predict(bundle, scene, path, block=16, progress=lambda *now: reported.append(now), run=Runner(run), **EVERY)
     assert len(again) == 16 - len(parts), "only what was missing"
     assert reported[0] == (3600 - sum(window.pixels for window in again), 3600)
     assert reported[-1] == (3600, 3600)

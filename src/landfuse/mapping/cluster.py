@@ -1,9 +1,9 @@
 """Mapping by several processes of this machine, or by those of a dask scheduler.
 
 A task is a strip: neighbouring blocks in row order, which share windows as in one process. A worker without a strip
-gets half of what is left of another's, and what is left of a dead worker's strip is begun again. Workers open bundle and
-scene themselves, once each, so that every machine has to see the bundle and the rasters under the same paths. They write
-their part files into the part folder; where they do not see it, they send them to the client, which does.
+gets half of what is left of another's, and what is left of a dead worker's strip is begun again. Workers open bundle
+and scene themselves, once each, so that every machine has to see the bundle and the rasters under the same paths. They
+write their part files into the part folder; where they do not see it, they send them to the client, which does.
 """
 
 from __future__ import annotations

@@ -251,7 +251,9 @@ class PixelAreas:
 
     grid: Grid
     _crs: pyproj.CRS
-    _globe: pyproj.CRS
+    _to_globe: pyproj.Transformer
+    _globe: tuple[float, float]
+    """The globe's radius, and how high the pole is on the cylinder around it."""
 
     @property
     def _plane(self) -> float:
@@ -268,13 +270,12 @@ class PixelAreas:
     @cached_property
     def _nodes(self) -> NDArray[np.float64]:
         """Square metres of a pixel at the nodes, (R, C)."""
-        geod: Any = self._crs.get_geod()
-        radius, pole = geod.a, pyproj.Proj(proj="cea", a=geod.a, b=geod.b)(0, 90)[1]
+        radius, pole = self._globe
         rows: Any
         cols: Any
         rows, cols = (place[..., None] for place in np.meshgrid(*self._places, indexing="ij"))
         x, y = self.grid.at(cols + _HALF * np.array([-1, 1, 1, -1]), rows + _HALF * np.array([-1, -1, 1, 1]))
-        x, y = pyproj.Transformer.from_crs(self._crs, self._globe, always_xy=True).transform(x, y)
+        x, y = self._to_globe.transform(x, y)
         # From the cylinder to the sphere of the ellipsoid's area: there neither 180 degrees nor a pole is special.
         with np.errstate(invalid="ignore"):
             up = np.clip(y / pole, -1, 1)
@@ -337,12 +338,20 @@ def pixel_areas(grid: Grid) -> PixelAreas | None:
 
 @lru_cache(maxsize=64)
 def _pixel_areas(height: int, width: int, transform: Transform, crs: str | None) -> PixelAreas | None:
+    globe = _globe_of(crs or "")
+    return PixelAreas(Grid(height, width, transform, crs), *globe) if globe else None
+
+
+@lru_cache(maxsize=64)  # thousands of tiles share a CRS, and PROJ takes 0.1 s
+def _globe_of(crs: str) -> tuple[pyproj.CRS, pyproj.Transformer, tuple[float, float]] | None:
     try:
-        known = horizontal(crs or "")
+        known = horizontal(crs)
         base = known.source_crs if known.is_geographic and known.is_derived else known.geodetic_crs
         if base is None or not (known.is_projected or known.is_geographic):
             return None
-        globe = ProjectedCRS(LambertCylindricalEqualAreaConversion(), geodetic_crs=base)
-    except CRSError:
+        cylinder = ProjectedCRS(LambertCylindricalEqualAreaConversion(), geodetic_crs=base)
+        to_globe = pyproj.Transformer.from_crs(known, cylinder, always_xy=True)
+    except (CRSError, ProjError):
         return None
-    return PixelAreas(Grid(height, width, transform, crs), known, globe)
+    geod: Any = known.get_geod()
+    return known, to_globe, (geod.a, pyproj.Proj(proj="cea", a=geod.a, b=geod.b)(0, 90)[1])
