@@ -1,4 +1,4 @@
-"""How fast the models of single pixels map, beside scikit-learn and with and without context, in one run.
+"""How fast the models of single pixels train and map, beside scikit-learn and with and without context, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/speed/forest.py [--side 448] [--trees 100] [--repeats 5]
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.description import ModelSpec
@@ -29,12 +29,11 @@ BANDS = {"s2": 12, "s1": 2}
 WINDOWS = (3, 7, 15)
 
 
-def fitted(scene: Scene, windows: tuple[int, ...], trees: int) -> Bundle:
-    """A forest of a scene, grown from 10,000 pixels."""
-    settings = {"context": list(windows), "trees": trees}
+def fitted(scene: Scene, windows: tuple[int, ...], name: str = "forest", **settings: int) -> Bundle:
+    """A model of a scene, which learnt from 10,000 pixels."""
     maps = {name: PixelMap(torch.ones(bands), torch.zeros(bands)) for name, bands in BANDS.items()}
     infos = {name: part.info for name, part in scene.modalities.items()}
-    bundle = Bundle(ModelSpec("forest", settings), maps, infos, scene.legend)
+    bundle = Bundle(ModelSpec(name, {"context": list(windows), **settings}), maps, infos, scene.legend)
     halo = bundle.model.halo
     images = {name: torch.from_numpy(scene.read(name, scene.grid.window.padded(halo)))[None] for name in BANDS}
     rng = np.random.default_rng(0)
@@ -57,11 +56,19 @@ def main() -> None:
     pixels = features_of({n: v.transpose(1, 2, 0)[None] for n, v in noisy.items()}, dict.fromkeys(BANDS, 1))
     chosen = rng.choice(len(pixels), 10_000, replace=False)
     rival = RandomForestClassifier(options.trees, n_jobs=1).fit(pixels[chosen], scene.labels.ravel()[chosen])
-    plain, context = (fitted(scene, windows, options.trees) for windows in ((), WINDOWS))
+    plain, context = (fitted(scene, windows, trees=options.trees) for windows in ((), WINDOWS))
+    trained = pixels[chosen], scene.labels.ravel()[chosen]
+    boosting = HistGradientBoostingClassifier(
+        max_iter=50, min_samples_leaf=5, l2_regularization=1.0, early_stopping=False
+    )
     trees = plain.model.tables
     padded = {name: scene.read(name, scene.grid.window.padded(WINDOWS[-1] // 2)) for name in BANDS}
     images = {name: values.transpose(1, 2, 0)[None].copy() for name, values in padded.items()}
     runs: dict[str, Callable[[], object]] = {
+        "scikit-learn grows a forest": lambda: RandomForestClassifier(options.trees, n_jobs=1).fit(*trained),
+        "landfuse trains `forest`": lambda: fitted(scene, (), trees=options.trees),
+        "scikit-learn boosts, 50 rounds": lambda: boosting.fit(*trained),
+        "landfuse trains `boosted`, 50 rounds": lambda: fitted(scene, (), "boosted", rounds=50),
         "the features of the context alone": lambda: features_of(images, dict.fromkeys(BANDS, 1), WINDOWS),
         "scikit-learn's predict_proba, pixels": lambda: rival.predict_proba(pixels),
         "landfuse's trees alone, pixels": lambda: trees.logits(pixels),

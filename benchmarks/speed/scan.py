@@ -349,6 +349,7 @@ def main() -> None:
                 if kernel:
                     scans["mamba_ssm"] = vmamba(kernel)
                 scans |= {f"ours, {path}": fused(path) for path in paths}
+                scans["ours, torch, general form"] = vmamba(ours("torch"))
                 title = f"SS2D {side}², N = {states}, {where}"
                 medians = compare(title, scans, image_inputs(side, states, device), chosen.repeats, device, clock)
                 if device == "cpu":

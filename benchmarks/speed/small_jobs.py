@@ -15,29 +15,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-from flat_scene import BANDS, place
-
-from landfuse.bundles.description import ModelSpec
-from landfuse.rasters.geotiff_writer import write_raster
-from landfuse.rasters.windows import Window
-
 LANDFUSE = [sys.executable, "-m", "landfuse"]
 MODELS = {"forest": {"trees": 100}, "two_branch": {"view": 3, "width": 4}}
 SIDES = {"start": 500, "memory": 6000}
 
 
-def scene_file(folder: Path, name: str, images: str, tiles: str = "") -> None:
+def scene_file(folder: Path, name: str, images: str) -> None:
     """Writes a scene of both modalities, whose labels are six classes in stripes."""
     legend = ", ".join(f"{{name: c{i}, code: {i}}}" for i in range(6))
-    modalities = "".join(f"  {band}: {{path: '{images.format(band)}'}}\n" for band in BANDS)
-    text = f"name: {name}\n{tiles}modalities:\n{modalities}legend: [{legend}]\n"
+    modalities = "".join(f"  {band}: {{path: '{images.format(band)}'}}\n" for band in ("s2", "s1"))
+    text = f"name: {name}\nmodalities:\n{modalities}legend: [{legend}]\n"
     (folder / f"{name}.yaml").write_text(text)
 
 
-def made(folder: Path) -> None:
+def made(folder: Path, tiles: int) -> None:
     """Writes bundles and scenes."""
+    import numpy as np
+    import torch
+    from flat_scene import BANDS, place
+
+    from landfuse.bundles.description import ModelSpec
+    from landfuse.rasters.geotiff_writer import GeotiffWriter
+    from landfuse.rasters.windows import Window
+
     folder.mkdir(parents=True, exist_ok=True)
     for name, settings in MODELS.items():
         bundle, scene = place(ModelSpec(name, settings), 500, folder)
@@ -55,12 +55,15 @@ def made(folder: Path) -> None:
         place(ModelSpec("two_branch"), side, folder)
         scene_file(folder, name, f"{{}}-2048-{side}.vrt")
     if not (folder / "tiles").exists():
-        for number in range(3000):
+        for number in range(tiles):
             row, col = divmod(number, 64)
             window = Window(row * 7, col * 7, 64, 64)
-            for band in BANDS:
-                path = folder / "tiles" / f"{band}_{number:04}.tif"
-                write_raster(path, scene.grid.part(window), scene.read(band, window))
+            for band, count in BANDS.items():
+                path, numbers = folder / "tiles" / f"{band}_{number:04}.tif", scene.read(band, window) * 1000
+                with GeotiffWriter(
+                    path, scene.grid.part(window), bands=count, dtype="int16", nodata=None, scale=1e-3, lasting=False
+                ) as file:
+                    file.write(Window(0, 0, 64, 64), np.rint(numbers).astype(np.int16))
     scene_file(folder, "tiles", "tiles/{}_{{tile}}.tif")
 
 
@@ -78,11 +81,20 @@ def measured(command: list[str]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=["start", "tiles", "memory"], default=["start", "tiles", "memory"])
+    parser.add_argument(
+        "what", nargs="*", choices=["start", "tiles", "memory", "make"], default=["start", "tiles", "memory"]
+    )
+    parser.add_argument("--tiles", type=int, default=3000, help="how many; remove the folder to change it")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/landfuse-small-jobs"))
     options = parser.parse_args()
-    made(options.folder)
+    if options.what == ["make"]:
+        made(options.folder, options.tiles)
+        return
+    # A process starts with the peak memory of the one that starts it: this one holds no torch.
+    subprocess.run(
+        [sys.executable, __file__, "make", "--folder", options.folder, "--tiles", str(options.tiles)], check=True
+    )
     os.chdir(options.folder)
     for what in options.what:
         commands = {"import torch": [sys.executable, "-c", "import torch"]}

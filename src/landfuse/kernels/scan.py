@@ -204,7 +204,7 @@ def _prepared(inputs: Inputs, path: str) -> tuple[ModuleType, torch.dtype, Input
 def _laid_out(result: Tensor, like: Tensor) -> Tensor:
     """`result` with the type and strides of `torch.empty_like(like)`, which compiled graphs expect."""
     out = torch.empty_like(like, memory_format=torch.preserve_format)
-    return result if result.dtype == out.dtype and result.stride() == out.stride() else out.copy_(result)
+    return result if result.dtype == out.dtype and result.stride() == out.stride() else scan_torch.copied(out, result)
 
 
 def register_operator(kind: type[Inputs], name: str, tensors: str, flags: str, prefix: str) -> None:
