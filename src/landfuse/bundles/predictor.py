@@ -110,3 +110,23 @@ class Model(Protocol):
 
     def save(self, folder: str | Path) -> None:
         """Writes its files."""
+
+
+class ReadyModel:
+    """A `Model` for many tiles: it is made ready to run once, with some options."""
+
+    def __init__(self, model: Model, options: PredictorOptions) -> None:
+        self._model, self._ready, self.description = model, model.predictor(options), model.description
+
+    def predictor(self, options: PredictorOptions) -> Predictor:
+        """What was made ready."""
+        return self._ready
+
+    @property
+    def digest(self) -> str:
+        """See `Model`."""
+        return self._model.digest
+
+    def save(self, folder: str | Path) -> None:
+        """See `Model`."""
+        self._model.save(folder)

@@ -150,13 +150,14 @@ def predict(
     read_scene_file(scene)  # what is refused at once needs no torch
     from landfuse.accuracy.conformal import ClassSets
     from landfuse.bundles.model_files import bundle_folder, onnx_file
+    from landfuse.bundles.predictor import ReadyModel
     from landfuse.bundles.table_bundle import load_model
     from landfuse.mapping.map_layers import layers_of
     from landfuse.mapping.part_folder import PartFolder
     from landfuse.mapping.predict import predict as run_mapping
     from landfuse.scenes.land_cover_map import beside
 
-    model = load_model(bundle, model=own_model(own) if own is not None else None)
+    model = ReadyModel(load_model(bundle, model=own_model(own) if own is not None else None), options)
     known = model.description
     tiles, chosen, failed = _tiles(scene, tile or [], known, options)
     as_file = destination.local.suffix.lower() in (".tif", ".tiff")
