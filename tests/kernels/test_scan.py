@@ -373,6 +373,7 @@ def test_mistakes_name_the_argument_and_both_shapes(change: Callable[[dict], Non
 TRITON = """
 import torch
 from landfuse.kernels.scan import scan_plain, selective_scan
+from landfuse.kernels import scan_triton
 from landfuse.kernels.scan_image import image_scan, image_scan_plain
 g = torch.Generator().manual_seed(0)
 draw = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64)
@@ -396,6 +397,8 @@ def sequence(b, channels, length, n, groups, scale):
             draw(b, groups, n, length), draw(channels), draw(channels)]
 
 softplus = lambda *a: selective_scan(*a, True, path="triton")
+compare(softplus, lambda *a: scan_plain(*a, True), sequence(1, 3, 70, 1, 1, None))  # one tile
+scan_triton._SHORT = 32
 compare(softplus, lambda *a: scan_plain(*a, True), sequence(2, 4, 70, 1, 2, None))
 compare(softplus, lambda *a: scan_plain(*a, True), sequence(1, 2, 9, 2, 1, None), half=(0, 1, 3, 4))
 mixed = 10 ** (torch.rand(1, 2, 70, generator=g, dtype=torch.float64) * 10 - 6)

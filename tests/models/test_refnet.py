@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.errors import LandfuseError, MissingFileError, ModelError, SettingsError
+from landfuse.layers.state_space import VSSBlock
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import Modality
-from landfuse.models.refnet import Decoder, RefNet, from_authors, rename_authors
+from landfuse.models.refnet import Decoder, RefNet, _each, from_authors, rename_authors
 from landfuse.scenes.scene_file import open_scene
 from landfuse.settings import parse
 
@@ -202,6 +203,28 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": state | {"extra.weight": torch.zeros(1)}}, tmp_path / "extra.pth")
     with pytest.raises(ModelError, match=r"extra\.weight"):
         from_authors(tmp_path / "extra.pth", encoder="resnet18")
+
+
+def test_blocks_of_all_modalities_at_once_are_those_of_each() -> None:
+    torch.manual_seed(0)
+    block, features = VSSBlock(8).eval(), [torch.randn(2, 8, 5, 7) for _ in range(3)]
+    for found, alone in zip(_each(block, features, True), _each(block, features), strict=True):
+        torch.testing.assert_close(found, alone)
+
+
+def test_a_map_does_not_compute_what_only_training_uses() -> None:
+    model = RefNet({"a": 3, "b": 2}, 4, encoder="resnet18", width=8, view=64).eval()
+
+    def computed(*_: Any) -> None:
+        raise AssertionError("enhanced features are for the auxiliary losses")
+
+    for layers in (scale.enhance for scale in model.decoder.scales):
+        for layer in layers:
+            layer.register_forward_hook(computed)
+    batch = {"a": torch.zeros(1, 3, 64, 64), "b": torch.zeros(1, 2, 64, 64)}
+    assert model(batch).shape == (1, 4, 64, 64)
+    with pytest.raises(AssertionError, match="auxiliary losses"):
+        model.loss(batch, torch.zeros(1, 64, 64, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("off", ["", "share", "difference", "enhance", "concatenate", "sum"])

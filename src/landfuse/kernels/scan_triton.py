@@ -17,7 +17,8 @@ from landfuse.kernels.scan_inputs import ImageInputs, ScanInputs
 READS_HALF = True
 """Whether u, delta, B, C, x, factors and dy may come in half precision; else they are converted before."""
 _TIME = 64  # steps per tile
-_WIDE = 32  # channels per program
+_SHORT = 128  # sequences up to this length are one tile: no state has to be carried, and each step is scanned once
+_MANY = 2048  # steps times channels per program
 _CARRIED = 128  # states per program of the carry
 
 
@@ -65,13 +66,14 @@ class _Inputs(NamedTuple):
     def sizes(self) -> tuple[int, int, int, int]:
         """Length, channels per group, blocks per group, tiles."""
         length, width = self.u.shape[1], self.A.shape[0] // self.B.shape[2]
-        return length, width, triton.cdiv(width, _WIDE), triton.cdiv(length, _time(length))
+        return length, width, triton.cdiv(width, _wide(length)), triton.cdiv(length, _time(length))
 
     def constants(self) -> dict[str, int | bool]:
         """What the kernels are compiled for."""
         rank = 0 if self.weight is None else self.weight.shape[1]
-        time = _time(self.u.shape[1])
-        return {"STATES": self.A.shape[1], "RANK": rank, "SOFTPLUS": self.softplus, "TIME": time, "WIDE": _WIDE}
+        length = self.u.shape[1]
+        sizes = {"TIME": _time(length), "WIDE": _wide(length)}
+        return {"STATES": self.A.shape[1], "RANK": rank, "SOFTPLUS": self.softplus, **sizes}
 
     def launch(self) -> tuple[int, int, int]:
         """The grid: tiles, blocks of all groups, batch."""
@@ -80,7 +82,12 @@ class _Inputs(NamedTuple):
 
 
 def _time(length: int) -> int:
-    return min(_TIME, max(16, triton.next_power_of_2(length)))
+    return max(16, triton.next_power_of_2(length)) if length <= _SHORT else _TIME
+
+
+def _wide(length: int) -> int:
+    """Channels per program."""
+    return min(32, _MANY // _time(length))
 
 
 def _carry(ends: Tensor, decays: Tensor, against: bool) -> Tensor:
@@ -98,13 +105,16 @@ def _forward(inputs: _Inputs, y: Tensor, add: bool) -> Tensor:
     """Writes or adds to y; returns the states entering each tile, (B, tiles, N, channels)."""
     sizes, batch = inputs.sizes(), inputs.u.shape[0]
     channels, states = inputs.A.shape
-    ends = torch.empty((batch, sizes[3], states, channels), dtype=torch.float32, device=y.device)
-    decays = torch.empty_like(ends)
     common = (*sizes, *inputs.walk, *inputs.u.stride(), *inputs.delta_strides, *inputs.B.stride())
-    kernels.tile_states[inputs.launch()](
-        inputs.u, *inputs.delta_arguments, inputs.A, inputs.B, inputs.bias, ends, decays, *common, **inputs.constants()
-    )
-    starts = _carry(ends, decays, against=False)
+    make = torch.empty if sizes[3] > 1 else torch.zeros
+    starts = make((batch, sizes[3], states, channels), dtype=torch.float32, device=y.device)
+    if sizes[3] > 1:
+        ends, decays = torch.empty_like(starts), torch.empty_like(starts)
+        kernels.tile_states[inputs.launch()](
+            inputs.u, *inputs.delta_arguments, inputs.A, inputs.B, inputs.bias, ends, decays, *common,
+            **inputs.constants(),
+        )  # fmt: skip
+        starts = _carry(ends, decays, against=False)
     kernels.outputs[inputs.launch()](
         inputs.u, *inputs.delta_arguments, inputs.A, inputs.B, inputs.C, inputs.skip, inputs.bias, starts, y,
         *common, *inputs.C.stride(), *y.stride(), ADD=add, **inputs.constants(),
@@ -128,12 +138,14 @@ def _backward(inputs: _Inputs, starts: Tensor, dy: Tensor, du: Tensor, draw: Ten
     length, _, blocks, tiles = sizes
     channels, states = inputs.A.shape
     groups, rank = inputs.B.shape[2], inputs.constants()["RANK"]
-    ends, decays = torch.empty_like(starts), torch.empty_like(starts)
-    kernels.tile_adjoints[inputs.launch()](
-        *inputs.delta_arguments, inputs.A, inputs.C, inputs.bias, dy, ends, decays,
-        *sizes, *inputs.walk, *inputs.delta_strides, *inputs.C.stride(), *dy.stride(), **inputs.constants(),
-    )  # fmt: skip
-    adjoints = _carry(ends, decays, against=True)
+    adjoints = starts  # zeros, where there is one tile
+    if tiles > 1:
+        ends, decays = torch.empty_like(starts), torch.empty_like(starts)
+        kernels.tile_adjoints[inputs.launch()](
+            *inputs.delta_arguments, inputs.A, inputs.C, inputs.bias, dy, ends, decays,
+            *sizes, *inputs.walk, *inputs.delta_strides, *inputs.C.stride(), *dy.stride(), **inputs.constants(),
+        )  # fmt: skip
+        adjoints = _carry(ends, decays, against=True)
     dB = starts.new_empty(blocks, batch, length, groups, states)
     dfactors = starts.new_empty(blocks, batch, length, rank)
     dA = torch.empty_like(starts)

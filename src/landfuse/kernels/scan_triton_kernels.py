@@ -19,6 +19,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+"""exp(x) = 2 ** (LOG2E x): the factor is multiplied into A once, instead of into every step."""
+
 
 @triton.jit
 def _combine(decay_1, state_1, decay_2, state_2):
@@ -113,7 +116,7 @@ def tile_states(
     for n in range(STATES):
         a = tl.load(A + d * STATES + n, mask=in_group, other=0.0)
         Bn = tl.load(B + b * B_b + group * B_g + place * B_l + n * B_n, mask=there, other=0.0).to(tl.float32)
-        _, h = tl.associative_scan((tl.exp(a[None, :] * delta), x * Bn[:, None]), 0, _combine)
+        _, h = tl.associative_scan((tl.exp2((a * LOG2E)[None, :] * delta), x * Bn[:, None]), 0, _combine)
         at = ((b * tiles + tile) * STATES + n) * channels + d
         tl.store(ends + at, tl.sum(tl.where(step[:, None] == TIME - 1, h, 0.0), 0), mask=in_group)
         tl.store(decays + at, _expm1(a * total), mask=in_group)
@@ -158,7 +161,7 @@ def outputs(
         a = tl.load(A + d * STATES + n, mask=in_group, other=0.0)
         Bn = tl.load(B + b * B_b + group * B_g + place * B_l + n * B_n, mask=there, other=0.0).to(tl.float32)
         Cn = tl.load(C + b * C_b + group * C_g + place * C_l + n * C_n, mask=there, other=0.0).to(tl.float32)
-        decay, h = tl.associative_scan((tl.exp(a[None, :] * delta), x * Bn[:, None]), 0, _combine)
+        decay, h = tl.associative_scan((tl.exp2((a * LOG2E)[None, :] * delta), x * Bn[:, None]), 0, _combine)
         entering = tl.load(starts + ((b * tiles + tile) * STATES + n) * channels + d, mask=in_group, other=0.0)
         sum_y += (h + decay * entering[None, :]) * Cn[:, None]
     at = y + b * y_b + place[:, None] * y_l + d[None, :] * y_d
@@ -190,7 +193,7 @@ def tile_adjoints(
     for n in range(STATES):
         a = tl.load(A + d * STATES + n, mask=in_group, other=0.0)
         Cn = tl.load(C + b * C_b + group * C_g + place * C_l + n * C_n, mask=there, other=0.0).to(tl.float32)
-        decay = tl.exp(a[None, :] * delta)
+        decay = tl.exp2((a * LOG2E)[None, :] * delta)
         _, r = tl.associative_scan((decay, decay * (wide_dy * Cn[:, None])), 0, _combine, reverse=True)
         at = ((b * tiles + tile) * STATES + n) * channels + d
         tl.store(ends + at, tl.sum(tl.where(step[:, None] == 0, r, 0.0), 0), mask=in_group)
@@ -241,11 +244,11 @@ def gradients(
         last_B = tl.load(B + last_place * B_l + n * B_n, mask=has_last, other=0.0).to(tl.float32)
         Cn = tl.load(C + b * C_b + group * C_g + place * C_l + n * C_n, mask=there, other=0.0).to(tl.float32)
         at = ((b * tiles + tile) * STATES + n) * channels + d
-        decay = tl.exp(a[None, :] * delta)
+        decay = tl.exp2((a * LOG2E)[None, :] * delta)
         # kept_t = exp(delta_t A) h_{t-1}; taking B x from h instead would cancel where the decay is strong
         decayed, kept = tl.associative_scan((decay, decay * (last_x * last_B[:, None])), 0, _combine)
         kept += decayed * tl.load(starts + at, mask=in_group, other=0.0)[None, :]
-        next_decay = tl.exp(a[None, :] * next_delta)
+        next_decay = tl.exp2((a * LOG2E)[None, :] * next_delta)
         decayed, g = tl.associative_scan((next_decay, wide_dy * Cn[:, None]), 0, _combine, reverse=True)
         g += decayed * tl.load(leaving + at, mask=in_group, other=0.0)[None, :]
         h = kept + x * Bn[:, None]

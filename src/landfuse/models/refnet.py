@@ -120,7 +120,7 @@ class MdfVss(nn.Module):
         shared = differing = None
         by_modality: list[Tensor] = []
         if self.shared_block is not None and self.join is not None:
-            shared = self.join(torch.cat([self.shared_block(f) for f in features], dim=1))
+            shared = self.join(torch.cat(_each(self.shared_block, features), dim=1))
         if self.difference_block is not None:
             if len(features) == 2:
                 differing = self.difference_block(features[0] - features[1])
@@ -128,10 +128,17 @@ class MdfVss(nn.Module):
             else:
                 total = torch.stack(list(features)).sum(0)
                 others = [(total - f) / (len(features) - 1) for f in features]
-                by_modality = [self.difference_block(f - o) for f, o in zip(features, others, strict=True)]
+                by_modality = _each(self.difference_block, [f - o for f, o in zip(features, others, strict=True)])
                 differing = torch.stack(by_modality).mean(0)
         present = [part for part in (shared, differing) if part is not None]
         return Parts(shared, differing, self.smooth(sum(present[1:], present[0])), by_modality)
+
+
+def _each(block: nn.Module, features: Sequence[Tensor], at_once: bool | None = None) -> list[Tensor]:
+    """The block of each; on a GPU, which waits for launches, by default all at once."""
+    if features[0].is_cuda if at_once is None else at_once:
+        return list(block(torch.cat(list(features))).chunk(len(features)))
+    return [block(f) for f in features]
 
 
 class PlainFusion(nn.Module):
@@ -174,16 +181,19 @@ class Scale(nn.Module):
         self.smooth_enhanced = nn.ModuleList(Smooth(width) for _ in enhanced if not coarsest)
 
     def forward(
-        self, features: Sequence[Tensor], coarser: tuple[Tensor, list[Tensor]] | None
+        self, features: Sequence[Tensor], coarser: tuple[Tensor, list[Tensor]] | None, *, enhancing: bool
     ) -> tuple[Tensor, list[Tensor], Parts]:
-        """Fused features, enhanced features per modality, and what the fusion saw."""
+        """Fused features, enhanced features per modality where wanted, and what the fusion saw."""
         projected = [project(f) for project, f in zip(self.project, features, strict=True)]
         parts = self.fuse(projected)
         fused = self.refine(parts.fused)
-        differing = parts.differing_by_modality or [torch.zeros_like(f) for f in projected]
-        enhanced = [layer(f + d) for layer, f, d in zip(self.enhance, projected, differing, strict=False)]
+        enhanced: list[Tensor] = []
+        if enhancing:
+            differing = parts.differing_by_modality or [torch.zeros_like(f) for f in projected]
+            enhanced = [layer(f + d) for layer, f, d in zip(self.enhance, projected, differing, strict=False)]
         if coarser is not None and self.smooth is not None:
             fused = self.smooth(_add_upsampled(coarser[0], fused))
+        if enhancing and coarser is not None:
             enhanced = [
                 smooth(_add_upsampled(coarse, fine))
                 for smooth, coarse, fine in zip(self.smooth_enhanced, coarser[1], enhanced, strict=True)
@@ -207,19 +217,21 @@ class Decoder(nn.Module):
         )
         _initialise(self)
 
-    def forward(self, features: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[list[Tensor]], list[Parts]]:
+    def forward(
+        self, features: Sequence[Sequence[Tensor]], *, enhancing: bool = True
+    ) -> tuple[list[Tensor], list[list[Tensor]], list[Parts]]:
         """Decodes features, one list from fine to coarse per modality.
 
         Returns:
-            From coarse to fine: fused features (B, width, H, W), enhanced features per modality (empty where
-            switched off), and the parts of the MDF-VSS blocks.
+            From coarse to fine: fused features (B, width, H, W), enhanced features per modality (empty where not
+            wanted or switched off), and the parts of the MDF-VSS blocks.
         """
         fused: list[Tensor] = []
         enhanced: list[list[Tensor]] = []
         parts: list[Parts] = []
         for i, at_scale in reversed(list(enumerate(zip(*features, strict=True)))):
             coarser = (fused[-1], enhanced[-1]) if fused else None
-            at_fused, at_enhanced, at_parts = self.scales[i](at_scale, coarser)
+            at_fused, at_enhanced, at_parts = self.scales[i](at_scale, coarser, enhancing=enhancing)
             fused.append(at_fused)
             enhanced.append(at_enhanced)
             parts.append(at_parts)
@@ -293,7 +305,7 @@ class RefNet(FusionModel):
             encoder.load_state_dict(published.state_dict())
 
     def forward(self, images: dict[str, Tensor]) -> Tensor:
-        fused, _, _ = self._decode(images)
+        fused, _, _ = self._decode(images, enhancing=False)
         return self._logits(self.head, fused[-1], images)
 
     def loss(self, images: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
@@ -310,12 +322,15 @@ class RefNet(FusionModel):
 
     def parts(self, images: dict[str, Tensor]) -> list[Parts]:
         """Shared, differing and fused features at stride 32, 16, 8, 4, 2, to look at."""
-        return self._decode(images)[2]
+        return self._decode(images, enhancing=False)[2]
 
-    def _decode(self, images: dict[str, Tensor]) -> tuple[list[Tensor], list[list[Tensor]], list[Parts]]:
+    def _decode(
+        self, images: dict[str, Tensor], *, enhancing: bool = True
+    ) -> tuple[list[Tensor], list[list[Tensor]], list[Parts]]:
+        """What maps the enhanced features is there for training only."""
         self.size_of(images)
         features = [encoder(images[name]) for name, encoder in zip(self.modalities, self.encoders, strict=True)]
-        result: tuple[list[Tensor], list[list[Tensor]], list[Parts]] = self.decoder(features)
+        result: tuple[list[Tensor], list[list[Tensor]], list[Parts]] = self.decoder(features, enhancing=enhancing)
         return result
 
     def _logits(self, head: nn.Module, features: Tensor, images: dict[str, Tensor]) -> Tensor:
