@@ -61,6 +61,8 @@ def measure(chosen: argparse.Namespace) -> int:
         if "scan" in parts:
             scan_speed.prepare(record, device, workers)
         for number, part in enumerate(parts):
+            if record.ended:
+                break
             if part != "parity":
                 workers.close()
             if device.dry:

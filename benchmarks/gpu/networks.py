@@ -66,6 +66,7 @@ def cases(dry: bool) -> list[Case]:
         *(replace(case, plain=True) for case in (base, large, small, replace(base, kind="f32"))),
         replace(base, batch=2),
         replace(large, batch=2),
+        replace(large, batch=4),
         replace(large, kind="f32"),
         lora,
         replace(lora, options={"encoder": "large", "finetune": "lora"}),

@@ -75,7 +75,7 @@ class Record:
         self.begun = time.monotonic()
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.gaps: dict[str, list[str]] = {}
-        self.faults = 0
+        self.faults, self.ended = 0, False
         self.file = (folder / "results.jsonl").open("w", encoding="utf-8")
 
     def write(self, part: str, kind: str, values: Mapping[str, Any]) -> None:
@@ -105,11 +105,14 @@ class Record:
     @contextmanager
     def measurement(self, part: str, name: str) -> Iterator[bool]:
         """Records an error and lets the run go on; gives False where no time is left to begin."""
-        late = time.monotonic() - self.begun > self.seconds
+        late = self.ended or time.monotonic() - self.begun > self.seconds
         if late:
             self.not_measured(part, f"{name}: not begun, the time was up")
         try:
             yield not late
+        except KeyboardInterrupt:  # the rest is left out, and the tables are written
+            self.ended = True
+            self.not_measured(part, f"{name}: interrupted")
         except Exception as error:
             traceback.print_exc(limit=6)
             self.fault(part, name, f"{type(error).__name__}: {error}")

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu" / "measure.py"
 PARTS = {"ceilings", "parity", "scan", "networks", "mapping", "p1"}
 
@@ -18,7 +20,7 @@ def run(*arguments: str, shared: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, env=environment)
 
 
-def test_every_part_reports_in_a_dry_run(tmp_path: Path) -> None:
+def test_every_part_reports_in_a_dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("--dry-run", "--out", str(tmp_path / "out"), shared=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     machine, *lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
@@ -39,6 +41,18 @@ def test_every_part_reports_in_a_dry_run(tmp_path: Path) -> None:
             assert line["error"] < (1e-5 if " f32," in line["name"] else 1e-2)
     tables = (tmp_path / "out" / "tables.md").read_text()
     assert tables in done.stdout
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from page import MARKER, PAGE, write
+
+    page = tmp_path / "gpu.md"
+    page.write_text(f"{PAGE.read_text().partition(MARKER)[0]}{MARKER}older tables")
+    write(page, [tmp_path / "out"])
+    above, marker, below = page.read_text().partition(MARKER)
+    assert above == PAGE.read_text().partition(MARKER)[0]
+    assert marker
+    assert below.startswith("\ndevice cpu, ")
+    assert tables in below
+    assert "older tables" not in below
     for part in PARTS:
         assert f"## {part} (dry run" in tables
     assert tables.count("Not measured:") == len(PARTS)
