@@ -320,6 +320,8 @@ def test_what_must_not_be_uploaded_is_refused(
     other = private(trained, tmp_path / "other", legend=legend)
     refused("are of two models: they differ in legend", other, "me/first", run=trained)
     refused("are of two models", other, "me/first", onnx=onnx_of)
+    larger = private(trained, tmp_path / "larger", model={"name": "forest", "settings": {"trees": 6}})
+    refused("are of two models: they differ in context, trees", larger, "me/first", run=trained)
     refused("README.md holds your home folder", other, "me/first")
     card = tmp_path / "card.md"
     card.write_text(f"# first\n{TOKEN}")

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from landfuse.bundles.model_files import ModelFile, bundle_folder, onnx_file, read_json, read_tensors
+from landfuse.bundles.model_files import ModelFile, bundle_folder, onnx_file, read_json, read_tensors, saved_spec
 from landfuse.bundles.onnx_model import OnnxModel
 from landfuse.download import PASSING, PATIENCE, Progress, download
 from landfuse.errors import BundleError, LandfuseError, MissingFileError, OutputError, SettingsError
@@ -35,7 +35,9 @@ _MODEL = ("model.json", "model.safetensors", "model.onnx")
 _SUMS, _CARD = "SHA256SUMS", "README.md"
 
 _SAME = ("modalities", "legend", "tiling", "temperature", "roles", "notes")
-"""What two forms of one model have in common."""
+"""What two forms of one model have in common, beside its settings but those that `export` changes."""
+
+_EXPORTED = ("weights", "merged")
 
 _NETWORK = cast(type[Exception], HfHubHTTPError.__mro__[1])
 """What errors of the network derive from; the library has changed its client more than once."""
@@ -211,7 +213,13 @@ def _files_of(model: Path, onnx: str | Path | None) -> tuple[dict[str, Path], Mo
 
 
 def _check_same(one: ModelFile, other: ModelFile, what: str) -> None:
-    differing = [name for name in _SAME if getattr(one, name) != getattr(other, name)]
+    def sign(known: ModelFile) -> dict[str, Any]:
+        settings = saved_spec(known).settings if known.package is None else known.model.settings
+        kept = {name: value for name, value in settings.items() if name not in _EXPORTED}
+        return {name: getattr(known, name) for name in _SAME} | {"model": known.model.name} | kept
+
+    first, second = sign(one), sign(other)
+    differing = [name for name in first | second if first.get(name) != second.get(name)]
     if differing:
         raise BundleError(
             f"{what} are of two models: they differ in {', '.join(differing)}",
