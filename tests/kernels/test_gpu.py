@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -90,8 +93,8 @@ def test_where_triton_is_missing_or_fails_to_compile_pytorch_scans_after_one_war
 ) -> None:
     card(monkeypatch, ones=on_cpu)
     if missing:
-        monkeypatch.setitem(__import__("sys").modules, "triton", None)
-        monkeypatch.delitem(__import__("sys").modules, "landfuse.kernels.scan_triton", raising=False)
+        monkeypatch.setitem(sys.modules, "triton", None)
+        monkeypatch.delitem(sys.modules, "landfuse.kernels.scan_triton", raising=False)
         monkeypatch.delattr("landfuse.kernels.scan_triton", raising=False)
     else:
         pytest.importorskip("triton")
@@ -121,3 +124,23 @@ def test_float32_is_tf32_only_where_that_is_chosen(tf32: bool) -> None:
     assert now() == before
     with gpu.gpu_kernels(torch.device("cpu"), tf32=tf32, same=True):
         assert now() == before
+
+
+def test_threads_do_not_change_each_others_kernels() -> None:
+    """Features of the next block are computed while a block is, each with its own choice."""
+    before, seen = torch.backends.cudnn.allow_tf32, []
+
+    def compute(tf32: bool) -> None:
+        for _ in range(200):
+            with gpu.gpu_kernels(CUDA, tf32=tf32, same=True):
+                time.sleep(0)
+                seen.append(torch.backends.cudnn.allow_tf32 == tf32)
+
+    threads = [threading.Thread(target=compute, args=(tf32,)) for tf32 in (True, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 400
+    assert all(seen)
+    assert torch.backends.cudnn.allow_tf32 == before

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,8 @@ import torch
 R = TypeVar("R")
 
 log = logging.getLogger("landfuse")
+
+_TURN = threading.RLock()
 
 LEAST = (8, 0)
 """Compute capability from which on Triton's kernels, TF32 and bfloat16 are the hardware's own."""
@@ -55,18 +58,19 @@ def gpu_kernels(device: torch.device, *, tf32: bool, same: bool) -> Iterator[Non
     Args:
         device: on a CPU nothing changes.
         tf32: round the numbers that are multiplied to 10 bits.
-        same: compute equal shapes by equal, deterministic convolutions.
+        same: compute equal shapes by equal, deterministic convolutions; one thread at a time, since all share this.
     """
     if device.type != "cuda":
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=same, allow_tf32=tf32):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with _TURN if same else nullcontext():
+        before = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=same, allow_tf32=tf32):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def constant(function: Callable[..., R]) -> Callable[..., R]:
