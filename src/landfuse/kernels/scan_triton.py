@@ -101,25 +101,42 @@ def _carry(ends: Tensor, decays: Tensor, against: bool) -> Tensor:
     return starts
 
 
-def _forward(inputs: _Inputs, y: Tensor, add: bool) -> Tensor:
-    """Writes or adds to y; returns the states entering each tile, (B, tiles, N, channels)."""
-    sizes, batch = inputs.sizes(), inputs.u.shape[0]
-    channels, states = inputs.A.shape
-    common = (*sizes, *inputs.walk, *inputs.u.stride(), *inputs.delta_strides, *inputs.B.stride())
-    make = torch.empty if sizes[3] > 1 else torch.zeros
-    starts = make((batch, sizes[3], states, channels), dtype=torch.float32, device=y.device)
-    if sizes[3] > 1:
-        ends, decays = torch.empty_like(starts), torch.empty_like(starts)
-        kernels.tile_states[inputs.launch()](
-            inputs.u, *inputs.delta_arguments, inputs.A, inputs.B, inputs.bias, ends, decays, *common,
-            **inputs.constants(),
+def _entering(walks: list[_Inputs]) -> Tensor:
+    """The states that enter each tile of each walk, (walks, B, tiles, N, channels); they are carried in one launch."""
+    tiles = walks[0].sizes()[3]
+    shape = len(walks), walks[0].u.shape[0], tiles, *reversed(walks[0].A.shape)
+    if tiles == 1:
+        return torch.zeros(shape, dtype=torch.float32, device=walks[0].u.device)
+    ends = torch.empty(shape, dtype=torch.float32, device=walks[0].u.device)
+    decays = torch.empty_like(ends)
+    for one, end, decay in zip(walks, ends, decays, strict=True):
+        kernels.tile_states[one.launch()](
+            one.u, *one.delta_arguments, one.A, one.B, one.bias, end, decay, *one.sizes(), *one.walk,
+            *one.u.stride(), *one.delta_strides, *one.B.stride(), **one.constants(),
         )  # fmt: skip
-        starts = _carry(ends, decays, against=False)
+    return _carry(ends.flatten(0, 1), decays.flatten(0, 1), against=False).view(shape)
+
+
+def _leaving(walks: list[_Inputs], starts: Tensor, dy: Tensor) -> Tensor:
+    """The adjoints of the states that leave each tile of each walk, as `starts` of `_entering`."""
+    if walks[0].sizes()[3] == 1:
+        return starts  # zeros
+    ends, decays = torch.empty_like(starts), torch.empty_like(starts)
+    for one, end, decay in zip(walks, ends, decays, strict=True):
+        kernels.tile_adjoints[one.launch()](
+            *one.delta_arguments, one.A, one.C, one.bias, dy, end, decay, *one.sizes(), *one.walk,
+            *one.delta_strides, *one.C.stride(), *dy.stride(), **one.constants(),
+        )  # fmt: skip
+    return _carry(ends.flatten(0, 1), decays.flatten(0, 1), against=True).view(starts.shape)
+
+
+def _forward(inputs: _Inputs, starts: Tensor, y: Tensor, add: bool) -> None:
+    """Writes or adds to y, from the states that enter each tile."""
     kernels.outputs[inputs.launch()](
         inputs.u, *inputs.delta_arguments, inputs.A, inputs.B, inputs.C, inputs.skip, inputs.bias, starts, y,
-        *common, *inputs.C.stride(), *y.stride(), ADD=add, **inputs.constants(),
+        *inputs.sizes(), *inputs.walk, *inputs.u.stride(), *inputs.delta_strides, *inputs.B.stride(),
+        *inputs.C.stride(), *y.stride(), ADD=add, **inputs.constants(),
     )  # fmt: skip
-    return starts
 
 
 class _Gradients(NamedTuple):
@@ -132,20 +149,14 @@ class _Gradients(NamedTuple):
     bias: Tensor
 
 
-def _backward(inputs: _Inputs, starts: Tensor, dy: Tensor, du: Tensor, draw: Tensor, add: bool) -> _Gradients:
+def _backward(
+    inputs: _Inputs, starts: Tensor, adjoints: Tensor, dy: Tensor, du: Tensor, draw: Tensor, add: bool
+) -> _Gradients:
     """Writes du (or adds to it) and draw."""
     sizes, batch = inputs.sizes(), inputs.u.shape[0]
     length, _, blocks, tiles = sizes
     channels, states = inputs.A.shape
     groups, rank = inputs.B.shape[2], inputs.constants()["RANK"]
-    adjoints = starts  # zeros, where there is one tile
-    if tiles > 1:
-        ends, decays = torch.empty_like(starts), torch.empty_like(starts)
-        kernels.tile_adjoints[inputs.launch()](
-            *inputs.delta_arguments, inputs.A, inputs.C, inputs.bias, dy, ends, decays,
-            *sizes, *inputs.walk, *inputs.delta_strides, *inputs.C.stride(), *dy.stride(), **inputs.constants(),
-        )  # fmt: skip
-        adjoints = _carry(ends, decays, against=True)
     dB = starts.new_empty(blocks, batch, length, groups, states)
     dfactors = starts.new_empty(blocks, batch, length, rank)
     dA = torch.empty_like(starts)
@@ -191,7 +202,9 @@ def _sequence(inputs: ScanInputs) -> _Inputs:
 def forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor]:
     """As `scan_torch.forward`; saves (B, tiles, N*G*D)."""
     y = torch.empty_like(inputs.u, dtype=torch.float32)
-    starts = _forward(_sequence(inputs), y.transpose(1, 2), add=False)
+    sequence = _sequence(inputs)
+    (starts,) = _entering([sequence])
+    _forward(sequence, starts, y.transpose(1, 2), add=False)
     return y, starts.flatten(2) if save else starts.new_empty(0)
 
 
@@ -199,15 +212,17 @@ def backward(dy: Tensor, inputs: ScanInputs, saved: Tensor) -> tuple[Tensor, ...
     """As `scan_torch.backward`."""
     u, A = inputs.u, inputs.A
     du, draw = torch.empty_like(u, dtype=torch.float32), torch.empty_like(inputs.delta, dtype=torch.float32)
-    starts = saved.view(u.shape[0], -1, A.shape[1], A.shape[0])
-    out = _backward(_sequence(inputs), starts, dy.transpose(1, 2), du.transpose(1, 2), draw.transpose(1, 2), add=False)
+    starts = saved.view(1, u.shape[0], -1, A.shape[1], A.shape[0])
+    sequence, dy, du_steps, draw_steps = _sequence(inputs), *(t.transpose(1, 2) for t in (dy, du, draw))
+    (adjoints,) = _leaving([sequence], starts, dy)
+    out = _backward(sequence, starts[0], adjoints, dy, du_steps, draw_steps, add=False)
     return du, draw, out.A, out.B.permute(0, 2, 3, 1), out.C.permute(0, 2, 3, 1), out.skip, out.bias
 
 
 def image_saved_shape(inputs: ImageInputs) -> tuple[int, ...]:
     """The shape of what `image_forward` saves."""
     batch, height, width, channels = inputs.x.shape
-    return batch, 4, -(-(height * width) // _time(height * width)), channels * inputs.A.shape[1]
+    return 4, batch, -(-(height * width) // _time(height * width)), channels * inputs.A.shape[1]
 
 
 def _image(image: ImageInputs) -> tuple[list[_Inputs], list[slice]]:
@@ -246,11 +261,14 @@ def _image(image: ImageInputs) -> tuple[list[_Inputs], list[slice]]:
 
 
 def image_forward(image: ImageInputs, save: bool) -> tuple[Tensor, Tensor]:
-    """As `scan_torch.image_forward`; saves (B, 4, tiles, N*D)."""
+    """As `scan_torch.image_forward`; saves (4, B, tiles, N*D)."""
     image = image._replace(x=image.x.contiguous(), factors=image.factors.contiguous())
     y = torch.empty_like(image.x, dtype=torch.float32)
-    states = [_forward(one, y.flatten(1, 2), add=k > 0) for k, one in enumerate(_image(image)[0])]
-    return y, torch.stack(states, 1).flatten(3) if save else y.new_empty(0)
+    walks = _image(image)[0]
+    starts = _entering(walks)
+    for k, one in enumerate(walks):
+        _forward(one, starts[k], y.flatten(1, 2), add=k > 0)
+    return y, starts.flatten(3) if save else y.new_empty(0)
 
 
 def image_backward(dy: Tensor, image: ImageInputs, saved: Tensor) -> tuple[Tensor, ...]:
@@ -259,14 +277,15 @@ def image_backward(dy: Tensor, image: ImageInputs, saved: Tensor) -> tuple[Tenso
     x, factors, dy = image.x, image.factors, dy.contiguous()
     inputs, places = _image(image)
     batch, channels, states = len(x), x.shape[3], image.A.shape[1]
-    starts = saved.view(batch, 4, -1, states, channels)
+    starts = saved.view(4, batch, -1, states, channels)
+    adjoints = _leaving(inputs, starts, dy.flatten(1, 2))
     dx = torch.empty_like(x, dtype=torch.float32)
     dfactors = torch.empty_like(factors, dtype=torch.float32)
     flat = dfactors.flatten(1, 2)
     outs = []
     for k, (one, place) in enumerate(zip(inputs, places, strict=True)):
         wide = dx.flatten(1, 2)
-        out = _backward(one, starts[:, k].contiguous(), dy.flatten(1, 2), wide, wide, add=k > 0)
+        out = _backward(one, starts[k], adjoints[k], dy.flatten(1, 2), wide, wide, add=k > 0)
         flat[:, :, place] = torch.cat([out.factors, out.B.squeeze(2), out.C.squeeze(2)], dim=-1)
         outs.append(out)
     joined = (torch.cat([getattr(out, name) for out in outs]) for name in ("A", "weight", "bias", "skip"))
