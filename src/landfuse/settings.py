@@ -223,6 +223,9 @@ def read_kind(kind: str, path: str | Path) -> dict[str, Any]:
     if Path(path).suffix.lower() in _DATA and Path(path).is_file():
         do = f"write a scene file and a recipe for it: landfuse init {shlex.quote(str(path))}"
         raise SettingsError(f"{path} is a file of data, not {kind}", f"{kind} (YAML), which names files of data", do)
+    if Path(path).suffix.lower() in (".onnx", ".safetensors"):
+        do = "name the model first, then the scene: landfuse predict MODEL SCENE -o map.tif"
+        raise SettingsError(f"{path} is a file of a model, not {kind}", f"{kind} (YAML)", do)
     values = read_yaml(path)
     found = kind_of(values)
     if found is not None and found != kind:

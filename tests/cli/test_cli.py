@@ -500,6 +500,7 @@ def test_models_and_their_settings_are_listed(landfuse: Callable[..., Any]) -> N
     assert "whole number from 1 to" in shown
     wrong = landfuse("models", "florest")
     assert (wrong.code, "did you mean forest" in wrong.err or "forest" in wrong.err) == (2, True)
+    assert "ONNX file" in wrong.err
 
 
 def test_what_a_saved_model_maps_is_listed(trained: Path, landfuse: Callable[..., Any]) -> None:
@@ -509,6 +510,7 @@ def test_what_a_saved_model_maps_is_listed(trained: Path, landfuse: Callable[...
     assert modalities == {"a": (3, "1", True), "b": (2, "1", True)}
     names = [one["name"] for one in known["classes"]]
     shown = landfuse("models", trained).out
+    assert known["modalities"]["a"]["pixel"].split(" in ")[0] in shown
     assert all(word in shown for word in ("modality", "model: forest\n", f"classes: {', '.join(names)}"))
     for words, fault in (((trained / "split",), "holds no bundle"), ((), "--json without a file")):
         wrong = landfuse("models", *words, "--json")

@@ -311,7 +311,8 @@ def test_what_must_not_be_uploaded_is_refused(
     export(trained, onnx=licensed, licence="MIT")
     refused("model.onnx says `MIT`", licensed, "me/first", licence="CC-BY-4.0")
     refused("is no repository", trained, "first")
-    refused("is no repository", trained, "me/first@main")
+    for name in ("me/first@main", "me/a--b", "me/first.git", "me/first-", "me./first"):
+        refused("is no repository", trained, name)
     refused("two ONNX files", onnx_of, "me/first", onnx=licensed)
     frozen = {"name": "sam", "address": "/data/me/sam.pth", "sha256": "0"}
     local = private(trained, tmp_path, frozen=frozen)
@@ -324,6 +325,8 @@ def test_what_must_not_be_uploaded_is_refused(
     refused("are of two models: they differ in context, trees", larger, "me/first", run=trained)
     refused("README.md holds your home folder", other, "me/first")
     card = tmp_path / "card.md"
+    card.write_bytes(b"\xe0\x00")
+    assert "UTF-8" in refused("card.md cannot be read", trained, "me/first", card=card).do
     card.write_text(f"# first\n{TOKEN}")
     refused("holds the token", trained, "me/first", card=card)
     weights = other / "model.safetensors"
@@ -384,6 +387,8 @@ def test_a_hub_that_refuses_a_download_is_one_message(
         assert names(".") <= {"first"}
         return error.value
 
+    with pytest.raises(SettingsError, match="'me/first@' is no repository"):
+        lf.pull("me/first@")
     refused("Repository not found")
     hub.repositories["me/first"] = Repository(private=True)
     refused("holds no model of landfuse")

@@ -402,5 +402,8 @@ def test_nothing_is_written_over_other_files_or_of_other_logits(
     for options in ({"onnx": tmp_path / "bundle" / "model.json"}, {"pt2": tmp_path / "new.onnx"}):
         with pytest.raises(SettingsError, match="a file is to be named"):
             export(tmp_path / "bundle", **options)
+    with pytest.raises(ModelError, match="no program of torch"):
+        export(tmp_path / "bundle", onnx=tmp_path / "new.onnx", pt2=tmp_path / "new.pt2")
+    assert not (tmp_path / "new.onnx").exists()
     with pytest.raises(SettingsError, match="nothing is to be written"):
         export(tmp_path / "bundle")

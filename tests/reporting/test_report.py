@@ -305,6 +305,7 @@ def test_what_the_run_measured_is_said_in_plain_words(run: Path) -> None:
         "others 34 of 100."
     )
     assert "--applicability" in ground["command"]
+    assert _known_ground(read, 0.001, "run", "s.yaml", "maps")["said"][0].startswith("Fewer than 1 of 100 pixels")
     assert [of_100(x) for x in (0.0, 0.001, 0.5, 0.999, 1.0)] == [
         "0 of 100", "fewer than 1 of 100", "50 of 100", "more than 99 of 100", "100 of 100"
     ]  # fmt: skip

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("landfuse")
 
+_MAPS = (".tif", ".tiff")
+
 
 def _option(field: str, *names: str) -> Any:
     """An option that is described where its setting is defined."""
@@ -147,6 +149,9 @@ def predict(
     from landfuse.scenes.scene_file import read_scene_file
 
     destination = Destination(output, tile or ())
+    if destination.local.is_file() and destination.local.suffix.lower() not in _MAPS:
+        expected = "a GeoTIFF (.tif), or a folder of several"
+        raise OutputError(f"{output} is a file, and no map", expected, f"-o {Path(output).with_suffix('.tif')}")
     read_scene_file(scene)  # what is refused at once needs no torch
     from landfuse.accuracy.conformal import ClassSets
     from landfuse.bundles.model_files import bundle_folder, onnx_file
@@ -160,7 +165,7 @@ def predict(
     model = ReadyModel(load_model(bundle, model=own_model(own) if own is not None else None), options)
     known = model.description
     tiles, chosen, failed = _tiles(scene, tile or [], known, options)
-    as_file = destination.local.suffix.lower() in (".tif", ".tiff")
+    as_file = destination.local.suffix.lower() in _MAPS
     if as_file and len(chosen) + len(failed) > 1:
         raise OutputError(
             f"{len(chosen) + len(failed)} tiles are to be mapped into the one file {output}",

@@ -128,7 +128,7 @@ def export(
     """Write a bundle that opens anywhere: with its frozen encoder, which a run's own bundle only refers to; or as a
     file that needs no landfuse: ONNX or torch.export. Their inputs are raw pixels of views, NaN where there is no data.
     """
-    with bar("reading the bundle and writing it again", quiet) as advance:
+    with bar("reading and writing the model", quiet) as advance:
         advance(0, 0)
         from landfuse.interop.export import export as write
 
@@ -216,7 +216,8 @@ def models(
         say("settings of one: landfuse models NAME")
         return
     if name not in SETTINGS:
-        raise SettingsError(f"there is no model `{name}`", f"one of: {', '.join(SETTINGS)}", unknown(name))
+        expected = f"one of: {', '.join(SETTINGS)}; or a bundle, run folder or ONNX file"
+        raise SettingsError(f"there is no model and no file `{name}`", expected, unknown(name))
     kind = SETTINGS[name]
     if kind.about:
         say(f"{name}: {kind.about}; {kind.cost}")
@@ -240,13 +241,14 @@ def _print_saved(path: Path, as_json: bool) -> None:
         say(json.dumps(known))
         return
     shown = table(
-        f"{path}: modalities", ["modality", "bands", "names", "units", "data type", "pixel, m", "zoom"], ["names"]
+        f"{path}: modalities", ["modality", "bands", "names", "units", "data type", "pixel", "zoom"], ["names"]
     )
     for name, info in known["modalities"].items():
         shown.add_row(
             escape(name if info["required"] else f"{name} (may be missing)"), str(info["bands"]),
             escape(few(info["names"] or [f"{one:g} nm" for one in info["wavelengths"]], 12)),
-            escape(info["units"]), info["dtype"], number(info["metres"] or None, ".3g"), str(info["zoom"]),
+            escape(info["units"]), info["dtype"],
+            escape(info["pixel"]) or number(info["metres"] or None, ".3g"), str(info["zoom"]),
         )  # fmt: skip
     out.print(shown)
     torch = ", which needs torch" if known["needs_torch"] else ""

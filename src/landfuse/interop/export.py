@@ -97,10 +97,10 @@ def export(
     if onnx is not None or pt2 is not None:
         from landfuse.interop import onnx_export
 
+        if pt2 is not None:  # first, as not all models can be written so
+            onnx_export.write_pt2(classifier, pt2, overwrite=overwrite)
         if onnx is not None:
             onnx_export.write_onnx(classifier, onnx, licence=licence, overwrite=overwrite)
-        if pt2 is not None:
-            onnx_export.write_pt2(classifier, pt2, overwrite=overwrite)
     if folder is not None:
         if isinstance(model, Foldable):
             model.store_all()

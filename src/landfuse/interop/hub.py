@@ -105,7 +105,7 @@ def push(
             "one licence; a public model that has none may be used by nobody",
             "state it by --licence, e.g. CC-BY-4.0; that of the training data may bind you",
         )
-    text = Path(card).read_text(encoding="utf-8") if card is not None else ""
+    text = _card_of(Path(card)) if card is not None else ""
     text = text or model_card(repository, known, list(files), "".join(stated.values()), read)
     sums = "".join(f"{sha256_of(path)}  {name}\n" for name, path in files.items())
     contents: dict[str, Path | bytes] = {_CARD: text.encode(), **files, _SUMS: sums.encode()}
@@ -145,7 +145,7 @@ def pull(
         landfuse.errors.SettingsError: ...
     """
     name, _, revision = repository.partition("@")
-    _check_name(name)
+    _check_name(name if revision else repository)
     folder = Path(folder or name.rpartition("/")[2])
     if folder.exists() or folder.is_symlink():
         raise OutputError(f"{folder} is there already", "a new folder", "choose another by -o, or remove it")
@@ -189,6 +189,13 @@ def pull(
     _files_of(part, part / "model.onnx" if wanted.keys() > {"model.onnx"} else None)
     part.rename(folder)
     return folder
+
+
+def _card_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}", "a card in Markdown", "save it in UTF-8") from None
 
 
 def _files_of(model: Path, onnx: str | Path | None) -> tuple[dict[str, Path], ModelFile]:
@@ -285,7 +292,8 @@ def _send(repository: str, contents: Mapping[str, Path | bytes], public: bool) -
 
 
 def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII):
+    whole = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
+    if not whole or re.search(r"--|\.\.|[.-](/|$)|\.git$", name):  # by the Hub's rules
         raise SettingsError(f"{name!r} is no repository", "owner/name", "name one as on the Hub")
 
 
@@ -307,7 +315,8 @@ def _asked(what: str, kind: type[MissingFileError | OutputError], ask: Callable[
             return ask()
         except ValueError as error:  # of the name or the card; the answer 400 is one too
             why = " ".join(str(error).split())
-            raise kind(f"{what}: {why}", "what the Hub takes", "correct the name, --licence or --card") from None
+            do = "check the name and revision" if kind is MissingFileError else "correct the name, --licence or --card"
+            raise kind(f"{what}: {why}", "what the Hub takes", do) from None
         except (_NETWORK, OSError, RuntimeError) as error:  # the last of its threads, around another
             cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
             code = getattr(getattr(cause, "response", None), "status_code", 0)

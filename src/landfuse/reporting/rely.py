@@ -196,9 +196,9 @@ def _known_ground(run: Run, unlike: float | None, name: str, scene: str, maps: s
     found = []
     if unlike is not None:
         words = "unlike any ground that the model has learned from; no score on this page holds there"
-        found.append(f"{of_100(unlike)} pixels of the map are {words}.")
+        found.append(f"{of_100(unlike).capitalize()} pixels of the map are {words}.")
     if test.get("inside") is not None:
-        words = f"{of_100(test['inside'])} test pixels are like ground that it has learned from"
+        words = f"{of_100(test['inside']).capitalize()} test pixels are like ground that it has learned from"
         if test.get("error_inside") is not None:
             words += f"; of these {of_100(test['error_inside'])} are wrong"
         if test.get("error_outside") is not None:
