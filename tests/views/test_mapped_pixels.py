@@ -150,3 +150,13 @@ def test_a_store_has_its_stand_ins_in_every_view(scene: Scene, memory: int) -> N
     plain = Store([scene], maps(), 3, memory)
     [(_, _, mapped)] = plain.grouped(torch.tensor([[0, 2, 5]]))
     assert not mapped.views(torch.tensor([2]), torch.tensor([5]), 4)["a"].isnan().any()
+
+
+@pytest.mark.parametrize(("free", "device"), [(3 * 10 * 10 * 4 * 8, "cuda"), (3 * 10 * 10 * 4 * 8 - 1, "cpu")])
+def test_scenes_are_held_on_a_gpu_only_where_they_take_little_of_what_is_free(
+    free: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = simulate_flat(10, 10, {"a": 3})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 10 * free))
+    store = Store([scene], {"a": PixelMap(torch.ones(3), torch.zeros(3))}, 0, 1 << 30, device="cuda", room=1 / 8)
+    assert store.device.type == device

@@ -324,9 +324,9 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _
     memory, marks = recipe.samples.memory, model.marks_missing
     settings = recipe.training
     alone = settings.accelerator in ("auto", "gpu", "cuda") and settings.devices == settings.nodes == 1
-    # Other processes, and the loaders' workers, would not see what is on the GPU.
+    # Other processes, and the loaders' workers, would not see what is on the GPU; large networks need its memory.
     device = default_device() if alone and not recipe.samples.workers and not isinstance(model, DirectFit) else "cpu"
-    store = Store(data.scenes, maps, model.view, memory, stand_ins, device, marks_missing=marks)
+    store = Store(data.scenes, maps, model.view, memory, stand_ins, device, room=1 / 16, marks_missing=marks)
     training = Samples(store, data.targets(TRAIN), model.view, model.core)
     validation = Samples(store, data.targets(VALIDATION), model.view, model.core) if data.has(VALIDATION) else None
 

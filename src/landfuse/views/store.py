@@ -28,7 +28,8 @@ class Store:
         reach: how far a view may extend beyond the pixel that it is asked for, px.
         memory: bytes that may be held.
         stand_ins: what takes the place of a modality without data; see `read_window`.
-        device: where scenes are held, if all of them take at most half of its free memory; otherwise on the CPU.
+        device: where scenes are held, if all of them fit there; otherwise on the CPU.
+        room: fraction of a GPU's free memory that they may take.
         marks_missing: NaN is where there is no data, and beyond the scene; see `FusionModel`.
     """
 
@@ -41,6 +42,7 @@ class Store:
         stand_ins: Mapping[str, float] | None = None,
         device: torch.device | str = "cpu",
         *,
+        room: float = 0.5,
         marks_missing: bool = False,
     ) -> None:
         self.stand_ins, self.marks_missing = dict(stand_ins or {}), marks_missing
@@ -48,8 +50,9 @@ class Store:
         depth = sum(m.channels * scenes[0].modalities[name].zoom ** 2 for name, m in self.pixel_maps.items())
         size = 4 * depth * sum(scene.grid.window.pixels for scene in scenes)
         self.in_memory, self.device = size <= memory, torch.device(device)
-        if self.device.type == "cuda" and not (self.in_memory and 2 * size <= torch.cuda.mem_get_info(self.device)[0]):
-            self.device = torch.device("cpu")
+        if self.device.type == "cuda":
+            fits = self.in_memory and size <= room * torch.cuda.mem_get_info(self.device)[0]
+            self.device = self.device if fits else torch.device("cpu")
         self._held: OrderedDict[tuple[int, int, int], MappedPixels] = OrderedDict()
         self._lock = threading.Lock()
 
