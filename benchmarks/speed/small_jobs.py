@@ -45,7 +45,7 @@ def made(folder: Path, tiles: int) -> None:
             window = Window(0, 0, 128, 128)
             seen = window.padded(bundle.model.halo)
             images = {band: torch.from_numpy(scene.read(band, seen))[None] for band in BANDS}
-            first = scene.read("s2", window)[:1] + np.random.default_rng(0).normal(0, 0.1, window.pixels).reshape(
+            first = scene.read("s2", window)[:1] + np.random.default_rng(0).normal(0, 0.02, window.pixels).reshape(
                 1, 128, 128
             )
             target = np.digitize(first, np.quantile(first, np.arange(1, 6) / 6)).astype(np.uint8)
