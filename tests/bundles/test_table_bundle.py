@@ -17,6 +17,7 @@ import torch
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.bundles.description import ModelSpec
+from landfuse.bundles.predictor import ReadyModel
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.bundles.table_bundle import TableBundle, load_model
 from landfuse.bundles.torch_predictor import TorchPredictor
@@ -96,6 +97,19 @@ def test_it_is_the_bundle_of_torch_bit_for_bit(bundle: Bundle, scene: Scene, tmp
     assert load_model(tmp_path / "copy").digest == own.digest
     with pytest.raises(SettingsError, match="has no layer shared"):
         own.predictor(PredictorOptions(layers=("shared",)))
+
+
+def test_many_tiles_are_mapped_by_one_predictor_and_one_digest(
+    bundle: Bundle, scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(bundle, scene, tmp_path / "one.tif")
+    digest, counted = Bundle.digest, []
+    monkeypatch.setattr(Bundle, "digest", property(lambda self: counted.append(1) or digest.fget(self)))
+    ready = ReadyModel(bundle, PredictorOptions())
+    for number in range(3):
+        predict(ready, scene, tmp_path / f"{number}.tif")
+        assert (tmp_path / f"{number}.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
+    assert len(counted) == 1
 
 
 def test_the_map_does_not_depend_on_the_block(bundle: Bundle, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
