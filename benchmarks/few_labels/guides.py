@@ -4,11 +4,12 @@ beat.
     landfuse train benchmarks/terramind/bdgf.yaml ... run=runs/terramind-bdgf        # once, for the denoiser
     python benchmarks/few_labels/guides.py --denoiser runs/terramind-bdgf --draws 3  # all candidates, an hour on a CPU
     python benchmarks/few_labels/guides.py --denoiser runs/terramind-bdgf --candidates none,full,probe --labels 5,10,20
-    python benchmarks/few_labels/guides.py --table
+    python benchmarks/few_labels/guides.py --candidates logistic+probe    # their probabilities averaged, after both
+    python benchmarks/few_labels/guides.py --table --against probe
 
-Networks have the size of the scenes' `bdgf.yaml` (view 7, width 32) and learn for `--steps` of 32 pixels, in float32;
-there is no validation, and what the last step leaves is scored, on every `--every`-th test pixel. Scores go to `--out`
-as those of `run.py`, logits to the folder of the same name.
+Networks have the size and the pixel maps of the scenes' `bdgf.yaml` (view 7, width 32) and learn for `--steps` of 32
+pixels, in float32; there is no validation, and what the last step leaves is scored, on every `--every`-th test pixel.
+Scores go to `--out` as those of `run.py`, logits to the folder of the same name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from run import METHODS, PROBE, Place, tables
+from run import HERE, METHODS, PROBE, Place, tables
+from scipy.special import softmax
 from torch import Tensor, nn
 
 from landfuse.accuracy.confusion import Confusion
@@ -41,6 +43,7 @@ from landfuse.rasters.arrays import ArrayRaster
 from landfuse.scenes.scene import Scene, SceneModality
 from landfuse.scenes.split_rules import TEST, TRAIN
 from landfuse.training.lightning_task import optimizer_for, rate_share
+from landfuse.training.recipe import read_recipe
 from landfuse.training.samples import Samples, WindowSampler
 from landfuse.training.settings import SampleSettings, TrainingSettings
 from landfuse.views.mapped_pixels import fit_pixel_maps
@@ -62,6 +65,7 @@ class Candidate:
         levels: which level guides which stage.
         timesteps: of the features.
         noise: how many draws of noise the features are a mean over.
+        mean: whether they are a mean over the timesteps too.
         statistics: what standardises features: `labels`, training pixels as by default; `scene`, all pixels;
             `whitened`, 32 principal components of each level over all pixels.
         reads: how the features of the labelled pixel reach the answer: not at all (``), as further inputs of the final
@@ -74,6 +78,7 @@ class Candidate:
     levels: tuple[int, int, int] = (1, 2, 3)
     timesteps: tuple[int, ...] = (50, 150, 300)
     noise: int = 1
+    mean: bool = False
     statistics: str = "labels"
     reads: str = ""
     hide: float = 0.0
@@ -81,6 +86,8 @@ class Candidate:
 
 FULL = Candidate()
 FUSION = {"operators": {"cnn": "fusion", "mamba": "fusion", "transformer": "fusion"}}
+MAMBA = {"operators": {"mamba": "fusion"}}
+BOTH = {**MAMBA, "linear": True}
 CANDIDATES: dict[str, Candidate] = {
     "none": Candidate(None, {"guidance": "none"}),
     "full": FULL,
@@ -91,16 +98,18 @@ CANDIDATES: dict[str, Candidate] = {
     "level-3": Candidate(levels=(3, 3, 3)),
     "timesteps-6": Candidate(timesteps=(25, 50, 100, 150, 200, 300), settings={"timesteps": 6}),
     "noise-4": Candidate(noise=4),
+    "timesteps-mean": Candidate(mean=True, settings={"timesteps": 1}),
     "scene-statistics": Candidate(statistics="scene"),
     "whitened": Candidate(statistics="whitened", settings={"timesteps": 1}),
-    "mamba-fusion": Candidate(settings={"operators": {"mamba": "fusion"}}),
-    "mamba-fusion-untrained": Candidate("untrained", settings={"operators": {"mamba": "fusion"}}),
+    "mamba-fusion": Candidate(settings=MAMBA),
+    "mamba-fusion-untrained": Candidate("untrained", settings=MAMBA),
     "all-fusion": Candidate(settings=FUSION),
     "head": Candidate(reads="head"),
     "member": Candidate(reads="member"),
     "hide": Candidate(hide=0.3),
     "late": Candidate(settings={"guidance": "none", "linear": True}),
-    "late-mamba-fusion": Candidate(settings={"operators": {"mamba": "fusion"}, "linear": True}),
+    "late-mamba-fusion": Candidate(settings=BOTH),
+    "late-mamba-fusion-untrained": Candidate("untrained", settings=BOTH),
 }
 
 
@@ -162,6 +171,9 @@ def scenes_of(place: Place, candidate: Candidate) -> list[Scene]:
             settings = FeatureSettings(timesteps=candidate.timesteps, seed=seed)
             for name, part in DiffusionFeatures(denoiser, settings).of(scene).items():
                 levels[name] += part.raster.read(scene.grid.window) / candidate.noise
+        if candidate.mean:
+            count = len(candidate.timesteps)
+            levels = {n: v.reshape(count, -1, *v.shape[1:]).mean(axis=0) for n, v in levels.items()}
         own = {name: SceneModality(ArrayRaster(values, "CHW", scene.grid, name)) for name, values in levels.items()}
         found.append(scene.with_modalities(own))
     return found
@@ -173,6 +185,7 @@ class Draws:
     def __init__(self, place: Place, scenes: Sequence[Scene], every: int) -> None:
         self.place, self.scenes, self.every = place, scenes, every
         self.unlabelled: dict[str, Any] = {}
+        self.recipe = read_recipe(HERE / place.name / "bdgf.yaml")
 
     def tested(self, roles: Sequence[NDArray[np.uint8]]) -> NDArray[np.int64]:
         """Every so many of the test pixels: tile, row, column, class."""
@@ -187,17 +200,16 @@ class Draws:
         names = list(self.scenes[0].modalities)
         levels = [name for name in names if name.startswith("diffusion_")]
         labelled = [role == TRAIN for role in roles]
+        chosen = dict.fromkeys(names, PixelMapSettings()) | self.recipe.pixel_maps
         if candidate.statistics == "labels":
-            return fit_pixel_maps(self.scenes, labelled, dict.fromkeys(names, PixelMapSettings()))
+            return fit_pixel_maps(self.scenes, labelled, chosen)
         if not self.unlabelled:
             bands = {name: self.scenes[0].modalities[name].raster.bands for name in levels}
             kinds = {name: PixelMapSettings() for name in levels}
             if candidate.statistics == "whitened":
                 kinds = {name: PixelMapSettings(kind="pca", components=min(32, bands[name])) for name in levels}
             self.unlabelled = fit_pixel_maps(self.scenes, self.place.valid, kinds)
-        images = fit_pixel_maps(
-            self.scenes, labelled, dict.fromkeys([n for n in names if n not in levels], PixelMapSettings())
-        )
+        images = fit_pixel_maps(self.scenes, labelled, {n: chosen[n] for n in names if n not in levels})
         return {**images, **self.unlabelled}
 
     def score(self, candidate: Candidate, labels: int, draw: int, steps: int) -> tuple[Confusion, NDArray[np.float32]]:
@@ -247,6 +259,11 @@ class Draws:
         logits = fitted.logits(np.stack([seen[tile][row, col] for tile, row, col, _ in tested]))
         return self._confusion(tested, logits), logits
 
+    def average(self, logits: Sequence[NDArray[np.float32]], labels: int, draw: int) -> Any:
+        """The same of methods whose probabilities are averaged."""
+        mean = np.mean([softmax(own, axis=1) for own in logits], axis=0)
+        return self._confusion(self.tested(self.place.drawn(labels, draw)), mean), mean
+
     def _confusion(self, tested: NDArray[np.int64], logits: NDArray[Any]) -> Confusion:
         confusion = Confusion.of(self.place.file.legend)
         confusion.update(tested[:, 3].astype(np.uint8), logits.argmax(axis=1).astype(np.uint8))
@@ -264,6 +281,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("runs/few_labels/guides.jsonl"))
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--against", default="none", help="the method that the tables compare with")
     options = parser.parse_args()
     options.out.with_suffix("").mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
@@ -274,7 +292,9 @@ def main() -> None:
         jobs = [(k, d) for k in wanted for d in range(options.draws) if (place.name, name, k, d) not in done]
         if not jobs:
             continue
-        if name in CANDIDATES:
+        if "+" in name:
+            run = Draws(place, place.scenes, options.every)
+        elif name in CANDIDATES:
             run = Draws(place, scenes_of(place, CANDIDATES[name]), options.every)
         else:
             place.untrained = name == "probe-untrained"
@@ -283,7 +303,12 @@ def main() -> None:
             seen = place.features(windows, METHODS[name][1] == PROBE)
         for labels, draw in jobs:
             start = time.process_time()
-            if name in CANDIDATES:
+            if "+" in name:
+                files = [
+                    options.out.with_suffix("") / f"{place.name}-{one}-{labels}-{draw}.npy" for one in name.split("+")
+                ]
+                confusion, logits = run.average([np.load(file).astype(np.float32) for file in files], labels, draw)
+            elif name in CANDIDATES:
                 confusion, logits = run.score(CANDIDATES[name], labels, draw, options.steps)
             else:
                 confusion, logits = run.baseline(name, seen, labels, draw)
@@ -294,7 +319,7 @@ def main() -> None:
             with options.out.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
             print(name, labels, draw, f"{lines[-1]['OA']:.4f} {lines[-1]['mIoU']:.4f}", seconds, flush=True)
-    print(tables(lines))
+    print(tables(lines, options.against))
 
 
 if __name__ == "__main__":

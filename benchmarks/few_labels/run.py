@@ -69,7 +69,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "probe": ("logistic", PROBE),
     "probe-untrained": ("logistic", PROBE),
 }
-"""Method -> model and settings; the first is what the others are compared with, the probes need a denoiser."""
+"""Method -> model and settings; the probes need a denoiser."""
 
 
 @dataclass
@@ -198,8 +198,8 @@ def recipes(
             yield {"scene": place.name, "method": method, "labels": labels, "draw": draw, **scores}
 
 
-def tables(lines: list[Mapping[str, Any]]) -> str:
-    """Per scene a table of OA and one of mIoU: mean ± standard deviation, and paired differences to the first row."""
+def tables(lines: list[Mapping[str, Any]], against: str) -> str:
+    """Per scene a table of OA and one of mIoU: mean ± standard deviation, and paired differences to one method."""
     found: dict[Any, dict[int, Mapping[str, Any]]] = defaultdict(dict)
     for line in lines:
         found[line["scene"], line["method"], line["labels"]][line["draw"]] = line
@@ -211,14 +211,15 @@ def tables(lines: list[Mapping[str, Any]]) -> str:
             text += [f"\n{scene}, {score}, by labels per class:\n", f"| method | {' | '.join(map(str, budgets))} |"]
             text += [f"|---|{'---|' * len(budgets)}"]
             for method in methods:
-                cells = [_cell(found, scene, method, labels, score) for labels in budgets]
+                cells = [_cell(found, (scene, labels), method, against, score) for labels in budgets]
                 if any(cells):
                     text.append(f"| `{method}` | {' | '.join(cells)} |")
     return "\n".join(text) + "\n"
 
 
-def _cell(found: Mapping[Any, Any], scene: str, method: str, labels: int, score: str) -> str:
-    own, first = found.get((scene, method, labels), {}), found.get((scene, next(iter(METHODS)), labels), {})
+def _cell(found: Mapping[Any, Any], where: tuple[str, int], method: str, against: str, score: str) -> str:
+    scene, labels = where
+    own, first = found.get((scene, method, labels), {}), found.get((scene, against, labels), {})
     values = [line[score] for line in own.values()]
     if len(values) < 2:
         return ""
@@ -241,6 +242,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of these recipes, as in landfuse train")
     parser.add_argument("--out", type=Path, default=Path("runs/few_labels/scores.jsonl"))
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--against", default="forest", help="the method that the tables compare with")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
@@ -262,7 +264,7 @@ def main() -> None:
                 lines.append(line)
                 with options.out.open("a") as file:
                     file.write(json.dumps(line) + "\n")
-    print(tables(lines))
+    print(tables(lines, options.against))
 
 
 if __name__ == "__main__":
