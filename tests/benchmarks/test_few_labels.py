@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,13 +17,13 @@ from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "few_labels"
 RECIPE = """
-scene: {scene}
-pretrain: {{base: 8, steps: 2, batch: 2, crop: 8}}
-features: {{tile: 96, overlap: 16}}
-model: {{name: bdgf, view: 3, width: 8, embedding: 8, heads: 2, branches: [cnn]}}
-samples: {{windows: 16, batch: 8}}
-training: {{epochs: 1, accelerator: cpu, precision: float32}}
-mapping: {{batch: 512}}
+scene: scene.yaml
+pretrain: {base: 8, steps: 2, batch: 2, crop: 8}
+features: {tile: 96, overlap: 16}
+model: {name: bdgf, view: 3, width: 8, embedding: 8, heads: 2, branches: [cnn]}
+samples: {windows: 16, batch: 8}
+training: {epochs: 1, accelerator: cpu, precision: float32}
+mapping: {batch: 512}
 """
 
 
@@ -34,9 +35,10 @@ def few_labels(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("LANDFUSE_CACHE", str(tmp_path / "cache"))
     known = set(sys.modules)
     run = importlib.import_module("run")
-    monkeypatch.setattr(run, "HERE", place.parent)
+    monkeypatch.setattr(run, "HERE", tmp_path)
     monkeypatch.setitem(run.SCENES, place.name, ("a", "b"))
-    (tmp_path / "bdgf.yaml").write_text(RECIPE.format(scene=place / "scene.yaml"))
+    shutil.copytree(place, tmp_path / place.name)
+    (tmp_path / place.name / "bdgf.yaml").write_text(RECIPE)
 
     def started(name: str, *words: object) -> list[dict[str, Any]]:
         module = importlib.import_module(name)
@@ -50,11 +52,11 @@ def few_labels(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_recipe_and_the_probes_of_its_denoiser_learn_from_the_same_draws(
-    few_labels: Callable[..., Any], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    few_labels: Callable[..., Any], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = ("--scenes", place.name, "--labels", 3)
-    recipe = f"bdgf={tmp_path / 'bdgf.yaml'}"
-    lines = few_labels("run", *own, "--draws", 1, "--methods", "", "--recipe", recipe, "--set", "model.embedding=4")
+    recipe = ("--recipe", "bdgf=bdgf.yaml", "--set", "model.embedding=4")
+    lines = few_labels("run", *own, "--draws", 1, "--methods", "", *recipe)
     trained = Path(f"runs/few_labels/{place.name}-bdgf-3-0")
     test = json.loads((trained / "scores.json").read_text())["test"]
     assert [line["OA"] for line in lines] == [test["OA"]]
@@ -79,10 +81,15 @@ def test_a_recipe_and_the_probes_of_its_denoiser_learn_from_the_same_draws(
     assert (whole[drawn == TRAIN] == TRAIN).all()
 
     own = ("--scene", place.name, "--labels", 3, "--draws", 1, "--steps", 2, "--every", 7)
-    tried = "none,full,whitened,head,member,hide,probe"
+    tried = "none,full,whitened,timesteps-mean,head,member,hide,probe,none+probe"
     lines = few_labels("guides", *own, "--candidates", tried, "--denoiser", trained)
     assert [line["method"] for line in lines] == tried.split(",")
     assert {line["pixels"] for line in lines} == {-(-test["pixels"] // 7)}
+    logits = [
+        np.load(f"guides/{place.name}-{one}-3-0.npy").astype(np.float32) for one in ("none", "probe", "none+probe")
+    ]
+    none, probe = (np.exp(own) / np.exp(own).sum(axis=1, keepdims=True) for own in logits[:2])
+    assert np.allclose(logits[2], (none + probe) / 2, atol=1e-3)
 
     module = importlib.import_module("denoisers")
     sys.argv = ["denoisers", place.name, str(trained), "--labels", "3", "--draws", "2"]
