@@ -208,6 +208,7 @@ def test_workers_that_do_not_see_the_output_send_their_blocks_to_the_client(
     order = module._order
     elsewhere = tmp_path / "a disk of another machine" / "map.tif"
     monkeypatch.setattr(module, "_order", lambda job, bundle: replace(order(job, bundle), output=elsewhere))
+    monkeypatch.setattr(module, "_SENT", 3 * 40 * 40 * 2)  # three blocks at once, of 28
     path, seen = tmp_path / "two" / "map.tif", set()
 
     def look(done: int, total: int) -> None:
