@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -272,6 +273,8 @@ def test_the_card_is_written_from_the_run(trained: Path, place: Path, onnx_of: P
         assert f"| {c.code} | {c.name} | `{c.colour}` |" in card
     assert "| b | 2 | not stated | 1 |" in card
     assert "landfuse pull me/first\n" in card
+    assert re.search(r"trained on (1 tile|[2-9] tiles): ", card)
+    assert re.search(r"Test pixels lie in (1 block|[02-9] blocks) of ground", card)
     assert "Of the model: CC-BY-4.0" in card
     alone = lf.push(onnx_of, "me/first").card
     assert "Not known: this was not written from a run" in alone

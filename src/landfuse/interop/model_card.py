@@ -128,7 +128,7 @@ def _accuracy(known: ModelFile, run: Run | None) -> list[str]:
         own = classes.get(c.name, {})
         row += [decimals(own.get("F1")), _ends(intervals.get("F1", {}).get(c.name)), f"{own.get('support') or 0:,.0f}"]
     said = f"Measured on {scores['test']['pixels']:,.0f} pixels: {run.scored_on}."
-    if intervals:
+    if intervals and intervals["blocks"] > 1:
         said += (
             f" Intervals are from {intervals['blocks']} blocks of {intervals['block, px']} px, drawn with replacement."
         )
@@ -154,8 +154,11 @@ def _limits(known: ModelFile, run: Run | None) -> list[str]:
     if "applicability" in known.notes:
         said[0] += " `landfuse predict --applicability` shows where the ground is unlike the training pixels."
     if known.roles:
-        said.append(f"It was trained on {len(known.roles)} tile(s): {few([*known.roles], 3)}. Elsewhere, or at another "
-                    "season, its accuracy is not known: draw a reference sample by `landfuse sample`.")  # fmt: skip
+        tiles = f"{_many(len(known.roles), 'tile')}: {few([*known.roles], 3)}"
+        said.append(
+            f"It was trained on {tiles}. Elsewhere, or at another season, its accuracy is not known: draw a reference "
+            "sample by `landfuse sample`."
+        )
     if known.droppable:
         said.append(f"It was trained to do without {', '.join(known.droppable)} (`--allow-missing`).")
     if run is None:
@@ -175,7 +178,7 @@ def _limits(known: ModelFile, run: Run | None) -> list[str]:
     blocks = (scores.get("intervals") or {}).get("blocks")
     if blocks is not None and blocks < _FEW_BLOCKS:
         said.append(
-            f"Only {blocks} blocks of ground hold test pixels: the intervals are too narrow, or cannot be given."
+            f"Test pixels lie in {_many(blocks, 'block')} of ground: the intervals are too narrow, or cannot be given."
         )
     if blocks is None:
         said.append("No intervals are known: the run is of an earlier landfuse.")
@@ -201,6 +204,10 @@ def _data(known: ModelFile, inputs: Sequence[str], scene: SceneSettings | None) 
         _table(head, rows),
         f"Beside the weights, the files hold {'; '.join(held)}.",
     ]
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _listed(lines: Iterable[str]) -> str:
