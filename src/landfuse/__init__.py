@@ -1,4 +1,4 @@
-"""Co-registered rasters of several sensors and some labels in, a defended land-cover map out.
+"""Land-cover maps from rasters of several sensors and a few labels, with honest estimates of accuracy.
 
 import landfuse as lf
 scene = lf.open_scene("scene.yaml")                    # from files

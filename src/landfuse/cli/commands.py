@@ -180,7 +180,7 @@ class _Commands(_PlainHelp, TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="Co-registered rasters of several sensors and some labels in, a defended land-cover map out.",
+    help="Land-cover maps from rasters of several sensors and a few labels, with honest estimates of accuracy.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
