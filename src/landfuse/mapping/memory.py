@@ -21,7 +21,7 @@ from landfuse.series.series_raster import HELD
 
 _BASE = {"lightning": 1000, "timm": 850, "torch": 600, "onnxruntime": 300, "numpy": 200}
 """MiB of the interpreter and all libraries before the first pixel, by the largest of them that is imported: measured
-975, 790, 592, 250 and 145 with torch 2.14, which alone takes 507."""
+975, 790, 592 and 145 with torch 2.14, which alone takes 507; that of ONNX Runtime is an allowance."""
 
 _ACTIVATIONS = 512
 """Numbers that a network is taken to hold per pixel of a batch; large ones need more than `--memory` then says."""
