@@ -326,17 +326,19 @@ def legend_of() -> Legend:
 
 
 def trained_on(values: np.ndarray) -> Description:
-    """A model that knows the values of one band."""
-    statistics = PixelStatistics(1)
-    statistics.update(torch.from_numpy(values.reshape(-1, 1)))
-    grid = Grid(1, 1, PLACE, "EPSG:32632")
-    (info,) = (part.info for part in named_scene(("B4",), grid, bands=1).modalities.values())
+    """A model that knows the values of bands, (H, W) of one or (C, H, W)."""
+    bands = np.atleast_3d(values.T).T
+    statistics = PixelStatistics(len(bands))
+    statistics.update(torch.from_numpy(bands.reshape(len(bands), -1).T.astype(np.float32)))
+    grid, names = Grid(1, 1, PLACE, "EPSG:32632"), ("B4", "B8")[: len(bands)]
+    (info,) = (part.info for part in named_scene(names, grid, bands=len(bands)).modalities.values())
     return Description(ModelSpec("forest"), {"s2": replace(info, values=statistics.values)}, (), legend_of(), 1, 1, 1)
 
 
 def scene_of(values: np.ndarray) -> Scene:
-    grid = Grid(*values.shape, PLACE, "EPSG:32632")
-    return Scene("new", grid, {"s2": SceneModality(ArrayRaster(values, "HW", grid, "s2"), names=("B4",))}, legend_of())
+    grid, axes = Grid(*values.shape[-2:], PLACE, "EPSG:32632"), "CHW"[-values.ndim :]
+    raster = ArrayRaster(values.astype(np.float32), axes, grid, "s2")
+    return Scene("new", grid, {"s2": SceneModality(raster, names=("B4", "B8")[: raster.bands])}, legend_of())
 
 
 def reflectance(seed: int = 0) -> np.ndarray:
@@ -393,6 +395,21 @@ def test_values_of_another_scale_are_refused_unless_allowed(change: Callable[[An
     (note,) = known.check_values(scene, PredictorOptions(allow=("values",)))
     assert "100%" in note
     assert not known.check_values(scene, PredictorOptions(withheld=("s2",)))
+
+
+def test_bands_that_are_all_divided_by_a_scale_are_refused() -> None:
+    numbers = np.stack([300 + 3000 * reflectance(), 300 + 4000 * reflectance()])
+    known, divided = trained_on(numbers), scene_of(numbers / 1e4)
+    with pytest.raises(BundleError, match=r"is in another scale: band 1(.|\n)*200 times smaller in all bands"):
+        known.check_values(divided, PredictorOptions())
+    assert len(known.check_values(divided, PredictorOptions(allow=("values",)))) == 1
+    assert known.check_values(scene_of(numbers), PredictorOptions()) == []
+    one_is_dark = scene_of(np.stack([numbers[0], numbers[1] / 1e4]))
+    assert len(known.check_values(one_is_dark, PredictorOptions())) == 1
+    assert len(known.check_values(scene_of(0 * numbers), PredictorOptions())) == 1, "there is nothing in it"
+    assert len(trained_on(numbers[0]).check_values(scene_of(numbers[0] / 1e4), PredictorOptions())) == 1, (
+        "as of heights"
+    )
 
 
 def changed_file(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -38,9 +38,9 @@ _SAME_SIZE, _SAME_GRID = 0.01, 0.1
 _SIDE, _WINDOWS = 24, 6
 """Side of the windows whose values are compared with those of training, px, and how many along each side of a scene."""
 
-_FAR, _OUTSIDE, _NARROW, _SHOWN = 10, 0.05, 100, 4
+_FAR, _OUTSIDE, _NARROW, _TINY, _SHOWN = 10, 0.05, 100, 200, 4
 """Medians may differ by so many times the range of training; a larger fraction outside that range is said, and a spread
-that is smaller by this factor; of so many bands."""
+that is smaller by this factor; all bands of a modality may not be so many times smaller; of so many bands."""
 
 
 def _alike(found: object, known: object) -> bool:
@@ -246,12 +246,18 @@ class Description:
             names = known.names or [""] * known.bands
             bands = [f"band {place + 1}" + f" ({one})" * bool(one) for place, one in enumerate(names)]
             far = np.flatnonzero((np.abs(median - middle) > _FAR * (high - low)) & (high > low))
-            if far.size and "values" not in options.allow:
-                band = far[0]
+            # A single band may be 0 for good, as heights of the sea are; of several, all are divided by something.
+            tiny = (start < end) & (np.maximum(np.abs(start), np.abs(end)) * _TINY < last - first)
+            tiny &= (start < first) | (end > last)
+            divided = known.bands > 1 and bool(tiny.all())
+            if (far.size or divided) and "values" not in options.allow:
+                band = 0 if divided else far[0]
                 raise BundleError(
                     f"`{name}` of the scene `{scene.name}` is in another scale: {bands[band]} has the median "
                     f"{median[band]:.4g}, the training pixels {middle[band]:.4g} ({low[band]:.4g} to {high[band]:.4g})",
-                    f"a median that differs by less than {_FAR} times the range of the training pixels",
+                    f"values that are not {_TINY} times smaller in all bands"
+                    if divided
+                    else f"a median that differs by less than {_FAR} times the range of the training pixels",
                     "correct `scale`, `offset` or `nodata` in the scene file; or map it all the same, at your own "
                     "risk: --allow values",
                 )
