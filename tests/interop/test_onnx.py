@@ -345,7 +345,7 @@ def _with_operator(runtime: str) -> Callable[[bytes], bytes]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data[:-9], "is no ONNX file, or not whole: it ends before its time"),
+        (lambda data: data[:-9], "is no ONNX file, or not whole: its end is missing"),
         (lambda data: data[: len(data) // 2], "is no ONNX file, or not whole"),
         (lambda data: b"", "cannot be read|is no ONNX file"),
         (lambda data: b"scene: scene.yaml\n", "is no ONNX file"),
@@ -365,6 +365,19 @@ def test_a_file_that_cannot_be_used_is_refused_in_words(
         map_array(load_model(tmp_path / "bad.onnx"), scene(2))
     assert isinstance(raised.value, BundleError)
     assert raised.value.do
+
+
+def test_a_graph_that_was_changed_is_another_model_and_said(
+    file_of: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = bytearray(file_of("logistic").read_bytes())
+    weights = bundle_of("logistic").model.tables.weight.T.tobytes()  # type: ignore[union-attr]
+    data[data.index(weights) + 2] ^= 1
+    (tmp_path / "changed.onnx").write_bytes(data)
+    model = load_model(tmp_path / "changed.onnx")
+    assert model.digest != bundle_of("logistic").digest
+    assert "changed.onnx was changed after landfuse wrote it" in caplog.text
+    map_array(model, scene(2))
 
 
 def test_scenes_and_options_that_do_not_fit_are_refused(file_of: Callable[[str], Path], tmp_path: Path) -> None:

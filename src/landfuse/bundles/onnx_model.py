@@ -1,14 +1,16 @@
 """A bundle as one ONNX file, run by ONNX Runtime; no torch.
 
 The file's graph takes raw pixels of views, NaN where there is no data, and returns logits. What else a bundle holds is
-in the file's properties: `landfuse`, as in `model.json`; `landfuse_attached`, the arrays beside the model; and
-`landfuse_denoiser`, a second graph, which computes the features that the first one takes.
+in the file's properties: `landfuse`, as in `model.json`; `landfuse_attached`, the arrays beside the model;
+`landfuse_denoiser`, a second graph, which computes the features that the first one takes; and `landfuse_graph`, the
+SHA-256 of the graph.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import math
 import mmap
 import shutil
@@ -40,14 +42,16 @@ from landfuse.scenes.scene import Scene
 from landfuse.settings import parse, threads
 from landfuse.views.reading import read_window
 
+log = logging.getLogger("landfuse")
+
 FORMAT = 1
 """Version of the properties; a newer one is refused."""
 
-PROPERTY, ATTACHED, DENOISER = "landfuse", "landfuse_attached", "landfuse_denoiser"
+PROPERTY, ATTACHED, DENOISER, GRAPH = "landfuse", "landfuse_attached", "landfuse_denoiser", "landfuse_graph"
 """Names of the file's properties."""
 
-_METADATA_PROPS = 14
-"""The field of an ONNX file that holds its properties."""
+_GRAPH, _METADATA_PROPS = 7, 14
+"""The fields of an ONNX file that hold the graph and its properties."""
 
 _IN_MEMORY = 2.25
 """Bytes of memory for each of a file, since ONNX Runtime keeps weights in an order of its own too."""
@@ -116,6 +120,7 @@ class OnnxModel:
                 f"version {FORMAT} or older, which landfuse {version('landfuse')} reads",
                 "update landfuse: pip install -U landfuse",
             )
+        self._graph = properties.get(GRAPH)
         attached = (
             safetensors.numpy.load(base64.b64decode(properties.get(ATTACHED, ""))) if ATTACHED in properties else {}
         )
@@ -126,10 +131,20 @@ class OnnxModel:
             known.cross_validation, attached, known.notes,
         )  # fmt: skip
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """That of the bundle, where the graph computes in float32 as the bundle does."""
-        return self.part.digest
+        """That of the bundle, where the graph is as it was written, and computes in float32 as the bundle does."""
+        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            place = next((part for number, part in _fields(data) if number == _GRAPH), slice(0))
+            with memoryview(data) as whole, whole[place] as graph:
+                found = hashlib.sha256(graph).hexdigest()
+        if self._graph in (None, found):
+            return self.part.digest
+        log.warning(
+            "%s was changed after landfuse wrote it, by another program (as for int8 or float16) or by damage: its "
+            "maps may differ from those of the bundle", self.path,
+        )  # fmt: skip
+        return found
 
     @cached_property
     def session(self) -> onnxruntime.InferenceSession:
@@ -328,7 +343,8 @@ def _properties(path: Path) -> dict[str, str]:
     """The properties of an ONNX file, which is not loaded for that."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            pairs = [dict(_fields(pair)) for number, pair in _fields(data) if number == _METADATA_PROPS]
+            parts = [data[place] for number, place in _fields(data) if number == _METADATA_PROPS]
+        pairs = [{number: part[place] for number, place in _fields(part)} for part in parts]
         return {pair[1].decode(): pair.get(2, b"").decode() for pair in pairs}
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}", "an ONNX file", "check the path") from None
@@ -340,8 +356,8 @@ def _properties(path: Path) -> dict[str, str]:
         ) from None
 
 
-def _fields(data: Any) -> Iterator[tuple[int, bytes]]:
-    """The fields with bytes of a message of protocol buffers: number and value; of large ones nothing is copied."""
+def _fields(data: Any) -> Iterator[tuple[int, slice]]:
+    """The fields with bytes of a message of protocol buffers: their numbers and places."""
     place = 0
 
     def number() -> int:
@@ -363,8 +379,8 @@ def _fields(data: Any) -> Iterator[tuple[int, bytes]]:
         elif kind == 2 and field:
             size = number()
             if place + size > len(data):
-                raise ValueError("it ends before its time")
-            yield field, data[place : place + size] if field in (1, 2, _METADATA_PROPS) else b""
+                raise ValueError("its end is missing")
+            yield field, slice(place, place + size)
             place += size
         else:
-            raise ValueError("it has other fields")
+            raise ValueError("its bytes are of another form")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from onnx import helper
 from torch import Tensor
 
 from landfuse.bundles.bundle import Bundle
-from landfuse.bundles.onnx_model import ATTACHED, DENOISER, PROPERTY, OnnxDenoiser, OnnxPart, session_of
+from landfuse.bundles.onnx_model import ATTACHED, DENOISER, GRAPH, PROPERTY, OnnxDenoiser, OnnxPart, session_of
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import ModelError, OutputError
 from landfuse.files import check_replaceable, unwritable, whole_file
@@ -64,7 +65,8 @@ def write_onnx(bundle: Bundle, path: str | Path, *, licence: str = "", overwrite
         network, outputs = onnx_networks.RawViews(bundle), ["logits", *known.layers]
         model = onnx_networks.graph_of(network, list(images.values()), list(known.inputs), outputs)
     model.producer_name, model.producer_version = "landfuse", version("landfuse")
-    helper.set_model_props(model, properties(bundle, licence))
+    graph = hashlib.sha256(model.graph.SerializeToString()).hexdigest()
+    helper.set_model_props(model, {**properties(bundle, licence), GRAPH: graph})
     if model.ByteSize() > _MOST:
         raise OutputError(
             f"the model takes {model.ByteSize() / 2**30:.1f} GiB, and an ONNX file holds less than 2",
