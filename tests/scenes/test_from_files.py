@@ -206,6 +206,13 @@ def _parts(home: Path) -> None:
     fields(home / "train_1.gpkg"), fields(home / "train_2.gpkg")
 
 
+def _a_larger_survey(home: Path) -> None:
+    """Fields of a whole site, of which the image shows the western part."""
+    tif(home / "s2.tif", 3, east=-160)
+    place = np.arange(64)
+    fields(home / "site.gpkg", crop=np.where(place % 8 < 6, np.array(["wheat", "maize"])[place % 2], "beet"))
+
+
 def _keys_of_a_table(home: Path) -> None:
     """Crowns with a number only, their species in a table; spectra of larger pixels than the photograph."""
     tif(home / "hsi.tif", 40), tif(home / "rgb.tif", 3, pixel=2.5)
@@ -330,6 +337,11 @@ FOLDERS: dict[Callable[[Path], None], dict[str, Any]] = {
             "resampling: average",
         ],
         "notes": ["left out are classes of one or two shapes"],
+    },
+    _a_larger_survey: {
+        "legend": ["maize", "wheat"],
+        "text": ["unlisted: unlabelled  # classes without a shape in the images: beet"],
+        "notes": ["left out are classes without a shape in the images: beet"],
     },
     _parts: {"polygons": ("train_1.gpkg", "train_2.gpkg"), "legend": ["beet", "maize", "wheat"]},
 }

@@ -543,9 +543,17 @@ class _Text:
             line = f"  join: {{path: {table}, key: {_quoted(key)}}}  # it has the attribute of {len(rows)} shapes"
             self.label_lines.append(line)
         if few:
-            why = f"classes of one or two shapes, too few to train, validate and test: {', '.join(few)}"
-            self.label_lines.append(f"  unlisted: unlabelled  # {why}")
-            notes.append(f"left out are {why}")
+            self._leave_out(few, "of one or two shapes, too few to train, validate and test", notes)
+
+    def _leave_out(self, names: Sequence[str], why: str, notes: list[str]) -> None:
+        """Takes classes out of the legend; their shapes are unlabelled then."""
+        words = f"classes {why}: {', '.join(names)}"
+        self.legend = [one for one in self.legend if one["name"] not in names]
+        if self.label_lines[-1].startswith("  unlisted:"):
+            self.label_lines[-1] += f"; {words}"
+        else:
+            self.label_lines.append(f"  unlisted: unlabelled  # {words}")
+        notes.append(f"left out are {words}")
 
     def finish(self, notes: list[str]) -> Proposal:
         """The whole text, after the scene that it describes was opened and its labels were read."""
@@ -565,13 +573,23 @@ class _Text:
         body += ["", "modalities:"]
         for group in groups:
             body += _modality_lines(group, reference if group.name != self.reference else None)
-        if self.label_lines:
-            body += ["", "labels:", *self.label_lines, "", "legend:", *map(_class_line, self.legend)]
-        scenes = self._opened(body).scenes()
+        images, scenes = body, self._opened(body + self._labelled()).scenes()
         recipe, view = self._recipe(scenes)
         if self.label_lines:
+            found = set(np.concatenate([np.unique(scene.labels) for scene in scenes]).tolist())
+            nowhere = [one["name"] for number, one in enumerate(self.legend) if number not in found]
+            if nowhere and self.labels is None:
+                self._leave_out(nowhere, "without a shape in the images", notes)
+                scenes = self._opened(images + self._labelled()).scenes()
+            body = images + self._labelled()
             body += ["", self._split(body, scenes, view // 2, notes)]
         return Proposal("\n".join(body) + "\n", recipe, self._opened(body), notes)
+
+    def _labelled(self) -> list[str]:
+        """What the scene file says of labels and classes."""
+        if not self.label_lines:
+            return []
+        return ["", "labels:", *self.label_lines, "", "legend:", *map(_class_line, self.legend)]
 
     def _opened(self, lines: Sequence[str]) -> SceneFile:
         settings = parse(SceneSettings, yaml.safe_load("\n".join(lines)), "the proposed scene file")
