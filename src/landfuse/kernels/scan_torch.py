@@ -72,7 +72,7 @@ def _segments(length: int, steps: int, chunks: int) -> list[tuple[int, int, int]
 def copied(out: Tensor, source: Tensor) -> Tensor:
     """Copies (B, M, N) into a tensor of other strides.
 
-    One item at a time: on a CPU, PyTorch swaps the axes of a matrix by tiles, seven times as fast
+    One item at a time: on a CPU, PyTorch swaps the axes of a matrix by tiles, seven times as fast.
     """
     if source.dim() != 3 or source.device.type != "cpu" or source.shape[1] * source.shape[2] < _TILED:
         return out.copy_(source)
