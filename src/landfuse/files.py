@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import math
+import mmap
 import os
 import re
 import shutil
@@ -151,6 +152,13 @@ def unwritable(path: Path, error: Exception) -> OutputError:
         "a place that can be written to, with room on its disk",
         "free some room, or choose another place",
     )
+
+
+@contextmanager
+def bytes_of(path: Path) -> Iterator[mmap.mmap]:
+    """The bytes of a file, read from disk as they are used; raises a ValueError if the file is empty."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
 def sha256_of(path: Path) -> str:

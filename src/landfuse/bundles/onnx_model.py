@@ -12,7 +12,6 @@ import base64
 import hashlib
 import logging
 import math
-import mmap
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -35,7 +34,7 @@ from landfuse.bundles.settings import PredictorOptions
 from landfuse.diffusion.settings import FeatureSettings
 from landfuse.diffusion.tiles import features_of, noise_of
 from landfuse.errors import BundleError, SettingsError
-from landfuse.files import sha256_of
+from landfuse.files import bytes_of, sha256_of
 from landfuse.legend import Legend
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
@@ -134,7 +133,7 @@ class OnnxModel:
     @cached_property
     def digest(self) -> str:
         """That of the bundle, where the graph is as it was written, and computes in float32 as the bundle does."""
-        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with bytes_of(self.path) as data:
             place = next((part for number, part in _fields(data) if number == _GRAPH), slice(0))
             with memoryview(data) as whole, whole[place] as graph:
                 found = hashlib.sha256(graph).hexdigest()
@@ -342,7 +341,7 @@ def _release(words: str) -> tuple[int, ...]:
 def _properties(path: Path) -> dict[str, str]:
     """The properties of an ONNX file, which is not loaded for that."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with bytes_of(path) as data:
             parts = [data[place] for number, place in _fields(data) if number == _METADATA_PROPS]
         pairs = [{number: part[place] for number, place in _fields(part)} for part in parts]
         return {pair[1].decode(): pair.get(2, b"").decode() for pair in pairs}

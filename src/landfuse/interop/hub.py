@@ -7,7 +7,6 @@ card, `README.md`. Nothing else is ever downloaded, and none of these files hold
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import re
 import time
@@ -24,7 +23,7 @@ from landfuse.bundles.model_files import ModelFile, bundle_folder, onnx_file, re
 from landfuse.bundles.onnx_model import OnnxModel
 from landfuse.download import PASSING, PATIENCE, Progress, download
 from landfuse.errors import BundleError, LandfuseError, MissingFileError, OutputError, SettingsError
-from landfuse.files import sha256_of
+from landfuse.files import bytes_of, sha256_of
 from landfuse.interop.model_card import model_card
 from landfuse.reporting.provenance import without_places
 from landfuse.training.run import read_run
@@ -255,7 +254,7 @@ def _check_private(known: ModelFile, contents: Mapping[str, Path | bytes]) -> No
 def _holds(content: Path | bytes, secret: bytes) -> bool:
     if isinstance(content, bytes):
         return secret in content
-    with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with bytes_of(content) as data:
         return data.find(secret) >= 0
 
 
