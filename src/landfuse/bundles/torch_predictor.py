@@ -178,7 +178,7 @@ class TorchPredictor:
         images = mapped.views(places[:, 0] - halo, places[:, 1] - halo, self.description.view)
         precision = self.options.precision
         with (
-            torch.cuda.device(self.device if self.on_gpu else -1),  # Triton's kernels run on this one
+            torch.cuda.device(self.device if self.device.type == "cuda" else -1),  # Triton's kernels run on this one
             gpu_kernels(self.device, tf32=precision == "tf32", same=True),
             torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
         ):
