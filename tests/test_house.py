@@ -79,7 +79,8 @@ def faults_of_imports(path: str, source: str) -> list[str]:
             faults.append(f"{path} imports {target} from above")
         # A model's own parts (its weights' reader, its authors' format) carry its name: mfnet, mfnet_weights.
         own = path.removeprefix("models/").removesuffix(".py").split("_")[0]
-        if here == "models" and path != "models/__init__.py" and inside[:1] == ["models"]:
+        ours = top == "landfuse" and inside[:1] == ["models"]
+        if here == "models" and path != "models/__init__.py" and ours:
             module = inside[1] if len(inside) > 2 else ""
             if module not in ("", "base", "settings") and module.split("_")[0] != own:
                 faults.append(f"{path} imports another model, {target}")

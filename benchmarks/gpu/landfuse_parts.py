@@ -14,6 +14,7 @@ from landfuse.kernels import scan as selective_scan
 from landfuse.kernels import scan_image
 from landfuse.kernels.attention import RelativeAttention
 from landfuse.kernels.linear import rounded_once
+from landfuse.layers.fewer_kernels import with_fewer_kernels
 from landfuse.mapping.engine import Engine, map_blocks
 from landfuse.mapping.settings import map_options
 from landfuse.models.base import FusionModel, Modality
@@ -66,4 +67,5 @@ __all__ = [
     "rounded_once",
     "scan_image",
     "selective_scan",
+    "with_fewer_kernels",
 ]

@@ -50,6 +50,8 @@ class Launches(TorchDispatchMode):
         nothing = function.is_view or "empty" in name or name in WITHOUT_KERNEL
         if not nothing and first is not None and first.device.type == "cuda":
             self.by_operator[name] += KERNELS.get(name, 1)
+            if name == "convolution" and args[2] is not None:
+                self.by_operator["bias of a convolution"] += 1  # cuDNN's convolution has none
         return result
 
     @property

@@ -9,7 +9,16 @@ from typing import Any
 
 import torch
 from device import Device, difference
-from landfuse_parts import SCAN_KERNELS, Bdgf, FusionModel, Modality, RefNet, TwoBranch, rounded_once
+from landfuse_parts import (
+    SCAN_KERNELS,
+    Bdgf,
+    FusionModel,
+    Modality,
+    RefNet,
+    TwoBranch,
+    rounded_once,
+    with_fewer_kernels,
+)
 from plain_attention import written_plainly
 from record import Record
 from scan_inputs import TYPES
@@ -125,7 +134,8 @@ def jobs(
     half = TYPES[case.kind] == torch.bfloat16
     if device == "cuda" and parts is None:
         model.to(memory_format=torch.channels_last)
-    mapping = rounded_once(model).eval() if half else model  # as the predictor has it
+    mapping = with_fewer_kernels(model) if device == "cuda" and not case.plain else model  # as the predictor has it
+    mapping = rounded_once(mapping) if half else mapping
 
     def forward() -> object:
         mapping.eval()

@@ -404,6 +404,22 @@ mixed = 10 ** (torch.rand(1, 2, 20, generator=g, dtype=torch.float64) * 10 - 6)
 compare(lambda *a: selective_scan(*a, path="triton"), scan_plain, sequence(1, 2, 20, 1, 1, mixed)[:5])
 image = [draw(2, 3, 6, 2), draw(2, 3, 6, 4 * (2 + 2)), -draw(8, 1).exp(), draw(8, 2), draw(8), draw(8)]
 compare(lambda *a: image_scan(*a, path="triton"), image_scan_plain, image)
+
+from landfuse.layers import norm_relu_triton
+from landfuse.layers.fewer_kernels import norm_relu
+norm_relu_triton._MANY = 64  # two programs, the last one not full
+x, skip = draw(2, 2, 5, 3, 4).float().unbind()
+x[0, 1, 2, 3], scales, shift = torch.nan, list(draw(2, 5).float().unbind()), draw(5).float()
+wide = [v[:, None, None] for v in (*scales, shift)]
+for order in (torch.channels_last, torch.contiguous_format):
+    for count in (1, 2):
+        first = x.bfloat16().contiguous(memory_format=order)
+        found = norm_relu([first, skip], scales[:count], shift)
+        truth = (first.float() * wide[0] + skip * (wide[1] if count == 2 else 1) + wide[2]).relu()
+        torch.testing.assert_close(found, truth.bfloat16(), equal_nan=True)
+        assert found.stride() == first.stride()
+    truth = (first.float() * wide[0] + wide[2]).relu().bfloat16()
+    torch.testing.assert_close(norm_relu([first], scales[:1], shift), truth, equal_nan=True)
 """
 
 

@@ -20,6 +20,8 @@ from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.errors import SettingsError
 from landfuse.kernels.gpu import default_device, gpu_kernels, gpu_works
 from landfuse.kernels.linear import rounded_once
+from landfuse.kernels.scan import runs_triton
+from landfuse.layers.fewer_kernels import with_fewer_kernels
 from landfuse.models.base import FusionModel
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
@@ -90,8 +92,9 @@ class TorchPredictor:
         self.about = About(type(network).__name__, parameters, "PyTorch", torch.__version__)
         if self.on_gpu:
             self.model.to(memory_format=torch.channels_last)  # that of the views: else each pass rearranges weights
-        if options.precision == "bfloat16" and type(network).__module__.startswith("landfuse."):
-            self.model = rounded_once(self.model)  # another's model may leave autocast somewhere
+        if type(network).__module__.startswith("landfuse."):  # another's model may leave autocast somewhere
+            self.model = with_fewer_kernels(self.model) if runs_triton(self.device) else self.model
+            self.model = rounded_once(self.model) if options.precision == "bfloat16" else self.model
         self.nbytes = sum(p.nbytes for p in {*model.parameters(), *self.model.parameters()})
         self.nbytes += 0 if features is None else features.nbytes
 

@@ -178,14 +178,18 @@ def _triton_works() -> bool:
     return True
 
 
+def runs_triton(device: torch.device) -> bool:
+    """Whether Triton's kernels run there; TRITON_INTERPRET runs them on a CPU, to check them."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
+    return interpreted or (device.type == "cuda" and _triton_works())
+
+
 def implementation(path: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
     """The module that computes the scan for this device and working type."""
     if dtype == torch.float32:
         if device.type == "cpu" and path in ("", "native") and scan_native.available():
             return scan_native
-        # TRITON_INTERPRET runs the kernels on a CPU, to check them.
-        interpreted = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
-        if path in ("", "triton") and (interpreted or (device.type == "cuda" and _triton_works())):
+        if path in ("", "triton") and runs_triton(device):
             from landfuse.kernels import scan_triton
 
             return scan_triton

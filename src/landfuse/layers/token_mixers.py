@@ -39,6 +39,8 @@ class BidirectionalScan(nn.Module):
         rank: of the projection of delta.
     """
 
+    multiplied = ("projection", "rank_weight")
+
     def __init__(self, width: int, states: int = 16, rank: int = 4) -> None:
         super().__init__()
         self.rank, self.states, self.kernel = rank, states, 4

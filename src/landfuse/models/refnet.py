@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -90,18 +91,9 @@ class Parts(NamedTuple):
     differing_by_modality: list[Tensor]
 
 
-class Smooth(nn.Module):
-    """Two 3x3 convolutions with a skip."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+def _smooth(width: int) -> BasicBlock:
+    """Two 3x3 convolutions with a skip, as in a ResNet."""
+    return BasicBlock(width, width)
 
 
 class MdfVss(nn.Module):
@@ -113,7 +105,7 @@ class MdfVss(nn.Module):
         self.shared_block = _vss(config) if config.share else None
         self.join = _join(modalities, width) if config.share else None
         self.difference_block = _vss(config) if config.difference else None
-        self.smooth = Smooth(width)
+        self.smooth = _smooth(width)
 
     def forward(self, features: Sequence[Tensor]) -> Parts:
         """One (B, width, H, W) per modality."""
@@ -175,10 +167,10 @@ class Scale(nn.Module):
         self.project = nn.ModuleList(nn.Conv2d(c, width, 1, bias=False) for c in channels)
         self.fuse = (MdfVss if config.fusion == "decompose" else PlainFusion)(len(channels), config)
         self.refine = _vss(config)
-        self.smooth = None if coarsest else Smooth(width)
+        self.smooth = None if coarsest else _smooth(width)
         enhanced = range(len(channels)) if config.enhance else ()
-        self.enhance = nn.ModuleList(Smooth(width) for _ in enhanced)
-        self.smooth_enhanced = nn.ModuleList(Smooth(width) for _ in enhanced if not coarsest)
+        self.enhance = nn.ModuleList(_smooth(width) for _ in enhanced)
+        self.smooth_enhanced = nn.ModuleList(_smooth(width) for _ in enhanced if not coarsest)
 
     def forward(
         self, features: Sequence[Tensor], coarser: tuple[Tensor, list[Tensor]] | None, *, enhancing: bool
