@@ -96,6 +96,9 @@ def test_a_part_of_a_data_array_is_where_it_is(path: Path) -> None:
     named = opened.rename(y="lat", x="lon").drop_vars("spatial_ref")
     assert array_raster(named, "a").grid.transform == GRID.transform
     assert array_raster(opened.isel(band=0), "a").bands == 1
+    opened.attrs["long_name"] = ("red", "green", "nir")[: opened.sizes["band"]]  # as it gives descriptions
+    assert array_raster(opened.isel(band=[1, 0]), "a").names == ("green", "red")
+    assert array_raster(opened, "a").with_bands([1]).names == ("green",)
 
 
 def test_masked_values_are_no_data_and_memory_maps_are_read_by_windows(tmp_path: Path) -> None:

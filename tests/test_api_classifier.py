@@ -132,7 +132,7 @@ def test_a_setting_of_the_model_before_is_refused() -> None:
         ({"model": "two_branch", "modalities": ["sar"]}, "names the modality sar"),
         ({"model": "two_branch", "pixel_maps": {"sar": {}}}, "names the modality sar"),
         ({"model": "forest", "features": 0.5}, "features"),
-        ({"model": "two_branch", "split": {"kind": "block"}}, "did you mean blocks"),
+        ({"model": "two_branch", "split": {"kind": "block"}}, "did you mean `blocks`"),
     ],
 )
 def test_wrong_values_are_reported_by_fit(settings: dict[str, Any], message: str) -> None:

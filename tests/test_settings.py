@@ -94,12 +94,12 @@ def test_right_values() -> None:
         # Only the keys of the kind that was chosen are offered.
         ({"trunk": {"kind": "oak", "needle": 1}}, "unknown key `trunk.needle`; known here: acorns, kind"),
         ({"trunk": {"kind": "pine", "leaf": {"widht": 1}}}, "unknown key `trunk.leaf.widht`; did you mean `width`?"),
-        ({"trunk": {"kind": "oka"}}, "`trunk.kind` is 'oka', not one of: oak, pine; did you mean oak?"),
+        ({"trunk": {"kind": "oka"}}, "`trunk.kind` is 'oka', not one of: oak, pine; did you mean `oak`?"),
         ({"trunk": {"kind": "fir"}}, "`trunk.kind` is 'fir', not one of: oak, pine"),
         ({"trunk": {"needles": 1}}, "the key `trunk.kind` is missing; one of: oak, pine"),
         ({"trunk": {"kind": "pine", "needles": -1}}, "`trunk.needles` is -1: Input should be greater than"),
         ({"height": "tall"}, "`height` is 'tall': expected a number"),
-        ({"age": "yuong"}, "`age` is 'yuong', not one of: old, young; did you mean young?"),
+        ({"age": "yuong"}, "`age` is 'yuong', not one of: old, young; did you mean `young`?"),
         ({"leaf": None}, "`leaf` is None: expected keys with values"),
         ({"named": {1: {}}}, "`named.1` is 1: expected text"),
     ],
@@ -189,7 +189,7 @@ def test_files_that_are_no_settings(text: str, message: str, tmp_path: Path) -> 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     write(tmp_path, "a: 1\n")
-    with pytest.raises(MissingFileError, match=r"did you mean .*tree\.yaml\?"):
+    with pytest.raises(MissingFileError, match=r"did you mean `.*tree\.yaml`\?"):
         read_yaml(tmp_path / "tre.yaml")
     with pytest.raises(MissingFileError, match="check the path"):
         read_yaml(tmp_path / "no" / "tree.yaml")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import logging
 import shutil
@@ -25,7 +24,7 @@ from landfuse.bundles.description import Description
 from landfuse.bundles.predictor import Model, Predictor
 from landfuse.bundles.settings import Method, PredictorOptions
 from landfuse.bundles.table_bundle import TableBundle, load_model
-from landfuse.errors import GridError, ModelError, SceneError, SettingsError, SplitError
+from landfuse.errors import GridError, ModelError, SceneError, SettingsError, SplitError, nearest
 from landfuse.figures.figures import (
     by_pyplot,
     check_figure,
@@ -747,11 +746,10 @@ def _check_names(model: Any, names: Collection[str]) -> None:
     known = _homes(model)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, *_OWN], n=1, cutoff=0.5)
             raise SettingsError(
                 f"Classifier({_shown(model)}) has no setting `{name}`",
                 f"one of: {', '.join(sorted({*known, *_OWN}))}",
-                f"did you mean `{near[0]}`?" if near else "correct the keyword",
+                nearest(name, [*known, *_OWN], "correct the keyword", cutoff=0.5),
             )
 
 

@@ -6,14 +6,17 @@ Until then it is `.NAME.part` in the same folder, from which the next call conti
 from __future__ import annotations
 
 import http.client
+import logging
 import os
 import re
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 from landfuse.errors import LandfuseError, MissingFileError, OutputError
@@ -28,8 +31,35 @@ PATIENCE = (1.0, 4.0, 10.0)
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 """Answers that another attempt may turn into better ones."""
 
+log = logging.getLogger("landfuse")
+
 _CHUNK = 1 << 20
 _TIMEOUT = 60.0
+
+
+def wait(attempt: int, what: str, error: Exception) -> bool:
+    """Waits before another attempt, and returns whether there is one: only a second where a name is not resolved.
+
+    Args:
+        attempt: the number of the one that failed, from 0.
+        what: it was for, or what it ended with.
+        error: of it.
+    """
+    if attempt == len(PATIENCE) or (attempt > 0 and _unresolved(error)):
+        return False
+    if attempt == 0:
+        why = str(getattr(error, "reason", None) or error).strip().split("\n")[0]
+        log.warning("%s: %s; trying again", what, why)
+    time.sleep(PATIENCE[attempt])
+    return True
+
+
+def _unresolved(error: BaseException | None) -> bool:
+    """Whether an error of any client of the network comes from a name that cannot be resolved."""
+    while error is not None and not isinstance(error, socket.gaierror):
+        reason = getattr(error, "reason", None)
+        error = reason if isinstance(reason, BaseException) else error.__cause__ or error.__context__
+    return error is not None
 
 
 def download(
@@ -121,8 +151,7 @@ def _wrong(path: Path, suffix: str, sha256: str | None, size: int, kind: str = "
 def _complete(url: str, path: Path, part: Path, size: int, secret: Mapping[str, str], report: Progress) -> str:
     """Fetches what is not there yet, in several attempts; the kind of file that the server says it is."""
     trouble: Exception | None = None
-    for pause in (0.0, *PATIENCE):
-        time.sleep(pause)
+    for attempt in count():
         try:
             return _attempt(url, part, size, secret, report)
         except urllib.error.HTTPError as error:
@@ -135,6 +164,8 @@ def _complete(url: str, path: Path, part: Path, size: int, secret: Mapping[str, 
             raise
         except (OSError, http.client.HTTPException) as error:
             trouble = error
+        if not wait(attempt, url, trouble):
+            break
     came = part.stat().st_size if part.exists() else 0
     raise MissingFileError(
         f"{url} cannot be downloaded: {getattr(trouble, 'reason', None) or trouble}",

@@ -22,8 +22,10 @@ and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _SHOWN = 20
 """Blocks that a message names."""
@@ -32,6 +34,29 @@ _SHOWN = 20
 def few(words: Sequence[str], most: int = 5) -> str:
     """The first of several words, and how many more there are."""
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
+def nearest(
+    name: str,
+    known: Iterable[Any],
+    otherwise: str = "choose one of these",
+    *,
+    before: str = "",
+    cutoff: float = 0.6,
+    key: Callable[[Any], str] = str,
+) -> str:
+    """Asks whether the most similar of the known names was meant.
+
+    Args:
+        name: the one that is not known.
+        known: the names, or what `key` gives the names of.
+        otherwise: what is returned where none is similar.
+        before: what the question begins with.
+        cutoff: how similar it has to be, from 0 to 1; capitals make no difference.
+    """
+    of_name = {key(one).casefold(): one for one in known}
+    near = difflib.get_close_matches(name.casefold(), of_name, n=1, cutoff=cutoff)
+    return f"{before}did you mean `{of_name[near[0]]}`?" if near else otherwise
 
 
 class LandfuseError(Exception):

@@ -29,7 +29,7 @@ def missing_extra(error: ImportError) -> ImportError:
         if package in packages:
             return MissingExtraError(
                 f"{package} is not installed",
-                f"landfuse with its extra `{extra}`",
+                f"landfuse with its extra `{extra}`" + ", which training and networks need" * (extra == "train"),
                 f'pip install "landfuse[{extra}]"',
             )
     return error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import os
@@ -16,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_a
 import pydantic
 import yaml
 
-from landfuse.errors import FaultsError, MissingFileError, SettingsError
+from landfuse.errors import FaultsError, MissingFileError, SettingsError, nearest
 
 log = logging.getLogger("landfuse")
 
@@ -245,17 +244,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = _load(path.read_bytes())
     except FileNotFoundError:
-        beside = [p.name for p in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, beside, n=1)
-        raise MissingFileError(
-            f"there is no file {path}",
-            "a YAML file",
-            f"did you mean {path.parent / near[0]}?"
-            if near
-            else f"write one for the files that are there: landfuse init {shlex.quote(str(path.parent))}"
-            if path.name == "scene.yaml" and path.parent.is_dir()
-            else "check the path",
-        ) from None
+        init = f"write one for the files that are there: landfuse init {shlex.quote(str(path.parent))}"
+        do = init if path.name == "scene.yaml" and path.parent.is_dir() else "check the path"
+        near = nearest(path.name, sorted(path.parent.glob("*.y*ml")), do, key=lambda one: one.name)
+        raise MissingFileError(f"there is no file {path}", "a YAML file", near) from None
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error}", "a YAML file", "check the path") from None
     except yaml.reader.ReaderError as error:
@@ -349,8 +341,7 @@ def _message(kind: type[Settings], values: Mapping[str, Any], fault: Any) -> str
     if fault["type"] == "extra_forbidden":
         name = str(fault["loc"][-1])
         known = sorted({field for one in _kinds_at(kind, fault["loc"][:-1]) for field in one.model_fields})
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
+        hint = nearest(name, known, f"known here: {', '.join(known)}", cutoff=0.5)
         return f"unknown key `{key}`; {hint}"
     if fault["type"] == "missing":
         return f"the key `{'.'.join([*([key] if key else []), str(fault['loc'][-1])])}` is missing"
@@ -371,9 +362,7 @@ def _message(kind: type[Settings], values: Mapping[str, Any], fault: Any) -> str
 
 
 def _not_one_of(key: str, value: object, words: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(value), words, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"`{key}` is {value!r}, not one of: {', '.join(words)}{hint}"
+    return f"`{key}` is {value!r}, not one of: {', '.join(words)}{nearest(str(value), words, '', before='; ')}"
 
 
 def _way(values: Any, location: Iterable[str | int]) -> list[str | int]:

@@ -389,7 +389,7 @@ def test_what_is_no_whole_sample_is_refused(city: Path, tmp_path: Path) -> None:
     rewrite(path, "reference")
     refused(SceneError, "no reference for 150 of 150")
     rewrite(path, "reference", "Forrest")
-    refused(SceneError, "did you mean Forest")
+    refused(SceneError, "did you mean `Forest`")
     rewrite(path, "reference", "3")
     refused(SceneError, "no class")
     rewrite(path, "stratum_units", "many")

@@ -499,8 +499,10 @@ def test_models_and_their_settings_are_listed(landfuse: Callable[..., Any]) -> N
     assert all(f" {name} " in shown for name in SETTINGS["forest"].model_fields)
     assert "whole number from 1 to" in shown
     wrong = landfuse("models", "florest")
-    assert (wrong.code, "did you mean forest" in wrong.err or "forest" in wrong.err) == (2, True)
+    assert (wrong.code, "did you mean `forest`?" in wrong.err) == (2, True)
     assert "ONNX file" in wrong.err
+    known = json.loads(landfuse("models", "forest", "--json").out)
+    assert [row["key"] for row in known["settings"]] == list(SETTINGS["forest"].model_fields)
 
 
 def test_what_a_saved_model_maps_is_listed(trained: Path, landfuse: Callable[..., Any]) -> None:
@@ -512,7 +514,7 @@ def test_what_a_saved_model_maps_is_listed(trained: Path, landfuse: Callable[...
     shown = landfuse("models", trained).out
     assert known["modalities"]["a"]["pixel"].split(" in ")[0] in shown
     assert all(word in shown for word in ("modality", "model: forest\n", f"classes: {', '.join(names)}"))
-    for words, fault in (((trained / "split",), "holds no bundle"), ((), "--json without a file")):
+    for words, fault in (((trained / "split",), "holds no bundle"), ((), "--json without a name")):
         wrong = landfuse("models", *words, "--json")
         assert (wrong.code, fault in wrong.err) == (2, True)
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -187,7 +188,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # it is a protocol of its own
     monkeypatch.setattr(download, "PATIENCE", (0.0, 0.0))
-    monkeypatch.setattr("landfuse.interop.hub.PATIENCE", (0.0, 0.0))
     monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
     monkeypatch.chdir(tmp_path)
     yield made
@@ -406,6 +406,25 @@ def test_a_hub_that_refuses_a_download_is_one_message(
     refused("me/first cannot be read")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "127.0.0.1:9" in refused("cannot be read").expected
+
+
+@pytest.mark.parametrize("get", [lf.pull, lambda name: download.download(f"https://{name}", Path("a.bin"))])
+def test_a_name_that_is_not_resolved_is_tried_once_more(
+    get: Callable[[str], object], hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+
+    def unknown(host: str, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(download, "PATIENCE", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://nowhere.invalid")
+    with pytest.raises(MissingFileError, match="Name or service not known"):
+        get("me/first")
+    assert len(asked) == 2
+    assert [record.message.partition("Name")[2] for record in caplog.records] == [" or service not known; trying again"]
 
 
 def test_a_torn_download_goes_on_where_it_ended(hub: FakeHub, trained: Path) -> None:

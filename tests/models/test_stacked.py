@@ -48,7 +48,7 @@ def test_networks_by_name(options: dict[str, object]) -> None:
 
 
 def test_unknown_names_are_reported() -> None:
-    with pytest.raises(ModelError, match=r"no architecture `Unett`(.|\n)*did you mean Unet\?"):
+    with pytest.raises(ModelError, match=r"no architecture `Unett`(.|\n)*did you mean `Unet`\?"):
         Stacked({"a": Modality(5)}, 3, Stacked.Settings(architecture="Unett"))
     with pytest.raises(ModelError, match=r"encoder `resnet19`(.|\n)*model\.encoder"):
         Stacked({"a": Modality(5)}, 3, Stacked.Settings(encoder="resnet19"))

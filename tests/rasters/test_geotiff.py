@@ -984,6 +984,7 @@ def test_a_height_datum_is_left_out_of_the_crs(crs: str, name: str) -> None:
         (("Band 1", "band_2", "3"), (3, 2), ()),
         (("red", "", "nir"), None, ()),
         (("red", "", "nir"), (1, 3), ("red", "nir")),
+        (("bands", "bands", "bands"), (3, 1), ()),
     ],
 )
 def test_bands_have_the_names_of_the_file(

@@ -100,7 +100,7 @@ def test_unlisted_value_suggests_the_nearest(tmp_path: Path) -> None:
     polygons = read_polygons(write(tmp_path / "x.gpkg", [box(0, 0, 5, 4)], kind=["Pine"]), "kind")
     with pytest.raises(SceneError) as caught:
         polygons.onto(GRID, CODES)
-    assert "did you mean pine?" in caught.value.expected
+    assert "did you mean `pine`?" in caught.value.expected
 
 
 def test_points_and_lines(tmp_path: Path) -> None:

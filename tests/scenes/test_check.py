@@ -396,14 +396,14 @@ def test_what_polygons_label_nothing_is_listed(tmp_path: Path) -> None:
         "1 of 42 shapes of p.gpkg label no pixel: they are smaller than one, or others lie on them: Acker (1)",
         "1 of 42 shapes of p.gpkg have no value in `kind`",
         "1 of 42 shapes of p.gpkg have no outline",
-        "the labels p.gpkg hold values that the legend lacks; shapes of each: See (1), Wlad (1; did you mean Wald?). "
+        "the labels p.gpkg hold values that the legend lacks; shapes of each: See (1), Wlad (1; did you mean `Wald`?). "
         "They are unlabelled",
         "classes in fewer than 5 polygons of a role, so that a few places decide on them: test: Gr\u00fcnland (4), "
         "Wald (4), Acker (4)",
     ]
     del text["labels"]["unlisted"]
     (fault,) = check(save(tmp_path, text)).faults
-    assert "See (1), Wlad (1; did you mean Wald?)" in fault.found
+    assert "See (1), Wlad (1; did you mean `Wald`?)" in fault.found
     assert fault.expected == "only Gr\u00fcnland, Wald, Acker"
 
 

@@ -396,11 +396,11 @@ def test_places_are_listed_and_found(landfuse: Callable[..., Any]) -> None:
     assert code == 0
     assert "houston2013" in out
     assert place_folder("trento") == places()["trento"]
-    with pytest.raises(SettingsError, match=r"did you mean trento\?"):
+    with pytest.raises(SettingsError, match=r"did you mean `trento`\?"):
         place_folder("trentino")
     code, _, err = landfuse("fetch", "trentino")
     assert code == 2
-    assert "did you mean trento" in err
+    assert "did you mean `trento`" in err
 
 
 def test_a_place_is_checked_by_name(root: Path, landfuse: Callable[..., Any]) -> None:

@@ -200,4 +200,4 @@ def test_later_labels_that_cannot_be_taken(tmp_path: Path) -> None:
     write_points(
         tmp_path / "later.gpkg", np.array([5e5 + 95]), np.array([5e6 - 5]), {"reference": ["wod"]}, "EPSG:32632"
     )
-    assert "wod (1; did you mean wood?)" in check(place).faults[0].found
+    assert "wod (1; did you mean `wood`?)" in check(place).faults[0].found

@@ -453,7 +453,7 @@ def test_a_split_that_leaks_not_between_tiles() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "blocs"}, "`split.kind` is 'blocs', not one of: .* did you mean blocks"),
+        ({"kind": "blocs"}, "`split.kind` is 'blocs', not one of: .* did you mean `blocks`"),
         ({"kind": "blocks"}, "`split.size` is missing"),
         ({"kind": "blocks", "size": 8, "folds": 3, "fold": 3}, "`fold` is 3, but the folds are 0 to 2"),
         ({"kind": "blocks", "size": 8, "bufer": 3}, "unknown key `split.bufer`; did you mean `buffer`"),

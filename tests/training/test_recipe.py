@@ -96,7 +96,7 @@ def test_all_mistakes_are_reported_at_once(recipe: Path) -> None:
 
 
 def test_a_recipe_that_is_not_there(recipe: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"did you mean .*small\.yaml\?"):
+    with pytest.raises(MissingFileError, match=r"did you mean `.*small\.yaml`\?"):
         read_recipe(recipe.with_name("smal.yaml"))
 
 

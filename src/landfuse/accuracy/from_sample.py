@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from landfuse.accuracy.estimate import AccuracyEstimate, estimate
 from landfuse.accuracy.reference_sample import Design, ReferenceSample, read_sample
-from landfuse.errors import GridError, SceneError, SettingsError
+from landfuse.errors import GridError, SceneError, SettingsError, nearest
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff_writer import TILE
 from landfuse.rasters.grid import Grid, pixel_areas
@@ -184,13 +183,12 @@ def references(texts: Sequence[str | None], names: Mapping[int, str], where: str
             number = int(str(text))
             known = number if number in names or number == UNLABELLED or not names else None
         if known is None:
-            near = difflib.get_close_matches(str(text).casefold(), of_name, n=1)
             listed = ", ".join(f"{code} {name}" for code, name in sorted(names.items())) or "codes from 0 to 254"
             raise SceneError(
                 f"{where} has the reference {text!r}, which is no class",
                 f"a code or a name: {listed}; {OTHER_NAME} for what is none of them; {UNLABELLED} where the truth is "
                 "not known",
-                f"did you mean {names.get(of_name[near[0]], OTHER_NAME)}?" if near else "correct it",
+                nearest(str(text), [OTHER_NAME, *names.values()], "correct it"),
             )
         codes.append(known)
     return np.array(codes, np.int64)

@@ -28,11 +28,10 @@ import pystac
 import shapely
 
 from landfuse.catalogs.mosaic import Source, StoredBand, look, write_mosaic
-from landfuse.errors import GridError, LandfuseError, OutputError, SceneError, SettingsError, few
+from landfuse.errors import GridError, LandfuseError, OutputError, SceneError, SettingsError, few, nearest
 from landfuse.extras import missing_extra
 from landfuse.rasters.geotiff import crs_name
 from landfuse.rasters.grid import Grid
-from landfuse.rasters.polygons import nearest
 from landfuse.scenes.from_files import LEFT_OUT, RASTERS, DatedFiles, identifier, sensor_of
 from landfuse.series.dates import parse_period
 

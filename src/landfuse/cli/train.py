@@ -189,12 +189,12 @@ def models(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A model, for its settings; or a bundle, run folder or ONNX file, for what it maps. By default all "
-            "models are listed."
+            help="A model, for its settings; or a bundle, run folder or ONNX file, for what it maps (`./forest` where "
+            "it has the name of a model). By default all models are listed."
         ),
     ] = None,
     model: OwnModel = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Of a file: print everything as one JSON document.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Of one: print everything as one JSON document.")] = False,
 ) -> None:
     """List the models; or, of one, its settings with their values, defaults and meaning, and a recipe to begin with;
     or what a saved model takes and returns: modalities with their bands, and classes.
@@ -203,11 +203,11 @@ def models(
     from landfuse.settings import describe
 
     name = name_of(own_model(model)) if model is not None else name
-    if name is not None and (as_json or (name not in SETTINGS and Path(name).exists())):
+    if name is not None and name not in SETTINGS and Path(name).exists():
         _print_saved(Path(name), as_json)
         return
-    if as_json:
-        raise SettingsError("--json without a file", "a bundle, run folder or ONNX file", "name one, or leave it out")
+    if name is None and as_json:
+        raise SettingsError("--json without a name", "a model, bundle, run folder or ONNX file", "name one")
     if name is None:
         shown = table("models", ["name", "what it is", "cost"], left=["name", "what it is", "cost"])
         for one, kind in SETTINGS.items():
@@ -219,6 +219,9 @@ def models(
         expected = f"one of: {', '.join(SETTINGS)}; or a bundle, run folder or ONNX file"
         raise SettingsError(f"there is no model and no file `{name}`", expected, unknown(name))
     kind = SETTINGS[name]
+    if as_json:
+        say(json.dumps({"model": name, "settings": [row._asdict() for row in describe(kind)]}))
+        return
     if kind.about:
         say(f"{name}: {kind.about}; {kind.cost}")
     shown = table(

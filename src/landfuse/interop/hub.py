@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -21,7 +21,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from landfuse.bundles.model_files import ModelFile, bundle_folder, onnx_file, read_json, read_tensors, saved_spec
 from landfuse.bundles.onnx_model import OnnxModel
-from landfuse.download import PASSING, PATIENCE, Progress, download
+from landfuse.download import PASSING, Progress, download, wait
 from landfuse.errors import BundleError, LandfuseError, MissingFileError, OutputError, SettingsError
 from landfuse.files import bytes_of, sha256_of
 from landfuse.interop.model_card import model_card
@@ -308,8 +308,7 @@ def _asked(what: str, kind: type[MissingFileError | OutputError], ask: Callable[
         MissingFileError, OutputError: if the Hub cannot be reached, or refuses.
     """
     code, why = 0, ""
-    for pause in (0.0, *PATIENCE):
-        time.sleep(pause)
+    for attempt in count():
         try:
             return ask()
         except ValueError as error:  # of the name or the card; the answer 400 is one too
@@ -320,7 +319,7 @@ def _asked(what: str, kind: type[MissingFileError | OutputError], ask: Callable[
             cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
             code = getattr(getattr(cause, "response", None), "status_code", 0)
             why = str(getattr(cause, "server_message", None) or cause).strip().split("\n")[0]
-            if code not in (0, *PASSING):
+            if code not in (0, *PASSING) or not wait(attempt, what, error):
                 break
     if code in (401, 403, 404):
         can = "read" if kind is MissingFileError else "write to"

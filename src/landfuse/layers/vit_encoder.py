@@ -5,7 +5,6 @@ SAM's attention is replaced by `RelativeAttention`, which returns the same numbe
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from timm.models.vision_transformer_sam import Attention as SamAttention
 from torch import Tensor, nn
 
-from landfuse.errors import ModelError
+from landfuse.errors import ModelError, nearest
 from landfuse.kernels.attention import RelativeAttention
 from landfuse.kernels.linear import quicken
 
@@ -40,11 +39,10 @@ class StackedEncoder(nn.Module):
         architecture = name.split(".")[0]
         if not timm.is_model(architecture):
             known = timm.list_models(["samvit_*", "sam2_hiera_*", "vit_*"])
-            near = difflib.get_close_matches(architecture, known, n=1)
             raise ModelError(
                 f"there is no encoder `{name}`",
                 "a ViT by its name in timm, e.g. samvit_base_patch16 or vit_base_patch16_dinov3",
-                f"set `encoder: {near[0]}`" if near else "choose from timm.list_models('*vit*')",
+                nearest(architecture, known, "choose from timm.list_models('*vit*')"),
             )
         patch = _patch(architecture)
         hierarchical = "hiera" in architecture

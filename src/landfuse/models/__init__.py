@@ -7,7 +7,6 @@ imported.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from typing import TYPE_CHECKING, NamedTuple
 
-from landfuse.errors import ModelError
+from landfuse.errors import ModelError, nearest
 from landfuse.models import settings as _settings
 from landfuse.settings import Settings
 
@@ -291,8 +290,7 @@ def unknown(name: str) -> str:
     """What to do where a model's name is not known."""
     if ":" in name:
         return f"name its class, if you trust it: --model {name}, or landfuse.models.register"
-    near = difflib.get_close_matches(name, MODELS, n=1)
-    return f"did you mean `{near[0]}`?" if near else "correct the name, or install the package of the model"
+    return nearest(name, MODELS, "correct the name, or install the package of the model")
 
 
 def imported(place: str) -> type[FusionModel]:

@@ -5,7 +5,6 @@ Source: segmentation-models-pytorch (Iakubovskii 2019), whose architectures and 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landfuse.errors import ModelError
+from landfuse.errors import ModelError, nearest
 from landfuse.layers.checkpoints import timm_weights
 from landfuse.models.base import FusionModel, Modality, settings_of
 from landfuse.models.settings import StackedSettings
@@ -72,11 +71,11 @@ class Stacked(FusionModel):
             state = timm_weights(weights, name, self.network.get_submodule("encoder.model"))
             options["pretrained_cfg_overlay"] = {"state_dict": state}
         if config.architecture.lower() not in known:
-            near = difflib.get_close_matches(config.architecture.lower(), known, n=1)
+            kinds = sorted(kind.__name__ for kind in known.values())
             raise ModelError(
                 f"segmentation-models-pytorch has no architecture `{config.architecture}`",
-                ", ".join(sorted(kind.__name__ for kind in known.values())),
-                f"did you mean {known[near[0]].__name__}?" if near else "choose one of these",
+                ", ".join(kinds),
+                nearest(config.architecture, kinds),
             )
         try:
             return known[config.architecture.lower()](

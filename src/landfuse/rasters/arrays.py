@@ -84,13 +84,17 @@ class ArrayRaster:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the bands; none where a DataArray's dimension has no labels that are text."""
+        """Names of the bands: a DataArray's labels of their dimension, or its `long_name` of each, if they are text."""
         if self.band_names:
             return self.band_names
         if "C" not in self.axes or not is_data_array(self.values):
             return ()
         dim = self.values.dims[self.axes.index("C")]
         labels = self.values.coords[dim].values.tolist() if dim in self.values.coords else []
+        if isinstance(
+            names := self.values.attrs.get("long_name"), tuple | list
+        ):  # of a file, which labels count from 1
+            labels = [dict(enumerate(names, start=1)).get(label, label) for label in labels]
         return tuple(labels) if all(isinstance(label, str) for label in labels) else ()
 
     def with_bands(self, places: Sequence[int]) -> ArrayRaster:

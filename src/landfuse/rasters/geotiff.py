@@ -376,10 +376,12 @@ class GdalRaster:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the bands; none where one has no name, or they are only counted (`Band 1`, `Band 2`)."""
-        names = {number: self._header["names"][number - 1] or "" for number in self.numbers}
+        """Names of the bands; none where one has no name, they are only counted (`Band 1`, `Band 2`), or all alike."""
+        known = self._header["names"]
+        names = {number: known[number - 1] or "" for number in self.numbers}
         counted = all(re.fullmatch(rf"(band[ _]?)?0*{number}", name, re.I) for number, name in names.items())
-        return () if counted or not all(names.values()) else tuple(names.values())
+        alike = len(known) > 1 and len(set(known)) == 1  # xarray gives each the name of the variable
+        return () if counted or alike or not all(names.values()) else tuple(names.values())
 
     @property
     def wavelengths(self) -> tuple[float, ...]:

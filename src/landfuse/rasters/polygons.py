@@ -5,7 +5,6 @@ The only geopandas / pyogrio import.
 
 from __future__ import annotations
 
-import difflib
 import glob
 import hashlib
 import math
@@ -29,7 +28,7 @@ import shapely
 from numpy.typing import NDArray
 from pyproj.exceptions import CRSError, ProjError
 
-from landfuse.errors import GridError, MissingFileError, SceneError, few
+from landfuse.errors import GridError, MissingFileError, SceneError, few, nearest
 from landfuse.files import read_table, unwritable, whole_file
 from landfuse.legend import UNLABELLED, nfc
 from landfuse.rasters.geotiff_writer import burn
@@ -135,10 +134,9 @@ class Polygons:
             unlisted.update(counts)
         elif unknown:
             shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
-            near = difflib.get_close_matches(unknown[0], codes, n=1)
             raise SceneError(
                 f"{self.source}: polygons have the value{'s' if len(unknown) > 1 else ''} {shown}, which no class has",
-                f"only {', '.join(codes)}" + (f" (did you mean {near[0]}?)" if near else ""),
+                f"only {', '.join(codes)}{nearest(unknown[0], codes, '', before='; ')}",
                 "add it to `legend` (as `name` or `value`), or write `unlisted: unlabelled` under `labels`",
             )
         claims = [
@@ -300,12 +298,10 @@ def _stamp(path: str) -> tuple[int, int]:
         return 0, 0
     place = Path(path)
     if not place.exists():
-        beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
-        near = difflib.get_close_matches(place.name, beside, n=1)
         raise MissingFileError(
             f"there is no file {path}",
             "a vector file or CSV",
-            f"did you mean {place.parent / near[0]}?" if near else "check the path",
+            nearest(place.name, place.parent.glob("*"), "check the path", key=lambda one: one.name),
         )
     status = place.stat()
     return status.st_mtime_ns, status.st_size
@@ -517,13 +513,6 @@ def _table(join: Join, attribute: str) -> dict[str, str | None]:
                 "remove the rows that do not hold",
             )
     return table
-
-
-def nearest(wanted: str, present: Sequence[str]) -> str:
-    """What to do about a column that is not present."""
-    lower = {name.lower(): name for name in present}
-    near = difflib.get_close_matches(wanted.lower(), lower, n=1)
-    return f"did you mean `{lower[near[0]]}`?" if near else "name one of these"
 
 
 def _text(value: Any) -> str | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-from landfuse.errors import SettingsError
+from landfuse.errors import SettingsError, nearest
 from landfuse.settings import kind_of, read_yaml
 
 _HERE = Path(__file__).resolve().parents[1]
@@ -36,11 +35,10 @@ def place_folder(place: str | Path) -> Path:
     known = places()
     if str(place) in known:
         return known[str(place)]
-    near = difflib.get_close_matches(str(place), known, n=1)
     raise SettingsError(
         f"there is no place {str(place)!r}",
         f"a folder with a scene.yaml, or one of: {', '.join(known)}",
-        f"did you mean {near[0]}?" if near else "check the name",
+        nearest(str(place), known, "check the name"),
     )
 
 

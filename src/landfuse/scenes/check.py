@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.errors import FaultsError, LandfuseError, SceneError, few
+from landfuse.errors import FaultsError, LandfuseError, SceneError, few, nearest
 from landfuse.legend import UNLABELLED
 from landfuse.markup import percent
 from landfuse.palette import TOO_CLOSE, ClosePair, close_pairs
@@ -591,9 +590,8 @@ def _check_unlisted(
         return
     unit = "shapes" if labels.polygons else "pixels or shapes" if labels.later else "pixels"
     known = list(file.values) if labels.polygons or labels.later else []
-    near = {value: difflib.get_close_matches(value, known, n=1, cutoff=0.7) for value in unlisted}
     words = [
-        f"{value} ({count:,}{f'; did you mean {near[value][0]}?' if near[value] else ''})"
+        f"{value} ({count:,}{nearest(value, known, '', before='; ', cutoff=0.7)})"
         for value, count in unlisted.most_common()
     ]
     where = ", ".join(labels.paths)

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneError, SettingsError, SplitError
+from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneError, SettingsError, SplitError, nearest
 from landfuse.files import write_text
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff import GdalRaster
-from landfuse.rasters.polygons import TEXT, nearest, read_rows
+from landfuse.rasters.polygons import TEXT, read_rows
 from landfuse.rasters.windows import Window
 from landfuse.scenes.land_cover_map import class_names
 from landfuse.scenes.scene import Scene

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +9,7 @@ import numpy as np
 import spyndex
 from numpy.typing import NDArray
 
-from landfuse.errors import SceneError, SettingsError, few
+from landfuse.errors import SceneError, SettingsError, few, nearest
 
 
 def inputs_of(
@@ -30,11 +29,10 @@ def inputs_of(
         SceneError: if one of its bands is not found.
     """
     if index not in spyndex.indices:
-        near = difflib.get_close_matches(index, list(spyndex.indices), n=1)
         raise SettingsError(
             f"there is no spectral index `{index}`",
             "the name of one in spyndex's list, as NDVI",
-            f"did you mean {near[0]}?" if near else "see https://awesome-ee-spectral-indices.readthedocs.io",
+            nearest(index, spyndex.indices, "see https://awesome-ee-spectral-indices.readthedocs.io"),
         )
     found: dict[str, int | float] = {}
     for symbol in spyndex.indices[index].bands:

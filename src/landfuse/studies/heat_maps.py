@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from landfuse.bundles.bundle_files import load_bundle
-from landfuse.errors import ModelError, SettingsError
+from landfuse.errors import ModelError, SettingsError, nearest
 from landfuse.figures import figures
 from landfuse.figures.overview import closeups
 from landfuse.legend import UNLABELLED
@@ -48,8 +47,9 @@ def save_heat_maps(run: str | Path, name: str) -> Path:
             f"the model of {run} is `{classifier.spec.name}`", "mfnet, which has heat maps", "choose another run"
         )
     if name not in legend.names:
-        near = difflib.get_close_matches(name, legend.names, n=1, cutoff=0)
-        raise SettingsError(f"there is no class {name!r}", ", ".join(legend.names), f"perhaps {near[0]}")
+        raise SettingsError(
+            f"there is no class {name!r}", ", ".join(legend.names), nearest(name, legend.names, cutoff=0)
+        )
     kind = legend.names.index(name)
     data, core = test_data(run), network.core
     truths = data.targets(TEST)
