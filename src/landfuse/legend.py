@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,9 +107,10 @@ class Legend:
             )
 
     @classmethod
-    def of(cls, classes: Sequence[tuple[int, str]]) -> Legend:
-        """The legend of (code, name), its colours by `landfuse.palette.class_colours`."""
-        colours = class_colours(tuple(name for _, name in classes))
+    def of(cls, classes: Sequence[tuple[int, str]], known: Mapping[str, str] | None = None) -> Legend:
+        """The legend of (code, name), its colours as known by name, else by `landfuse.palette.class_colours`."""
+        names = tuple(name for _, name in classes)
+        colours = class_colours(names, tuple(map((known or {}).get, names)))
         return cls(tuple(LandClass(name, code, colour) for (code, name), colour in zip(classes, colours, strict=True)))
 
     def _repr_html_(self) -> str:

@@ -8,6 +8,7 @@ import math
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -26,6 +27,8 @@ from landfuse.accuracy.from_sample import evaluate_sample
 from landfuse.accuracy.reference_sample import ReferenceSample, read_sample
 from landfuse.cli.commands import app
 from landfuse.errors import GridError, LandfuseError, MissingFileError, OutputError, SceneError, SettingsError
+from landfuse.figures import figures
+from landfuse.figures.figures import areas_figure
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.mapping.map_extras import write_mosaics
 from landfuse.rasters.geotiff_writer import write_raster
@@ -423,7 +426,7 @@ def test_polygons_are_refused_with_what_can_be_said_instead(city: Path, tmp_path
     assert "landfuse sample" in str(reported.value)
 
 
-def test_the_commands(city: Path, tmp_path: Path, place: Path) -> None:
+def test_the_commands(city: Path, tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = CliRunner()
     out = tmp_path / "s" / "sample.gpkg"
     done = run.invoke(app, ["sample", str(city), "-n", "120", "--design", "stratified", "-o", str(out), "--seed", "4"])
@@ -442,7 +445,14 @@ def test_the_commands(city: Path, tmp_path: Path, place: Path) -> None:
     assert isinstance(failed.exception, OutputError), "it is somebody's"
     filled(read_sample(out), truth_of(codes_of(90, 70))).save(out)
     words = ["evaluate", str(city), str(out), "--design", "stratified", "-o", str(tmp_path / "reported")]
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "areas_figure", lambda rows: drawn.extend(rows) or areas_figure(rows))
     done = run.invoke(app, words)
+    assert (
+        [row["colour"] for row in drawn]
+        == [one.colour for one in LEGEND]
+        == [one.colour for one in open_map(city).legend]
+    )
     assert done.exit_code == 0, done.output
     reported = json.loads((tmp_path / "reported" / "accuracy.json").read_text(encoding="utf-8"))
     assert f"overall accuracy {reported['overall accuracy']['value']:.4f}" in done.output

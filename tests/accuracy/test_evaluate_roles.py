@@ -44,7 +44,7 @@ def test_the_roles_of_the_run_win_over_another_split(mapped: Path, landfuse: Cal
         assert result.code == 0, result.err
         scores = json.loads((mapped / "scores" / "scores.json").read_text())
         assert scores["scores"]["OA"] == pytest.approx(known["OA"])
-        assert "test pixels of the split that the model was trained with (run" in result.out
+        assert "test pixels of the split that the model was trained with, as the run" in result.out
         assert scores["role"] == "test"
         assert "runs/first" in scores["notes"][0]
 

@@ -40,7 +40,7 @@ from landfuse.rasters.grid import Grid
 from landfuse.reporting import LARGEST, report
 from landfuse.reporting.mosaic import Mosaic
 from landfuse.reporting.page import _class_rows, _in_order
-from landfuse.reporting.provenance import bare
+from landfuse.reporting.provenance import bare, commands, from_here
 from landfuse.reporting.rely import _known_ground, _sets, _zone, answers, certificate_of, of_100
 from landfuse.reporting.scores import area_rows, findings, warnings
 from landfuse.scenes.land_cover_map import ClassArea
@@ -206,6 +206,19 @@ def test_commands_name_one_map_where_the_maps_have_several_coordinate_systems(ru
     assert commands[1] == "landfuse certify maps/north.tif sample.gpkg"
     assert commands[4].endswith("scene.yaml --tile north -n 50")
     assert answers(*given)[0]["command"].startswith("landfuse sample maps -n")
+
+
+def test_commands_name_files_as_from_the_folder_where_the_report_was_made(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for here, first in ((run.parent.parent, f"{run.parent.name}/"), (run.parent, ""), (tmp_path, "")):
+        monkeypatch.chdir(here)
+        read = read_run(run)
+        paths = [from_here(path, read) for path in (run.parent / "scene.yaml", run / "maps", "/elsewhere/a.gpkg")]
+        assert paths == [f"{first}scene.yaml", f"{first}run/maps", "a.gpkg"]
+        lines = [line for _, line in commands(read, *paths[:2], 64, with_maps=True, sample="/elsewhere/a.gpkg")]
+        assert lines[1] == f"landfuse train {first}run/recipe.json run={first}run-again"
+        assert lines[-1] == f"landfuse report {first}run --maps {first}run/maps --sample a.gpkg"
 
 
 def test_the_page_answers_whether_the_map_can_be_relied_on(run: Path, page: str, tmp_path: Path) -> None:
@@ -593,7 +606,7 @@ def test_no_folder_of_this_machine_is_printed(run: Path, page: str, tmp_path: Pa
     for folder in (run.parent, tmp_path, tmp_path.parent):
         assert str(folder) not in text
         assert folder.name not in text
-    for word in ("landfuse train run/recipe.json run=run-again", "landfuse report run --maps maps", "{tile}.tif"):
+    for word in ("landfuse train run/recipe.json run=run-again", "landfuse report run --maps run/maps", "{tile}.tif"):
         assert word in text
 
 

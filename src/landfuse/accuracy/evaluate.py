@@ -358,7 +358,7 @@ def _roles_of(
             f"the model was trained with another split than {split}; training pixels may be among those scored"
         )
     elif known:
-        where = f" (run {run.parent})" if run else ""
+        where = f", as the run {run.parent} has it" if run else ""  # perhaps that of another run with the same split
         notes.append(f"scored are the {role} pixels of the split that the model was trained with{where}")
     return roles, notes
 

@@ -137,13 +137,15 @@ def _print_estimate(maps: Path, sample: Path, design: str | None, output: Path |
         from landfuse.accuracy.bootstrap import Interval
         from landfuse.figures.figures import areas_figure, save
         from landfuse.palette import class_colours
+        from landfuse.scenes.land_cover_map import open_map
 
         picture = output / "accuracy.png"
         check_replaceable(picture, "landfuse", overwrite)
         texts = {output / "accuracy.json": result.to_json(), output / "accuracy.csv": result.to_csv()}
         write_results(texts, overwrite)
         say(f"estimates: {output / 'accuracy.json'}")
-        colours = class_colours(tuple(c.name for c in result.classes))
+        known, names = open_map(maps).colours, tuple(c.name for c in result.classes)
+        colours = class_colours(names, tuple(map(known.get, names)))
         rows = []
         for c, colour, mapped in zip(result.classes, colours, result.fractions.sum(axis=0).tolist(), strict=True):
             corrected = Interval(c.fraction.value, c.fraction.low, c.fraction.high)

@@ -260,6 +260,7 @@ class GdalRaster:
                 "scales": source.scales,
                 "offsets": source.offsets,
                 "names": source.descriptions,
+                "colours": source.colormap(1) if source.colorinterp[0] == ColorInterp.palette else {},
                 "tags": source.tags(),
                 "wavelengths": [_nanometres(source, number) for number in source.indexes],
                 "others": source.subdatasets,
@@ -382,6 +383,11 @@ class GdalRaster:
         counted = all(re.fullmatch(rf"(band[ _]?)?0*{number}", name, re.I) for number, name in names.items())
         alike = len(known) > 1 and len(set(known)) == 1  # xarray gives each the name of the variable
         return () if counted or alike or not all(names.values()) else tuple(names.values())
+
+    @property
+    def colours(self) -> dict[int, str]:
+        """The colour of each number in the first band's colour table, `#RRGGBB`; empty without one."""
+        return {number: "#{:02X}{:02X}{:02X}".format(*rgba[:3]) for number, rgba in self._header["colours"].items()}
 
     @property
     def wavelengths(self) -> tuple[float, ...]:

@@ -46,6 +46,7 @@ from landfuse.reporting.provenance import (
     commands,
     cost,
     data_rows,
+    from_here,
     hashes,
     modality_rows,
     split_rows,
@@ -137,6 +138,7 @@ def report(
     roles = read_roles(read, file, scenes)
     paths = find_maps(read, scenes, maps, progress)
     whole = (paths[0] if len(paths) == 1 else paths[0].parent).resolve()
+    scene_name, map_name = from_here(file.path, read), from_here(whole, read)
     sampled = None if sample is None else _sampled(sample, whole, file.legend)
     certificate, refusal = (None, "") if sample is None else certificate_of(whole, sample)
     tally = Tally(file.legend, block)
@@ -174,12 +176,12 @@ def report(
             refusal,
             unlike_training(paths),
             rely["visits"],
-            file.path.name,
-            whole.relative_to(read.folder.resolve().parent).as_posix() if maps is None else whole.name,
+            scene_name,
+            map_name,
             maps is not None,
             scenes[0].name if len(mosaics_in(whole)) > 1 else "",
         ),
-        "commands": commands(read, file.path.name, block, with_maps=maps is not None, sample=sample),
+        "commands": commands(read, scene_name, map_name, block, with_maps=maps is not None, sample=sample),
     }
     write_text(page, _rendered(context))
     return page

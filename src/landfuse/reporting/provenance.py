@@ -115,22 +115,29 @@ def hashes(run: Run) -> dict[str, str]:
     return {name: sha256_of(run.folder / "bundle" / name) for name in ("model.safetensors", "model.json")}
 
 
+def from_here(path: str | Path, run: Run) -> str:
+    """A path for commands in the working directory, or in the folder that holds a run from elsewhere; of what lies
+    outside, which is not to be known, the last name."""
+    path, folder, here = Path(path).resolve(), run.folder.resolve(), Path.cwd()
+    here = here if folder.is_relative_to(here) else folder.parent
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
+
+
 def commands(
-    run: Run, scene: str, block: int, with_maps: bool, sample: str | Path | None = None
+    run: Run, scene: str, maps: str, block: int, with_maps: bool, sample: str | Path | None = None
 ) -> list[tuple[str, str]]:
-    """(what it does, the command line) of all that leads to the report, from the folder that holds the run."""
-    name = run.folder.resolve().name
-    maps = "maps" if with_maps else f"{name}/maps"
+    """(what it does, the command line) of all that leads to the report, with paths as by `from_here`."""
+    name, again = from_here(run.folder, run), from_here(f"{run.folder.resolve()}-again", run)
     score = (
         "Score the map",
         ["evaluate", maps, scene, "--split", f"{name}/split", "--intervals", "--block", str(block)],
     )
     if run.cross_validated:
         score = ("Draw points to score the map by", ["sample", maps, "-n", "500", "-o", "sample.gpkg"])
-    points = [Path(sample).name] if sample is not None else []
+    points = [from_here(sample, run)] if sample is not None else []
     lines = [
         ("Look at the data", ["check", scene]),
-        ("Train again, into another folder", ["train", f"{name}/recipe.json", f"run={name}-again"]),
+        ("Train again, into another folder", ["train", f"{name}/recipe.json", f"run={again}"]),
         ("Map the scene", ["predict", name, scene, "-o", maps, "--confidence"]),
         score,
         *(("Estimate accuracy and areas from the reference sample", ["evaluate", maps, point]) for point in points),

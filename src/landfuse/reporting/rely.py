@@ -16,7 +16,7 @@ from landfuse.accuracy.confusion import Confusion
 from landfuse.errors import LandfuseError
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.polygons import read_rows
-from landfuse.reporting.provenance import bare
+from landfuse.reporting.provenance import bare, from_here
 from landfuse.scenes.land_cover_map import beside, layer_of, open_map
 from landfuse.scenes.scene import Scene
 from landfuse.training.run import Run
@@ -96,12 +96,12 @@ def answers(
         refusal: why it certifies nothing.
         unlike: see `unlike_training`.
         visits: see `places_to_visit`.
-        scene: the scene file's name.
+        scene: the scene file, for commands.
         maps: the map, or the folder of the maps, for commands.
         others: whether these are not in the run folder.
         tile: one of them, where they have several coordinate systems and commands take one map at a time.
     """
-    name = run.folder.resolve().name
+    name = from_here(run.folder, run)
     one = f"{maps}/{tile}.tif" if tile else maps
     asked = ["report", name, *(["--maps", maps] if others else []), "--sample", "sample.gpkg"]
     return [

@@ -64,13 +64,19 @@ class LandCoverMap:
 
     @cached_property
     def legend(self) -> Legend:
-        """The classes: those of the scene, else the codes in the map with the names beside it and default colours."""
+        """The classes: those of the scene, else the codes in the map with their names and colours there."""
         if self.scene_legend is not None:
             return self.scene_legend
         found = {int(code) for window in self._blocks() for code in np.unique(self.codes(window))}
         names = class_names(self.path)
         codes = sorted((found | set(names)) - {UNLABELLED})
-        return Legend.of([(code, names.get(code, f"class {code}")) for code in codes] or [(0, "unknown")])
+        return Legend.of([(code, names.get(code, f"class {code}")) for code in codes] or [(0, "unknown")], self.colours)
+
+    @property
+    def colours(self) -> dict[str, str]:
+        """The colour of each class by its name, of those that have a name and a colour in the map."""
+        colours = self.raster.colours
+        return {name: colours[code] for code, name in class_names(self.path).items() if code in colours}
 
     def codes(self, window: Window) -> NDArray[np.uint8]:
         """The codes of a window inside the map: (height, width), `UNLABELLED` where there are none.
@@ -151,8 +157,8 @@ def open_map(path: str | Path, scene: Scene | None = None) -> LandCoverMap:
 
     Args:
         path: the file, or the folder of the maps of many tiles, whose mosaic is opened.
-        scene: of the map, for names and colours; else names come from the file beside the map, and colours are the
-            default ones.
+        scene: of the map, for names and colours; else names come from the file beside the map, and colours from its
+            colour table.
 
     Raises:
         SceneError: if it is missing or broken, or has several bands; if a folder has no mosaic, or several.

@@ -60,8 +60,8 @@ class ModalitySettings(Settings):
     )
     names: tuple[str, ...] = Field(
         default=(),
-        description="Names of these bands; by default what the file says, unless it names all alike. Bands of tiles and of "
-        "scenes to be mapped are put in the order of their names.",
+        description="Names of these bands; by default what the file says, unless it names all alike. Bands of tiles "
+        "and of scenes to be mapped are put in the order of their names.",
     )
     units: str = Field(default="", description="Units of the values, e.g. `reflectance`, `m`, `dB`.")
     nodata: float | None = Field(
