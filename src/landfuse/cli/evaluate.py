@@ -144,8 +144,8 @@ def _print_estimate(maps: Path, sample: Path, design: str | None, output: Path |
         texts = {output / "accuracy.json": result.to_json(), output / "accuracy.csv": result.to_csv()}
         write_results(texts, overwrite)
         say(f"estimates: {output / 'accuracy.json'}")
-        known, names = open_map(maps).colours, tuple(c.name for c in result.classes)
-        colours = class_colours(names, tuple(map(known.get, names)))
+        in_map, names = open_map(maps).colours, tuple(c.name for c in result.classes)
+        colours = class_colours(names, tuple(map(in_map.get, names)))
         rows = []
         for c, colour, mapped in zip(result.classes, colours, result.fractions.sum(axis=0).tolist(), strict=True):
             corrected = Interval(c.fraction.value, c.fraction.low, c.fraction.high)
