@@ -10,9 +10,14 @@ from typing import Any
 import landfuse
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.description import ModelSpec
+from landfuse.bundles.torch_predictor import TorchPredictor
+from landfuse.diffusion.features import DiffusionFeatures
+from landfuse.diffusion.settings import FeatureSettings
+from landfuse.diffusion.trained_denoiser import TrainedDenoiser
+from landfuse.kernels import gpu, scan_image
 from landfuse.kernels import scan as selective_scan
-from landfuse.kernels import scan_image
 from landfuse.kernels.attention import RelativeAttention
+from landfuse.kernels.gpu import Replayed
 from landfuse.kernels.linear import rounded_once
 from landfuse.layers.fewer_kernels import with_fewer_kernels
 from landfuse.mapping.engine import Engine, map_blocks
@@ -24,6 +29,7 @@ from landfuse.models.two_branch import TwoBranch
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
 from landfuse.views.mapped_pixels import MappedPixels, read_mapped_pixels
+from landfuse.views.pixel_map import PixelMap
 
 prediction: ModuleType = importlib.import_module("landfuse.mapping.predict")
 predict = prediction.predict
@@ -51,15 +57,22 @@ __all__ = [
     "VERSION",
     "Bdgf",
     "Bundle",
+    "DiffusionFeatures",
     "Engine",
+    "FeatureSettings",
     "FusionModel",
     "Modality",
     "ModelSpec",
+    "PixelMap",
     "RefNet",
     "RelativeAttention",
+    "Replayed",
     "Scene",
+    "TorchPredictor",
+    "TrainedDenoiser",
     "TwoBranch",
     "Window",
+    "gpu",
     "map_blocks",
     "map_options",
     "predict",

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from device import Device
-from landfuse_parts import STEPS_OF_MAPPING, Bundle, Engine, Scene, Window, map_blocks, map_options, predict
+from landfuse_parts import (
+    STEPS_OF_MAPPING,
+    Bundle,
+    Engine,
+    Scene,
+    TorchPredictor,
+    Window,
+    map_blocks,
+    map_options,
+    predict,
+)
 from record import Record
-from scenes_to_map import MODELS, placed, windows_of
+from scenes_to_map import GUIDED, MODELS, placed, windows_of
 
 PART = "mapping"
 NOT_ON_A_CPU = "how busy the GPU is, bfloat16, and scenes of full size"
-SIDES = {"two_branch": 1024, "bdgf": 512, "refnet": 2048}
-DRY_SIDES = {"two_branch": 16, "bdgf": 8, "refnet": 72}
+SIDES = {"two_branch": 1024, "bdgf": 512, GUIDED: 512, "refnet": 2048}
+DRY_SIDES = {"two_branch": 16, "bdgf": 8, GUIDED: 8, "refnet": 72}
 BATCHES = {"two_branch": (512, (512, 4096, 16384)), "bdgf": (256, (512, 2048)), "refnet": (1024, (1, 8))}
 """Model -> side of the scene, and windows per forward pass."""
 
@@ -28,9 +38,6 @@ class Clock:
         self.seconds: dict[str, float] = dict.fromkeys(STEPS_OF_MAPPING, 0.0)
         self.events: list[list[torch.cuda.Event]] = []
 
-    def __deepcopy__(self, memo: object) -> Clock:
-        return self  # in bfloat16 mapping runs a copy of the model, with its hooks
-
     def _timed(self, step: str, function: object) -> object:
         def run(*arguments: object, **options: object) -> object:
             start = time.perf_counter()
@@ -41,20 +48,24 @@ class Clock:
 
         return run
 
-    def _mark(self, *_: object) -> None:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        if not self.events or len(self.events[-1]) == 2:
-            self.events.append([])
-        self.events[-1].append(event)
+    def _between_events(self, function: Callable[..., object]) -> Callable[..., object]:
+        def run(*arguments: object) -> object:
+            pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            pair[0].record()
+            result = function(*arguments)
+            pair[1].record()
+            self.events.append(pair)
+            return result
+
+        return run
 
     @contextmanager
-    def watching(self, model: torch.nn.Module, device: Device) -> Iterator[None]:
+    def watching(self, device: Device) -> Iterator[None]:
         """Everything inside the `with` block is counted."""
         before = {step: getattr(*where) for step, where in STEPS_OF_MAPPING.items()}
-        hooks = []
+        run = TorchPredictor._run
         if not device.dry:
-            hooks = [model.register_forward_pre_hook(self._mark), model.register_forward_hook(self._mark)]
+            TorchPredictor._run = self._between_events(run)
         for step, (owner, attribute) in STEPS_OF_MAPPING.items():
             setattr(owner, attribute, self._timed(step, before[step]))
         try:
@@ -62,8 +73,7 @@ class Clock:
         finally:
             for step, (owner, attribute) in STEPS_OF_MAPPING.items():
                 setattr(owner, attribute, before[step])
-            for hook in hooks:
-                hook.remove()
+            TorchPredictor._run = run
 
     def busy(self, device: Device) -> float:
         device.wait()
@@ -93,7 +103,7 @@ def whole_map(record: Record, device: Device, model: str, side: int, precision: 
     predict(classifier, small, folder / "warm.tif", **options)
     clock = Clock()
     start = time.perf_counter()
-    with clock.watching(classifier.model, device):
+    with clock.watching(device):
         predict(classifier, scene, folder / f"{model}.tif", **options)
         device.wait()
     took = time.perf_counter() - start
@@ -131,7 +141,7 @@ def by_batch(record: Record, device: Device, model: str, side: int, size: int, p
 def measure(record: Record, device: Device, folder: Path) -> None:
     """Records whole maps, and the effect of the batch."""
     for precision in ("float32",) if device.dry else ("bfloat16", "float32"):
-        for model in MODELS:
+        for model in SIDES:
             side = (DRY_SIDES if device.dry else SIDES)[model]
             if precision == "float32" and not device.dry and model != "refnet":
                 side //= 2

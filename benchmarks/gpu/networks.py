@@ -15,6 +15,7 @@ from landfuse_parts import (
     FusionModel,
     Modality,
     RefNet,
+    Replayed,
     TwoBranch,
     rounded_once,
     with_fewer_kernels,
@@ -72,10 +73,10 @@ def cases(dry: bool) -> list[Case]:
         replace(base, kind="f32"),
         small,
         large,
+        replace(large, batch=4),
         *(replace(case, plain=True) for case in (base, large, small, replace(base, kind="f32"))),
         replace(base, batch=2),
         replace(large, batch=2),
-        replace(large, batch=4),
         replace(large, kind="f32"),
         lora,
         replace(lora, options={"encoder": "large", "finetune": "lora"}),
@@ -150,7 +151,14 @@ def jobs(
         loss.backward()
         return optimiser.step()
 
-    return {"forward": forward, "step": step}
+    replayed = Replayed(mapping)
+
+    def graph() -> object:
+        mapping.eval()
+        with mode(), torch.autocast(device, torch.bfloat16, enabled=half, cache_enabled=False):
+            return replayed(images)
+
+    return {"forward": forward, **({"forward as a CUDA graph": graph} if device == "cuda" else {}), "step": step}
 
 
 def kernels(job: Callable[[], object], device: Device) -> dict[str, Any]:
@@ -177,15 +185,18 @@ def kernels(job: Callable[[], object], device: Device) -> dict[str, Any]:
 
 
 def measure_one(record: Record, device: Device, case: Case, ceilings: Mapping[str, float]) -> None:
-    """Records both jobs of a network."""
+    """Records the jobs of a network."""
+    operations = 0
     for what, job in jobs(case, device.name).items():
-        if not device.dry:
-            job()  # compiles
+        for _ in range(0 if device.dry else 6):  # compiles, and captures the graph
+            job()
         with FlopCounterMode(display=False) as counter:  # what custom kernels do is not counted
             job()
+        operations = counter.get_total_flops() or operations  # a graph's are those of the pass before
         took = device.milliseconds(job)
-        rate = counter.get_total_flops() / took / 1e9
+        rate = operations / took / 1e9
         peak = device.peak(job)
+        profiled = {} if device.dry else kernels(job, device)
         record.add(
             PART,
             f"{case.name}, {what}",
@@ -194,7 +205,8 @@ def measure_one(record: Record, device: Device, case: Case, ceilings: Mapping[st
             TFLOP_per_s=rate,
             of_ceiling=rate / ceilings[case.kind] if case.kind in ceilings else None,
             peak_GiB=peak and peak[0],
-            **({} if device.dry else kernels(job, device)),
+            times_busy=took / profiled["gpu_busy_ms"] if profiled else None,
+            **profiled,
         )
 
 

@@ -8,7 +8,7 @@ measure() {  # folder, seconds in which a measurement may begin, parts; 30 s lat
   timeout -s INT -k 20 $(($2 + 30)) "$python" "$here/measure.py" --out "$out/$1" --seconds "$2" --parts "${@:3}" || failed=$?
   [ -e "$out/$1/tables.md" ] || exit "$failed"  # 2: there is no GPU
 }
-measure first 130 p1 mapping
+measure first 160 p1 mapping
 measure second 300 ceilings networks parity scan
 "$python" "$here/page.py" "$out"/first "$out"/second || failed=$?
 exit $failed

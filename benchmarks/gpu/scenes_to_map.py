@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import torch
 from device import Device
-from landfuse_parts import Bundle, ModelSpec, Scene, Window, read_mapped_pixels
+from landfuse_parts import (
+    Bundle,
+    DiffusionFeatures,
+    FeatureSettings,
+    ModelSpec,
+    PixelMap,
+    Scene,
+    TrainedDenoiser,
+    Window,
+    read_mapped_pixels,
+)
 from speed_parts import place
 
 MODELS = ("two_branch", "bdgf", "refnet")
+GUIDED = "bdgf with diffusion features"
 BASE, DRY_BASE = 2048, 128  # px, side of the written files
 
 
@@ -20,9 +32,22 @@ def placed(model: str, side: int, folder: Path, device: Device) -> tuple[Bundle,
         spec = ModelSpec(model, small if device.dry else {"view": 256, "core": 224, "encoder": "resnet18"})
         stride = 40 if device.dry else 192
     else:
-        small = {"width": 16, "embedding": 32, "heads": 1} if device.dry and model == "bdgf" else {}
-        spec, stride = ModelSpec(model, {"view": 11, **small}), None
-    return place(spec, side, folder, stride, DRY_BASE if device.dry else BASE)
+        small = {"width": 16, "embedding": 32, "heads": 1} if device.dry and model != "two_branch" else {}
+        spec, stride = ModelSpec(model.split()[0], {"view": 11, **small}), None
+    bundle, scene = place(spec, side, folder, stride, DRY_BASE if device.dry else BASE)
+    return (guided(bundle, scene, folder, device) if model == GUIDED else bundle), scene
+
+
+def guided(bundle: Bundle, scene: Scene, folder: Path, device: Device) -> Bundle:
+    """The same with features of an untrained denoiser, which are computed once more for each scene."""
+    settings = {"tile": 32, "overlap": 8} if device.dry else {}
+    denoiser = TrainedDenoiser.untrained(bundle.maps, dict.fromkeys(bundle.maps, 1), 8 if device.dry else 32)
+    features = DiffusionFeatures(denoiser, FeatureSettings(cache=tempfile.mkdtemp(dir=folder), **settings))
+    channels = features.channels
+    maps = bundle.maps | {name: PixelMap(torch.ones(count), torch.zeros(count)) for name, count in channels.items()}
+    whole = scene.with_modalities(features.of(scene))
+    inputs = {name: whole.modalities[name].info for name in maps}
+    return Bundle(bundle.spec, maps, inputs, bundle.legend, features=features).eval()
 
 
 def windows_of(
@@ -30,7 +55,7 @@ def windows_of(
 ) -> dict[str, torch.Tensor]:
     """Views at these places of the scene's first 512 px, on the device."""
     side = min(scene.grid.height, 512)
-    mapped = read_mapped_pixels(scene, Window(0, 0, side, side), classifier.maps)
+    mapped = read_mapped_pixels(classifier.with_features(scene), Window(0, 0, side, side), classifier.maps)
     views = mapped.views(rows, columns, classifier.model.view)
     return {name: image.to(device.name) for name, image in views.items()}
 

@@ -7,11 +7,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from landfuse.kernels import gpu, scan, scan_torch
 
@@ -144,3 +148,94 @@ def test_threads_do_not_change_each_others_kernels() -> None:
     assert len(seen) == 400
     assert all(seen)
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+class Fake:
+    """Captures without a GPU: what is replayed reads the captured images and writes the captured result."""
+
+    def __init__(self, error: str = "", idle: bool = False) -> None:
+        self.captured, self.replayed, self.error, self.idle = 0, 0, error, idle
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        if self.error:
+            raise RuntimeError(self.error)
+        self.captured += 1
+        output = torch.full_like(function(), 7)  # a capture computes nothing
+
+        def replay() -> None:
+            self.replayed += 1
+            if not self.idle:
+                output.copy_(function())
+
+        return replay, output
+
+
+def doubled(images: dict[str, Tensor]) -> Tensor:
+    return images["a"] * 2 + images["b"].mean(dim=(1, 2, 3), keepdim=True)
+
+
+def batches(count: int, size: int = 3) -> list[dict[str, Tensor]]:
+    a, b = torch.randn(count, size, 4, 5, 5), torch.randn(count, size, 2, 10, 10)
+    a[-1, 0, 0, 0, 0] = torch.nan
+    return [{"a": x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), "b": y} for x, y in zip(a, b, strict=True)]
+
+
+def test_passes_of_one_shape_are_captured_once_and_replayed_with_the_same_results() -> None:
+    fake = Fake()
+    replayed = gpu.Replayed(doubled, fake)
+    for size, times in ((3, 1), (2, 2), (3, 3)):
+        given = batches(8, size)
+        found = [replayed(images) for images in given]
+        assert (fake.captured, fake.replayed) == (times, 4 * times)  # the fifth, to compare, and the last three
+        for images, result in zip(given, found, strict=True):  # none is overwritten by the next
+            assert torch.allclose(result, doubled(images), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("fake", "why"),
+    [(Fake("operation not permitted\nand more"), "operation not permitted"), (Fake(idle=True), "other numbers")],
+)
+def test_what_cannot_be_captured_is_launched_as_before_after_one_warning(
+    fake: Fake, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    replayed = gpu.Replayed(doubled, fake)
+    for images in batches(9):
+        assert torch.allclose(replayed(images), doubled(images), rtol=0, atol=0, equal_nan=True)
+    assert fake.replayed == fake.idle
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the network cannot be captured as a CUDA graph, so its kernels are launched")
+    assert record.getMessage().endswith(why)
+
+
+def test_a_graph_outlives_no_constant_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = gpu.constant(lambda size: torch.arange(size))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream, capture_error_mode: nullcontext())
+    kept = weakref.ref(made(3))
+    replay, output = gpu.captured(lambda: made(3) * 2)
+    for size in range(4, 70):
+        made(size)  # of the last 64 arguments, the first is none any more
+    assert kept() is not None
+    assert output.tolist() == [0, 2, 4]
+    del replay
+    assert kept() is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_cuda_graph_gives_the_networks_bytes(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.GELU(), nn.Conv2d(8, 3, 1)).cuda()
+    network.eval().to(memory_format=torch.channels_last)
+
+    def run(images: dict[str, Tensor]) -> Tensor:
+        return network(images["a"])
+
+    replayed = gpu.Replayed(run)
+    with torch.inference_mode(), gpu.gpu_kernels(CUDA, tf32=False, same=True):
+        given = [{"a": images["a"].cuda()} for images in batches(12)]
+        for images, found in [(images, replayed(images)) for images in given]:
+            assert torch.allclose(found, run(images), rtol=0, atol=0, equal_nan=True)
+    assert not caplog.records
+    assert replayed._run is not run

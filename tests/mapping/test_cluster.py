@@ -224,6 +224,28 @@ def test_workers_that_do_not_see_the_output_send_their_blocks_to_the_client(
     assert not path.with_name("map.tif.parts").exists()
 
 
+@pytest.mark.parametrize("sees_the_output", [True, False])
+def test_workers_of_two_kinds_of_cards_are_refused(
+    sees_the_output: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, order, cards = scene_on_disk(tmp_path), module._order, iter(["an H100", "an H100", "an A100"])
+    if not sees_the_output:
+        elsewhere = tmp_path / "elsewhere" / "map.tif"
+        monkeypatch.setattr(module, "_order", lambda job, bundle: replace(order(job, bundle), output=elsewhere))
+
+    def on_a_card(order: bytes, name: str, windows: list[Window]) -> object:
+        predictor = module._job(order).engine.predictor
+        vars(predictor)["identity"] = {**predictor.identity, "the GPU": next(cards)}
+        return module._map_strip(order, name, windows[:5])
+
+    with ThreadPoolExecutor(1) as threads, pytest.raises(ClusterError, match=r"cpu, an A100, and .* cpu, an H100\n"):
+        predict(
+            bundle_of(scene), scene, tmp_path / "map.tif", block=40, run=thread_runner(threads, lambda: 1, on_a_card)
+        )
+    assert len(list((tmp_path / "map.tif.parts").glob("*.tif"))) == 10
+    assert not (tmp_path / "map.tif").exists()
+
+
 def test_faults_and_interruptions_are_as_in_one_process(processes: Runner, tmp_path: Path) -> None:
     scene = scene_on_disk(tmp_path)
     bundle = bundle_of(scene)

@@ -29,6 +29,7 @@ from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.description import Description, ModelSpec
 from landfuse.bundles.predictor import About
 from landfuse.errors import FaultsError, IncompleteError, OutputError, SceneError, SettingsError
+from landfuse.kernels.gpu import Replayed
 from landfuse.legend import UNLABELLED
 from landfuse.mapping import engine, window_owners
 from landfuse.mapping import predict as mapping
@@ -545,6 +546,25 @@ def test_a_gpu_has_two_batches_to_compute_while_one_is_waited_for(monkeypatch: p
     assert Copied.happened[:6] == ["queued 0", "queued 1", "queued 2", "waited for 0", "queued 3", "waited for 1"]
     waited = [int(word.split()[-1]) for word in Copied.happened if word.startswith("waited")]
     assert waited == list(range(len(waited)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_map_of_replayed_passes_is_the_same(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = whole_scene(20, 33)
+    bundle = bundle_of(scene, 5, 3)
+    expected = map_array(bundle, scene, batch=8, precision=precision)
+    predictor = bundle.predictor(map_options({"device": "cpu", "precision": precision}))
+    replayed: list[int] = []
+
+    def capture(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        output = torch.zeros_like(function())
+        return lambda: replayed.append(len(output.copy_(function()))), output
+
+    monkeypatch.setattr(predictor, "_pass", Replayed(predictor._forward, capture))
+    monkeypatch.setattr(bundle, "predictor", lambda options: predictor)
+    np.testing.assert_array_equal(map_array(bundle, scene, batch=8, precision=precision), expected)
+    assert len(replayed) > 3
+    assert set(replayed) == {8}
 
 
 def test_a_batch_that_does_not_fit_into_the_gpu_names_a_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from landfuse.bundles.bundle import Bundle, build_model
 from landfuse.bundles.bundle_files import load_bundle
@@ -196,3 +197,11 @@ def test_weights_that_are_rounded_once_give_the_bits_of_autocast(name: str) -> N
     assert any(p.dtype == torch.bfloat16 for p in rounded.parameters())
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), "the model stays as it is"
+
+
+@pytest.mark.parametrize("name", ["stacked", "temporal", "two_branch"])  # the others: tests/benchmarks/test_launches.py
+def test_a_pass_asks_no_tensor_for_a_number(name: str) -> None:
+    """A GPU would be waited for, and no CUDA graph could be captured; tensors without numbers refuse the question."""
+    model = build(name).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.inference_mode():
+        assert model({key: fake.from_tensor(x) for key, x in images(model, 2).items()}).shape[0] == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -18,7 +19,7 @@ from landfuse.bundles.predictor import About
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.errors import SettingsError
-from landfuse.kernels.gpu import default_device, gpu_kernels, gpu_works
+from landfuse.kernels.gpu import Replayed, default_device, gpu_kernels, gpu_works
 from landfuse.kernels.linear import rounded_once
 from landfuse.kernels.scan import runs_triton
 from landfuse.layers.fewer_kernels import with_fewer_kernels
@@ -27,6 +28,9 @@ from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
 from landfuse.views.mapped_pixels import MappedPixels, pixel_table
 from landfuse.views.pixel_map import PixelMap
+
+GRAPHS = os.environ.get("LANDFUSE_CUDA_GRAPHS") != "0"
+"""Whether a GPU replays the passes of a map as one CUDA graph; the map is the same."""
 
 _IN_FLIGHT = 2
 """Batches that a GPU is given beyond the one that is waited for."""
@@ -87,6 +91,7 @@ class TorchPredictor:
         self.view = math.ceil(description.view * math.sqrt(model.images_per_view))
         self.marks_missing = model.marks_missing
         self.channels = {name: pixel_map.channels for name, pixel_map in self.maps.items()}
+        self._pass: Callable[[dict[str, Tensor]], Tensor] = self._forward
         network = getattr(self.model, "network", self.model)  # behind placeholders
         parameters = sum(p.numel() for p in self.model.parameters())
         self.about = About(type(network).__name__, parameters, "PyTorch", torch.__version__)
@@ -95,6 +100,8 @@ class TorchPredictor:
         if type(network).__module__.startswith("landfuse."):  # another's model may leave autocast somewhere
             self.model = with_fewer_kernels(self.model) if runs_triton(self.device) else self.model
             self.model = rounded_once(self.model) if options.precision == "bfloat16" else self.model
+            if self.on_gpu and GRAPHS:
+                self._pass = Replayed(self._forward)
         self.nbytes = sum(p.nbytes for p in {*model.parameters(), *self.model.parameters()})
         self.nbytes += 0 if features is None else features.nbytes
 
@@ -183,10 +190,16 @@ class TorchPredictor:
         with (
             torch.cuda.device(self.device if self.device.type == "cuda" else -1),  # Triton's kernels run on this one
             gpu_kernels(self.device, tf32=precision == "tf32", same=True),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+            # A graph would read what the cache had freed.
+            torch.autocast(
+                self.device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=not self.on_gpu
+            ),
         ):
-            if not self.options.layers:
-                logits: Tensor = self.model(images)
-                return logits
-            logits, layers = self.model.map_layers(images)
-            return torch.cat([logits, *(layers[name].to(logits.dtype) for name in self.options.layers)], dim=1)
+            return self._pass(images)
+
+    def _forward(self, images: dict[str, Tensor]) -> Tensor:
+        if not self.options.layers:
+            logits: Tensor = self.model(images)
+            return logits
+        logits, layers = self.model.map_layers(images)
+        return torch.cat([logits, *(layers[name].to(logits.dtype) for name in self.options.layers)], dim=1)

@@ -99,11 +99,13 @@ class _Mapped:
         windows: the blocks.
         faults: those that cannot be read, and the errors' words.
         parts: the files of the others, where it does not see the part folder.
+        kind: of the worker, as `_check_kind` compares it.
     """
 
     windows: Sequence[Window]
     faults: dict[Window, tuple[str, str, str]]
     parts: dict[Window, bytes]
+    kind: str
 
 
 _jobs: OrderedDict[bytes, Job] = OrderedDict()
@@ -150,7 +152,10 @@ def _map_strip(order: bytes, name: str, windows: Sequence[Window]) -> _Mapped:
     job = _job(order)
     strip = _StripJob(job.engine, job.folder, job.folder.scratch / name)
     parts: dict[Window, bytes] = {}
+    identity = job.engine.predictor.identity
+    kind = ", ".join(identity[name] for name in ("the version", "the device", "the GPU") if name in identity)
     if strip.file.exists():
+        _check_kind(job.folder, kind)
         ready = job.folder.readings(windows)  # of a worker that died
         todo = (window for window in strip.remaining(windows) if window not in ready)
         faults = map_parts(strip, todo, lambda pixels: None)
@@ -163,7 +168,21 @@ def _map_strip(order: bytes, name: str, windows: Sequence[Window]) -> _Mapped:
             faults = map_parts(away, done, lambda pixels: None)
             parts = {window: away.folder.part(window).read_bytes() for window in done if window not in faults}
     words = {window: (error.found, error.expected, error.do) for window, error in faults.items()}
-    return _Mapped(done, words, parts)
+    return _Mapped(done, words, parts, kind)
+
+
+def _check_kind(folder: PartFolder, kind: str) -> None:
+    """Notes which versions and card compute the blocks of a map, or refuses a worker of others: it rounds otherwise."""
+    note = folder.path / "workers"
+    if not note.exists():
+        write_text(note, kind)
+    begun = note.read_text(encoding="utf-8")
+    if begun != kind:
+        raise ClusterError(
+            f"a worker computes by {kind}, and blocks of this map were computed by {begun}",
+            "workers of one kind of card with the same versions, whose blocks have the same bytes",
+            "leave one kind out and give the command again; to keep the other one, start again by --restart",
+        )
 
 
 @dataclass(frozen=True)
@@ -414,6 +433,7 @@ def _run(
                 died = error
                 look()
             else:
+                _check_kind(folder, found.kind)
                 for window, content in found.parts.items():
                     with whole_file(folder.part(window)) as partial:
                         partial.write_bytes(content)
