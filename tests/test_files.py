@@ -113,7 +113,14 @@ def test_commands_replace_no_file_of_a_person(
         assert "--overwrite" in done.err
     for words in (("evaluate", tmp_path / "m.tif", place, "-o", tmp_path), ("export", trained, "-o", model.parent)):
         assert landfuse(*words, "--overwrite").code == 0
-        assert landfuse(*words).code == 0, "what landfuse wrote is replaced"
+    for words in (
+        ("predict", trained, place, "-o", tmp_path / "m.tif"),
+        ("evaluate", tmp_path / "m.tif", place, "-o", tmp_path),
+        ("export", trained, "-o", model.parent),
+    ):
+        done = landfuse(*words)
+        assert (done.code, "written again: " in done.err) == (0, True), "what landfuse wrote is replaced, and named"
+    assert "written again" not in predicted.err
 
 
 # Tables -------------------------------------------------------------------------------------------------------------

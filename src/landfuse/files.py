@@ -15,7 +15,7 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneError
+from landfuse.errors import LandfuseError, MissingFileError, OutputError, SceneError, few
 
 log = logging.getLogger("landfuse")
 
@@ -108,6 +108,13 @@ def check_replaceable(path: str | Path, sign: str, overwrite: bool = False) -> N
         raise not_ours(path)
 
 
+def log_replaced(paths: Iterable[Path]) -> None:
+    """Logs which of the files that are to be written are there, so that none of landfuse's own is replaced silently."""
+    present = [str(path) for path in paths if path.exists()]
+    if present:
+        log.info("written again: %s", few(present))
+
+
 _WHY = "landfuse did not write it, or it is a map of another model"
 
 
@@ -141,6 +148,7 @@ def write_results(texts: Mapping[Path, str], overwrite: bool = False) -> None:
     for path, text in texts.items():
         begins = text[: text.find(":" if path.suffix == ".json" else "\n") + 1]
         check_replaceable(path, rf"\A{re.escape(begins)}", overwrite)
+    log_replaced(texts)
     for path, text in texts.items():
         write_text(path, text)
 

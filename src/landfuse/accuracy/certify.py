@@ -35,7 +35,7 @@ from scipy import stats
 from landfuse.accuracy.from_sample import codes_at, filled, truth_of
 from landfuse.accuracy.reference_sample import ReferenceSample
 from landfuse.errors import OutputError, SceneError, SettingsError
-from landfuse.files import check_replaceable, to_json, write_text
+from landfuse.files import check_replaceable, log_replaced, to_json, write_text
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.rasters.geotiff_writer import TILE, GeotiffWriter, write_category_names, write_cloud_geotiff
 from landfuse.rasters.grid import pixel_areas
@@ -175,6 +175,7 @@ class Certificate:
             OutputError: if the file is in the way, or cannot be written.
         """
         path = certified_path(self._map.path, self.by, path, overwrite)
+        log_replaced([path, path.with_suffix(".json")])
         grid = self._map.grid
         total = len(self._map.occupied(_BLOCK))
         tags = {_TAG: f"error {self.error:g}, confidence {self.confidence:g}, {self.points} points"}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.errors import OutputError, SceneError
-from landfuse.files import from_cell, not_ours, to_csv, write_text
+from landfuse.files import from_cell, log_replaced, not_ours, to_csv, write_text
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.polygons import PROBABILITY, read_rows, write_points
 
@@ -144,6 +144,7 @@ def write_places(path: str | Path, columns: Mapping[str, NDArray[np.generic]], c
         OutputError: if the file cannot be written.
     """
     path = Path(path)
+    log_replaced([path])
     if path.suffix.lower() == ".gpkg":
         write_points(path, columns["x"].astype(float), columns["y"].astype(float), columns, crs)
     else:

@@ -22,7 +22,7 @@ from landfuse.bundles.table_bundle import TablePredictor
 from landfuse.bundles.torch_predictor import TorchPredictor
 from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.errors import BundleError
-from landfuse.files import check_replaceable, sha256_of, unwritable, whole_file
+from landfuse.files import check_replaceable, log_replaced, sha256_of, unwritable, whole_file
 from landfuse.legend import Legend
 from landfuse.models import MODELS, package_of
 from landfuse.models.base import FusionModel, Modality
@@ -194,6 +194,7 @@ class Bundle(nn.Module):
         folder = Path(folder)
         for name in ("model.json", "model.safetensors"):
             check_replaceable(folder / name, '"landfuse":', overwrite)
+        log_replaced([folder / "model.json"])
         description, tensors = self.packed()
         # Cloned, since safetensors refuses tensors that share memory (tied weights).
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}

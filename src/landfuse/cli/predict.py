@@ -28,6 +28,7 @@ from landfuse.errors import (
     UnmappedError,
     several,
 )
+from landfuse.files import log_replaced
 from landfuse.mapping.settings import MapOptions, map_options
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ def predict(
 
     Of several tiles, mosaic.vrt shows all maps as one, and index.gpkg shows where they are.
 
-    Interrupted in whatever way, the same command goes on where it stopped. Exit code 3: some blocks or tiles cannot be
-    mapped, and the others are.
+    Interrupted in whatever way, the same command goes on where it stopped; after its end, it maps again. Exit code 3:
+    some blocks or tiles cannot be mapped, and the others are.
     """
     options = map_options(
         {
@@ -195,6 +196,7 @@ def predict(
     outputs += [] if as_file or len(tiles) < 2 else extras.overview(place, every)
     others = [path for path in every if path not in maps]  # of earlier commands
     destination.check(outputs, inputs_of(chosen[0]), overwrite, others)
+    log_replaced(path for path in maps if not PartFolder(path).path.exists())  # with parts it goes on
     with destination.delivery():
         keep = len(chosen) > 1 or extras.takes_time
         with _runner(bundle, workers, scheduler, scheduler_file) as (run, at_once):

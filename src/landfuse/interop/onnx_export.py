@@ -21,7 +21,7 @@ from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.onnx_model import ATTACHED, DENOISER, GRAPH, PROPERTY, OnnxDenoiser, OnnxPart, session_of
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import ModelError, OutputError
-from landfuse.files import check_replaceable, unwritable, whole_file
+from landfuse.files import check_replaceable, log_replaced, unwritable, whole_file
 from landfuse.interop import onnx_networks, onnx_tables
 from landfuse.mapping.stac import model_fields
 from landfuse.models.pixel_tables import TABLES
@@ -108,6 +108,7 @@ def write_pt2(bundle: Bundle, path: str | Path, *, overwrite: bool = False) -> N
 
 
 def _write(path: Path, data: bytes) -> None:
+    log_replaced([path])
     with whole_file(path) as partial:
         try:
             partial.write_bytes(data)

@@ -33,7 +33,7 @@ from landfuse.figures.figures import (
     svg,
 )
 from landfuse.figures.images import Coded, data_uris, unlike
-from landfuse.files import check_replaceable, write_text
+from landfuse.files import check_replaceable, log_replaced, write_text
 from landfuse.legend import UNLABELLED, Legend
 from landfuse.markup import decimals, percent
 from landfuse.palette import TOO_CLOSE, close_pairs
@@ -183,6 +183,7 @@ def report(
         ),
         "commands": commands(read, scene_name, map_name, block, with_maps=maps is not None, sample=sample),
     }
+    log_replaced([page])
     write_text(page, _rendered(context))
     return page
 
