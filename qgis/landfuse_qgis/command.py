@@ -153,11 +153,18 @@ def _ask(words: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def split_words(text: str, windows: bool = os.name == "nt") -> list[str]:
-    """The words of options as a shell takes them; on Windows `\\` is a part of a path. Raises a CommandError."""
+    """The words of options as a shell takes them; on Windows `\\` is a part of a path.
+
+    Raises:
+        CommandError: if quotation marks are not closed, or no result is asked for.
+    """
     try:
-        return [word.strip('"') for word in shlex.split(text, posix=False)] if windows else shlex.split(text)
+        words = [word.strip('"') for word in shlex.split(text, posix=False)] if windows else shlex.split(text)
     except ValueError as error:
         raise CommandError(f"the further options {text} end within quotation marks: {error}") from None
+    if "--dry-run" in words:
+        raise CommandError("--dry-run makes no map", "options of a map that is made", "use it in a terminal")
+    return words
 
 
 def run(words: list[str], feedback: Any) -> Ended:

@@ -374,6 +374,18 @@ def test_a_hub_that_refuses_an_upload_is_one_message(
     assert all(len(one.commits) == 1 for one in hub.repositories.values())
 
 
+@pytest.mark.parametrize(
+    ("licence", "hint"), [("CC-BY-4.0", ""), ("cc-by-4", "did you mean `cc-by-4.0`"), ("my own", "`other` stands for")]
+)
+def test_a_licence_that_the_hub_may_refuse_is_named_before_it_is_asked(
+    licence: str, hint: str, hub: FakeHub, trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lf.push(trained, "me/first", licence=licence)
+    assert hint in caplog.text
+    assert bool(caplog.text) == bool(hint)
+    assert hub.asked == []
+
+
 def test_passing_faults_are_passed_over(hub: FakeHub, trained: Path) -> None:
     hub.fail = {"/api/models/me/first": [503], "/storage/": [500], "/commit/": [503]}
     lf.push(trained, "me/first", yes=True)

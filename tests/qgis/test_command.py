@@ -212,6 +212,8 @@ def test_further_options_are_split_as_by_a_shell(command: ModuleType) -> None:
     assert command.split_words("--mean-for s1 --scene '/a b.yaml'") == ["--mean-for", "s1", "--scene", "/a b.yaml"]
     with pytest.raises(command.CommandError, match="quotation"):
         command.split_words("'a")
+    with pytest.raises(command.CommandError, match="makes no map"):
+        command.split_words("--block 64 --dry-run")
     assert command.split_words(r'--scene "C:\a b\c.yaml" -q', windows=True) == ["--scene", r"C:\a b\c.yaml", "-q"]
 
 

@@ -22,7 +22,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from landfuse.bundles.model_files import ModelFile, bundle_folder, onnx_file, read_json, read_tensors, saved_spec
 from landfuse.bundles.onnx_model import OnnxModel
 from landfuse.download import PASSING, Progress, download, wait
-from landfuse.errors import BundleError, LandfuseError, MissingFileError, OutputError, SettingsError
+from landfuse.errors import BundleError, LandfuseError, MissingFileError, OutputError, SettingsError, nearest
 from landfuse.files import bytes_of, sha256_of
 from landfuse.interop.model_card import model_card
 from landfuse.reporting.provenance import without_places
@@ -37,6 +37,17 @@ _SAME = ("modalities", "legend", "tiling", "temperature", "roles", "notes")
 """What two forms of one model have in common, beside its settings but those that `export` changes."""
 
 _EXPORTED = ("weights", "merged")
+
+_LICENCES = """
+    afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0 bigscience-openrail-m bsd
+    bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0
+    cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
+    cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0
+    creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 gemma gfdl gpl
+    gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1
+    openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib
+""".split()
+"""Names that the Hub knows (https://huggingface.co/docs/hub/repositories-licenses); it adds some now and then."""
 
 _NETWORK = cast(type[Exception], HfHubHTTPError.__mro__[1])
 """What errors of the network derive from; the library has changed its client more than once."""
@@ -104,6 +115,9 @@ def push(
             "one licence; a public model that has none may be used by nobody",
             "state it by --licence, e.g. CC-BY-4.0; that of the training data may bind you",
         )
+    for one in stated.keys() - _LICENCES if card is None else ():
+        hint = nearest(one, _LICENCES, "`other` stands for one that it does not list")
+        log.warning("`%s` is no name of a licence that the Hub is known to take; it may refuse the card: %s", one, hint)
     text = _card_of(Path(card)) if card is not None else ""
     text = text or model_card(repository, known, list(files), "".join(stated.values()), read)
     sums = "".join(f"{sha256_of(path)}  {name}\n" for name, path in files.items())
