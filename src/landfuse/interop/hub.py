@@ -46,7 +46,7 @@ _LICENCES = """
     creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 gemma gfdl gpl
     gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1
     openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib
-""".split()
+"""
 """Names that the Hub knows (https://huggingface.co/docs/hub/repositories-licenses); it adds some now and then."""
 
 _NETWORK = cast(type[Exception], HfHubHTTPError.__mro__[1])
@@ -115,8 +115,9 @@ def push(
             "one licence; a public model that has none may be used by nobody",
             "state it by --licence, e.g. CC-BY-4.0; that of the training data may bind you",
         )
-    for one in stated.keys() - _LICENCES if card is None else ():
-        hint = nearest(one, _LICENCES, "`other` stands for one that it does not list")
+    licences = _LICENCES.split()
+    for one in stated.keys() - licences if card is None else ():
+        hint = nearest(one, licences, "`other` stands for one that it does not list")
         log.warning("`%s` is no name of a licence that the Hub is known to take; it may refuse the card: %s", one, hint)
     text = _card_of(Path(card)) if card is not None else ""
     text = text or model_card(repository, known, list(files), "".join(stated.values()), read)
