@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
 import landfuse as lf
@@ -141,6 +143,12 @@ def test_differences_stand_against_zero() -> None:
     low, high = sorted(first.get_ylim())
     assert low < min(first.get_yticks()) < max(first.get_yticks()) < high
     assert "forest, mIoU: -0.0100 (-0.0300 to +0.0200)" in figure.words
+    FigureCanvasAgg(figure).draw()
+    low, high = second.get_xlim()
+    ticks = [tick.label1 for tick in second.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    boxes = [(label.get_rotation(), label.get_window_extent()) for label in ticks]
+    assert all(angle == 0 for angle, _ in boxes)
+    assert all(one.x1 < other.x0 for (_, one), (_, other) in itertools.pairwise(boxes)), "they do not overlap"
 
 
 def test_points_are_drawn_on_the_map(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ def test_each_band_runs_from_0_to_1_over_the_whole_tile(tmp_path: Path) -> None:
     truth = (image - low) / np.where(high > low, high - low, 1)
     window = Window(3, 4, 10, 20)
     for raster in (modality.raster, pickle.loads(pickle.dumps(modality.raster))):
+        assert "ends" in vars(raster), "a worker does not read the whole raster again"
         np.testing.assert_allclose(raster.read(window), truth[:, 3:13, 4:24], atol=1e-6)
     assert (modality.raster.read(window)[2] == 0).all()
     assert not any("extreme" in note for note in check(tmp_path / "scene.yaml", []).notes)

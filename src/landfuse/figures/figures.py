@@ -660,11 +660,13 @@ def forest_figure(rows: Mapping[str, Mapping[str, Interval]], title: str) -> Pic
         axis.axvline(0, color=INK[0], ls="--", lw=1, marker="")
         axis.set(title=score, ylim=(heights.sum(), 0))
         axis.set_yticks(places, names, fontsize=9)
-        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:+.4g}" if value else "0")
-        axis.tick_params(axis="x", labelrotation=30, labelsize=8)
+        axis.tick_params(axis="x", labelsize=8)
         axis.grid(axis="x")
-    figure.suptitle("\n".join(textwrap.wrap(f"{title}; filled: zero is outside", int(11 * size[0]))), fontsize=10)
+    figure.suptitle(
+        "\n".join(textwrap.wrap(f"{title}; filled: the interval leaves out 0", int(11 * size[0]))), fontsize=10
+    )
     figure.words = "; ".join(
         f"{name}, {score}: {one.value:+.4f} ({one.text('{:+.4f}'.format)})"
         for name, row in rows.items()

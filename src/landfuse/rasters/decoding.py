@@ -133,6 +133,10 @@ class StretchedRaster:
             high = np.fmax(high, np.fmax.reduce(values, axis=(1, 2), keepdims=True))
         return low, np.where(high > low, high - low, np.float32(1))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """With the ends, so that no worker reads the whole raster to find them again."""
+        return {**self.__dict__, "ends": self.ends}
+
     def read(self, window: Window) -> NDArray[np.float32]:
         """See `Raster`."""
         return self._stretched(self.raster.read(window))

@@ -180,16 +180,16 @@ def audit(
         scenes, merged_split(file.settings.split if file else None, known.split), folds, side, own is None
     )
     fold_of = [np.full(one.labels.shape, UNLABELLED, np.uint8) for one in scenes]
-    for fold in range(folds):
-        for here, role in zip(fold_of, assign(scenes, split.model_copy(update={"fold": fold})), strict=True):
+    dealt = [assign(scenes, split.model_copy(update={"fold": fold})) for fold in range(folds)]
+    for fold, roles in enumerate(dealt):
+        for here, role in zip(fold_of, roles, strict=True):
             here[role == TEST] = fold
     numbers = _numbered(scenes, fold_of, folds, side)
     tallies = _Tallies(scenes, numbers)
     with tempfile.TemporaryDirectory() as spare:
         place = Path(folder or spare) / "folds"
-        for fold in range(folds):
+        for fold, roles in enumerate(dealt):
             log.info("fold %d of %d", fold + 1, folds)
-            roles = assign(scenes, split.model_copy(update={"fold": fold}))
             data = TrainingData(scenes, roles, scenes[0].legend, split)
             values = {"run": str(place / str(fold)), "split": {**split.model_dump(exclude_unset=True), "fold": fold}}
             learns = known.training.model_copy(update={"use": "train"})
@@ -271,7 +271,7 @@ class _Tallies:
 
     def add(self, classifier: Bundle, data: TrainingData, options: MapOptions, progress: bool) -> None:
         """Adds the test pixels of a fold whose class the model has learnt."""
-        learnt = np.unique(np.concatenate([np.unique(target) for target in data.targets(TRAIN)]))
+        learnt = data.classes(TRAIN)
 
         def watch(logits: NDArray[np.float32], truth: NDArray[np.uint8], take: Take) -> None:
             known = np.isin(truth, learnt)

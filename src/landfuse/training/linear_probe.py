@@ -50,8 +50,7 @@ class LinearProbe:
     @staticmethod
     def possible(data: TrainingData) -> bool:
         """Whether there are two classes to distinguish in training, and validation pixels to score."""
-        classes = {value for target in data.targets(TRAIN) for value in np.unique(target)} - {UNLABELLED}
-        return len(classes) > 1 and data.has(VALIDATION)
+        return len(data.classes(TRAIN)) > 1 and data.has(VALIDATION)
 
     def _drawn(self, samples: Samples) -> tuple[Sample, Tensor]:
         """Crops, and which of their pixels count: (P, 3) crop, row and column."""

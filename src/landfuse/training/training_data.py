@@ -47,6 +47,12 @@ class TrainingData:
             for scene, roles in zip(self.scenes, self.roles, strict=True)
         ]
 
+    def classes(self, role: int) -> list[int]:
+        """The classes of the pixels of a role, in order."""
+        pairs = zip(self.scenes, self.roles, strict=True)
+        found = [np.unique(scene.labels[roles == role]) for scene, roles in pairs]
+        return [kind for kind in np.unique(np.concatenate(found)).tolist() if kind != UNLABELLED]
+
     def digests(self, whole: bool = False) -> dict[str, str]:
         """SHA-256 of all that a run learns from, each by its name: labels, roles, legend, and values of the rasters.
 
