@@ -159,8 +159,7 @@ def test_the_yaml_of_add_a_scene_is_accepted(number: int) -> None:
     parse(SceneSettings, whole, f"block {number} of docs/add-a-scene.md")
 
 
-def test_add_a_scene_explains_every_key() -> None:
-    text = (ROOT / "docs" / "add-a-scene.md").read_text(encoding="utf-8")
+def test_add_a_scene_shows_every_key_in_an_example() -> None:
     kinds: list[type[pydantic.BaseModel]] = [
         SceneSettings,
         ModalitySettings,
@@ -171,11 +170,9 @@ def test_add_a_scene_explains_every_key() -> None:
     kinds += [
         splits.MasksSplit, splits.RolesSplit, splits.RandomSplit, splits.BlocksSplit, splits.TilesSplit
     ]  # fmt: skip
-    explained = set(re.findall(r"`([a-z_]+)`", text))
     used = {key for block in scene_blocks() for key in re.findall(r"\b([a-z_]+):", block)}
     keys = {key for kind in kinds for key in kind.model_fields}
-    assert keys - explained == set()
-    assert keys - used - {"test"} == set(), "every key stands in an example too"
+    assert keys - used - {"test"} == set()
 
 
 @pytest.mark.parametrize(

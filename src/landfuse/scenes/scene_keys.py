@@ -41,9 +41,10 @@ class ModalitySettings(Settings):
     """One modality of a scene file: a raster of one sensor."""
 
     path: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        description="The raster; `{tile}` is replaced by the tile's name, `{tile:02}` by the name with its numbers "
-        "padded to two digits. Or several files whose bands are stacked: a list, or a pattern such as `{tile}_B*.tif`, "
-        "in natural order. Their pixels may differ in size: all are brought to the smallest, or to the reference. "
+        description="The raster, anything that GDAL opens, or a .mat file; `{tile}` is replaced by the tile's name, "
+        "`{tile:02}` by the name with its numbers padded to two digits. Or several files whose bands are "
+        "stacked: a list, or a pattern such as `{tile}_B*.tif`, in natural order. Their pixels may differ in "
+        "size: all are brought to the smallest, or to the reference. "
         f"`{{date}}` stands for a date, {FORMS}; see `dates`. Or a Zarr group on this machine, in a folder x.zarr; "
         "its `time` becomes dates with `dates: {}`."
     )
@@ -304,7 +305,9 @@ class ClassSettings(Settings):
         default=None, description="Its code in label rasters and maps, 0 to 254; by default its place, from 1."
     )
     colour: str | None = Field(
-        default=None, min_length=1, description="`#RRGGBB`; by default from a fixed table of 40 colours."
+        default=None,
+        min_length=1,
+        description="`#RRGGBB`; by default the one that people expect of the name, else one of a fixed table of 40.",
     )
     value: str | None = Field(
         default=None,
