@@ -90,7 +90,7 @@ def test_heat_maps_are_drawn_for_a_class_of_mfnet(place: Path, trained: Path, tm
         assert (file.read(1) < 255).mean() > 0.2
     assert not (tmp_path / "run" / "modalities.json").exists()
     for words, found in (
-        ((tmp_path / "run", "--heat-map", f"{name}s"), f"perhaps {name}"),
+        ((tmp_path / "run", "--heat-map", f"{name}s"), f"did you mean `{name}`?"),
         ((trained / "run", "--heat-map", name), "is `two_branch`"),
         ((tmp_path / "run", "--heat-map", name, "--alone", trained), "--alone with --heat-map"),
     ):
