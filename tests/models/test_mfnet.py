@@ -516,7 +516,7 @@ def test_mistakes_are_reported_in_words(tmp_path: Path) -> None:
         MFNet({"rgb": Modality(3, zoom=0)}, 3, settings())
     with pytest.raises(ModelError, match="no modality"):
         MFNet({}, 3, settings())
-    with pytest.raises(ModelError, match=r"no encoder `samvit_bas_patch16`(.|\n)*encoder: samvit_base_patch16"):
+    with pytest.raises(ModelError, match=r"no encoder `samvit_bas_patch16`(.|\n)*did you mean `samvit_base_patch16`"):
         MFNet(TWO, 3, settings(encoder="samvit_bas_patch16"))
     with pytest.raises(ModelError, match="`resnet18` is no Vision Transformer"):
         MFNet(TWO, 3, settings(encoder="resnet18", encoder_options={}))
