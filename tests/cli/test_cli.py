@@ -236,7 +236,7 @@ def test_a_fault_of_the_program_is_reported_as_one(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("[1] divided by [0]")
 
-    monkeypatch.setattr(sys.modules["landfuse.mapping.engine"].Engine, "blocks", broken)
+    monkeypatch.setattr(sys.modules["landfuse.mapping.engine"].Engine, "compute", broken)
     done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif")
     assert done.code == 1
     assert "ZeroDivisionError: [1] divided by [0]" in done.err
@@ -247,7 +247,7 @@ def test_control_c(landfuse: Run, place: Path, trained: Path, tmp_path: Path, mo
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["landfuse.mapping.engine"].Engine, "blocks", interrupted)
+    monkeypatch.setattr(sys.modules["landfuse.mapping.engine"].Engine, "compute", interrupted)
     done = landfuse("predict", trained, place, "-o", tmp_path / "m.tif")
     assert done.code == 130
     assert done.err.strip().startswith("interrupted; nothing half-written is left")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,27 @@ def test_many_tiles_get_a_mosaic_and_an_index(invoke: Run, tiles: Path, trained:
     index = geopandas.read_file(tmp_path / "maps" / "index.gpkg")
     assert index["tile"].tolist() == ["t1", "t2", "t3"]
     assert all((tmp_path / "maps" / path).is_file() for path in index["path"])
+
+
+def test_small_tiles_are_read_at_once_and_computed_in_turn(
+    invoke: Run, tiles: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, read, compute, turn = threading.Barrier(2, timeout=20), Engine.read, Engine.compute, threading.Lock()
+
+    def together(*args: Any) -> Any:
+        both.wait()
+        return read(*args)
+
+    def alone(*args: Any, **options: Any) -> Any:
+        assert turn.acquire(blocking=False)
+        time.sleep(0.1)
+        turn.release()
+        return compute(*args, **options)
+
+    monkeypatch.setattr(Engine, "read", together)
+    monkeypatch.setattr(Engine, "compute", alone)
+    done = invoke("predict", trained, tiles, "-o", tmp_path / "maps", "--tile", "t1", "--tile", "t2")
+    assert done.exit_code == 0, done.output
 
 
 def test_an_address_gets_the_files_of_a_folder(

@@ -14,7 +14,7 @@ from landfuse.bundles.bundle_files import load_bundle
 from landfuse.bundles.description import ModelSpec
 from landfuse.errors import FaultsError, SettingsError
 from landfuse.mapping.engine import Engine
-from landfuse.mapping.memory import block_bytes, block_side, in_bytes, plan
+from landfuse.mapping.memory import block_bytes, block_side, in_bytes, plan, tiles_at_once
 from landfuse.mapping.predict import plan_map
 from landfuse.mapping.settings import map_options
 from landfuse.rasters.windows import Window
@@ -52,6 +52,18 @@ def test_blocks_are_at_most_2048_px_and_no_larger_than_the_scene() -> None:
 def test_every_worker_has_several_blocks() -> None:
     assert [block_side(engine_of(1_344, memory="64GiB"), workers) for workers in (1, 2, 3)] == [1_344, 512, 448]
     assert block_side(engine_of(600), 40) == 256, "and none has small ones"
+
+
+def test_two_small_tiles_are_mapped_at_once_where_both_fit_into_the_memory() -> None:
+    small = engine_of(96)
+
+    def at_once(engine: Engine = small, tiles: int = 3, **options: object) -> int:
+        return tiles_at_once(engine.model, [engine.source] * tiles, map_options(options))
+
+    assert at_once() == 2
+    assert at_once(tiles=1) == at_once(engine=engine_of(513)) == at_once(block=16) == 1
+    assert at_once(memory=block_bytes(small, 512, 2)) == 2
+    assert at_once(memory=block_bytes(small, 512, 2) - 1) == 1
 
 
 @pytest.mark.parametrize(("block", "stride"), [(64, 16), (70, 16), (72, 24), (50, 7)])

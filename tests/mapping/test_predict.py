@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -658,6 +659,32 @@ def test_probabilities_confidence_and_entropy(tmp_path: Path) -> None:
         np.testing.assert_allclose(file.read(1)[~missing] / 250, entropy[~missing], atol=0.5 / 250 + 1e-5)
     for layer in ("probabilities", "confidence", "entropy"):
         assert cog_validate(beside(path, layer))[0]
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32632", None])
+def test_a_small_map_has_the_bytes_of_its_blocks_and_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crs: str | None
+) -> None:
+    scene = whole_scene(70, 33)
+    if crs is None:
+        scene = replace(scene, grid=Grid(70, 33))
+    bundle = bundle_of(scene, 5, 3)
+    predict(bundle, scene, tmp_path / "blocks" / "map.tif", block=32, **EVERY)
+    monkeypatch.setattr(mapping, "write_part", None)
+    turn = threading.Lock()
+    monkeypatch.setattr(mapping.Engine, "compute", computed_under(turn))
+    predict(bundle, scene, tmp_path / "small" / "map.tif", run=Runner(turn=turn), **EVERY)
+    assert contents(tmp_path / "small") == contents(tmp_path / "blocks")
+
+
+def computed_under(turn: Any) -> Callable[..., BlockMap]:
+    compute = mapping.Engine.compute
+
+    def in_turn(*args: Any, **options: Any) -> BlockMap:
+        assert turn.locked()
+        return compute(*args, **options)
+
+    return in_turn
 
 
 def test_confidence_and_entropy_at_their_ends() -> None:

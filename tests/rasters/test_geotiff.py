@@ -31,7 +31,7 @@ from landfuse.errors import GridError, MissingFileError, OutputError, SceneError
 from landfuse.files import whole_file, write_text
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.rasters.decoding import Decoding
-from landfuse.rasters.geotiff import _OPEN_FILES, GdalRaster, crs_name, seen_from
+from landfuse.rasters.geotiff import _OPEN_FILES, GdalRaster, crs_name, readers_closed, seen_from
 from landfuse.rasters.geotiff_writer import TILE, GeotiffWriter, write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
@@ -327,6 +327,15 @@ def test_masks_count_beside_nodata_and_alpha(
     got = raster.read(raster.grid.window)
     np.testing.assert_array_equal(np.isnan(got).all(axis=0), expected[::2, ::2] if onto else expected)
     assert set(got[~np.isnan(got)]) == {100}
+    assert raster.files() == GdalRaster(raster.path).files() == sorted(tmp_path.iterdir()), "as when it was opened"
+
+
+def test_datasets_can_be_closed_and_are_opened_again(tmp_path: Path) -> None:
+    raster = GdalRaster(write(tmp_path / "x.tif", values(2, GRID)))
+    with readers_closed():
+        first, dataset = raster.read(GRID.window), raster._open.dataset
+    assert dataset.closed
+    np.testing.assert_array_equal(raster.read(GRID.window), first)
 
 
 def test_complex_numbers_are_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -199,7 +199,7 @@ def predict(
     log_replaced(path for path in maps if not PartFolder(path).path.exists())  # with parts it goes on
     with destination.delivery():
         keep = len(chosen) > 1 or extras.takes_time
-        with _runner(bundle, workers, scheduler, scheduler_file) as (run, at_once):
+        with _runner(model, maps.values(), options, bundle, workers, scheduler, scheduler_file) as (run, at_once):
             run = replace(run, workers=-(-run.workers // len(maps)))  # workers of one tile
             job = partial(run_mapping, model, restart=restart, run=run, keep=keep, **dict(options))
             size = partial(_size, known.spec.name, predictor.nbytes, not (workers or scheduler or scheduler_file))
@@ -289,7 +289,7 @@ def _map_tiles(
     events: Events,
     size: Callable[[], str],
 ) -> tuple[dict[str, IncompleteError], dict[str, LandfuseError]]:
-    """Maps tiles, several at once where a cluster does it; returns those that lack blocks, and those that fail."""
+    """Maps tiles, several at once where they are small or on a cluster; returns which lack blocks, and which fail."""
     incomplete, failed = dict[str, IncompleteError](), dict[str, LandfuseError]()
     stop = threading.Event()
 
@@ -328,7 +328,7 @@ def _map_tiles(
                     stop.set()
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
-    return incomplete, failed
+    return dict(sorted(incomplete.items())), dict(sorted(failed.items()))
 
 
 def _size(name: str, weights: int, here: bool) -> str:
@@ -341,13 +341,15 @@ def _size(name: str, weights: int, here: bool) -> str:
 
 @contextmanager
 def _runner(
-    bundle: Path, workers: int | None, scheduler: str | None, scheduler_file: Path | None
-) -> Iterator[tuple[Runner, int]]:
+    model: Model, tiles: Collection[Scene], options: MapOptions,
+    bundle: Path, workers: int | None, scheduler: str | None, scheduler_file: Path | None,
+) -> Iterator[tuple[Runner, int]]:  # fmt: skip
     """Yields what maps blocks, and how many tiles it maps at once."""
     if workers is None and scheduler is None and scheduler_file is None:
+        from landfuse.mapping.memory import tiles_at_once
         from landfuse.mapping.predict import Runner
 
-        yield Runner(), 1
+        yield Runner(turn=threading.Lock()), tiles_at_once(model, tiles, options)
         return
     from landfuse.mapping.cluster import cluster_runner
 

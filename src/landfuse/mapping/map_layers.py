@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from landfuse.mapping.settings import MapOptions
 from landfuse.rasters.geotiff_writer import (
     GeotiffWriter,
     Mosaic,
+    Overviews,
+    mosaic_in_memory,
     write_category_names,
     write_cloud_geotiff,
     write_mosaic,
@@ -112,6 +114,22 @@ def entropy_of(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.clip(total / np.float32(np.log(len(probabilities))), 0, 1)
 
 
+def _strips(part: BlockMap, legend: Legend, layers: Sequence[Layer]) -> Iterator[NDArray[np.uint8]]:
+    """The numbers of a block's layers, one after the other as bands: some rows at a time, (bands, rows, width)."""
+    for first in range(0, part.window.height, _STRIP):
+        rows = slice(first, first + _STRIP)
+        classes = part.classes[rows]
+        numbers = [legend.to_codes(classes)[None]]
+        if len(layers) > 1:
+            found = part.probabilities_in(rows)
+            numbers += [
+                _numbers(layer.values(part, rows, found), layer.steps, classes == UNLABELLED)
+                for layer in layers
+                if layer.values is not None
+            ]
+        yield np.concatenate(numbers)
+
+
 def write_part(
     path: Path, part: BlockMap, grid: Grid, legend: Legend, layers: Sequence[Layer], then: Callable[[Path], None]
 ) -> None:
@@ -122,21 +140,12 @@ def write_part(
     Raises:
         OutputError: if it cannot be written.
     """
-    window = part.window
+    window, first = part.window, 0
     bands = sum(len(layer.bands) for layer in layers)
     with GeotiffWriter(path, grid.part(window), bands=bands, lasting=False, then=then) as file:
-        for first in range(0, window.height, _STRIP):
-            rows = slice(first, min(first + _STRIP, window.height))
-            classes = part.classes[rows]
-            numbers = [legend.to_codes(classes)[None]]
-            if len(layers) > 1:
-                found = part.probabilities_in(rows)
-                numbers += [
-                    _numbers(layer.values(part, rows, found), layer.steps, classes == UNLABELLED)
-                    for layer in layers
-                    if layer.values is not None
-                ]
-            file.write(Window(first, 0, len(classes), window.width), np.concatenate(numbers))
+        for numbers in _strips(part, legend, layers):
+            file.write(Window(first, 0, numbers.shape[1], window.width), numbers)
+            first += numbers.shape[1]
 
 
 def _numbers(values: NDArray[np.float32], steps: int, missing: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -146,8 +155,8 @@ def _numbers(values: NDArray[np.float32], steps: int, missing: NDArray[np.bool_]
 
 
 def assemble(
-    path: Path, scratch: Path, grid: Grid, legend: Legend, layers: Sequence[Layer], parts: dict[Window, Path],
-    tags: dict[str, str],
+    path: Path, scratch: Path, grid: Grid, legend: Legend, layers: Sequence[Layer],
+    parts: Mapping[Window, Path] | BlockMap, tags: dict[str, str],
 ) -> None:  # fmt: skip
     """Joins parts into the map's files: cloud-optimised GeoTIFFs; 255 where there is no part.
 
@@ -159,7 +168,7 @@ def assemble(
         grid: of the scene.
         legend: of the map.
         layers: as the parts hold them.
-        parts: block -> its file.
+        parts: block -> its file; or the one block that is the map.
         tags: of each file.
 
     Raises:
@@ -167,12 +176,19 @@ def assemble(
     """
     first = 1
     made = []
+    if isinstance(parts, BlockMap):
+        numbers = np.concatenate([*_strips(parts, legend, layers)], axis=1)
     for layer in layers:
         codes = layer.values is None
         mosaic = Mosaic(grid, layer.bands, legend if codes else None, layer.scale, tags=tags)
-        source, whole = scratch / f"{first}.vrt", scratch / f"{first}.tif"
-        write_mosaic(source, mosaic, parts.items(), first)
-        write_cloud_geotiff(whole, source, "mode" if layer.scale == 1 else "average")
+        whole = scratch / f"{first}.tif"
+        overviews: Overviews = "mode" if layer.scale == 1 else "average"
+        if isinstance(parts, BlockMap):
+            with mosaic_in_memory(mosaic, numbers[first - 1 : first - 1 + len(layer.bands)]) as source:
+                write_cloud_geotiff(whole, source, overviews)
+        else:
+            write_mosaic(whole.with_suffix(".vrt"), mosaic, parts.items(), first)
+            write_cloud_geotiff(whole, whole.with_suffix(".vrt"), overviews)
         made.append((whole, beside(path, layer.name)))
         first += len(layer.bands)
     for (whole, place), layer in zip(made, layers, strict=True):

@@ -7,16 +7,22 @@ import os
 import sys
 import time
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
+from landfuse.bundles.predictor import Model
 from landfuse.errors import SettingsError
 from landfuse.legend import UNLABELLED
 from landfuse.mapping.engine import Engine
 from landfuse.mapping.map_layers import layers_of
+from landfuse.mapping.settings import MapOptions
 from landfuse.mapping.window_owners import CARRIED
+from landfuse.rasters.geotiff_writer import TILE
+from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window, blocks
+from landfuse.scenes.scene import Scene
 from landfuse.series.series_raster import HELD
 
 _BASE = {"lightning": 1000, "timm": 850, "torch": 600, "onnxruntime": 300, "numpy": 200}
@@ -38,8 +44,8 @@ _PER_HELD = 5
 """Bytes that reading a series takes for each of the values that it holds."""
 
 
-def block_bytes(engine: Engine, block: int) -> int:
-    """The most that mapping in blocks of a side takes, in bytes, in all.
+def block_bytes(engine: Engine, block: int, maps: int = 1) -> int:
+    """The most that mapping in blocks of a side takes, in bytes, in all; or making several maps at once.
 
     The interpreter and its libraries, the weights, GDAL's cache, what is carried from block to block and a batch; two
     blocks as mapped pixels (one computed, one read ahead), what reading one of the modalities takes beside that, and
@@ -57,16 +63,15 @@ def block_bytes(engine: Engine, block: int) -> int:
     depth = len(known.legend) + sum(layer.values is not None for layer in layers_of(engine.options, known))
     on_gpu = engine.predictor.on_gpu  # which then holds views and activations
     compared = 0 if engine.applicability is None else engine.applicability.depth
-    return (
-        next(size for name, size in _BASE.items() if name in sys.modules) * 2**20
-        + engine.predictor.nbytes
-        + _gdal_cache()
-        + (CARRIED if known.core > 1 else 0)
+    own = (
+        (CARRIED if known.core > 1 else 0)
         + (_PER_HELD * HELD if series else 0)
         + 4 * engine.batch * (known.core**2 * depth if on_gpu else engine.predictor.view**2 * (views + _ACTIVATIONS))
         + pixels * (2 * (4 * views + 1) + reading)
         + height * width * (2 * 4 * depth + 3 * 4 * compared + 16)
     )
+    base = next(size for name, size in _BASE.items() if name in sys.modules) * 2**20
+    return base + engine.predictor.nbytes + _gdal_cache() + maps * own
 
 
 def _gdal_cache() -> int:
@@ -98,6 +103,19 @@ def block_side(engine: Engine, workers: int = 1) -> int:
         f"at least {in_bytes(least)}",
         "raise --memory, or lower --batch",
     )
+
+
+def is_small(grid: Grid) -> bool:
+    """Whether a map has one block, which is computed again rather than kept if the process ends before the map."""
+    return max(grid.height, grid.width) <= TILE
+
+
+def tiles_at_once(model: Model, tiles: Collection[Scene], options: MapOptions) -> int:
+    """How many tiles a process maps at once: two small ones, so that one is read or written beside the other."""
+    largest = max(tiles, key=lambda one: one.grid.window.pixels)
+    if len(tiles) == 1 or options.block is not None or not is_small(largest.grid):
+        return 1
+    return 1 + (block_bytes(Engine(model, largest, options), TILE, maps=2) <= options.memory)
 
 
 def in_bytes(count: float) -> str:

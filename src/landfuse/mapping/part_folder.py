@@ -76,6 +76,11 @@ def _same(engine: Engine, readings: Iterable[str]) -> bool:
         return False
 
 
+def reading(part: BlockMap) -> str:
+    """What was read for a block, in words."""
+    return f"{_numbers(part.read)} {part.digest}"
+
+
 class PartFolder:
     """The part folder of a map."""
 
@@ -151,8 +156,7 @@ class PartFolder:
     @staticmethod
     def seal(part: BlockMap, file: Path) -> None:
         """Adds the last line to the file of a block."""
-        content = file.read_bytes()
-        note = f"{_numbers(part.read)} {part.digest}"
+        content, note = file.read_bytes(), reading(part)
         with file.open("ab") as end:
             end.write(f"\n{note} {_seal(content, note, part.window)}".encode())
 

@@ -1,13 +1,15 @@
 """Mapping: a model and a scene become georeferenced files, block by block, from where an earlier call stopped.
 
 Every block is written into a file of its own (`part_folder`); at the end these are joined into cloud-optimised GeoTIFFs
-(`map_layers`). Reading the next block, computing this one and writing the last overlap (`engine`).
+(`map_layers`). Reading the next block, computing this one and writing the last overlap (`engine`). The one block of a
+small map goes straight into it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +21,10 @@ from landfuse.errors import IncompleteError, LandfuseError, OutputError, SceneEr
 from landfuse.files import remove_leftovers, unwritable
 from landfuse.mapping.engine import BlockMap, Engine, PixelProgress
 from landfuse.mapping.map_layers import Layer, assemble, layers_of, write_part
-from landfuse.mapping.memory import Plan, block_side, plan
-from landfuse.mapping.part_folder import PartFolder, fingerprint
+from landfuse.mapping.memory import Plan, block_side, is_small, plan
+from landfuse.mapping.part_folder import PartFolder, fingerprint, reading
 from landfuse.mapping.settings import map_options
+from landfuse.rasters.geotiff import readers_closed
 from landfuse.rasters.windows import Window, blocks
 from landfuse.scenes.land_cover_map import beside
 from landfuse.scenes.scene import Scene
@@ -71,10 +74,12 @@ class Runner:
     Args:
         map: as `map_parts`.
         workers: how many blocks it maps at once; there are several for each.
+        turn: held while the block of a small map is computed, where several are mapped at once.
     """
 
     map: Callable[[Job, Sequence[Window], PixelProgress], dict[Window, SceneError]] = map_parts
     workers: int = 1
+    turn: AbstractContextManager[Any] = nullcontext()
 
 
 def predict(
@@ -181,17 +186,27 @@ def _map(
         progress(done, total)
 
     add(0)
-    faults = run.map(job, todo, add) if todo else {}
-    if len(faults) == len(every):
-        raise next(iter(faults.values()))
-    wanted = [window for window in every if window not in faults]
-    readings = folder.readings(wanted)
-    if len(readings) < len(wanted):
-        raise OutputError(
-            f"{folder.path} lost {len(wanted) - len(readings)} blocks before they were joined",
-            "a disk that keeps what is written",
-            "give the same command again: it maps these blocks only",
-        )
+    faults: dict[Window, SceneError] = {}
+    parts: Mapping[Window, Path] | BlockMap
+    if run.map is map_parts and len(todo) == len(every) == 1 and is_small(grid):
+        owned = job.engine.alone(grid.window)
+        with readers_closed():
+            prepared = job.engine.read(owned)
+        with run.turn:
+            parts = job.engine.compute(prepared, owned, progress=add)
+        readings = {grid.window: reading(parts)}
+    else:
+        faults = run.map(job, todo, add) if todo else {}
+        if len(faults) == len(every):
+            raise next(iter(faults.values()))
+        parts = {window: folder.part(window) for window in every if window not in faults}
+        readings = folder.readings(parts)
+        if len(readings) < len(parts):
+            raise OutputError(
+                f"{folder.path} lost {len(parts) - len(readings)} blocks before they were joined",
+                "a disk that keeps what is written",
+                "give the same command again: it maps these blocks only",
+            )
     folder.check_inputs(job.engine, readings.values())
     description = job.engine.description
     identity, options = job.engine.predictor.identity, job.engine.options
@@ -207,7 +222,6 @@ def _map(
         tags["landfuse_sets"] = _sets_words(job.engine)
     if faults:
         tags["landfuse_incomplete"] = "; ".join(f"{w.row} {w.col} {w.height} {w.width}" for w in faults)
-    parts = {window: folder.part(window) for window in wanted}
     try:
         assemble(path, folder.scratch, grid, description.legend, job.layers, parts, tags)
     except LandfuseError:

@@ -93,16 +93,29 @@ class _OpenReaders(threading.local):
         self.readers: OrderedDict[int, weakref.ref[_Reader]] = OrderedDict()
 
     def touch(self, reader: _Reader) -> None:
-        """Marks a reader as used, and closes those that were not used for long."""
+        """Marks a reader as used."""
         self.readers[id(reader)] = weakref.ref(reader)
         self.readers.move_to_end(id(reader))
-        while len(self.readers) > _OPEN_FILES:
+        self.close(_OPEN_FILES)
+
+    def close(self, kept: int) -> None:
+        """Closes those that were not used for long."""
+        while len(self.readers) > kept:
             oldest = self.readers.popitem(last=False)[1]()
             if oldest is not None:
                 oldest.close()
 
 
 _open_readers = _OpenReaders()
+
+
+@contextlib.contextmanager
+def readers_closed() -> Iterator[None]:
+    """Closes the datasets of this thread at the end of the block, with what GDAL keeps of them in memory."""
+    try:
+        yield
+    finally:
+        _open_readers.close(0)
 
 
 @contextlib.contextmanager
@@ -264,6 +277,7 @@ class GdalRaster:
                 "tags": source.tags(),
                 "wavelengths": [_nanometres(source, number) for number in source.indexes],
                 "others": source.subdatasets,
+                "files": source.files,
             }
 
     def _dataset(self) -> Any:
@@ -321,8 +335,10 @@ class GdalRaster:
                 name = listed.pop()
                 if name not in found and not _REMOTE.match(name):
                     found[name] = _on_disk(name)
-                    with contextlib.suppress(*GDAL_ERRORS), rasterio.open(name) as source:  # a header is no raster
-                        listed += source.files + [one for one in _sources(name) if Path(one).is_absolute()]
+                    known = self.__dict__.get("_header") if name == self.path else None
+                    with contextlib.suppress(*GDAL_ERRORS):  # a header is no raster
+                        listed += _files(name) if known is None else known["files"]
+                        listed += [one for one in _sources(name) if Path(one).is_absolute()]
         return sorted(set(found.values()))
 
     @property
@@ -641,6 +657,12 @@ def _culprit(path: str, why: str) -> str:
         except GDAL_ERRORS:
             return name
     return found[0] if len(found) == 1 else path
+
+
+def _files(path: str) -> list[str]:
+    """The files that GDAL reads a raster from."""
+    with rasterio.open(path) as source:
+        return list(source.files)
 
 
 def _sources(path: str) -> list[str]:

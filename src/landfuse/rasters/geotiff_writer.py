@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -103,13 +103,7 @@ class GeotiffWriter:
                         interleave="band",
                     )
                 stack.callback(self._file.close)
-                if legend is not None:
-                    self._file.write_colormap(1, {c.code: (*c.rgb, 255) for c in legend})
-                if scale != 1.0:
-                    self._file.scales = [scale] * bands
-                for index, name in enumerate(names, start=1):
-                    self._file.set_band_description(index, name)
-                self._file.update_tags(**(tags or {}))
+                _describe(self._file, names, legend, scale, tags or {})
             except (OSError, *GDAL_ERRORS) as error:
                 raise unwritable(self.path, error) from None
             self._stack = stack.pop_all()
@@ -144,6 +138,16 @@ class GeotiffWriter:
                 write_category_names(beside, self.legend)
             else:
                 beside.unlink(missing_ok=True)  # of a former file of this name
+
+
+def _describe(file: Any, names: Iterable[str], legend: Legend | None, scale: float, tags: Mapping[str, str]) -> None:
+    if legend is not None:
+        file.write_colormap(1, {c.code: (*c.rgb, 255) for c in legend})
+    if scale != 1.0:
+        file.scales = [scale] * file.count
+    for index, name in enumerate(names, start=1):
+        file.set_band_description(index, name)
+    file.update_tags(**tags)
 
 
 def write_category_names(path: Path, legend: Legend) -> None:
@@ -239,6 +243,22 @@ def write_mosaic(
     write_text(path, text)
 
 
+@contextlib.contextmanager
+def mosaic_in_memory(mosaic: Mosaic, numbers: NDArray[np.uint8]) -> Iterator[Any]:
+    """Yields a mosaic of one piece, (bands, H, W), as `write_cloud_geotiff` takes it; no file is written."""
+    grid, (bands, height, width) = mosaic.grid, numbers.shape
+    place = rasterio.Affine(*grid.transform) if grid.georeferenced else None
+    with (
+        quietly(),
+        rasterio.open(
+            "", "w+", "MEM", width, height, bands, grid.crs, place, dtype="uint8", nodata=mosaic.nodata
+        ) as file,
+    ):
+        _describe(file, mosaic.names, mosaic.legend, mosaic.scale, mosaic.tags)
+        file.write(numbers)
+        yield file
+
+
 @cache  # as XML elements it would take longer than all else of a small map's mosaic
 def _colour_table(colours: tuple[tuple[int, ...], ...], nodata: int) -> str:
     known = {code: rgb for code, *rgb in colours}
@@ -247,12 +267,12 @@ def _colour_table(colours: tuple[tuple[int, ...], ...], nodata: int) -> str:
     return f"<ColorTable>{lines}</ColorTable>"
 
 
-def write_cloud_geotiff(path: Path, source: Path, overviews: Overviews) -> None:
+def write_cloud_geotiff(path: Path, source: Any, overviews: Overviews) -> None:
     """Writes a raster that GDAL reads as a cloud-optimised GeoTIFF; memory does not depend on its size.
 
     Args:
         path: of the file; whole or absent.
-        source: what is copied, with its metadata.
+        source: the path of what is copied with its metadata, or a `mosaic_in_memory`.
         overviews: how they are computed.
 
     Raises:
