@@ -17,7 +17,7 @@ from landfuse.mapping.engine import Engine
 from landfuse.mapping.memory import block_bytes, block_side, in_bytes, plan, tiles_at_once
 from landfuse.mapping.predict import plan_map
 from landfuse.mapping.settings import map_options
-from landfuse.rasters.windows import Window
+from landfuse.rasters.windows import Window, blocks
 from landfuse.scenes.scene import Scene
 from landfuse.simulate.scene import simulate_flat
 from landfuse.views.pixel_map import PixelMap
@@ -50,8 +50,17 @@ def test_blocks_are_at_most_2048_px_and_no_larger_than_the_scene() -> None:
 
 
 def test_every_worker_has_several_blocks() -> None:
-    assert [block_side(engine_of(1_344, memory="64GiB"), workers) for workers in (1, 2, 3)] == [1_344, 512, 448]
+    assert [block_side(engine_of(1_344, memory="64GiB"), workers) for workers in (1, 2, 3)] == [1_344, 384, 448]
     assert block_side(engine_of(600), 40) == 256, "and none has small ones"
+
+
+def test_workers_get_whole_rows_of_blocks_where_it_is_possible() -> None:
+    """Of the 81 rows of windows of a scene of 1,304 px, two strips share the one that touches both."""
+    engine = engine_of(1_304, memory="64GiB")
+    side = block_side(engine, 2)
+    assert side == 384, "not three rows of 512 px"
+    strips = engine.strips(list(blocks(1_304, 1_304, side)), 2)
+    assert sum(owned.count - len(owned.taken) for strip in strips for owned in engine.assigned(strip)) == 82 * 81
 
 
 def test_two_small_tiles_are_mapped_at_once_where_both_fit_into_the_memory() -> None:

@@ -82,8 +82,8 @@ def _gdal_cache() -> int:
 def block_side(engine: Engine, workers: int = 1) -> int:
     """The side of the largest blocks that need no more than the memory of the options, at most 2,048 px.
 
-    A multiple of the stride, so that few cores touch two blocks; with several workers each has several blocks, unless
-    these were smaller than 256 px.
+    A multiple of the stride, so that few cores touch two blocks; with several workers each has several blocks, in whole
+    rows if possible, unless these were smaller than 256 px.
 
     Raises:
         SettingsError: if even the smallest block takes more.
@@ -94,6 +94,9 @@ def block_side(engine: Engine, workers: int = 1) -> int:
     if workers > 1:
         enough = max(_SHARED, math.isqrt(grid.window.pixels // (_EACH * workers)))
         largest = min(largest, max(1, enough // unit) * unit)
+        # Strips of whole rows of blocks have the shortest borders, along which windows are computed twice.
+        sides = range(largest, max(_SHARED, largest // 2) - 1, -unit)
+        largest = next((side for side in sides if math.ceil(grid.height / side) % workers == 0), largest)
     for side in range(largest, 0, -unit):
         if block_bytes(engine, side) <= memory:
             return side
