@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -31,7 +33,7 @@ from landfuse.errors import GridError, MissingFileError, OutputError, SceneError
 from landfuse.files import whole_file, write_text
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.rasters.decoding import Decoding
-from landfuse.rasters.geotiff import _OPEN_FILES, GdalRaster, crs_name, readers_closed, seen_from
+from landfuse.rasters.geotiff import _OPEN_FILES, GdalRaster, crs_name, quietly, readers_closed, seen_from
 from landfuse.rasters.geotiff_writer import TILE, GeotiffWriter, write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.windows import Window
@@ -328,6 +330,17 @@ def test_masks_count_beside_nodata_and_alpha(
     np.testing.assert_array_equal(np.isnan(got).all(axis=0), expected[::2, ::2] if onto else expected)
     assert set(got[~np.isnan(got)]) == {100}
     assert raster.files() == GdalRaster(raster.path).files() == sorted(tmp_path.iterdir()), "as when it was opened"
+
+
+def test_files_are_opened_quietly_though_another_thread_has_just_done_so(tmp_path: Path) -> None:
+    path, before = write(tmp_path / "x.tif", values(1, GRID), Grid(30, 40)), warnings.filters[:]
+    with contextlib.ExitStack() as other:
+        with quietly():
+            other.enter_context(quietly())
+        with warnings.catch_warnings(record=True) as caught:
+            rasterio.open(path).close()
+        assert not caught
+    assert warnings.filters == before
 
 
 def test_datasets_can_be_closed_and_are_opened_again(tmp_path: Path) -> None:

@@ -118,12 +118,28 @@ def readers_closed() -> Iterator[None]:
         _open_readers.close(0)
 
 
+_quiet_lock, _quiet_filters, _quiet_users = threading.Lock(), contextlib.ExitStack(), 0
+
+
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Opens files without rasterio's warning of those without georeference, which is handled."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    """Opens files without rasterio's warning of those without georeference, which is handled.
+
+    Threads share the filters of warnings: the last one restores them.
+    """
+    global _quiet_users
+    with _quiet_lock:
+        if not _quiet_users:
+            _quiet_filters.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        _quiet_users += 1
+    try:
         yield
+    finally:
+        with _quiet_lock:
+            _quiet_users -= 1
+            if not _quiet_users:
+                _quiet_filters.close()
 
 
 def crs_name(crs: Any, where: str) -> str | None:
