@@ -22,7 +22,6 @@ from landfuse.errors import SettingsError
 from landfuse.kernels.gpu import Replayed, default_device, gpu_kernels, gpu_works
 from landfuse.kernels.linear import rounded_once
 from landfuse.kernels.scan import runs_triton
-from landfuse.layers.fewer_kernels import with_fewer_kernels
 from landfuse.models.base import FusionModel
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
@@ -98,7 +97,10 @@ class TorchPredictor:
         if self.on_gpu:
             self.model.to(memory_format=torch.channels_last)  # that of the views: else each pass rearranges weights
         if type(network).__module__.startswith("landfuse."):  # another's model may leave autocast somewhere
-            self.model = with_fewer_kernels(self.model) if runs_triton(self.device) else self.model
+            if runs_triton(self.device):
+                from landfuse.layers.fewer_kernels import with_fewer_kernels  # timm takes 180 MiB
+
+                self.model = with_fewer_kernels(self.model)
             self.model = rounded_once(self.model) if options.precision == "bfloat16" else self.model
             if self.on_gpu and GRAPHS:
                 self._pass = Replayed(self._forward)
