@@ -91,6 +91,7 @@ def main() -> None:
     if options.what == ["make"]:
         made(options.folder, options.tiles)
         return
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled: the first round does it here
     # A process starts with the peak memory of the one that starts it: this one holds no torch.
     subprocess.run(
         [sys.executable, __file__, "make", "--folder", options.folder, "--tiles", str(options.tiles)], check=True

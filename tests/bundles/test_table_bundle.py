@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,10 @@ from landfuse.bundles.settings import PredictorOptions
 from landfuse.bundles.table_bundle import TableBundle, load_model
 from landfuse.bundles.torch_predictor import TorchPredictor
 from landfuse.errors import BundleError, SettingsError
-from landfuse.mapping.engine import map_array
+from landfuse.legend import UNLABELLED
+from landfuse.mapping.engine import map_array, map_blocks
 from landfuse.mapping.predict import predict
+from landfuse.models.pixel_tables import features_of
 from landfuse.rasters.arrays import ArrayRaster
 from landfuse.rasters.grid import Grid
 from landfuse.scenes.scene import Scene, SceneModality
@@ -114,8 +117,20 @@ def test_many_tiles_are_mapped_by_one_predictor_and_one_digest(
 
 def test_the_map_does_not_depend_on_the_block(bundle: Bundle, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = map_array(bundle, scene)
-    monkeypatch.setattr("landfuse.bundles.table_bundle._STRIP", 700)
+    sizes: list[int] = []
+
+    def counted(*args: Any, **keywords: Any) -> np.ndarray:
+        sizes.append((found := features_of(*args, **keywords)).size)
+        return found
+
+    for name, value in (("_STRIP", 700), ("_TILE", 900), ("features_of", counted)):
+        monkeypatch.setattr(f"landfuse.bundles.table_bundle.{name}", value)
     np.testing.assert_array_equal(map_array(bundle, scene, block=13), whole)
+    wanted = np.random.default_rng(0).random(whole.shape) < 0.02
+    for part in map_blocks(bundle, scene, wanted=wanted):
+        own = part.window.within(scene.grid.window)
+        np.testing.assert_array_equal(part.classes, np.where(wanted[own], whole[own], UNLABELLED))
+    assert 0 < max(sizes) <= 900, "features of a block are never held all at once"
 
 
 WITHOUT_TORCH = """

@@ -82,6 +82,16 @@ def test_several_threads_give_the_same_sums(kernel: Callable[[], object], monkey
     np.testing.assert_array_equal(three, one)
 
 
+@pytest.mark.skipif(trees._library() is None, reason="it was not compiled")
+@pytest.mark.parametrize("child", [-1, 39, 0])
+def test_a_child_that_is_no_node_or_one_above_is_refused(child: int) -> None:
+    walk = grown(np.random.default_rng(3), 4, 4)
+    assert walk.branches.shape[1] == 39
+    walk.branches[2, 0, 1] = child
+    with pytest.raises(ValueError, match="a node of a tree"):
+        walk.add(np.zeros((9, 5), np.float32), np.zeros((9, 4), np.float32))
+
+
 def test_a_forest_votes_as_scikit_learn() -> None:
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(400, 6)).astype(np.float32), rng.integers(0, 3, 400).astype(np.uint8)

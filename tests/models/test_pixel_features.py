@@ -128,7 +128,8 @@ def test_blocks_and_memory_change_no_bit(scene: Scene, monkeypatch: pytest.Monke
 
     whole = logits(64)
     assert np.isfinite(whole).any()
-    monkeypatch.setattr("landfuse.bundles.table_bundle._STRIP", 1)
+    for name in ("_STRIP", "_TILE"):
+        monkeypatch.setattr(f"landfuse.bundles.table_bundle.{name}", 1)
     for block in (5, 16):
         assert np.array_equal(logits(block), whole, equal_nan=True)
 

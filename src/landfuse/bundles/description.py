@@ -279,7 +279,7 @@ class Description:
         return notes
 
 
-def digest_of(words: Mapping[str, Any], tensors: Iterable[tuple[str, bytes]]) -> str:
+def digest_of(words: Mapping[str, Any], tensors: Iterable[tuple[str, bytes | memoryview]]) -> str:
     """SHA-256 of all that a bundle holds: its words, and of each tensor its name, type, shape and values.
 
     The version of landfuse and what is empty are left out: a later version, with more fields, finds the same digest.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from functools import cached_property
 from importlib.metadata import version
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -31,8 +33,11 @@ from landfuse.views.pixel_arrays import PixelArrays
 if TYPE_CHECKING:
     from landfuse.models.base import FusionModel
 
-_STRIP = 1 << 19
-"""Numbers that are mapped at once."""
+_STRIP, _TILE = 1 << 19, 1 << 22
+"""Numbers that are mapped, and features that are computed, at once."""
+
+_LANES = 64
+"""Logits of a tile's pixels are computed in multiples: NumPy may round the rest of an array in another way."""
 
 
 def load_model(folder: str | Path, *, model: type[FusionModel] | None = None) -> Model:
@@ -129,7 +134,9 @@ class TableBundle:
         """SHA-256 of all that it holds; that of the same `Bundle` of PyTorch."""
         words = self.description.packed({name: list(one.weight.shape) for name, one in self._maps.items()})
         named = sorted(self._tensors.items())
-        return digest_of(words, ((f"{name} torch.{one.dtype} {list(one.shape)}", one.tobytes()) for name, one in named))
+        return digest_of(
+            words, ((f"{name} torch.{one.dtype} {list(one.shape)}", one.reshape(-1).data) for name, one in named)
+        )
 
     def save(self, folder: str | Path) -> None:
         """Copies its files."""
@@ -170,9 +177,9 @@ class TablePredictor:
         self._maps, self._digest = pixel_maps, digest
         self.marks_missing = bool(windows) or tables.takes_dropped
         self.stand_ins = description.stand_ins(options)
-        zooms = {name: description.inputs[name].zoom for name in pixel_maps}
-        self._depths = {name: depth_of(len(one.weight), zooms[name], windows) for name, one in pixel_maps.items()}
-        self.channels = {name: -(-depth // zooms[name] ** 2) for name, depth in self._depths.items()}
+        self._zooms = {name: description.inputs[name].zoom for name in pixel_maps}
+        self.channels = {name: len(one.weight) for name, one in pixel_maps.items()}
+        self._depth = sum(depth_of(self.channels[name], zoom, windows) for name, zoom in self._zooms.items())
         self.nbytes = sum(one.nbytes for one in vars(tables).values() if isinstance(one, np.ndarray))
         self.about = About(type(tables).__name__, 0, "NumPy", np.__version__)
 
@@ -183,26 +190,67 @@ class TablePredictor:
         return {"the model": self._digest(), "the version": ", ".join(f"{name} {version(name)}" for name in libraries)}
 
     def prepare(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The features of each pixel but those of the halo, (height, width, features)."""
-        zoom, own, halo = self.description.inputs[name].zoom, self._maps[name], self.description.halo
-        height, width = values.shape[1] // zoom - 2 * halo, values.shape[2] // zoom - 2 * halo
-        found = np.empty((height, width, self._depths[name]), np.float32)
-        step = max(1, 2 * halo, _STRIP // (values.shape[2] * zoom * len(own.weight)))
+        """The mapped values, (height * zoom, width * zoom, channels)."""
+        found = np.empty((*values.shape[1:], self.channels[name]), np.float32)
+        step = max(1, _STRIP // found[0].size)
         stand_in, missing = self.stand_ins.get(name), math.nan if self.marks_missing else 0.0
-        for row in range(0, height, step):
-            strip = values[:, row * zoom : (row + step + 2 * halo) * zoom]
-            mapped = own(strip.reshape(len(strip), -1).T, stand_in, missing)
-            image = {name: mapped.reshape(1, *strip.shape[1:], -1)}
-            seen = features_of(image, {name: zoom}, self._windows, missing=self._tables.takes_dropped)
-            found[row : row + step] = seen.reshape(-1, width, found.shape[2])
+        for row in range(0, len(found), step):
+            strip = values[:, row : row + step]
+            mapped = self._maps[name](strip.reshape(len(strip), -1).T, stand_in, missing)
+            found[row : row + step] = mapped.reshape(-1, *found.shape[1:])
         return found
 
     def logits(
         self, window: Window, prepared: Mapping[str, Any], batches: Iterable[NDArray[np.int64]]
     ) -> Iterator[NDArray[np.float32]]:
-        """Labels windows, whose cores are pixels, batch by batch."""
+        """Labels windows, whose cores are pixels, batch by batch, while the features of the next are computed."""
+        with ThreadPoolExecutor(1, thread_name_prefix="features") as ahead:
+            started: Iterator[Any] = (
+                (tile, ahead.submit(self._features, prepared, tile.places)) for tile in self._tiles(window, batches)
+            )
+            for (tile, features), _ in pairwise(chain(started, [None])):
+                tile.found[tile.own] = self._tables.logits(features.result())
+                if tile.last:
+                    yield tile.found[:, :, None, None]
+
+    def _tiles(self, window: Window, batches: Iterable[NDArray[np.int64]]) -> Iterator[_Tile]:
         halo = self.description.halo
-        for places in batches:
-            rows, cols = (places - (window.row + halo, window.col + halo)).T
-            pixels = np.concatenate([prepared[name][rows, cols] for name in self._maps], axis=1)
-            yield self._tables.logits(pixels)[:, :, None, None]
+        for corners in batches:
+            places = corners - (window.row + halo, window.col + halo)
+            rows, cols = (places - places.min(axis=0)).T
+            height = min(int(rows.max()) + 1, math.isqrt(_TILE // self._depth) or 1)
+            width = _TILE // (self._depth * height) or 1
+            tiles = rows // height * window.width + cols // width
+            found, every = np.empty((len(places), self._tables.classes), np.float32), np.unique(tiles)
+            for tile in every:
+                own = np.flatnonzero(tiles == tile)
+                own = np.resize(own, -(-len(own) // _LANES) * _LANES)
+                yield _Tile(places[own], own, found, tile == every[-1])
+
+    def _features(self, prepared: Mapping[str, Any], places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The features of pixels of a block, (P, features); (P, 2) row and column."""
+        top, left = places.min(axis=0)
+        bottom, right = places.max(axis=0) + 1 + 2 * self.description.halo
+        images = {
+            name: prepared[name][None, top * zoom : bottom * zoom, left * zoom : right * zoom]
+            for name, zoom in self._zooms.items()
+        }
+        found = features_of(images, self._zooms, self._windows, missing=self._tables.takes_dropped)
+        rows, cols = (places - (top, left)).T
+        return found[rows * (right - left - 2 * self.description.halo) + cols]
+
+
+class _Tile(NamedTuple):
+    """Pixels of a batch whose features are computed at once.
+
+    Args:
+        places: (P, 2) row and column in the block.
+        own: (P,) places in the batch.
+        found: (B, K) logits of the batch, which theirs are written to.
+        last: whether they complete it.
+    """
+
+    places: NDArray[np.int64]
+    own: NDArray[np.int64]
+    found: NDArray[np.float32]
+    last: bool

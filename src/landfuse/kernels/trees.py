@@ -9,6 +9,7 @@ import ctypes
 import functools
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_int64, c_void_p
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +36,12 @@ class _Arguments(ctypes.Structure):
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    found = library("landfuse_trees_size", _Arguments)
+    found = library("landfuse_trees_arguments_size", _Arguments)
     if found is not None:
         found.landfuse_trees_add.restype = None
         found.landfuse_trees_add.argtypes = [ctypes.POINTER(_Arguments)]
+        found.landfuse_trees_pack.restype = c_int64
+        found.landfuse_trees_pack.argtypes = [*[c_void_p] * 3, *[c_int64] * 2, *[c_void_p] * 3]
     return found
 
 
@@ -95,33 +98,22 @@ class TreeWalk:
 
     @functools.cached_property
     def _packed(self) -> tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.float32]]:
-        """The nodes of all trees as the kernel takes them, where each tree begins, and the values of the nodes.
-
-        Level by level from the roots, so that two children are neighbours; nodes that no pixel reaches are left out.
-        """
+        """The nodes of all trees as the kernel takes them, where each tree begins, and the values of the nodes."""
         count, length = self.feature.shape
-        children = (self.branches + (np.arange(count) * length)[:, None, None]).reshape(-1, 2)
-        level = np.arange(count) * length
-        levels = [level]
-        while len(level := level[children[level, 0] != level]):
-            level = children[level].ravel()
-            levels.append(level)
-        order = np.concatenate(levels)
-        order = order[np.argsort(order // length, kind="stable")]
-        starts = np.searchsorted(order // length, np.arange(count))
-        place = np.empty(count * length, np.int64)
-        place[order] = np.arange(len(order)) - starts[order // length]
-        leaf = children[order, 0] == order
-        left, feature = place[children[order, 0]], np.where(leaf, 0, self.feature.ravel()[order])
-        limits = np.where(leaf, np.float32(np.inf), self.threshold.ravel()[order])
-        if feature.max() < _FEATURES and left.max() < _NODES:
-            nodes = np.empty(len(order), [("threshold", np.float32), ("both", np.uint32)])
-            nodes["both"] = left * _FEATURES + feature
-        else:
-            nodes = np.empty(len(order), [("threshold", np.float32), ("feature", np.uint32), ("left", np.uint32)])
-            nodes["feature"], nodes["left"] = feature, left
-        nodes["threshold"] = limits
-        return nodes, starts.astype(np.int64), self.values.reshape(count * length, -1)[order]
+        wide = np.empty(count * length, [("threshold", np.float32), ("feature", np.uint32), ("left", np.uint32)])
+        order, starts = np.empty(count * length, np.int64), np.empty(count, np.int64)
+        tables = [np.ascontiguousarray(one) for one in (self.branches, self.feature, self.threshold)]
+        found = cast(ctypes.CDLL, _library()).landfuse_trees_pack(
+            *(one.ctypes.data for one in tables), count, length, *(one.ctypes.data for one in (wide, order, starts))
+        )
+        if found < 0:
+            raise ValueError("a node of a tree has a child that is none of its nodes, or is above it")
+        nodes, values = wide[:found], self.values.reshape(count * length, -1)[order[:found]]
+        if nodes["feature"].max() < _FEATURES and nodes["left"].max() < _NODES:
+            narrow = np.empty(found, [("threshold", np.float32), ("both", np.uint32)])
+            narrow["threshold"], narrow["both"] = nodes["threshold"], nodes["left"] * _FEATURES + nodes["feature"]
+            nodes = narrow
+        return nodes, starts, values
 
     def _add(self, total: NDArray[np.float32], features: NDArray[np.float32]) -> None:
         """`add` by NumPy."""

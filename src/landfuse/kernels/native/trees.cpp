@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 namespace {
 
@@ -40,10 +41,12 @@ struct Trees {
 constexpr int LANES = 8;  // pixels that descend side by side, since each waits for memory most of the time
 constexpr int STEPS = 4;  // between two looks whether all have reached a leaf
 constexpr int64_t CACHE = 1 << 20;  // numbers of features that stay in the cache while all trees pass
+constexpr int64_t MOST = 1 << 15;   // pixels
 
 template <class Node>
 void walk(const Trees& a) {
-  const int64_t size = std::max<int64_t>(1024, CACHE / std::max<int64_t>(1, a.count));
+  const int64_t size = std::min(std::max<int64_t>(1024, CACHE / std::max<int64_t>(1, a.count)), MOST) / LANES * LANES;
+  uint32_t leaf[MOST];
   for (int64_t block = 0; block < a.pixels; block += size) {
     const int64_t end = std::min(block + size, a.pixels);
     for (int64_t tree = 0; tree < a.trees; ++tree) {
@@ -73,17 +76,42 @@ void walk(const Trees& a) {
           }
           if (!moved) break;
         }
-        for (int64_t lane = 0; lane < lanes; ++lane) {
-          const float* value = values + node[lane] * a.width;
-          float* total = a.total + (pixel + lane) * a.classes + a.target[tree];
-          for (int64_t place = 0; place < a.width; ++place) total[place] += value[place];
-        }
+        std::copy(node, node + LANES, leaf + (pixel - block));
+      }
+      for (int64_t pixel = block; pixel < end; ++pixel) {  // afterwards: the processor waits for many values at once
+        const float* __restrict value = values + leaf[pixel - block] * a.width;
+        float* __restrict total = a.total + pixel * a.classes + a.target[tree];
+        for (int64_t place = 0; place < a.width; ++place) total[place] += value[place];
       }
     }
   }
 }
 }  // namespace
 
-EXPORT int64_t landfuse_trees_size() { return sizeof(Trees); }
+EXPORT int64_t landfuse_trees_arguments_size() { return sizeof(Trees); }
 
 EXPORT void landfuse_trees_add(const Trees* trees) { trees->wide ? walk<Wide>(*trees) : walk<Narrow>(*trees); }
+
+// Numbers the nodes of each tree, of `length` with children (tree, node, 2), level by level from the root, so that two
+// children are neighbours; nodes that no pixel reaches are left out. `order` has the old places of all trees' nodes.
+// Returns how many these are, or -1 if a child is none of its tree's nodes, or is above its parent.
+EXPORT int64_t landfuse_trees_pack(const int32_t* branches, const int32_t* feature, const float* threshold, int64_t trees,
+                                   int64_t length, Wide* nodes, int64_t* order, int64_t* start) {
+  int64_t at = 0, end = 0;
+  for (int64_t tree = 0; tree < trees; ++tree) {
+    const int64_t root = tree * length, begin = start[tree] = end;
+    order[end++] = root;
+    for (; at < end; ++at) {
+      const int64_t old = order[at], left = branches[2 * old], right = branches[2 * old + 1];
+      if (left == old - root) {
+        nodes[at] = {std::numeric_limits<float>::infinity(), 0, uint32_t(at - begin)};
+        continue;
+      }
+      if (std::min(left, right) < 0 || std::max(left, right) >= length || end + 2 > begin + length) return -1;
+      nodes[at] = {threshold[old], uint32_t(feature[old]), uint32_t(end - begin)};
+      order[end++] = root + left;
+      order[end++] = root + right;
+    }
+  }
+  return end;
+}
