@@ -13,6 +13,7 @@ from torch import Tensor
 from landfuse.errors import ModelError
 from landfuse.kernels import scan_native
 from landfuse.kernels.scan_image import image_scan, image_scan_plain
+from landfuse.kernels.scan_inputs import ImageInputs
 from landfuse.layers.state_space import SS2D, VSSBlock, from_vmamba
 
 native = pytest.param(
@@ -59,11 +60,30 @@ def test_the_plain_image_scan_is_the_definition() -> None:
     torch.testing.assert_close(image_scan_plain(*tensors), by_hand(*tensors))
 
 
-@pytest.mark.parametrize("path", [native, "torch"])
+@pytest.mark.parametrize("path", [native, "torch", *(pytest.param(isa, marks=native.marks) for isa in (0, 1))])
 @pytest.mark.parametrize(
-    "shape", [(2, 5, 7, 8, 1, 2), (1, 16, 16, 70, 3, 1), (3, 1, 9, 16, 16, 4), (2, 20, 1, 33, 5, 3), (1, 1, 1, 4, 1, 1)]
+    "shape",
+    [
+        (2, 5, 7, 8, 1, 2),
+        (1, 16, 16, 70, 3, 1),
+        (3, 1, 9, 16, 16, 4),
+        (2, 20, 1, 33, 5, 3),
+        (1, 1, 1, 4, 1, 1),
+        (1, 5, 9, 130, 1, 9),
+    ],
 )
-def test_the_fused_scan_and_its_gradients(path: str, shape: tuple[int, ...]) -> None:
+def test_the_fused_scan_and_its_gradients(
+    path: str | int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(path, int):  # the kernel of an older instruction set
+        make, isa, path = scan_native._image, path, "native"
+
+        def chosen(given: ImageInputs) -> tuple[object, ...]:
+            arguments, *rest = make(given)
+            arguments.isa = isa
+            return arguments, *rest
+
+        monkeypatch.setattr(scan_native, "_image", chosen)
     tensors = inputs(*shape)
     dy = torch.randn(shape[:4], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     truths = [t.clone().requires_grad_() for t in tensors]

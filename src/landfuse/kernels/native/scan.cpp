@@ -115,7 +115,7 @@ EXPORT int landfuse_scan_run(const ScanArguments* arguments, int backward) {
   // The groups of an image add to the same y (and du), so one thread takes them all, one after the other.
   const int64_t groups_apart = a.image ? 1 : a.groups, groups_together = a.image ? a.groups : 1;
   const int64_t tasks = a.batch * groups_apart * blocks;
-  const size_t per_lane = backward ? (6 + 2 * TIME_TILE) * a.states + 3 * a.rank : 3 * a.states + a.rank;
+  const size_t per_lane = backward ? (6 + 4 * TIME_TILE) * a.states + (3 + TIME_TILE) * a.rank : 3 * a.states + a.rank;
 
   const int64_t values = a.batch * a.length * (a.image ? per_group : a.channels) * (int64_t)sizeof(float);
   prefer_huge_pages(backward ? a.du.data : a.y.data, values);

@@ -80,24 +80,41 @@ void forward_block(const ScanArguments& a, const ScanTask& task, float* scratch)
     for (int t = 0; t < steps; t++) {
       const float* B = block.B + places[t] * a.B.time;
       const float* C = block.C + places[t] * a.C.time;
-      for (int v = 0; v < VECTORS; v++) {
-        Lanes delta = raw.at[t][v] + block.bias[v];
-        if (a.softplus) delta = softplus(delta);
-        const Lanes input = delta * u.at[t][v];
-        Lanes sum = block.skip[v] * u.at[t][v];
-        for (int n = 0; n < states; n++) {
-          const int64_t at = n * VECTORS + v;
-          change[at] += exponential_minus_1(delta * A[at]) * (h[at] + change[at]) + input * spread(B[n]);
-          sum += (h[at] + change[at]) * spread(C[n]);
-        }
-        y.at[t][v] = sum;
+      Pack<VECTORS> delta = pack<VECTORS>(raw.at[t]) + pack<VECTORS>(block.bias);
+      if (a.softplus) delta = softplus(delta);
+      const Pack<VECTORS> now = pack<VECTORS>(u.at[t]), input = delta * now;
+      Pack<VECTORS> sum = pack<VECTORS>(block.skip) * now;
+      for (int n = 0; n < states; n++) {
+        Lanes* since = change + n * VECTORS;
+        Pack<VECTORS> recent = pack<VECTORS>(since);
+        const Pack<VECTORS> start = pack<VECTORS>(h + n * VECTORS);
+        const Pack<VECTORS> decay = exponential_minus_1(delta * pack<VECTORS>(A + n * VECTORS));
+        recent = recent + (decay * (start + recent) + input * spread(B[n]));
+        unpack(since, recent);
+        sum = sum + (start + recent) * spread(C[n]);
       }
+      unpack(y.at[t], sum);
     }
     for (int n = 0; n < states; n++) settle_all<VECTORS>(h + n * VECTORS, change + n * VECTORS);
     if (a.image && task.group)
       store_tile<VECTORS, true>(y, a.y, y_base, places, steps, block.lanes);
     else
       store_tile<VECTORS, false>(y, a.y, y_base, places, steps, block.lanes);
+  }
+}
+
+// The sums over lanes of `count` vectors of each step, `stride` floats apart by place.
+INLINE void store_sums(const Lanes* vectors, int count, int steps, const int64_t* places, int64_t stride, float* to) {
+  const int all = steps * count;
+  for (int first = 0, t = 0, n = 0; first < all; first += WIDTH) {  // there is room for whole rows: see scan.cpp
+    Lanes rows[WIDTH];
+    for (int i = 0; i < WIDTH; i++) rows[i] = vectors[first + i];
+    sum_lanes(rows);
+    const float* sums = (const float*)rows;
+    for (int i = 0; i < WIDTH && first + i < all; i++) {
+      to[places[t] * stride + n] = sums[i];
+      if (++n == count) n = 0, t++;
+    }
   }
 }
 
@@ -117,6 +134,9 @@ void backward_block(const ScanArguments& a, const ScanTask& task, float* scratch
   Lanes* drank_weight_recent = drank_weight + rank * VECTORS;
   Lanes* decay = drank_weight_recent + rank * VECTORS;   // exp(delta_t A) - 1, [step][state][vector]
   Lanes* before = decay + TIME_TILE * states * VECTORS;  // h_{t-1}
+  Lanes* dB = before + TIME_TILE * states * VECTORS;     // [step][state], before lanes are summed
+  Lanes* dC = dB + TIME_TILE * states;
+  Lanes* dfactors = dC + TIME_TILE * states;  // [step][rank]
   Lanes dskip[VECTORS], dbias[VECTORS], dskip_recent[VECTORS], dbias_recent[VECTORS];
   clear<VECTORS>(dskip);
   clear<VECTORS>(dbias);
@@ -150,6 +170,14 @@ void backward_block(const ScanArguments& a, const ScanTask& task, float* scratch
     const int64_t left = a.length - tile * TIME_TILE;
     const int steps = left < TIME_TILE ? (int)left : TIME_TILE;
     place_steps(block.direction, tile * TIME_TILE, steps, places);
+    if (tile > 0) {
+      int64_t coming[TIME_TILE];
+      place_steps(block.direction, (tile - 1) * TIME_TILE, TIME_TILE, coming);
+      fetch_tile<VECTORS>(a.u, block.u, coming, TIME_TILE);
+      fetch_tile<VECTORS>(a.dy, dy_base, coming, TIME_TILE);
+      fetch_tile<VECTORS>(a.du, du_base, coming, TIME_TILE);
+      for (int t = 0; t < TIME_TILE; t++) __builtin_prefetch(block.B + coming[t] * a.B.time);
+    }
     load_tile<VECTORS>(u, a.u, block.u, places, steps, block.lanes);
     load_tile<VECTORS>(dy, a.dy, dy_base, places, steps, block.lanes);
     block.load_raw_delta(raw, rank_weight, places, steps);
@@ -160,18 +188,19 @@ void backward_block(const ScanArguments& a, const ScanTask& task, float* scratch
                       1, block.lanes);
     for (int t = 0; t < steps; t++) {
       const float* B = block.B + places[t] * a.B.time;
-      for (int v = 0; v < VECTORS; v++) {
-        const Lanes z = raw.at[t][v] + block.bias[v];
-        delta.at[t][v] = a.softplus ? softplus(z) : z;
-        slope.at[t][v] = a.softplus ? sigmoid(z) : spread(1.f);
-        const Lanes input = delta.at[t][v] * u.at[t][v];
-        for (int n = 0; n < states; n++) {
-          const int64_t at = ((int64_t)t * states + n) * VECTORS + v;
-          Lanes& state = h[n * VECTORS + v];
-          before[at] = state;
-          decay[at] = exponential_minus_1(delta.at[t][v] * A[n * VECTORS + v]);
-          state = state + (decay[at] * state + input * spread(B[n]));
-        }
+      const Pack<VECTORS> z = pack<VECTORS>(raw.at[t]) + pack<VECTORS>(block.bias);
+      const Pack<VECTORS> now = a.softplus ? softplus(z) : z;
+      unpack(delta.at[t], now);
+      if (a.softplus) unpack(slope.at[t], sigmoid(z));
+      else for (int v = 0; v < VECTORS; v++) slope.at[t][v] = spread(1.f);
+      const Pack<VECTORS> input = now * pack<VECTORS>(u.at[t]);
+      for (int n = 0; n < states; n++) {
+        const int64_t at = ((int64_t)t * states + n) * VECTORS;
+        const Pack<VECTORS> state = pack<VECTORS>(h + n * VECTORS);
+        const Pack<VECTORS> change = exponential_minus_1(now * pack<VECTORS>(A + n * VECTORS));
+        unpack(before + at, state);
+        unpack(decay + at, change);
+        unpack(h + n * VECTORS, state + (change * state + input * spread(B[n])));
       }
     }
 
@@ -182,7 +211,7 @@ void backward_block(const ScanArguments& a, const ScanTask& task, float* scratch
       clear<VECTORS>(dinput);
       clear<VECTORS>(ddelta);
       for (int n = 0; n < states; n++) {
-        Lanes dB = spread(0.f), dC = spread(0.f);
+        Lanes dBn = spread(0.f), dCn = spread(0.f);
         const Lanes Bn = spread(B[n]), Cn = spread(C[n]);
         for (int v = 0; v < VECTORS; v++) {
           const int64_t at = ((int64_t)t * states + n) * VECTORS + v;
@@ -191,15 +220,15 @@ void backward_block(const ScanArguments& a, const ScanTask& task, float* scratch
           const Lanes from_y = Cn * dy.at[t][v];
           const Lanes g = (adjoint[n * VECTORS + v] + adjoint_change[n * VECTORS + v]) + from_y;  // dL/dh_t
           const Lanes g_kept = g * kept;
-          dC += dy.at[t][v] * (kept + input * Bn);
-          dB += g * input;
+          dCn += dy.at[t][v] * (kept + input * Bn);
+          dBn += g * input;
           dinput[v] += g * Bn;
           ddelta[v] += g_kept * A[n * VECTORS + v];
           dA_recent[n * VECTORS + v] += g_kept * delta.at[t][v];
           adjoint_change[n * VECTORS + v] += decay[at] * g + from_y;
         }
-        dB_base[places[t] * a.dB.time + n] = sum_of_lanes(dB);
-        dC_base[places[t] * a.dC.time + n] = sum_of_lanes(dC);
+        dB[t * states + n] = dBn;
+        dC[t * states + n] = dCn;
       }
       for (int v = 0; v < VECTORS; v++) {
         const Lanes input = u.at[t][v], dout = dy.at[t][v];
@@ -210,19 +239,24 @@ void backward_block(const ScanArguments& a, const ScanTask& task, float* scratch
         u.at[t][v] = dinput[v] * delta.at[t][v] + block.skip[v] * dout;
         raw.at[t][v] = draw;
       }
-      if (rank) {
-        const float* factors = block.low_rank + places[t] * a.low_rank.time;
-        float* dfactors = dlow_rank_base + places[t] * a.dlow_rank.time;
-        for (int r = 0; r < rank; r++) {
-          Lanes sum = spread(0.f);
-          for (int v = 0; v < VECTORS; v++) {
-            sum += raw.at[t][v] * rank_weight[r * VECTORS + v];
-            drank_weight_recent[r * VECTORS + v] += spread(factors[r]) * raw.at[t][v];
-          }
-          dfactors[r] = sum_of_lanes(sum);
-        }
-      }
     }
+    for (int r = 0; r < rank; r++) {  // the gradient of raw delta in all steps, with sums in registers
+      Lanes recent[VECTORS];
+      for (int v = 0; v < VECTORS; v++) recent[v] = drank_weight_recent[r * VECTORS + v];
+      for (int t = steps - 1; t >= 0; t--) {
+        const Lanes factor = spread(block.low_rank[places[t] * a.low_rank.time + r]);
+        Lanes sum = spread(0.f);
+        for (int v = 0; v < VECTORS; v++) {
+          sum += raw.at[t][v] * rank_weight[r * VECTORS + v];
+          recent[v] += factor * raw.at[t][v];
+        }
+        dfactors[t * rank + r] = sum;
+      }
+      for (int v = 0; v < VECTORS; v++) drank_weight_recent[r * VECTORS + v] = recent[v];
+    }
+    store_sums(dB, states, steps, places, a.dB.time, dB_base);
+    store_sums(dC, states, steps, places, a.dC.time, dC_base);
+    if (rank) store_sums(dfactors, rank, steps, places, a.dlow_rank.time, dlow_rank_base);
     for (int n = 0; n < states; n++) {
       settle_all<VECTORS>(adjoint + n * VECTORS, adjoint_change + n * VECTORS);
       settle_all<VECTORS>(dA + n * VECTORS, dA_recent + n * VECTORS);

@@ -83,6 +83,14 @@ INLINE void store_tile(const Tile<VECTORS>& tile, const Strided& tensor, float* 
   }
 }
 
+// Asks for the memory of a tile ahead of its turn: steps may lie further apart than processors foresee.
+template <int VECTORS>
+INLINE void fetch_tile(const Strided& tensor, const float* base, const int64_t* places, int steps) {
+  if (tensor.channel != 1) return;
+  for (int t = 0; t < steps; t++)
+    for (int j = 0; j < WIDTH * VECTORS; j += 16) __builtin_prefetch(base + places[t] * tensor.time + j);
+}
+
 // One value per channel, `stride` floats apart; lanes beyond the block are zero.
 template <int VECTORS>
 INLINE void gather(Lanes* vectors, const float* from, int64_t stride, int lanes) {
