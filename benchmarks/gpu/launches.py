@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 WITHOUT_KERNEL = ("_unsafe_view", "_reshape_alias", "lift_fresh")
 """Operators that launch nothing, beside views and those that only allocate."""
-KERNELS = {"logsumexp": 6, "selective_scan": 3, "image_scan": 9}
+KERNELS = {"logsumexp": 6, "selective_scan": 3, "image_scan": 6}
 """Operators of several kernels."""
 FAKE = FakeTensorMode()
 """One for all networks, since constants are kept."""

@@ -397,12 +397,12 @@ def sequence(b, channels, length, n, groups, scale):
             draw(b, groups, n, length), draw(channels), draw(channels)]
 
 softplus = lambda *a: selective_scan(*a, True, path="triton")
-scan_triton._SHORT, scan_triton._TIME = 8, 16  # 20 steps are two tiles, 9 are one
+scan_triton._SHORT, scan_triton._TIME, scan_triton._IMAGE_TIME = 8, 16, 4  # 20 steps are two tiles, 9 are one
 compare(softplus, lambda *a: scan_plain(*a, True), sequence(2, 4, 20, 1, 2, None))
 compare(softplus, lambda *a: scan_plain(*a, True), sequence(1, 2, 9, 2, 1, None), half=(0, 1, 3, 4))
 mixed = 10 ** (torch.rand(1, 2, 20, generator=g, dtype=torch.float64) * 10 - 6)
 compare(lambda *a: selective_scan(*a, path="triton"), scan_plain, sequence(1, 2, 20, 1, 1, mixed)[:5])
-image = [draw(2, 3, 6, 2), draw(2, 3, 6, 4 * (2 + 2)), -draw(8, 1).exp(), draw(8, 2), draw(8), draw(8)]
+image = [draw(1, 2, 3, 2), draw(1, 2, 3, 4 * (2 + 4)), -draw(8, 2).exp(), draw(8, 2), draw(8), draw(8)]
 compare(lambda *a: image_scan(*a, path="triton"), image_scan_plain, image)
 
 from landfuse.layers import norm_relu_triton

@@ -18,6 +18,8 @@ READS_HALF = True
 """Whether u, delta, B, C, x, factors and dy may come in half precision; else they are converted before."""
 _TIME = 64  # steps per tile
 _SHORT = 128  # sequences up to this length are one tile: no state has to be carried, and each step is scanned once
+_IMAGE_TIME = 32  # likewise of images, which are walked step by step
+_WIDE = 32  # channels per program at most: one per thread of a warp
 _MANY = 2048  # steps times channels per program
 _CARRIED = 128  # states per program of the carry
 
@@ -51,6 +53,7 @@ class _Inputs(NamedTuple):
     bias: Tensor
     softplus: bool
     walk: _Walk
+    time: int  # steps per tile
 
     @property
     def delta_arguments(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,13 +69,17 @@ class _Inputs(NamedTuple):
     def sizes(self) -> tuple[int, int, int, int]:
         """Length, channels per group, blocks per group, tiles."""
         length, width = self.u.shape[1], self.A.shape[0] // self.B.shape[2]
-        return length, width, triton.cdiv(width, _wide(length)), triton.cdiv(length, _time(length))
+        return length, width, triton.cdiv(width, self.wide), triton.cdiv(length, self.time)
+
+    @property
+    def wide(self) -> int:
+        """Channels per program."""
+        return min(_WIDE, _MANY // self.time)
 
     def constants(self) -> dict[str, int | bool]:
         """What the kernels are compiled for."""
         rank = 0 if self.weight is None else self.weight.shape[1]
-        length = self.u.shape[1]
-        sizes = {"TIME": _time(length), "WIDE": _wide(length)}
+        sizes = {"TIME": self.time, "WIDE": self.wide}
         return {"STATES": self.A.shape[1], "RANK": rank, "SOFTPLUS": self.softplus, **sizes}
 
     def launch(self) -> tuple[int, int, int]:
@@ -85,57 +92,58 @@ def _time(length: int) -> int:
     return max(16, triton.next_power_of_2(length)) if length <= _SHORT else _TIME
 
 
-def _wide(length: int) -> int:
-    """Channels per program."""
-    return min(32, _MANY // _time(length))
+def _image_time(length: int) -> int:
+    return min(_IMAGE_TIME, max(16, triton.next_power_of_2(length)))
 
 
 def _carry(ends: Tensor, decays: Tensor, against: bool) -> Tensor:
-    """The states that enter each tile, (B, tiles, N, channels); the first is zero."""
-    batch, tiles = ends.shape[:2]
-    count = ends.shape[2] * ends.shape[3]
+    """The states that enter each tile, (..., tiles, N, channels); the first is zero."""
     starts = torch.empty_like(ends)
-    kernels.carry[(triton.cdiv(count, _CARRIED), batch)](
-        ends, decays, starts, tiles, count, AGAINST=against, MANY=_CARRIED
+    count = ends.shape[-2] * ends.shape[-1]
+    kernels.carry[(triton.cdiv(count, _CARRIED), ends.shape[:-3].numel())](
+        ends, decays, starts, ends.shape[-3], count, AGAINST=against, MANY=_CARRIED
     )
     return starts
 
 
-def _entering(walks: list[_Inputs]) -> Tensor:
-    """The states that enter each tile of each walk, (walks, B, tiles, N, channels); they are carried in one launch."""
-    tiles = walks[0].sizes()[3]
-    shape = len(walks), walks[0].u.shape[0], tiles, *reversed(walks[0].A.shape)
-    if tiles == 1:
-        return torch.zeros(shape, dtype=torch.float32, device=walks[0].u.device)
-    ends = torch.empty(shape, dtype=torch.float32, device=walks[0].u.device)
+def _without_rank(inputs: _Inputs) -> dict[str, int | bool]:
+    return {name: value for name, value in inputs.constants().items() if name != "RANK"}
+
+
+def _entering(one: _Inputs) -> Tensor:
+    """The states that enter each tile, (B, tiles, N, channels)."""
+    shape = one.u.shape[0], one.sizes()[3], *reversed(one.A.shape)
+    if shape[1] == 1:
+        return torch.zeros(shape, dtype=torch.float32, device=one.u.device)
+    ends = torch.empty(shape, dtype=torch.float32, device=one.u.device)
     decays = torch.empty_like(ends)
-    for one, end, decay in zip(walks, ends, decays, strict=True):
-        kernels.tile_states[one.launch()](
-            one.u, *one.delta_arguments, one.A, one.B, one.bias, end, decay, *one.sizes(), *one.walk,
-            *one.u.stride(), *one.delta_strides, *one.B.stride(), **one.constants(),
-        )  # fmt: skip
-    return _carry(ends.flatten(0, 1), decays.flatten(0, 1), against=False).view(shape)
+    raw = one.delta_arguments[0]
+    kernels.tile_states[one.launch()](
+        one.u, raw, one.A, one.B, one.bias, ends, decays, *one.sizes(),
+        *one.u.stride(), *raw.stride(), *one.B.stride(), **_without_rank(one),
+    )  # fmt: skip
+    return _carry(ends, decays, against=False)
 
 
-def _leaving(walks: list[_Inputs], starts: Tensor, dy: Tensor) -> Tensor:
-    """The adjoints of the states that leave each tile of each walk, as `starts` of `_entering`."""
-    if walks[0].sizes()[3] == 1:
+def _leaving(one: _Inputs, starts: Tensor, dy: Tensor) -> Tensor:
+    """The adjoints of the states that leave each tile, as `starts` of `_entering`."""
+    if one.sizes()[3] == 1:
         return starts  # zeros
     ends, decays = torch.empty_like(starts), torch.empty_like(starts)
-    for one, end, decay in zip(walks, ends, decays, strict=True):
-        kernels.tile_adjoints[one.launch()](
-            *one.delta_arguments, one.A, one.C, one.bias, dy, end, decay, *one.sizes(), *one.walk,
-            *one.delta_strides, *one.C.stride(), *dy.stride(), **one.constants(),
-        )  # fmt: skip
-    return _carry(ends.flatten(0, 1), decays.flatten(0, 1), against=True).view(starts.shape)
+    raw = one.delta_arguments[0]
+    kernels.tile_adjoints[one.launch()](
+        raw, one.A, one.C, one.bias, dy, ends, decays, *one.sizes(),
+        *raw.stride(), *one.C.stride(), *dy.stride(), **_without_rank(one),
+    )  # fmt: skip
+    return _carry(ends, decays, against=True)
 
 
-def _forward(inputs: _Inputs, starts: Tensor, y: Tensor, add: bool) -> None:
-    """Writes or adds to y, from the states that enter each tile."""
-    kernels.outputs[inputs.launch()](
-        inputs.u, *inputs.delta_arguments, inputs.A, inputs.B, inputs.C, inputs.skip, inputs.bias, starts, y,
-        *inputs.sizes(), *inputs.walk, *inputs.u.stride(), *inputs.delta_strides, *inputs.B.stride(),
-        *inputs.C.stride(), *y.stride(), ADD=add, **inputs.constants(),
+def _forward(one: _Inputs, starts: Tensor, y: Tensor) -> None:
+    """Writes y, from the states that enter each tile."""
+    raw = one.delta_arguments[0]
+    kernels.outputs[one.launch()](
+        one.u, raw, one.A, one.B, one.C, one.skip, one.bias, starts, y, *one.sizes(),
+        *one.u.stride(), *raw.stride(), *one.B.stride(), *one.C.stride(), *y.stride(), **_without_rank(one),
     )  # fmt: skip
 
 
@@ -196,6 +204,7 @@ def _sequence(inputs: ScanInputs) -> _Inputs:
         zeros if bias is None else bias.contiguous(),
         softplus,
         _Walk(0, u.shape[2], 1, 0),
+        _time(u.shape[2]),
     )
 
 
@@ -203,8 +212,8 @@ def forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor]:
     """As `scan_torch.forward`; saves (B, tiles, N*G*D)."""
     y = torch.empty_like(inputs.u, dtype=torch.float32)
     sequence = _sequence(inputs)
-    (starts,) = _entering([sequence])
-    _forward(sequence, starts, y.transpose(1, 2), add=False)
+    starts = _entering(sequence)
+    _forward(sequence, starts, y.transpose(1, 2))
     return y, starts.flatten(2) if save else starts.new_empty(0)
 
 
@@ -212,17 +221,47 @@ def backward(dy: Tensor, inputs: ScanInputs, saved: Tensor) -> tuple[Tensor, ...
     """As `scan_torch.backward`."""
     u, A = inputs.u, inputs.A
     du, draw = torch.empty_like(u, dtype=torch.float32), torch.empty_like(inputs.delta, dtype=torch.float32)
-    starts = saved.view(1, u.shape[0], -1, A.shape[1], A.shape[0])
+    starts = saved.view(u.shape[0], -1, A.shape[1], A.shape[0])
     sequence, dy, du_steps, draw_steps = _sequence(inputs), *(t.transpose(1, 2) for t in (dy, du, draw))
-    (adjoints,) = _leaving([sequence], starts, dy)
-    out = _backward(sequence, starts[0], adjoints, dy, du_steps, draw_steps, add=False)
+    out = _backward(sequence, starts, _leaving(sequence, starts, dy), dy, du_steps, draw_steps, add=False)
     return du, draw, out.A, out.B.permute(0, 2, 3, 1), out.C.permute(0, 2, 3, 1), out.skip, out.bias
 
 
 def image_saved_shape(inputs: ImageInputs) -> tuple[int, ...]:
     """The shape of what `image_forward` saves."""
     batch, height, width, channels = inputs.x.shape
-    return 4, batch, -(-(height * width) // _time(height * width)), channels * inputs.A.shape[1]
+    return 4, batch, -(-(height * width) // _image_time(height * width)), channels * inputs.A.shape[1]
+
+
+def _walk(
+    image: ImageInputs, gives: str, x: Tensor, states: Tensor, decays: Tensor, y: Tensor, out: Tensor, walk: int | None
+) -> None:
+    """Launches `image_walk`, for all walks where none is named."""
+    batch, height, width, channels = image.x.shape
+    N, rank = image.A.shape[1], image.rank_weight.shape[1]
+    grid = states.shape[2], triton.cdiv(channels, _WIDE), 4 * batch if walk is None else batch
+    kernels.image_walk[grid](
+        x, image.factors, image.rank_weight, image.A, image.delta_bias, image.D, states, decays, y, out,
+        height, width, channels, states.shape[2], batch, walk or 0, GIVES=gives, STATES=N,
+        N=triton.next_power_of_2(N), RANK=rank, R=triton.next_power_of_2(rank), ADD=bool(walk),
+        TIME=_image_time(height * width), WIDE=_WIDE, num_warps=1,
+    )  # fmt: skip
+
+
+def _carried(image: ImageInputs, gives: str, x: Tensor) -> Tensor:
+    """The states that enter each tile of each walk, (4, B, tiles, N, D), or the adjoints of those that leave it."""
+    states = image.A.shape[1]
+    shape = *image_saved_shape(image)[:3], states, image.x.shape[3]
+    if shape[2] == 1:
+        return torch.zeros(shape, dtype=torch.float32, device=x.device)
+    ends = torch.empty(shape, dtype=torch.float32, device=x.device)
+    decays = torch.empty_like(ends)
+    _walk(image, gives, x, ends, decays, ends, ends, None)
+    return _carry(ends, decays, against=gives == "adjoints")
+
+
+def _contiguous(image: ImageInputs) -> ImageInputs:
+    return ImageInputs(*(tensor.contiguous() for tensor in image))
 
 
 def _image(image: ImageInputs) -> tuple[list[_Inputs], list[slice]]:
@@ -254,6 +293,7 @@ def _image(image: ImageInputs) -> tuple[list[_Inputs], list[slice]]:
                 bias[of_k].contiguous(),
                 True,
                 walk,
+                _image_time(length),
             )
         )
         places.append(slice(at, at + each))
@@ -261,24 +301,23 @@ def _image(image: ImageInputs) -> tuple[list[_Inputs], list[slice]]:
 
 
 def image_forward(image: ImageInputs, save: bool) -> tuple[Tensor, Tensor]:
-    """As `scan_torch.image_forward`; saves (4, B, tiles, N*D)."""
-    image = image._replace(x=image.x.contiguous(), factors=image.factors.contiguous())
-    y = torch.empty_like(image.x, dtype=torch.float32)
-    walks = _image(image)[0]
-    starts = _entering(walks)
-    for k, one in enumerate(walks):
-        _forward(one, starts[k], y.flatten(1, 2), add=k > 0)
-    return y, starts.flatten(3) if save else y.new_empty(0)
+    """As `scan_torch.image_forward`, in the type of x; saves (4, B, tiles, N*D)."""
+    image = _contiguous(image)
+    starts = _carried(image, "states", image.x)
+    y = torch.empty_like(image.x, dtype=torch.float32)  # of all walks but the last
+    out = y if image.x.dtype == torch.float32 else torch.empty_like(image.x)
+    for k in range(4):
+        _walk(image, "outputs", image.x, starts, starts, y, out if k == 3 else y, k)
+    return out, starts.flatten(3) if save else starts.new_empty(0)
 
 
 def image_backward(dy: Tensor, image: ImageInputs, saved: Tensor) -> tuple[Tensor, ...]:
     """As `scan_torch.image_backward`."""
-    image = image._replace(x=image.x.contiguous(), factors=image.factors.contiguous())
-    x, factors, dy = image.x, image.factors, dy.contiguous()
+    image, dy = _contiguous(image), dy.contiguous()
+    x, factors = image.x, image.factors
     inputs, places = _image(image)
-    batch, channels, states = len(x), x.shape[3], image.A.shape[1]
-    starts = saved.view(4, batch, -1, states, channels)
-    adjoints = _leaving(inputs, starts, dy.flatten(1, 2))
+    starts = saved.view(*saved.shape[:3], image.A.shape[1], x.shape[3])
+    adjoints = _carried(image, "adjoints", dy)
     dx = torch.empty_like(x, dtype=torch.float32)
     dfactors = torch.empty_like(factors, dtype=torch.float32)
     flat = dfactors.flatten(1, 2)

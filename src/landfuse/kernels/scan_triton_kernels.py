@@ -7,9 +7,10 @@ Time is cut into tiles, and each tile of each block of channels is one program:
     outputs         y
     tile_adjoints   like `tile_states`, for the adjoint of the state, against time (`carry` serves again)
     gradients       all gradients; sums over channels and over time are left in one part per program
+    image_walk      the first, second and fourth for images, whose channels, not steps, are side by side in memory
 
-Step t is in memory at start + (t // inner) * outer_step + (t % inner) * inner_step, so that rows and columns of an
-image are walked, forwards and backwards, without a copy. All arithmetic is float32, whatever type the inputs have.
+Rows and columns of an image are walked, forwards and backwards, without a copy: for `gradients` step t is in memory at
+start + (t // inner) * outer_step + (t % inner) * inner_step. All arithmetic is float32, whatever type the inputs have.
 Inside a tile the recurrence is an associative scan of (decay, input); differences of running sums of delta would cancel
 where large and small deltas meet.
 """
@@ -96,10 +97,9 @@ def _load_wide(tensor, place, there, d, in_group, stride_l, stride_d):
 
 @triton.jit
 def tile_states(
-    u, raw, factors, weight, A, B, bias, ends, decays, length, width, blocks, tiles,
-    start, inner, inner_step, outer_step,
-    u_b, u_l, u_d, raw_b, raw_l, raw_d, factors_b, factors_l, B_b, B_l, B_g, B_n,
-    STATES: tl.constexpr, RANK: tl.constexpr, SOFTPLUS: tl.constexpr, TIME: tl.constexpr, WIDE: tl.constexpr,
+    u, raw, A, B, bias, ends, decays, length, width, blocks, tiles,
+    u_b, u_l, u_d, raw_b, raw_l, raw_d, B_b, B_l, B_g, B_n,
+    STATES: tl.constexpr, SOFTPLUS: tl.constexpr, TIME: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """What each tile adds to the state (`ends`), and the decay over it, less 1 (`decays`)."""
     tile, b = tl.program_id(0), tl.program_id(2).to(tl.int64)
@@ -108,14 +108,12 @@ def tile_states(
     step = tl.arange(0, TIME)
     t, j = tile * TIME + step, block * WIDE + tl.arange(0, WIDE)
     there, in_group, d = t < length, j < width, group * width + j
-    place = _place(t, start, inner, inner_step, outer_step)
-    delta = _load_delta(raw + b * raw_b, factors + b * factors_b, weight, bias, place, there, d, in_group, raw_l, raw_d,
-                        factors_l, RANK, SOFTPLUS)  # fmt: skip
-    x = delta * _load_wide(u + b * u_b, place, there, d, in_group, u_l, u_d)
+    delta = _load_delta(raw + b * raw_b, raw, raw, bias, t, there, d, in_group, raw_l, raw_d, 0, 0, SOFTPLUS)
+    x = delta * _load_wide(u + b * u_b, t, there, d, in_group, u_l, u_d)
     total = tl.sum(delta, 0)
     for n in range(STATES):
         a = tl.load(A + d * STATES + n, mask=in_group, other=0.0)
-        Bn = tl.load(B + b * B_b + group * B_g + place * B_l + n * B_n, mask=there, other=0.0).to(tl.float32)
+        Bn = tl.load(B + b * B_b + group * B_g + t * B_l + n * B_n, mask=there, other=0.0).to(tl.float32)
         _, h = tl.associative_scan((tl.exp2((a * LOG2E)[None, :] * delta), x * Bn[:, None]), 0, _combine)
         at = ((b * tiles + tile) * STATES + n) * channels + d
         tl.store(ends + at, tl.sum(tl.where(step[:, None] == TIME - 1, h, 0.0), 0), mask=in_group)
@@ -139,44 +137,37 @@ def carry(ends, decays, starts, tiles, count, AGAINST: tl.constexpr, MANY: tl.co
 
 @triton.jit
 def outputs(
-    u, raw, factors, weight, A, B, C, skip, bias, starts, y, length, width, blocks, tiles,
-    start, inner, inner_step, outer_step,
-    u_b, u_l, u_d, raw_b, raw_l, raw_d, factors_b, factors_l, B_b, B_l, B_g, B_n, C_b, C_l, C_g, C_n, y_b, y_l, y_d,
-    STATES: tl.constexpr, RANK: tl.constexpr, SOFTPLUS: tl.constexpr, ADD: tl.constexpr,
+    u, raw, A, B, C, skip, bias, starts, y, length, width, blocks, tiles,
+    u_b, u_l, u_d, raw_b, raw_l, raw_d, B_b, B_l, B_g, B_n, C_b, C_l, C_g, C_n, y_b, y_l, y_d,
+    STATES: tl.constexpr, SOFTPLUS: tl.constexpr,
     TIME: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """y, written or added to."""
+    """y."""
     tile, b = tl.program_id(0), tl.program_id(2).to(tl.int64)
     group, block = tl.program_id(1) // blocks, tl.program_id(1) % blocks
     channels = tl.num_programs(1) // blocks * width
     t, j = tile * TIME + tl.arange(0, TIME), block * WIDE + tl.arange(0, WIDE)
     there, in_group, d = t < length, j < width, group * width + j
-    place = _place(t, start, inner, inner_step, outer_step)
-    delta = _load_delta(raw + b * raw_b, factors + b * factors_b, weight, bias, place, there, d, in_group, raw_l, raw_d,
-                        factors_l, RANK, SOFTPLUS)  # fmt: skip
-    wide_u = _load_wide(u + b * u_b, place, there, d, in_group, u_l, u_d)
+    delta = _load_delta(raw + b * raw_b, raw, raw, bias, t, there, d, in_group, raw_l, raw_d, 0, 0, SOFTPLUS)
+    wide_u = _load_wide(u + b * u_b, t, there, d, in_group, u_l, u_d)
     x = delta * wide_u
     sum_y = tl.load(skip + d, mask=in_group, other=0.0)[None, :] * wide_u
     for n in range(STATES):
         a = tl.load(A + d * STATES + n, mask=in_group, other=0.0)
-        Bn = tl.load(B + b * B_b + group * B_g + place * B_l + n * B_n, mask=there, other=0.0).to(tl.float32)
-        Cn = tl.load(C + b * C_b + group * C_g + place * C_l + n * C_n, mask=there, other=0.0).to(tl.float32)
+        Bn = tl.load(B + b * B_b + group * B_g + t * B_l + n * B_n, mask=there, other=0.0).to(tl.float32)
+        Cn = tl.load(C + b * C_b + group * C_g + t * C_l + n * C_n, mask=there, other=0.0).to(tl.float32)
         decay, h = tl.associative_scan((tl.exp2((a * LOG2E)[None, :] * delta), x * Bn[:, None]), 0, _combine)
         entering = tl.load(starts + ((b * tiles + tile) * STATES + n) * channels + d, mask=in_group, other=0.0)
         sum_y += (h + decay * entering[None, :]) * Cn[:, None]
-    at = y + b * y_b + place[:, None] * y_l + d[None, :] * y_d
-    both = there[:, None] & in_group[None, :]
-    if ADD:
-        sum_y += tl.load(at, mask=both, other=0.0)
-    tl.store(at, sum_y, mask=both)
+    at = y + b * y_b + t[:, None] * y_l + d[None, :] * y_d
+    tl.store(at, sum_y, mask=there[:, None] & in_group[None, :])
 
 
 @triton.jit
 def tile_adjoints(
-    raw, factors, weight, A, C, bias, dy, ends, decays, length, width, blocks, tiles,
-    start, inner, inner_step, outer_step,
-    raw_b, raw_l, raw_d, factors_b, factors_l, C_b, C_l, C_g, C_n, dy_b, dy_l, dy_d,
-    STATES: tl.constexpr, RANK: tl.constexpr, SOFTPLUS: tl.constexpr, TIME: tl.constexpr, WIDE: tl.constexpr,
+    raw, A, C, bias, dy, ends, decays, length, width, blocks, tiles,
+    raw_b, raw_l, raw_d, C_b, C_l, C_g, C_n, dy_b, dy_l, dy_d,
+    STATES: tl.constexpr, SOFTPLUS: tl.constexpr, TIME: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """What each tile adds to the adjoint of the state that enters it, and the decay over it, less 1."""
     tile, b = tl.program_id(0), tl.program_id(2).to(tl.int64)
@@ -185,14 +176,12 @@ def tile_adjoints(
     step = tl.arange(0, TIME)
     t, j = tile * TIME + step, block * WIDE + tl.arange(0, WIDE)
     there, in_group, d = t < length, j < width, group * width + j
-    place = _place(t, start, inner, inner_step, outer_step)
-    delta = _load_delta(raw + b * raw_b, factors + b * factors_b, weight, bias, place, there, d, in_group, raw_l, raw_d,
-                        factors_l, RANK, SOFTPLUS)  # fmt: skip
-    wide_dy = _load_wide(dy + b * dy_b, place, there, d, in_group, dy_l, dy_d)
+    delta = _load_delta(raw + b * raw_b, raw, raw, bias, t, there, d, in_group, raw_l, raw_d, 0, 0, SOFTPLUS)
+    wide_dy = _load_wide(dy + b * dy_b, t, there, d, in_group, dy_l, dy_d)
     total = tl.sum(delta, 0)
     for n in range(STATES):
         a = tl.load(A + d * STATES + n, mask=in_group, other=0.0)
-        Cn = tl.load(C + b * C_b + group * C_g + place * C_l + n * C_n, mask=there, other=0.0).to(tl.float32)
+        Cn = tl.load(C + b * C_b + group * C_g + t * C_l + n * C_n, mask=there, other=0.0).to(tl.float32)
         decay = tl.exp2((a * LOG2E)[None, :] * delta)
         _, r = tl.associative_scan((decay, decay * (wide_dy * Cn[:, None])), 0, _combine, reverse=True)
         at = ((b * tiles + tile) * STATES + n) * channels + d
@@ -280,3 +269,68 @@ def gradients(
             tl.store(dfactors + part, tl.sum(dz * w[None, :], 1), mask=there)
             factor = tl.load(factors + place * factors_l + r, mask=there, other=0.0).to(tl.float32)
             tl.store(dweight + row * RANK + r, tl.sum(dz * factor[:, None], 0), mask=in_group)
+
+
+@triton.jit
+def image_walk(
+    x, factors, weight, A, bias, skip, states, decays, y, out, height, width, channels, tiles, batch, walk,
+    GIVES: tl.constexpr, STATES: tl.constexpr, N: tl.constexpr, RANK: tl.constexpr, R: tl.constexpr,
+    ADD: tl.constexpr, TIME: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """One or several walks over images, contiguous as in `ImageInputs`, step by step: a thread has all states of its
+    channels, so that neither the recurrence nor a sum over states leaves it.
+
+    Args:
+        x: dy where it gives adjoints.
+        states: (walks, B, tiles, N, D), those that enter each tile where it gives outputs; else what it gives.
+        decays: the decay over each tile, less 1, which it gives beside states and adjoints.
+        y: what is added to.
+        out: where outputs are written; it may be y.
+        walk: the first one.
+        GIVES: "states", "adjoints" or "outputs".
+        N: the power of two from STATES on, as R is of RANK.
+    """
+    tile, z = tl.program_id(0), tl.program_id(2) + walk * batch
+    k, b = z // batch, (z % batch).to(tl.int64)
+    d = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+    n, r = tl.arange(0, N)[:, None], tl.arange(0, R)[:, None]
+    inside, row, length = d < channels, k * channels + d, height * width
+    some = (n < STATES) & inside[None, :]
+    a = tl.load(A + row[None, :] * STATES + n, mask=some, other=0.0)
+    rank_weight = tl.load(weight + row[None, :] * RANK + r, mask=(r < RANK) & inside[None, :], other=0.0)
+    offset = tl.load(bias + row, mask=inside, other=0.0)
+    direct = tl.load(skip + row, mask=inside, other=0.0)
+    at = ((z.to(tl.int64) * tiles + tile) * STATES + n) * channels + d[None, :]
+    if GIVES == "outputs":
+        h = tl.load(states + at, mask=some, other=0.0)
+    else:
+        h = tl.zeros((N, WIDE), tl.float32)
+    total = tl.zeros((WIDE,), tl.float32)
+    for i in range(TIME):
+        t = tile * TIME + (TIME - 1 - i if GIVES == "adjoints" else i)
+        step = tl.where(k >= 2, length - 1 - t, t)
+        pixel = b * length + tl.where(k % 2 == 1, (step % height) * width + step // height, step)
+        mask = inside & (t < length)
+        value = tl.load(x + pixel * channels + d, mask=mask, other=0.0).to(tl.float32)
+        of_walk = factors + (pixel * 4 + k) * (RANK + 2 * STATES)
+        low = tl.load(of_walk + r, mask=(r < RANK) & (t < length), other=0.0).to(tl.float32)
+        delta = tl.where(mask, _softplus(tl.sum(low * rank_weight, 0) + offset), 0.0)
+        decay = tl.exp2(a * LOG2E * delta[None, :])
+        there = (n < STATES) & (t < length)
+        if GIVES == "adjoints":
+            Cn = tl.load(of_walk + RANK + STATES + n, mask=there, other=0.0).to(tl.float32)
+            h = decay * (h + value[None, :] * Cn)
+        else:
+            Bn = tl.load(of_walk + RANK + n, mask=there, other=0.0).to(tl.float32)
+            h = decay * h + (delta * value)[None, :] * Bn
+        if GIVES == "outputs":
+            Cn = tl.load(of_walk + RANK + STATES + n, mask=there, other=0.0).to(tl.float32)
+            given = tl.sum(h * Cn, 0) + direct * value
+            if ADD:
+                given += tl.load(y + pixel * channels + d, mask=mask, other=0.0)
+            tl.store(out + pixel * channels + d, given, mask=mask)
+        else:
+            total += delta
+    if GIVES != "outputs":
+        tl.store(states + at, h, mask=some)
+        tl.store(decays + at, _expm1(a * total[None, :]), mask=some)
