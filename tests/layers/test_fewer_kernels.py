@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from landfuse.kernels.gpu import gpu_kernels
 from landfuse.kernels.linear import rounded_once
 from landfuse.layers.fewer_kernels import norm_relu, with_fewer_kernels
 from landfuse.models.refnet import RefNet
@@ -62,3 +63,18 @@ def test_norm_skip_and_relu_are_pytorchs() -> None:
         norm_relu([x, skip], scales[:1], first), F.relu(norms[0](x) + skip).detach(), equal_nan=True
     )
     torch.testing.assert_close(norm_relu([x], scales[:1], first), F.relu(norms[0](x)).detach(), equal_nan=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@torch.inference_mode()
+def test_the_logits_on_cuda() -> None:
+    model, images = trained("resnet18")
+    truth = model(images)
+    on_gpu = {name: x.cuda().contiguous(memory_format=torch.channels_last) for name, x in images.items()}
+    quick = with_fewer_kernels(model.cuda().to(memory_format=torch.channels_last))
+    with gpu_kernels(torch.device("cuda"), tf32=False, same=True):
+        assert ((quick(on_gpu).cpu() - truth).abs().max() / truth.std()) < 1e-4
+        with torch.autocast("cuda", torch.bfloat16):
+            plain, fewer = (rounded_once(one)(on_gpu).float().cpu() - truth for one in (model, quick))
+    assert fewer.std() < 1.2 * plain.std()
