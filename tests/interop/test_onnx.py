@@ -192,6 +192,16 @@ def test_scans_are_loops_of_a_graph(layer: torch.nn.Module, shape: tuple[int, ..
         np.testing.assert_allclose(found, layer(x), atol=1e-5)
 
 
+class _OfItsNumbers(torch.nn.Module):
+    def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
+        return (images[0] if images[0].sum() > 0 else -images[0],)
+
+
+def test_what_torch_cannot_export_is_one_message() -> None:
+    with pytest.raises(ModelError, match=r"cannot export this network(.|\n)*torch 2.13 or newer"):
+        onnx_networks.graph_of(_OfItsNumbers(), [torch.randn(2, 3)], ["x"], ["y"])
+
+
 @pytest.mark.slow
 def test_diffusion_features_are_computed_by_a_second_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LANDFUSE_CACHE", str(tmp_path / "cache"))

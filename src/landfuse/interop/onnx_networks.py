@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from landfuse.bundles.bundle import Bundle
 from landfuse.diffusion.noise import add_noise
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser
+from landfuse.errors import ModelError
 from landfuse.kernels import scan_steps
 from landfuse.views.pixel_map import PixelMap
 
@@ -209,7 +210,11 @@ def graph_of(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Torch's exporters without their warnings and lines of progress."""
+    """Torch's exporters without their warnings and lines of progress, and with one message for what they refuse.
+
+    Raises:
+        ModelError: if this version of torch cannot export the network.
+    """
     loggers = [
         logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")
     ]
@@ -220,6 +225,13 @@ def quiet() -> Iterator[None]:
             one.setLevel(logging.ERROR)
         try:
             yield
+        except RuntimeError as error:  # of Dynamo and of the exporter
+            why = str(error).strip().partition("\n")[0]
+            raise ModelError(
+                f"torch {torch.__version__} cannot export this network: {why}",
+                "torch 2.13 or newer, which exports all of landfuse's",
+                'pip install --upgrade "landfuse[train]"',
+            ) from error
         finally:
             for one, level in zip(loggers, levels, strict=True):
                 one.setLevel(level)

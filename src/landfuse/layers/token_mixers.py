@@ -63,7 +63,8 @@ class BidirectionalScan(nn.Module):
         by_direction = values.unflatten(1, (2, -1))
         factors = torch.einsum("grd,bgdl->bgrl", self.projection, by_direction)
         low_rank, B, C = factors.split([self.rank, self.states, self.states], dim=2)
-        delta = torch.einsum("gdr,bgrl->bgdl", self.rank_weight, low_rank).flatten(1, 2)
+        # Contiguous: else torch.export before 2.13 takes the batch for one of a fixed size.
+        delta = torch.einsum("gdr,bgrl->bgdl", self.rank_weight, low_rank).contiguous().flatten(1, 2)
         y = selective_scan(values, delta, -self.log_A.exp(), B, C, self.D, self.delta_bias, delta_softplus=True)
         out: Tensor = self.leave(_flip_second(y.transpose(1, 2)) * F.silu(gates))
         return out

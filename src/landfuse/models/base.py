@@ -152,14 +152,12 @@ class FusionModel(nn.Module):
         size: tuple[int, int] | None = None
         for name, (channels, zoom, *_) in self.modalities.items():
             image = images.get(name)
-            if image is None:
-                found = f"only {', '.join(images) or 'none'}"
-            else:
-                found = str(tuple(image.shape))
-                if image.ndim == 4 and size is None and image.shape[2] % zoom == image.shape[3] % zoom == 0:
-                    size = image.shape[2] // zoom, image.shape[3] // zoom
+            whole = image is not None and image.ndim == 4
+            if image is not None and whole and size is None and image.shape[2] % zoom == image.shape[3] % zoom == 0:
+                size = image.shape[2] // zoom, image.shape[3] // zoom
             height, width = size or (self.view, self.view)
-            if image is None or image.ndim != 4 or image.shape[1:] != (channels, height * zoom, width * zoom):
+            if image is None or not whole or image.shape[1:] != (channels, height * zoom, width * zoom):
+                found = f"only {', '.join(images) or 'none'}" if image is None else tuple(image.shape)
                 raise ModelError(
                     f"the modality `{name}` came as {found}",
                     f"(batch, channels, height, width) with {(channels, height * zoom, width * zoom)} after the batch",
