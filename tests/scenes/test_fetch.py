@@ -471,6 +471,7 @@ PAGE = b"\n<!DOCTYPE html><html><body>Log in, please</body></html>"
         ("a.tgz", archive("zip"), {"unpack": True}, r"as no \.tgz file does"),
         ("a.bin", DATA, {"size": len(DATA) + 1}, "it has 300,000 bytes, not 300,001"),
     ],
+    ids=["page for zip", "page", "words", "zip for tgz", "size"],  # bytes of a zip hold the time, and so would names
 )
 def test_another_file_is_refused_and_asked_for_again(
     name: str, data: bytes, more: dict[str, Any], message: str, server: Server, root: Path, tmp_path: Path
