@@ -63,9 +63,12 @@ class BidirectionalScan(nn.Module):
         by_direction = values.unflatten(1, (2, -1))
         factors = torch.einsum("grd,bgdl->bgrl", self.projection, by_direction)
         low_rank, B, C = factors.split([self.rank, self.states, self.states], dim=2)
-        # Contiguous: else torch.export before 2.13 takes the batch for one of a fixed size.
-        delta = torch.einsum("gdr,bgrl->bgdl", self.rank_weight, low_rank).contiguous().flatten(1, 2)
-        y = selective_scan(values, delta, -self.log_A.exp(), B, C, self.D, self.delta_bias, delta_softplus=True)
+        delta = torch.einsum("gdr,bgrl->bgdl", self.rank_weight, low_rank)
+        if torch.compiler.is_exporting():  # torch before 2.13 takes the batch of other layouts for one of a fixed size
+            delta = delta.contiguous()
+        y = selective_scan(
+            values, delta.flatten(1, 2), -self.log_A.exp(), B, C, self.D, self.delta_bias, delta_softplus=True
+        )
         out: Tensor = self.leave(_flip_second(y.transpose(1, 2)) * F.silu(gates))
         return out
 
