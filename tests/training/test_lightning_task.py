@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file
 
 from landfuse.errors import SettingsError
 from landfuse.models.base import Modality
 from landfuse.models.two_branch import TwoBranch
 from landfuse.settings import parse
-from landfuse.training.lightning_task import Task, optimizer_for
+from landfuse.training.lightning_task import Curves, Task, optimizer_for
 from landfuse.training.run import read_history
 from landfuse.training.settings import TrainingSettings
 from landfuse.training.train import train
@@ -225,3 +227,24 @@ def test_a_last_epoch_that_is_cut_short_is_validated(place: Path, tmp_path: Path
         rows = read_history(run / "metrics.csv")
         assert len(rows) == epochs
         assert all("val_mF1" in row for row in rows)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_comes_after_what_is_handed_to_tensorboard(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole: list[dict[str, float]] = []
+
+    def log(_: TensorBoardLogger, metrics: dict[str, float]) -> None:
+        signal.raise_signal(number)
+        whole.append(metrics)
+
+    monkeypatch.setattr(TensorBoardLogger, "log_metrics", log)
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Curves(tmp_path).log_metrics({"loss": 1.0})
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    assert whole == [{"loss": 1.0}]

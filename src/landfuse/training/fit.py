@@ -14,7 +14,6 @@ import lightning
 import torch
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from landfuse.errors import LandfuseError, ModelError, SettingsError
@@ -25,7 +24,7 @@ from landfuse.models.base import FusionModel
 from landfuse.progress import Meter
 from landfuse.settings import most_processes
 from landfuse.training.checkpoints import Checkpoints, read_checkpoint
-from landfuse.training.lightning_task import Epochs, Forecast, History, Patience, Task
+from landfuse.training.lightning_task import Curves, Epochs, Forecast, History, Patience, Task
 from landfuse.training.recipe import Recipe
 from landfuse.training.run import read_history
 from landfuse.training.samples import Sample, Samples, WindowSampler, loader
@@ -159,7 +158,7 @@ def fit(
             "gradient_clip_val": settings.clip,
             "callbacks": callbacks,
             "plugins": [Checkpoints()],
-            "logger": find_spec("tensorboard") is not None and TensorBoardLogger(run, name="tensorboard", version=""),
+            "logger": find_spec("tensorboard") is not None and Curves(run, name="tensorboard", version=""),
             "use_distributed_sampler": False,  # WindowSampler deals out the ranks' windows
             "enable_progress_bar": False,
             "enable_model_summary": False,

@@ -6,6 +6,8 @@ import csv
 import functools
 import logging
 import math
+import signal
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -151,6 +154,25 @@ class Patience(EarlyStopping):
         """Looks whether patience had run out."""
         if checkpoint["callbacks"].get(self.state_key, {}).get("wait_count", 0) >= self.patience:
             trainer.should_stop = True
+
+
+class Curves(TensorBoardLogger):
+    """TensorBoard's logger, which no signal interrupts: the thread that it hands numbers to might wait for ever."""
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        """As TensorBoard's; ctrl-C comes after it."""
+        came: list[int] = []
+        here = threading.current_thread() is threading.main_thread()  # the one that gets signals
+        handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM) if here}
+        for one in handlers:
+            signal.signal(one, lambda got, _: came.append(got))
+        try:
+            super().log_metrics(*args, **kwargs)
+        finally:
+            for one, handler in handlers.items():
+                signal.signal(one, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 class Forecast(Callback):
