@@ -230,7 +230,7 @@ def test_a_last_epoch_that_is_cut_short_is_validated(place: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_comes_after_what_is_handed_to_tensorboard(
+def test_a_signal_comes_after_what_tensorboard_is_given(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole: list[dict[str, float]] = []

@@ -157,7 +157,7 @@ class Patience(EarlyStopping):
 
 
 class Curves(TensorBoardLogger):
-    """TensorBoard's logger, which no signal interrupts: the thread that it hands numbers to might wait for ever."""
+    """TensorBoard's logger, which no signal interrupts: the thread that it gives numbers to might wait for ever."""
 
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         """As TensorBoard's; ctrl-C comes after it."""
