@@ -91,9 +91,8 @@ class ArrayRaster:
             return ()
         dim = self.values.dims[self.axes.index("C")]
         labels = self.values.coords[dim].values.tolist() if dim in self.values.coords else []
-        if isinstance(
-            names := self.values.attrs.get("long_name"), tuple | list
-        ):  # of a file, which labels count from 1
+        names = self.values.attrs.get("long_name")
+        if isinstance(names, tuple | list):  # of a file, whose bands the labels count from 1
             labels = [dict(enumerate(names, start=1)).get(label, label) for label in labels]
         return tuple(labels) if all(isinstance(label, str) for label in labels) else ()
 

@@ -7,7 +7,6 @@ import glob
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -219,7 +218,11 @@ def write_mosaic(
             ElementTree.SubElement(band, "Scale").text = repr(mosaic.scale)
         if mosaic.legend is not None:
             ElementTree.SubElement(band, "ColorInterp").text = "Palette"
-            ElementTree.SubElement(band, "ColorTable")
+            colours = {c.code: c.rgb for c in mosaic.legend}
+            table = ElementTree.SubElement(band, "ColorTable")
+            for code in range(256):
+                rgb = zip(("c1", "c2", "c3"), map(str, colours.get(code, (0, 0, 0))), strict=True)
+                ElementTree.SubElement(table, "Entry", dict(rgb), c4=str(255 if code != mosaic.nodata else 0))
         for window, piece in pieces:
             source = ElementTree.SubElement(band, "ComplexSource" if overlapping else "SimpleSource")
             relative = piece.is_relative_to(path.parent)
@@ -236,11 +239,7 @@ def write_mosaic(
             ElementTree.SubElement(source, "DstRect", size, xOff=str(window.col), yOff=str(window.row))
             if overlapping:
                 ElementTree.SubElement(source, "NODATA").text = str(mosaic.nodata)
-    text = ElementTree.tostring(root, encoding="unicode")
-    if mosaic.legend is not None:
-        colours = tuple((c.code, *c.rgb) for c in mosaic.legend)
-        text = text.replace("<ColorTable />", _colour_table(colours, mosaic.nodata))
-    write_text(path, text)
+    write_text(path, ElementTree.tostring(root, encoding="unicode"))
 
 
 @contextlib.contextmanager
@@ -257,14 +256,6 @@ def mosaic_in_memory(mosaic: Mosaic, numbers: NDArray[np.uint8]) -> Iterator[Any
         _describe(file, mosaic.names, mosaic.legend, mosaic.scale, mosaic.tags)
         file.write(numbers)
         yield file
-
-
-@cache  # as XML elements it would take longer than all else of a small map's mosaic
-def _colour_table(colours: tuple[tuple[int, ...], ...], nodata: int) -> str:
-    known = {code: rgb for code, *rgb in colours}
-    entries = ((*known.get(code, (0, 0, 0)), 0 if code == nodata else 255) for code in range(256))
-    lines = "".join('<Entry c1="{}" c2="{}" c3="{}" c4="{}" />'.format(*entry) for entry in entries)
-    return f"<ColorTable>{lines}</ColorTable>"
 
 
 def write_cloud_geotiff(path: Path, source: Any, overviews: Overviews) -> None:
