@@ -17,77 +17,49 @@ from landfuse.extras import OwnModules
 
 if TYPE_CHECKING:
     from landfuse import models as models
-    from landfuse.accuracy.certify import certify
-    from landfuse.accuracy.change import change
-    from landfuse.accuracy.confusion import Confusion
-    from landfuse.accuracy.draw_sample import draw_sample
-    from landfuse.accuracy.evaluate import evaluate
-    from landfuse.accuracy.from_sample import evaluate_sample
-    from landfuse.api import Classifier, audit, load, plot, predict, train
-    from landfuse.bundles.bundle import Bundle
-    from landfuse.bundles.bundle_files import load_bundle
-    from landfuse.errors import LandfuseError
-    from landfuse.interop.hub import pull, push
-    from landfuse.legend import UNLABELLED, LandClass, Legend
-    from landfuse.mapping.engine import map_array
-    from landfuse.models import MODELS
-    from landfuse.models.base import FusionModel, Modality
-    from landfuse.rasters.grid import Grid
-    from landfuse.rasters.windows import Window
-    from landfuse.reporting import report
-    from landfuse.scenes.check import check
-    from landfuse.scenes.land_cover_map import LandCoverMap, open_map
-    from landfuse.scenes.scene import Scene
-    from landfuse.scenes.scene_file import open_scene, open_scenes
-    from landfuse.series.cubes import with_dates
-    from landfuse.studies.next_labels import next_labels
-    from landfuse.training.recipe import Recipe, read_recipe
+    from landfuse.accuracy.certify import certify as certify
+    from landfuse.accuracy.change import change as change
+    from landfuse.accuracy.confusion import Confusion as Confusion
+    from landfuse.accuracy.draw_sample import draw_sample as draw_sample
+    from landfuse.accuracy.evaluate import evaluate as evaluate
+    from landfuse.accuracy.from_sample import evaluate_sample as evaluate_sample
+    from landfuse.api import Classifier as Classifier
+    from landfuse.api import audit as audit
+    from landfuse.api import load as load
+    from landfuse.api import plot as plot
+    from landfuse.api import predict as predict
+    from landfuse.api import train as train
+    from landfuse.bundles.bundle import Bundle as Bundle
+    from landfuse.bundles.bundle_files import load_bundle as load_bundle
+    from landfuse.errors import LandfuseError as LandfuseError
+    from landfuse.interop.hub import pull as pull
+    from landfuse.interop.hub import push as push
+    from landfuse.legend import UNLABELLED as UNLABELLED
+    from landfuse.legend import LandClass as LandClass
+    from landfuse.legend import Legend as Legend
+    from landfuse.mapping.engine import map_array as map_array
+    from landfuse.models import MODELS as MODELS
+    from landfuse.models.base import FusionModel as FusionModel
+    from landfuse.models.base import Modality as Modality
+    from landfuse.rasters.grid import Grid as Grid
+    from landfuse.rasters.windows import Window as Window
+    from landfuse.reporting import report as report
+    from landfuse.scenes.check import check as check
+    from landfuse.scenes.land_cover_map import LandCoverMap as LandCoverMap
+    from landfuse.scenes.land_cover_map import open_map as open_map
+    from landfuse.scenes.scene import Scene as Scene
+    from landfuse.scenes.scene_file import open_scene as open_scene
+    from landfuse.scenes.scene_file import open_scenes as open_scenes
+    from landfuse.series.cubes import with_dates as with_dates
+    from landfuse.studies.next_labels import next_labels as next_labels
+    from landfuse.training.recipe import Recipe as Recipe
+    from landfuse.training.recipe import read_recipe as read_recipe
 
 # Before torch is imported: threads that wait by spinning take the cores that others need. On a shared machine of two
 # cores that made training 3 to 15 times slower (docs/results.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 sys.meta_path.insert(0, OwnModules)
-
-__all__ = [
-    "MODELS",
-    "UNLABELLED",
-    "Bundle",
-    "Classifier",
-    "Confusion",
-    "FusionModel",
-    "Grid",
-    "LandClass",
-    "LandCoverMap",
-    "LandfuseError",
-    "Legend",
-    "Modality",
-    "Recipe",
-    "Scene",
-    "Window",
-    "audit",
-    "certify",
-    "change",
-    "check",
-    "draw_sample",
-    "evaluate",
-    "evaluate_sample",
-    "load",
-    "load_bundle",
-    "map_array",
-    "next_labels",
-    "open_map",
-    "open_scene",
-    "open_scenes",
-    "plot",
-    "predict",
-    "pull",
-    "push",
-    "read_recipe",
-    "report",
-    "train",
-    "with_dates",
-]
 
 _HOMES = {
     "MODELS": "models",
@@ -129,6 +101,8 @@ _HOMES = {
     "with_dates": "series.cubes",
 }
 """Where each name is defined, in this package."""
+
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> object:
