@@ -17,6 +17,7 @@ from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.raster import state_of
 from landfuse.rasters.windows import Window
+from landfuse.scenes.scene import SceneModality
 
 xarray = pytest.importorskip("xarray")
 rioxarray = pytest.importorskip("rioxarray")
@@ -244,6 +245,22 @@ def test_labels_of_each_kind_are_the_same(tmp_path: Path) -> None:
     for legend in (["bog", "crop"], {3: "crop", 7: "bog"}, named.legend):
         scene = lf.Scene.from_arrays(image, frame, legend=legend, column="name")
         assert (scene.legend.to_codes(scene.labels)[:5, :6] == {c.name: c.code for c in scene.legend}["crop"]).all()
+
+
+def test_labels_of_one_signed_byte_and_of_true_and_false() -> None:
+    image = {"a": values()}
+    masked = lf.Scene.from_arrays(image, np.ma.masked_equal(labels().astype(np.int8), 1))
+    np.testing.assert_array_equal(masked.labels, np.where(labels() == 2, 0, 255))
+    flags = lf.Scene.from_arrays(image, labels() == 1)
+    assert flags.legend.names == ["class 1"]
+    np.testing.assert_array_equal(flags.labels, np.where(labels() == 1, 0, 255))
+
+
+def test_a_modality_of_a_scene_keeps_what_its_file_says() -> None:
+    raster = lf.Scene.from_arrays({"a": values()}).modalities["a"].raster
+    given = SceneModality(raster, units="m", names=("x", "y", "z"), metres=2.0)
+    kept = lf.Scene.from_arrays({"a": given}).modalities["a"].info
+    assert (kept.units, kept.names, kept.metres) == ("m", ("x", "y", "z"), 2.0)
 
 
 def test_the_legend_says_what_a_code_means() -> None:

@@ -823,7 +823,7 @@ def _split_of(scene: Scene, split: Any) -> tuple[SplitSettings | None, Roles]:
             f"{shape}, as the labels",
             "give each pixel a role",
         )
-    given = raster.numbers()[0][0]
+    given = raster.read_codes()
     return None, assign([scene], RolesSplit(kind="roles", path="split"), lambda *_: given)[0]
 
 

@@ -184,7 +184,7 @@ class Legend:
         flat, unknown = codes.reshape(-1), Counter[int]()
         classes = np.empty(flat.size, np.uint8)
         for start in range(0, flat.size, _CHUNK):
-            whole = _whole(flat[start : start + _CHUNK], where)
+            whole = whole_codes(flat[start : start + _CHUNK], where)
             present, inverse, counts = np.unique(whole, return_inverse=True, return_counts=True)
             of_present = [table.get(int(code), UNLABELLED) for code in present]
             classes[start : start + _CHUNK] = np.array(of_present, np.uint8)[inverse]
@@ -208,10 +208,10 @@ class Legend:
         return table[classes]
 
 
-def _whole(codes: NDArray[np.generic], where: str) -> NDArray[np.generic]:
+def whole_codes(codes: NDArray[np.generic], where: str) -> NDArray[np.generic]:
     """Codes as whole numbers, `UNLABELLED` for NaN."""
     if codes.dtype.kind != "f":
-        return codes
+        return codes.astype(np.uint8) if codes.dtype == bool else codes
     known = np.where(np.isnan(codes), UNLABELLED, codes)
     wrong = known[(np.abs(known) > 2**31) | (known != np.rint(known))]
     if wrong.size:

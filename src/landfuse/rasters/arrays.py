@@ -133,11 +133,9 @@ class ArrayRaster:
         """See `Decoding.undeclared`."""
         return self.decoding.undeclared(*self._numbers(window))
 
-    def numbers(self) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-        """All of it as it is: (C, H, W), and where it holds nothing."""
-        numbers, outside = self._numbers(self.grid.window)
-        missing = np.asarray(self.decoding.missing(numbers).any(axis=0))
-        return numbers, missing if outside is None else np.asarray(missing | outside)
+    def read_codes(self) -> NDArray[np.generic]:
+        """Its one band whole, as the codes of labels: (H, W); `UNLABELLED` where there is no data."""
+        return self.decoding.codes(*self._numbers(self.grid.window))
 
     def _numbers(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """(C, height, width) as in the array, and (height, width) where a masked array says that there is nothing."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from landfuse.legend import UNLABELLED
 from landfuse.rasters.windows import Window, blocks
 
 _BEYOND = 1e20
@@ -67,6 +68,18 @@ class Decoding:
             else:
                 there[:] = band == nodata
         return found
+
+    def codes(
+        self, numbers: NDArray[np.generic], outside: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.generic]:
+        """One band, (1, H, W), as the codes of labels: (H, W); `UNLABELLED` where there is no data."""
+        codes, missing = numbers[0], self.missing(numbers)[0]
+        if outside is not None:
+            missing |= outside
+        if missing.any():
+            wide = codes if np.can_cast(np.uint8, codes.dtype) else codes.astype(np.int64)  # int8 cannot hold 255
+            codes = np.where(missing, UNLABELLED, wide)
+        return codes
 
     def undeclared(
         self, numbers: NDArray[np.generic], outside: NDArray[np.bool_] | None = None

@@ -35,7 +35,6 @@ from rasterio.windows import Window as RasterioWindow
 
 from landfuse.errors import GridError, MissingFileError, SceneError, SettingsError, few
 from landfuse.files import whole_file
-from landfuse.legend import UNLABELLED
 from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.grid import SAME_CORNER, Grid, Transform, horizontal
 from landfuse.rasters.windows import Window
@@ -645,15 +644,7 @@ class GdalRaster:
         """Its one band whole, as the codes of labels: (H, W); `UNLABELLED` where there is no data."""
         if self.bands != 1:
             raise SceneError(f"{self.path} has {self.bands} bands", "one band of codes", "save it as a file of its own")
-        numbers, outside = self.read_numbers(self.grid.window)
-        codes, missing = numbers[0], self._decoding.missing(numbers)[0]
-        if outside is not None:
-            missing |= outside
-        if missing.any():
-            holds = codes.dtype.kind == "f" or np.iinfo(codes.dtype).max >= UNLABELLED
-            wide = codes if holds else codes.astype(np.int64)  # int8 cannot hold 255
-            codes = np.where(missing, UNLABELLED, wide)
-        return codes
+        return self._decoding.codes(*self.read_numbers(self.grid.window))
 
 
 _MOST_SOURCES = 2**24

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landfuse.errors import GridError, SceneError, SettingsError
-from landfuse.legend import UNLABELLED, LandClass, Legend
+from landfuse.legend import UNLABELLED, LandClass, Legend, whole_codes
 from landfuse.rasters.arrays import ArrayRaster, array_raster
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.grid import Grid
@@ -55,11 +56,6 @@ def scene_from(
 
     Args:
         images: as there; or a scene, which keeps its labels and legend unless others are passed.
-        labels: as there.
-        legend: as there.
-        unlabelled: as there.
-        column: as there.
-        name: of the scene.
         like: what a model knows of the modalities: their zooms, and the units of those that state none.
     """
     if isinstance(images, Scene):
@@ -82,11 +78,11 @@ def scene_from(
         known = like or {}
         grid, zooms = _common_grid({key: source.raster for key, source in sources.items()}, known)
         modalities = {
-            key: SceneModality(
-                _placed(source.raster, grid.zoomed(zooms[key])),
-                zooms[key],
-                source.units or (known[key].units if key in known else ""),
-                decode=source.decode,
+            key: replace(
+                source,
+                raster=_placed(source.raster, grid.zoomed(zooms[key])),
+                zoom=zooms[key],
+                units=source.units or (known[key].units if key in known else ""),
             )
             for key, source in sources.items()
         }
@@ -99,26 +95,19 @@ def scene_from(
     return replace(scene, legend=found, read_labels=read_labels, read_polygons=read_polygons, sources=named)
 
 
-@dataclass(frozen=True)
-class _Source:
-    raster: Any
-    units: str = ""
-    decode: str = ""
-
-
-def _source(image: Image, name: str) -> _Source:
+def _source(image: Image, name: str) -> SceneModality:
     if isinstance(image, SceneModality):
-        return _Source(image.raster, image.units, image.decode)
+        return image
     if isinstance(image, str | Path):
-        return _Source(_file(image, name))
+        return SceneModality(_file(image, name))
     if callable(getattr(image, "read", None)) and isinstance(getattr(image, "grid", None), Grid):
-        return _Source(image)
+        return SceneModality(image)
     if has_dates(image):
-        return _Source(with_dates(image, name=name))
+        return SceneModality(with_dates(image, name=name))
     if is_dataset(image):
-        return _Source(next(iter(cube_rasters(image, name).values())))
-    units = getattr(image, "attrs", {}).get("units", "") if hasattr(image, "attrs") else ""
-    return _Source(array_raster(image, name), units if isinstance(units, str) else "")
+        return SceneModality(next(iter(cube_rasters(image, name).values())))
+    units = getattr(image, "attrs", {}).get("units", "")
+    return SceneModality(array_raster(image, name), units=units if isinstance(units, str) else "")
 
 
 def _file(path: str | Path, name: str, categorical: bool = False) -> GdalRaster:
@@ -133,23 +122,13 @@ def _file(path: str | Path, name: str, categorical: bool = False) -> GdalRaster:
     return raster
 
 
-def _own_grid(raster: Any) -> Grid:
-    """The grid that a raster states."""
-    grid: Grid = raster.grid
-    return grid
-
-
 def _common_grid(rasters: Mapping[str, Any], like: Mapping[str, ModalityInfo]) -> tuple[Grid, dict[str, int]]:
-    """The coarsest grid, and how many times finer each raster is kept.
-
-    Args:
-        rasters: the images.
-        like: the modalities whose zoom is known.
+    """The coarsest grid, and how many times finer each raster is kept; `like` are those whose zoom is known.
 
     Raises:
         GridError: if they are not on one grid, by whole zooms.
     """
-    grids = {name: _own_grid(raster) for name, raster in rasters.items()}
+    grids: dict[str, Grid] = {name: raster.grid for name, raster in rasters.items()}
     coarsest = min(grids, key=lambda name: (grids[name].height, grids[name].width))
     zoom = like[coarsest].zoom if coarsest in like else 1
     height, width = grids[coarsest].height // zoom, grids[coarsest].width // zoom
@@ -157,8 +136,9 @@ def _common_grid(rasters: Mapping[str, Any], like: Mapping[str, ModalityInfo]) -
     for name, grid in grids.items():
         fits = (grid.height, grid.width) == (height * zooms[name], width * zooms[name])
         if not fits or zooms[name] > _LARGEST_ZOOM:
+            sizes = ", ".join(f"`{key}` {one.height} x {one.width} px" for key, one in grids.items())
             raise GridError(
-                f"the images have different sizes: {_sizes(grids)}",
+                f"the images have different sizes: {sizes}",
                 "one size in rows and columns, or whole multiples of the smallest, up to 64"
                 if not like
                 else ", ".join(f"`{key}` {info.zoom} times as fine" for key, info in like.items() if key in grids)
@@ -183,10 +163,6 @@ def _common_grid(rasters: Mapping[str, Any], like: Mapping[str, ModalityInfo]) -
                 else _NO_RESAMPLING,
             )
     return reference, zooms
-
-
-def _sizes(grids: Mapping[str, Grid]) -> str:
-    return ", ".join(f"`{name}` {grid.height} x {grid.width} px" for name, grid in grids.items())
 
 
 def _coarser(grid: Grid, zoom: int) -> Grid:
@@ -241,29 +217,24 @@ def _read_labels(
             f"the labels {labels} are shapes", "`column`, the attribute that names the class", "name it"
         )
     ignored = {unlabelled} if isinstance(unlabelled, int | np.integer) else set(unlabelled or ())
-    codes, missing, where = _codes(labels, grid, legend)
-    named = set() if legend is None else set(legend.codes.tolist())
-    for code in {*ignored, UNLABELLED} - named:
-        missing |= codes == code
-    found = np.unique(codes[~missing])
+    codes, where = _codes(labels, grid, legend)
     if legend is None:
-        legend = _legend_of(found, where)
-    unknown = sorted(set(found.tolist()) - set(legend.codes.tolist()))
-    if unknown:
+        legend = _legend_of(np.setdiff1d(codes, [*ignored, UNLABELLED]), where)
+    unlisted = Counter[str]()
+    classes = legend.to_classes(codes, ignored - set(legend.codes.tolist()), unlisted, where)
+    if unlisted:
+        unknown = [int(code) for code in unlisted]
         shown = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
         raise SceneError(
             f"{where} hold the code{'s' if len(unknown) > 1 else ''} {shown}, which no class has",
             f"{', '.join(map(str, legend.codes))}, or a code that means unlabelled",
             f"add the class to `legend`, or pass unlabelled={sorted(map(int, {*ignored, *unknown}))[:10]}",
         )
-    classes = np.full(codes.shape, UNLABELLED, np.uint8)
-    for number, code in enumerate(legend.codes):
-        classes[(codes == code) & ~missing] = number
     return classes, legend, None
 
 
-def _codes(labels: Labels, grid: Grid, legend: Legend | None) -> tuple[NDArray[Any], NDArray[np.bool_], str]:
-    """Codes, (H, W), where there is none, and what messages call them."""
+def _codes(labels: Labels, grid: Grid, legend: Legend | None) -> tuple[NDArray[Any], str]:
+    """Codes, (H, W), `UNLABELLED` where there is none, and what messages call them."""
     if isinstance(labels, str | Path):
         raster: Any = _file(labels, "labels", categorical=True)
         where = f"the labels {labels}"
@@ -287,31 +258,14 @@ def _codes(labels: Labels, grid: Grid, legend: Legend | None) -> tuple[NDArray[A
     if legend is not None:
         stated = raster.nodata if isinstance(raster, GdalRaster) else raster.decoding.nodata
         legend.refuse_nodata(stated, where, "remove it from the file or the attributes")
-    if isinstance(raster, GdalRaster):
-        codes = raster.read_codes()
-        outside = np.isnan(codes) if codes.dtype.kind == "f" else np.zeros(codes.shape, bool)
-        codes = np.where(outside, UNLABELLED, codes)
-    else:
-        numbers, masked = raster.numbers()
-        codes = numbers[0]
-        outside = np.zeros(codes.shape, bool) if masked is None else masked
-        if codes.dtype.kind == "f":
-            nan = int(np.isnan(codes).sum())
-            raise SceneError(
-                f"{where} are {codes.dtype}" + (f", {nan:,} of them NaN" if nan else ""),
-                "whole-number codes",
-                "fill in a code for unlabelled and convert them, e.g. by `numpy.nan_to_num(labels).astype('uint8')`",
-            )
-        if codes.dtype == bool:
-            codes = codes.astype(np.uint8)
-    if codes.dtype.kind == "f":
-        wrong = codes[codes != np.rint(codes)]
-        if wrong.size:
-            raise SceneError(
-                f"{where} hold the number {wrong[0]:g}", "whole-number codes", "check that this is a label raster"
-            )
-        codes = codes.astype(np.int64)
-    return codes, outside, where
+    if isinstance(raster, ArrayRaster) and np.dtype(raster.dtype).kind == "f":
+        nan = int(np.isnan(np.asarray(raster.values)).sum())
+        raise SceneError(
+            f"{where} are {raster.dtype}" + (f", {nan:,} of them NaN" if nan else ""),
+            "whole-number codes",
+            "fill in a code for unlabelled and convert them, e.g. by `numpy.nan_to_num(labels).astype('uint8')`",
+        )
+    return whole_codes(raster.read_codes(), where), where
 
 
 def _legend_of(codes: NDArray[Any], where: str) -> Legend:
