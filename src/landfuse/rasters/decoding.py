@@ -69,9 +69,7 @@ class Decoding:
                 there[:] = band == nodata
         return found
 
-    def codes(
-        self, numbers: NDArray[np.generic], outside: NDArray[np.bool_] | None = None
-    ) -> NDArray[np.generic]:
+    def codes(self, numbers: NDArray[np.generic], outside: NDArray[np.bool_] | None = None) -> NDArray[np.generic]:
         """One band, (1, H, W), as the codes of labels: (H, W); `UNLABELLED` where there is no data."""
         codes, missing = numbers[0], self.missing(numbers)[0]
         if outside is not None:

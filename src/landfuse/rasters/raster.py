@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +37,11 @@ class Raster(Protocol):
 
     def read(self, window: Window) -> NDArray[np.float32]:
         """Reads a window inside the grid: (C, height, width), scaled to its units, NaN where there is no data."""
+
+
+def plain_name(band: str) -> str:
+    """A band's name without capitals, signs and leading zeros: `B02` is `b2`."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\W_]", "", band.casefold()))
 
 
 _SMALL = 2**16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from landfuse.rasters.decoding import Decoding
 from landfuse.rasters.geotiff import GdalRaster
 from landfuse.rasters.grid import Grid
 from landfuse.rasters.polygons import Polygons
-from landfuse.rasters.windows import Window
+from landfuse.rasters.windows import Window, blocks
 from landfuse.scenes.leaks import (
     calibration_leak_words,
     leak_fraction,
@@ -289,30 +289,19 @@ def check(
 
 def _windows(scenes: Sequence[Scene]) -> tuple[list[tuple[Scene, Window]], int]:
     """The windows that are read: all of them, or a sample; and how many values there are where it is a sample."""
-    depths = [max(1, sum(m.raster.bands * m.zoom**2 for m in scene.modalities.values())) for scene in scenes]
-    values = sum(scene.grid.window.pixels * depth for scene, depth in zip(scenes, depths, strict=True))
-    sides = [max(1, min(_BLOCK, math.isqrt(_AT_ONCE // depth))) for depth in depths]
-    ends = np.cumsum([_blocks(scene.grid, side)[0] for scene, side in zip(scenes, sides, strict=True)], dtype=np.int64)
-    every = int(ends[-1]) if len(ends) else 0
-    sampled = values > _MOST
-    taken: Iterable[int] = range(every)
-    if sampled:
-        size = max(1, every * _SAMPLE // values)
-        taken = np.sort(np.random.default_rng(0).choice(every, size, replace=False, shuffle=False)).tolist()
-    windows = []
-    for number in taken:
-        place = int(np.searchsorted(ends, number, side="right"))
-        scene, side = scenes[place], sides[place]
-        before, across = int(ends[place]) - _blocks(scene.grid, side)[0], _blocks(scene.grid, side)[1]
-        row, col = (side * part for part in divmod(number - before, across))
-        windows.append((scene, Window(row, col, side, side).intersection(scene.grid.window)))
-    return windows, values if sampled else 0
-
-
-def _blocks(grid: Grid, side: int) -> tuple[int, int]:
-    """How many blocks a grid has, and how many of them lie side by side."""
-    across = -(-grid.width // side)
-    return -(-grid.height // side) * across, across
+    cut, values, count = [], 0, 0
+    for scene in scenes:
+        depth = max(1, sum(m.raster.bands * m.zoom**2 for m in scene.modalities.values()))
+        side = max(1, min(_BLOCK, math.isqrt(_AT_ONCE // depth)))
+        cut.append((scene, side))
+        values += scene.grid.window.pixels * depth
+        count += -(-scene.grid.height // side) * -(-scene.grid.width // side)
+    every = ((scene, block) for scene, side in cut for block in blocks(scene.grid.height, scene.grid.width, side))
+    if values <= _MOST:
+        return list(every), 0
+    size = max(1, count * _SAMPLE // values)
+    taken = set(np.random.default_rng(0).choice(count, size, replace=False, shuffle=False).tolist())
+    return [pair for number, pair in enumerate(every) if number in taken], values
 
 
 def _check_modalities(

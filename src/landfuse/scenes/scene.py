@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from landfuse.files import file_name
 from landfuse.legend import Legend
 from landfuse.markup import table
 from landfuse.rasters.grid import Grid, pixel_areas
-from landfuse.rasters.raster import Raster
+from landfuse.rasters.raster import Raster, plain_name
 from landfuse.rasters.windows import Window, mirrored
 from landfuse.series.dates import other_period
 
@@ -86,15 +85,10 @@ class ModalityInfo:
             places = distances.argmin(axis=1).tolist()
             fits = bool((distances.min(axis=1) <= _SAME_WAVELENGTH * known).all()) and len(set(places)) == len(places)
             return tuple(places) if fits else None
-        names, others = (list(map(_plain, one.names_without_dates)) for one in (self, other))
+        names, others = (list(map(plain_name, one.names_without_dates)) for one in (self, other))
         if names and others and len(set(names)) == len(names) and len(set(others)) == len(others):
             return tuple(map(others.index, names)) if set(names) <= set(others) else None
         return tuple(range(other.bands))
-
-
-def _plain(name: str) -> str:
-    """A band's name without capitals, signs and leading zeros: `B02` is `b2`."""
-    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\W_]", "", name.casefold()))
 
 
 @dataclass(frozen=True)

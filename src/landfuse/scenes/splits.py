@@ -97,13 +97,13 @@ def ground_roles(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskR
     if isinstance(split, MasksSplit):
         roles = _draw_calibration([_from_masks(scene, split, read_mask) for scene in scenes], scenes, split, rng)
         if split.val is None:
-            roles = _draw_validation(roles, labels, split.validation, rng)
+            roles = _draw_pixels(roles, labels, TRAIN, VALIDATION, split.validation, rng)
     elif isinstance(split, RolesSplit):
         roles = [_written(scene, split, read_mask) for scene in scenes]
     elif isinstance(split, RandomSplit):
         roles = [np.where(label != UNLABELLED, TEST, UNUSED).astype(np.uint8) for label in labels]
         roles = _draw_calibration(_draw_pixels(roles, labels, TEST, TRAIN, split.train, rng), scenes, split, rng)
-        roles = _draw_validation(roles, labels, split.validation, rng)
+        roles = _draw_pixels(roles, labels, TRAIN, VALIDATION, split.validation, rng)
     elif isinstance(split, TilesSplit) and split.test_tiles:
         roles = _by_tiles(scenes, labels, split, rng)
     else:
@@ -151,6 +151,8 @@ def _draw_pixels(
     roles: list[Roles], labels: list[NDArray[np.uint8]], source: int, role: int, amount: float, rng: np.random.Generator
 ) -> list[Roles]:
     """Moves a number (>= 1) or fraction (< 1) of the pixels of each class from one role to another, over all tiles."""
+    if not amount:
+        return roles
     flat_roles = np.concatenate([r.ravel() for r in roles])
     flat_labels = np.concatenate([label.ravel() for label in labels])
     for value in np.unique(flat_labels[flat_roles == source]):
@@ -163,12 +165,6 @@ def _draw_pixels(
         flat_roles[rng.permutation(members)[:count]] = role
     ends = np.cumsum([r.size for r in roles])[:-1]
     return [part.reshape(r.shape) for part, r in zip(np.split(flat_roles, ends), roles, strict=True)]
-
-
-def _draw_validation(
-    roles: list[Roles], labels: list[NDArray[np.uint8]], fraction: float, rng: np.random.Generator
-) -> list[Roles]:
-    return _draw_pixels(roles, labels, TRAIN, VALIDATION, fraction, rng) if fraction else roles
 
 
 def wanted_roles(split: SplitSettings) -> list[str]:

@@ -10,6 +10,7 @@ import spyndex
 from numpy.typing import NDArray
 
 from landfuse.errors import SceneError, SettingsError, few, nearest
+from landfuse.rasters.raster import plain_name
 
 
 def inputs_of(
@@ -49,15 +50,15 @@ def _band(
     index: str, symbol: str, names: Sequence[str], wavelengths: Sequence[float], sensor: str, roles: Mapping[str, str]
 ) -> int:
     known = spyndex.bands.get(symbol)
-    plain = [_plain(name) for name in names]
+    plain = [plain_name(name) for name in names]
     wanted = [roles[symbol]] if symbol in roles else []
     if known is not None and not wanted:
         platform = re.sub(r"\W|_", "", sensor.casefold())
         listed = [p for key in dir(known) if platform and key.startswith(platform) for p in [getattr(known, key)]]
         wanted = [*(p.band for p in listed if hasattr(p, "band")), symbol, known.common_name]
     for name in wanted:
-        if _plain(name) in plain:
-            return plain.index(_plain(name))
+        if plain_name(name) in plain:
+            return plain.index(plain_name(name))
     if known is not None and symbol not in roles and wavelengths:
         low, high = known.min_wavelength, known.max_wavelength
         away = np.abs(np.array(wavelengths) - (low + high) / 2)
@@ -70,10 +71,6 @@ def _band(
         "bands with wavelengths, with names like `red` and `nir`, or a `sensor` whose bands spyndex names",
         f"name it by `dates: roles: {{{symbol}: ...}}`; or its `sensor`, as Sentinel-2A",
     )
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\W_]", "", name.casefold()))
 
 
 def index_of(
