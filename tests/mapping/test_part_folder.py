@@ -129,7 +129,7 @@ def header(folder: Path, fill: float) -> Raster:
 
 def matlab(folder: Path, fill: float) -> Raster:
     scipy.io.savemat(folder / "a.mat", {"a": np.full((48, 48), fill)})
-    return open_mat(folder / "a.mat", "a", "HW").placed(FLAT.grid)
+    return replace(open_mat(folder / "a.mat", "a", "HW"), grid=FLAT.grid)
 
 
 @pytest.fixture(autouse=True)

@@ -58,12 +58,10 @@ class MatRaster:
     """One variable of a .mat file; a `Raster`. Made by `open_mat`; picklable, and safe to read from several threads.
 
     Args:
-        path: the file.
         variable: its name, e.g. `hsi` or `hsi.Data`.
         axes: of the variable, `H`, `W` and possibly `C`.
-        decoding: from its numbers to values.
         band_numbers: of the bands in use, from 1.
-        grid: H x W pixels, without georeference until it is `placed`.
+        grid: H x W pixels; without a georeference, of which a .mat file says nothing, until it is replaced.
         dtype: in MATLAB's terms, e.g. `float64` for a double.
     """
 
@@ -84,23 +82,6 @@ class MatRaster:
     def with_bands(self, places: Sequence[int]) -> MatRaster:
         """Some of the bands, in this order; places count from 0."""
         return replace(self, band_numbers=tuple(self.band_numbers[place] for place in places))
-
-    def placed(self, grid: Grid) -> MatRaster:
-        """The same raster on a grid of the same shape, since a .mat file says nothing of its place.
-
-        Raises:
-            GridError: if the shapes differ.
-        """
-        own = self.grid
-        if (grid.height, grid.width) != (own.height, own.width):
-            swapped = (grid.height, grid.width) == (own.width, own.height)
-            swapped_axes = self.axes.translate(str.maketrans("HW", "WH"))
-            raise GridError(
-                f"`{self.variable}` of {self.path} has {own.height} x {own.width} px by its axes {self.axes}",
-                f"{grid.height} x {grid.width} px, as the grid it belongs on",
-                f"write `axes: {swapped_axes}`" if swapped else "check that it is of this scene; it is not resampled",
-            )
-        return replace(self, grid=grid)
 
     def read(self, window: Window) -> NDArray[np.float32]:
         """See `Raster`; raises a SceneError if the file cannot be read there."""
@@ -152,7 +133,6 @@ def open_mat(
         path: the file, of version 4, 5, 6, 7 or 7.3.
         variable: its name, as `whos` in MATLAB lists it, or what it holds: `hsi.Data`, `hsi.Lidar{1}.z`.
         axes: one letter for each of its dimensions, in the order in which MATLAB shows them: `HWC`, `CHW`, `HW`, ...
-        decoding: from its numbers to values; unchanged by default.
         bands: numbers of the bands to use, from 1; all by default.
         expected: height and width that it should have, if known; helps to name the right axes in messages.
 
@@ -186,13 +166,11 @@ def open_mat(
     if not all(shape):
         raise SceneError(f"{what} is empty: {_shown(shape)}", "at least one pixel", "check the variable's name")
     count = size.get("C", 1)
-    numbers = tuple(bands) if bands is not None else tuple(range(1, count + 1))
+    numbers = tuple(bands or range(1, count + 1))
     wrong = [number for number in numbers if not 1 <= number <= count]
-    if wrong or not numbers:
+    if wrong:
         raise SceneError(
-            f"{what} lacks the band{'s' if len(wrong) > 1 else ''} {', '.join(map(str, wrong))}"
-            if wrong
-            else f"no bands of {what} are listed",
+            f"{what} lacks the band{'s' if len(wrong) > 1 else ''} {', '.join(map(str, wrong))}",
             f"numbers from 1 to {count}, since by the axes {axes} it has {count} bands",
             "correct `bands`, or `axes`",
         )

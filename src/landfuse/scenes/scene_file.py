@@ -471,7 +471,7 @@ class SceneFile:
                     "add e.g. `variable: data` and `axes: HWC`",
                 )
             shape = (home.height, home.width) if home else None
-            return open_mat(path, m.variable, m.axes, decoding=decoding, bands=bands or None, expected=shape)
+            return open_mat(path, m.variable, m.axes, decoding=decoding, bands=bands, expected=shape)
         if is_zarr(path):
             if not isinstance(m, ModalitySettings):
                 raise SettingsError(f"{where}: {path} is a Zarr group", "labels that GDAL reads", "write a GeoTIFF")
@@ -749,7 +749,7 @@ def _whole_bits(raster: Any, mask: MaskSettings) -> Any:
 def _placed(raster: Any, grid: Grid, name: str) -> Any:
     """Brings a raster to a grid: as it is, by shape if it is a .mat file, else warped lazily."""
     if isinstance(raster, MatRaster):
-        return raster.placed(grid)
+        return replace(raster, grid=grid)  # whose size it has, as `open_mat` found
     if isinstance(raster, StackedRaster | SeriesRaster):
         return raster.placed(lambda part: _placed(part, grid, name))
     if isinstance(raster, ArrayRaster):
