@@ -143,11 +143,9 @@ class Polygons:
             (shape, UNLABELLED if value is None else codes.get(value, UNLABELLED))
             for shape, value in zip(shapes, values, strict=True)
         ]
-        if overlap == "last":
-            return burn(claims, grid, all_touched=all_touched)
-        if overlap == "first":
-            return burn(claims[::-1], grid, all_touched=all_touched)
-        return _undisputed(claims, grid, all_touched)
+        if overlap == "unlabelled":
+            return _undisputed(claims, grid, all_touched)
+        return burn(claims[:: -1 if overlap == "first" else 1], grid, all_touched=all_touched)
 
     def ids_onto(
         self, grid: Grid, *, all_touched: bool = False, overlap: Literal["last", "first", "unlabelled"] = "last"
@@ -157,9 +155,8 @@ class Polygons:
         The number follows from the shape's outline, so that it is the same in every tile.
         """
         shapes, _, places = self._on(grid)
-        claims = [(shape, place) for place, shape in enumerate(shapes)]
-        order = -1 if overlap == "first" else 1
-        owner = burn(claims[::order], grid, all_touched=all_touched, fill=-1, dtype="int32")
+        claims = [(shape, place) for place, shape in enumerate(shapes)][:: -1 if overlap == "first" else 1]
+        owner = burn(claims, grid, all_touched=all_touched, fill=-1, dtype="int32")
         return np.append(self.ids[places], 0)[owner]
 
     @cached_property
@@ -462,11 +459,7 @@ def _shapes(frame: Any, source: str, do: str, crs: str | None = None, without: s
         except CRSError as error:
             raise SceneError(f"{source}: the CRS {crs!r} is not known: {error}", "EPSG:n, WKT or PROJ", do) from None
     if frame.crs is None:
-        raise SceneError(
-            f"{source} has no CRS",
-            "a CRS, to bring the polygons to the grid",
-            do,
-        )
+        raise SceneError(f"{source} has no CRS", "a CRS, to bring the polygons to the grid", do)
     frame = frame.set_geometry(shapely.force_2d(frame.geometry.to_numpy()), crs=frame.crs)
     frame = frame if left_out is None else frame[~left_out]
     frame.attrs |= {"empty": int(empty.sum()), "left_out": 0 if left_out is None else int(left_out.sum())}
@@ -527,23 +520,12 @@ def _text(value: Any) -> str | None:
 def write_points(
     path: str | Path, xs: NDArray[np.float64], ys: NDArray[np.float64], columns: Mapping[str, Any], crs: str | None
 ) -> None:
-    """Writes points as a GeoPackage of one layer, whole or not at all.
-
-    Args:
-        path: of the file.
-        xs: (n,) in the CRS.
-        ys: (n,) in the CRS.
-        columns: name -> n values.
-        crs: `EPSG:n` or WKT; None for none.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
+    """Writes points, (n,) coordinates in the CRS, with columns of n values, as `write_shapes` does."""
     write_shapes(Path(path), shapely.points(xs, ys), columns, crs)
 
 
 def write_shapes(path: Path, shapes: Any, columns: Mapping[str, Any], crs: str | None) -> None:
-    """Writes shapes as a GeoPackage of one layer of the file's name; see `write_points`."""
+    """Writes shapes as a GeoPackage of one layer of the file's name; see `write_layer`."""
     write_layer(path, path.stem, geopandas.GeoDataFrame(dict(columns), geometry=shapes, crs=crs))
 
 

@@ -560,10 +560,8 @@ class SceneFile:
         if grid is None:
             return None, faults
         legend = self.legend if settings.legend else Legend((LandClass("unknown", 0, "#000000"),))
-        opened = Scene(
-            tile, grid, modalities, legend, read_labels, read_polygons, (str(self.path),), read_first
-        )  # fmt: skip
-        return opened, faults
+        sources = (str(self.path),)
+        return Scene(tile, grid, modalities, legend, read_labels, read_polygons, sources, read_first), faults
 
     def _label_reader(
         self, tile: str, labels: LabelSettings, grid: Grid | None

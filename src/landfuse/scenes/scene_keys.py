@@ -26,6 +26,13 @@ FileName = Annotated[str, pydantic.AfterValidator(file_name)]
 BANDS = 65_536
 """Bands that GDAL reads at most."""
 
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Paths = Annotated[tuple[str, ...], pydantic.BeforeValidator(_listed)]
+"""One path, or a list of them."""
 Pixels = Annotated[int, Field(ge=0, le=10**15)]
 Code = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -167,7 +174,7 @@ class FurtherLabels(Settings):
 
     path: str | None = Field(default=None, description="The raster, or a .mat file; `{tile}` is allowed.")
     variable: str | None = Field(default=None, description="The variable of a .mat file.")
-    polygons: tuple[str, ...] = Field(
+    polygons: Paths = Field(
         default=(),
         description="Or vector files, or tables of points, of labels that came later, as of `landfuse next`. They "
         "train and leave the split as it is; where its blocks or tiles have another role, and within its `buffer`, "
@@ -176,11 +183,6 @@ class FurtherLabels(Settings):
     attribute: str = Field(
         default="reference", description="The column of `polygons` that names the class: its value, name or code."
     )
-
-    @pydantic.field_validator("polygons", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @pydantic.model_validator(mode="after")
     def _one_kind(self) -> FurtherLabels:
@@ -215,7 +217,7 @@ class LabelSettings(Settings):
         description="Further rasters of codes, with the same `axes`; or labels that came later. No pixel may have two "
         "classes.",
     )
-    polygons: tuple[str, ...] = Field(
+    polygons: Paths = Field(
         default=(),
         description="Vector files, or tables (CSV) of points with the columns `longitude` and `latitude`, or `x` and "
         "`y` (with `crs`); `{tile}` is allowed.",
@@ -243,11 +245,6 @@ class LabelSettings(Settings):
     colours: ColourSettings | None = Field(
         default=None, description="The raster is a picture in the colours of the legend; `{}` is enough."
     )
-
-    @pydantic.field_validator("polygons", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @pydantic.model_validator(mode="after")
     def _one_kind(self) -> LabelSettings:

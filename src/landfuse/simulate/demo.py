@@ -10,7 +10,6 @@ from pathlib import Path
 import yaml
 
 from landfuse.accuracy.evaluate import read_map
-from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.figures.figures import mapped_figure, save
 from landfuse.files import check_replaceable, not_ours, write_text
@@ -43,14 +42,12 @@ class DemoResult:
         map: the map of all modalities.
         picture: modalities, map and labels side by side.
         report: the page on the run of all modalities.
-        classifier: of all modalities.
     """
 
     scores: dict[str, dict[str, float]]
     map: Path
     picture: Path
     report: Path
-    classifier: Bundle
 
 
 def write_demo_scene(folder: Path, seed: int = 0, side: int = _SIDE, *, overwrite: bool = False) -> Path:
@@ -128,8 +125,7 @@ def run_demo(
     path = write_demo_scene(folder, seed, side, overwrite=overwrite)
     scene = open_scene(path)
     names = list(scene.modalities)
-    scores: dict[str, dict[str, float]] = {}
-    runs: list[Path] = []
+    scores, runs = dict[str, dict[str, float]](), list[Path]()
     for used in (names, *([name] for name in names)):
         title = " + ".join(used)
         report(f"training two_branch on {title}")
@@ -143,9 +139,8 @@ def run_demo(
         train(recipe, progress=progress)
         scores[title] = dict(read_run(run).scores["test"])
     report("mapping the whole scene, and writing the report")
-    whole = load_bundle(runs[0])
-    map_path = predict(whole, scene, folder / "map.tif", confidence=True)
+    map_path = predict(load_bundle(runs[0]), scene, folder / "map.tif", confidence=True)
     picture = save(mapped_figure(scene, read_map(map_path, scene), scene.legend), folder / "map.png")
     modality_table(runs[0], runs[1:]).save()
     page = write_report(runs[0], folder / "report.html", maps=map_path, overwrite=overwrite)
-    return DemoResult(scores, map_path, picture, page, whole)
+    return DemoResult(scores, map_path, picture, page)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -185,7 +185,6 @@ def fit_pixel_maps(
     scenes: Sequence[Scene],
     wanted: Sequence[NDArray[np.bool_]],
     settings: Mapping[str, PixelMapSettings],
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, PixelMap]:
     """Fits the pixel maps to the wanted pixels, reading block by block.
 
@@ -193,26 +192,19 @@ def fit_pixel_maps(
         scenes: the tiles.
         wanted: (H, W) per scene, true where a pixel may be looked at: the training pixels.
         settings: in the order of the modalities.
-        progress: called with the blocks done and the blocks in all.
 
     Raises:
         ModelError: if a modality has no data in the wanted pixels.
     """
     infos = {name: scenes[0].modalities[name].info for name in settings}
     statistics = {name: PixelStatistics(info.bands, gaps=info.per_step > 0) for name, info in infos.items()}
-    jobs = [
-        (scene, mask, block)
-        for scene, mask in zip(scenes, wanted, strict=True)
-        for block in blocks(scene.grid.height, scene.grid.width, _BLOCK)
-        if mask[block.within(scene.grid.window)].any()
-    ]
-    for done, (scene, mask, block) in enumerate(jobs, start=1):
-        inside = mask[block.within(scene.grid.window)]
-        for name, part in statistics.items():
-            zoom = scene.modalities[name].zoom
-            fine = inside.repeat(zoom, axis=0).repeat(zoom, axis=1) if zoom > 1 else inside
-            part.update(torch.from_numpy(scene.read(name, block)[:, fine]).T)
-        progress(done, len(jobs))
+    for scene, mask in zip(scenes, wanted, strict=True):
+        for block in blocks(scene.grid.height, scene.grid.width, _BLOCK):
+            inside = mask[block.within(scene.grid.window)]
+            for name, part in statistics.items() if inside.any() else ():
+                zoom = scene.modalities[name].zoom
+                fine = inside.repeat(zoom, axis=0).repeat(zoom, axis=1) if zoom > 1 else inside
+                part.update(torch.from_numpy(scene.read(name, block)[:, fine]).T)
     maps = {name: statistics[name].pixel_map(settings[name], name) for name in settings}
     for name, made in maps.items():
         made.values, made.gaps = statistics[name].values, statistics[name].gaps

@@ -103,7 +103,7 @@ class PixelMap(nn.Module):
         days = self.modality(info)
         for values in (
             (self.bias, self.weight) if days.days else ()
-        ):  # what is unseen is known by its weight: it is last
+        ):  # by its weight what is unseen is known: it is last
             table = values[: days.dated].view(-1, days.per_day)
             seen = self.weight[: days.dated].view(-1, days.per_day) != 0
             table[:] = torch.where(seen, table, (table * seen).sum(dim=0) / seen.sum(dim=0).clamp(min=1))
@@ -185,8 +185,9 @@ class PixelStatistics:
         Raises:
             ModelError: if no pixel had data, or PCA is asked for more components than there are bands.
         """
+        clip = settings.clip or math.inf
         if settings.kind == "none":
-            return PixelMap(torch.ones(self.bands), torch.zeros(self.bands), settings.clip or float("inf"))
+            return PixelMap(torch.ones(self.bands), torch.zeros(self.bands), clip)
         if settings.kind == "given":
             if len(settings.mean) != self.bands:
                 raise ModelError(
@@ -195,9 +196,7 @@ class PixelStatistics:
                     f"correct pixel_maps.{modality}",
                 )
             weight = 1 / torch.tensor(settings.std, dtype=torch.float64)
-            return PixelMap(
-                weight, -torch.tensor(settings.mean, dtype=torch.float64) * weight, settings.clip or float("inf")
-            )
+            return PixelMap(weight, -torch.tensor(settings.mean, dtype=torch.float64) * weight, clip)
         single = self.gaps and settings.kind == "standardise"
         if not self.seen.any() or (self.count == 0 and not single):
             dead = [str(band + 1) for band in range(self.bands) if not self.seen[band]]
@@ -209,7 +208,6 @@ class PixelStatistics:
                 "check its nodata value, that it covers the labels, and its `bands`: `landfuse check` shows more",
             )
         covariance, mean = self.scatter / self.count, self.mean
-        clip = settings.clip or float("inf")
         if settings.kind == "standardise":
             deviation = covariance.diagonal().sqrt()
             if single:
