@@ -43,7 +43,6 @@ def wait(attempt: int, what: str, error: Exception) -> bool:
     Args:
         attempt: the number of the one that failed, from 0.
         what: it was for, or what it ended with.
-        error: of it.
     """
     if attempt == len(PATIENCE) or (attempt > 0 and _unresolved(error)):
         return False
@@ -76,14 +75,12 @@ def download(
     """Downloads a file, unless it is there with this checksum, or without one with this size and of its kind.
 
     Args:
-        address: where it is.
         path: where it is to be; its folder is made.
         sha256: its checksum, hexadecimal; without one, an interrupted download starts from its beginning.
         size: its bytes, which are compared where there is no checksum; 0 for unknown.
         room: bytes that the disk must have free for it.
         variable: an environment variable that names another folder, for the message on a full disk.
         secret: further headers, for this server alone: another one that it refers to does not get them.
-        progress: called as bytes arrive.
 
     Returns:
         The file's SHA-256.

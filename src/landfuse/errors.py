@@ -126,9 +126,7 @@ class IncompleteError(LandfuseError):
     """A map that was written, and lacks blocks.
 
     Args:
-        path: of the map.
         faults: block, in words -> why it cannot be mapped.
-        blocks: of the map in all.
     """
 
     exit_code = 3

@@ -90,9 +90,7 @@ def check_replaceable(path: str | Path, sign: str, overwrite: bool = False) -> N
     """Refuses to replace a file that landfuse did not write.
 
     Args:
-        path: of the file; it need not exist.
         sign: a pattern that files of this kind hold in their first MiB if landfuse wrote them.
-        overwrite: replace it whatever it is.
 
     Raises:
         OutputError: if it is another file.
@@ -271,7 +269,6 @@ class TextTable:
     """A table in a text file whose first row names the columns; made by `read_table`.
 
     Args:
-        columns: their names.
         rows: column -> cell; None where it is empty.
         lines: the number of the line that each row ends in.
         decimal: the sign before decimals beside the dot.

@@ -145,8 +145,6 @@ class Legend:
         """Raises a SceneError if the nodata value of a raster of codes is a class, whose pixels would all be left out.
 
         Args:
-            nodata: of the raster; None for none.
-            where: names the raster.
             do: how the nodata value is changed.
         """
         for one in self.classes:

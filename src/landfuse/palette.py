@@ -199,7 +199,6 @@ def class_colours(names: tuple[str, ...], given: tuple[str | None, ...] = ()) ->
     A second class of one kind takes a darker or paler shade. No two of up to 40 classes get the same colour.
 
     Args:
-        names: of the classes.
         given: `#RRGGBB` or None for each of them; none is given if left out.
     """
     known = [_known(name) for name in names]

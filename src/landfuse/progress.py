@@ -24,7 +24,6 @@ class Meter:
     """Shows how far a task is, of one part after another; several threads may call it.
 
     Args:
-        shown: show it at all.
         parts: names of the parts of one task, with the fraction of the bar that each takes; any other part has the
             whole bar.
     """
@@ -56,8 +55,6 @@ class Meter:
         """Notes what is done.
 
         Args:
-            what: the part.
-            done: so far.
             total: of the part; 0 where it is not known.
             words: what else there is to say.
             before: what was done before this command; by default what the first call of a part says.

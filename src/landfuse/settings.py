@@ -266,7 +266,6 @@ def parse(kind: type[S], values: Mapping[str, Any], where: str, *, saved: bool =
     """Checks values against a settings class.
 
     Args:
-        kind: the settings class.
         values: as read from YAML.
         where: names the source in messages, e.g. the file's path.
         saved: they are those of a trained model, see `Settings.retired_training`.
@@ -285,16 +284,10 @@ def parse(kind: type[S], values: Mapping[str, Any], where: str, *, saved: bool =
 def parse_rest(
     kind: type[S], values: Mapping[str, Any], where: str, needed: Collection[str]
 ) -> tuple[S | None, list[SettingsError]]:
-    """As `parse`, but returns the faults, and the settings without the values that are wrong.
+    """As `parse`, but returns the settings without the values that are wrong, and the faults.
 
     Args:
-        kind: as in `parse`.
-        values: as in `parse`.
-        where: as in `parse`.
-        needed: top-level keys that nothing is left of if they, or one of their own keys, have to be left out.
-
-    Returns:
-        The settings, None if nothing is left; and the faults.
+        needed: top-level keys; if they, or one of their own keys, have to be left out, no settings are left.
     """
     faults, rest = list[SettingsError](), _copy(dict(values))
     unknown = True  # all that was left out so far: then what is wrong next is no consequence

@@ -41,7 +41,6 @@ class Source:
 
     Args:
         address: what GDAL opens.
-        grid: of the file.
         bands: from its first; their types are known.
     """
 
@@ -89,7 +88,6 @@ def write_mosaic(
     brings them there.
 
     Args:
-        path: of the VRT.
         grid: its own; north is up.
         sources: files of the same bands.
         resampling: how others are brought to the grid.

@@ -40,9 +40,7 @@ class ArrayRaster:
     Args:
         values: whatever numpy can slice, of the axes below.
         axes: of `values`: `H`, `W` and possibly `C`, in any order.
-        grid: where its pixels are.
         name: stands in `path`.
-        decoding: from its numbers to values.
         band_names: of the bands; by default the labels of a DataArray's dimension.
         store: the folder of a Zarr array that it is read from.
     """
@@ -171,7 +169,6 @@ def array_raster(values: Any, name: str) -> ArrayRaster:
     Args:
         values: the array. Of a DataArray the dimensions may come in any order; its coordinates and CRS say where it is,
             and its attributes `_FillValue`, `scale_factor` and `add_offset` what its numbers mean.
-        name: of it, for messages.
 
     Raises:
         SceneError: if it is no array of numbers with rows and columns.
@@ -292,9 +289,6 @@ def like_data_array(
     Args:
         template: the DataArray, on the grid or on a finer one; its dimensions, CRS and coordinates are taken over.
         values: (H, W), or (K, H, W).
-        grid: of the scene.
-        name: of the result.
-        attributes: of the result.
         bands: of (K, H, W): the first dimension's name, and its K labels.
     """
     import xarray

@@ -226,7 +226,6 @@ class GdalRaster:
 
     Args:
         path: file or GDAL address.
-        decoding: numbers to values.
         band_numbers: the bands to use, from 1; empty for all, None for all but those marked as alpha or as bad.
         assumed_crs: the CRS to take if the file has none.
         onto: the grid to warp onto; None reads the file's own.

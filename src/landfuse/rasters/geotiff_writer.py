@@ -45,11 +45,7 @@ class GeotiffWriter:
     """Writes one GeoTIFF, window by window; it is whole when the `with` block ends well, else absent.
 
     Args:
-        path: the file.
-        grid: its grid.
-        bands: number of bands.
         nodata: the value of pixels without data.
-        names: one per band.
         legend: sets the colours and category names of band 1.
         scale: value = number * scale, for those who read the file.
         tags: free metadata.
@@ -196,8 +192,6 @@ def write_mosaic(
     """Writes a mosaic as a VRT, which holds no pixels.
 
     Args:
-        path: of the VRT.
-        mosaic: its metadata.
         pieces: windows of the mosaic, and the file that covers just that. Where several have data, the last one counts.
         first_band: of the pieces' bands, the one that is the mosaic's first.
         overlapping: where a piece has no data, those before it count. Slower to read, and not needed unless pieces
@@ -262,9 +256,7 @@ def write_cloud_geotiff(path: Path, source: Any, overviews: Overviews) -> None:
     """Writes a raster that GDAL reads as a cloud-optimised GeoTIFF; memory does not depend on its size.
 
     Args:
-        path: of the file; whole or absent.
         source: the path of what is copied with its metadata, or a `mosaic_in_memory`.
-        overviews: how they are computed.
 
     Raises:
         OutputError: if it cannot be written.

@@ -269,7 +269,6 @@ def read_polygons(
     Args:
         paths: one file, or several, which are joined one after the other.
         attribute: the column that names the class.
-        join: a CSV file that holds the attribute.
         crs: of files that have none.
         without: a column that files may have; shapes with something in it are left out.
 

@@ -23,7 +23,6 @@ class StackedRaster:
     """The bands of some files one after the other; a `Raster`. Each keeps its own nodata, scale and type.
 
     Args:
-        parts: the files.
         places: the bands in use, from 0, in this order; None for all.
     """
 

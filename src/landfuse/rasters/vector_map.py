@@ -33,12 +33,8 @@ def write_patches(
     """Writes patches as polygons along pixel edges: the layer `land_cover` with `code`, `class` and their size.
 
     Args:
-        path: of the file; whole or absent.
         patches: (H, W) their numbers, from `number_patches`.
-        codes: of the patches, (n,).
         sizes: a column's name -> its values, (n,).
-        legend: names the codes.
-        grid: of the map.
 
     Raises:
         SceneError: if there is none, or there are more than `MOST_PATCHES`.
@@ -78,7 +74,6 @@ def outlines(numbers: Sequence[NDArray[np.int32]], grids: Sequence[Grid]) -> dic
 
     Args:
         numbers: (H, W) of each tile; a number may be in several.
-        grids: of the tiles.
     """
     parts: dict[int, list[Any]] = {}
     for here, grid in zip(numbers, grids, strict=True):
@@ -94,7 +89,6 @@ def write_index(path: Path, tiles: Mapping[str, tuple[Grid, str]]) -> None:
     """Writes the outlines of tiles in WGS 84: the layer `maps` with the columns `tile`, `path` and `crs`.
 
     Args:
-        path: of the file; whole or absent.
         tiles: name -> its grid, and the path that is written for it.
 
     Raises:

@@ -143,7 +143,6 @@ class Report:
     Args:
         file: the scene file; None if it could not be read.
         tiles: number of tiles whose reference could be opened.
-        modalities: by name.
         scenes: the tiles that could be opened; after the labels were read, those whose labels could be.
         roles: of the pixels of each of these tiles, (H, W); empty where labels were not read.
         counts: role -> pixels of each class, (K,); role `unused` for labelled pixels without a role.

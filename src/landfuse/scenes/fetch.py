@@ -66,7 +66,6 @@ def fetch(file: SceneFile, progress: Callable[[str], Progress] = lambda name: la
     """Gets what a scene file says under `fetch: files`, into its root; what is there already is left alone.
 
     Args:
-        file: the scene file.
         progress: name of a file -> the callback for its bytes.
 
     Raises:

@@ -125,9 +125,7 @@ class DatedFiles:
     """A modality with dates in the folder of the scene file, such as the items of a collection.
 
     Args:
-        name: of the modality.
         patterns: its paths there, with `{date}`.
-        days: its dates.
         names: of the bands, where each asset has one.
         mask: the setting of what is clear, as YAML; empty for none.
         why: of the choices, in words.
@@ -150,8 +148,6 @@ class Proposal:
     """A scene file and a recipe, not yet written.
 
     Args:
-        scene: text of the scene file.
-        recipe: text of the recipe.
         file: the scene file as it will be read.
         notes: what was left out, and what could not be chosen well.
         made: folders that were written for it, and are removed if it cannot be.

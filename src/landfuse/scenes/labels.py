@@ -40,7 +40,6 @@ def classes_of_colours(
 
     Args:
         picture: (3, H, W) red, green, blue, 0 to 255.
-        legend: the classes and their colours.
         ignored: colours, `#RRGGBB`, that mean "unlabelled".
         tolerance: largest distance of a colour from the nearest of those, in red, green and blue (0 to 441);
             above 0 for pictures that were compressed with loss.

@@ -29,7 +29,6 @@ class ClassArea:
     """How much of a map a class takes, as counted; for areas that allow for errors see `landfuse.accuracy.estimate`.
 
     Args:
-        pixels: number of pixels.
         fraction: of the area that has a class, 0..1; of the pixels where hectares are not known.
         hectares: on the ellipsoid; None where the map's CRS does not place it on the ground.
     """

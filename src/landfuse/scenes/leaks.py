@@ -38,7 +38,6 @@ def leak_fraction(
     """The fraction of test pixels whose logits come from a view which holds a training or validation pixel.
 
     Args:
-        roles: one array per scene.
         view: side of the view, px.
         core: side of the core, px.
         stride: distance between the windows of the lattice, as in mapping; by default the core.
@@ -78,7 +77,6 @@ def leaks_by_buffer(roles: Sequence[Roles], learnt: Sequence[NDArray[np.bool_]])
     """What leaks within a distance, and what a buffer of that width would cost.
 
     Args:
-        roles: one array per scene.
         learnt: where each scene shows ground that trains or validates, see `learnt_ground`.
 
     Returns:

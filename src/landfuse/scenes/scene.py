@@ -31,7 +31,6 @@ class ModalityInfo:
     """What a model has to know of a modality; a bundle keeps it, and a scene to be mapped is checked against it.
 
     Args:
-        bands: number of bands.
         dtype: data type in the file, e.g. `int16`.
         units: as the scene file names them.
         zoom: how many times finer than the scene's grid.
@@ -308,12 +307,7 @@ class Scene:
 
 
 def known_pixels(values: NDArray[np.float32], info: ModalityInfo) -> NDArray[np.bool_]:
-    """Where a modality has data: (height, width), a value in every band; of a series in every band of some step.
-
-    Args:
-        values: (C, height, width), NaN where there is no data.
-        info: of the modality.
-    """
+    """Where values, (C, height, width), are known: a value in every band; of a series in every band of some step."""
     known = np.isfinite(values)
     count = info.per_step * len(info.steps)
     series = known[:count].reshape(-1, info.per_step, *known.shape[1:]).all(axis=1).any(axis=0) if count else True
@@ -321,12 +315,7 @@ def known_pixels(values: NDArray[np.float32], info: ModalityInfo) -> NDArray[np.
 
 
 def validity(values: NDArray[np.float32], info: ModalityInfo) -> NDArray[np.bool_]:
-    """Where a modality has data on the scene's grid: (H, W), true where every fine pixel has (`known_pixels`).
-
-    Args:
-        values: (C, H * zoom, W * zoom), NaN where there is no data.
-        info: of the modality.
-    """
+    """Where all fine pixels of values, (C, H * zoom, W * zoom), are known (`known_pixels`): (H, W)."""
     valid, zoom = known_pixels(values, info), info.zoom
     if zoom == 1:
         return valid

@@ -274,8 +274,6 @@ class SceneFile:
         """The dates of the files that a path with `{date}` names, in order of time -> the path with its date.
 
         Args:
-            path: as it is written.
-            tile: whose files.
             listed: the only dates in use, as they are written where files cannot be listed; empty for all.
         """
         where = self._resolve(path.translate(_WILD).replace("{date}", "\3"), tile)
@@ -626,7 +624,6 @@ class Shapes:
         paths: as they are written.
         attribute: the column that names the class.
         codes: the codes of the classes by their value there.
-        read: reads them.
     """
 
     paths: tuple[str, ...]
@@ -643,9 +640,6 @@ def read_mask(scene: Scene, path: str, variable: str | None, axes: str) -> NDArr
     """One mask of a split, or its roles: (H, W) on the scene's grid.
 
     Args:
-        scene: whose grid it has.
-        path: of a raster or a .mat file.
-        variable: of the .mat file.
         axes: of the variable, `HW` or `WH`; or `list`.
 
     Raises:
@@ -845,7 +839,6 @@ def read_scene_file(path: str | Path, faults: list[LandfuseError] | None = None)
     """Reads and checks a scene.yaml, or that of a folder; opens no raster.
 
     Args:
-        path: of either.
         faults: takes what is wrong with single keys, which are then left out, unless nothing is left without them.
 
     Raises:

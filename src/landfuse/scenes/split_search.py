@@ -72,7 +72,6 @@ def largest_blocks(scene: Scene, settings: Mapping[str, Any]) -> tuple[BlocksSpl
     """The split into the largest blocks that loses no class, or else fewest; see `search`.
 
     Args:
-        scene: with labels.
         settings: of the split, without its size.
 
     Returns:
@@ -101,7 +100,6 @@ def search(scenes: Sequence[Scene], split: Any) -> Found:
     Labels that came later are left out: they only train.
 
     Args:
-        scenes: with labels.
         split: blocks, polygons, or tiles that are not named.
     """
     labels = [scene.first_labels for scene in scenes]

@@ -58,8 +58,6 @@ def assign(scenes: Sequence[Scene], split: SplitSettings, read_mask: MaskReader 
     """Assigns a role to every labelled pixel.
 
     Args:
-        scenes: the tiles.
-        split: the rule.
         read_mask: reads the masks that the rule names.
 
     Returns:

@@ -95,7 +95,6 @@ def cube_rasters(
 
     Args:
         cube: with rows and columns, and possibly bands and `time`.
-        name: of it, for messages.
         variables: of a Dataset: which, in this order; by default all with rows and columns.
         without: of a Dataset: variables that are left out by default.
         store: the folder of the Zarr group that it was opened from.

@@ -70,8 +70,6 @@ class DatedRaster:
     """One date.
 
     Args:
-        day: of it.
-        raster: its bands.
         mask: where it is clear; None for everywhere.
     """
 
@@ -326,9 +324,7 @@ def series_of(
 
     Args:
         dates: at least one of them in a period; the others are left out.
-        periods: see `SeriesRaster`.
         names: of the bands of a date.
-        how: see `SeriesRaster`.
         wavelengths: of these bands, nm; for spectral indices, as is `sensor`.
         sensor: in words.
 

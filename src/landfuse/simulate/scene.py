@@ -108,8 +108,6 @@ def simulate(
     between flight lines) and `sar` (VV and VH intensity in dB, gamma speckle of `LOOKS` looks).
 
     Args:
-        height: rows.
-        width: columns.
         seed: of everything; the same seed gives the same pixels, in a scene of any size.
         hyperspectral_bands: bands of `hsi`.
         nodata_fraction: fraction of `height` without data, 0..1, in diagonal stripes.
@@ -139,10 +137,7 @@ def simulate_flat(height: int, width: int, bands: Mapping[str, int], seed: int =
     Its four classes are the fields of the chequers, so that a model can learn them; all of it is labelled.
 
     Args:
-        height: rows.
-        width: columns.
         bands: modality -> number of bands.
-        seed: of everything.
     """
     grid = Grid(height, width, (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_400_000.0), "EPSG:32632")
     modalities = {

@@ -74,8 +74,6 @@ def simulate_seasons(
     """A year of optical images (`s2`, reflectance of four bands) and SAR (`s1`, VV and VH in dB), and seven classes.
 
     Args:
-        height: rows.
-        width: columns.
         seed: of the ground and of what grows on it.
         year: of the dates; weather and the start of the season differ from year to year.
         clouds: fraction of the pixels of each optical date that are hidden, 0..1.

@@ -49,7 +49,6 @@ class MappedPixels:
     Args:
         window: what it holds, in the scene's pixels.
         tables: name -> (pixels, D) with the channels of a pixel side by side.
-        zooms: name -> zoom.
         valid: (height, width) bool, which pixels can be mapped (see `read_window`); needed for targets only.
     """
 
@@ -152,8 +151,6 @@ def read_mapped_pixels(
     """Reads and maps one window of a scene; it may reach beyond the scene's edges.
 
     Args:
-        scene: in whose pixels `window` is.
-        window: what is read.
         pixel_maps: name -> map, for the modalities to read.
         stand_ins: what takes the place of a modality without data; see `read_window`.
         marks_missing: NaN is where there is no data, and beyond the scene; see `FusionModel`.
@@ -189,7 +186,6 @@ def fit_pixel_maps(
     """Fits the pixel maps to the wanted pixels, reading block by block.
 
     Args:
-        scenes: the tiles.
         wanted: (H, W) per scene, true where a pixel may be looked at: the training pixels.
         settings: in the order of the modalities.
 

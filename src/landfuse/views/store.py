@@ -23,8 +23,6 @@ class Store:
     """Mapped scenes to gather from: held whole where they fit into memory, else by blocks, the latest used kept.
 
     Args:
-        scenes: the tiles.
-        pixel_maps: name -> map.
         reach: how far a view may extend beyond the pixel that it is asked for, px.
         memory: bytes that may be held.
         stand_ins: what takes the place of a modality without data; see `read_window`.
