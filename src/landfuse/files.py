@@ -103,7 +103,7 @@ def check_replaceable(path: str | Path, sign: str, overwrite: bool = False) -> N
     except OSError as error:
         raise unwritable(Path(path), error) from None
     if not (ours or overwrite):
-        raise not_ours(path, "landfuse did not write it, or it is a map of another model")
+        raise not_ours(path)
 
 
 def log_replaced(paths: Iterable[Path]) -> None:
@@ -113,7 +113,7 @@ def log_replaced(paths: Iterable[Path]) -> None:
         log.info("written again: %s", few(present))
 
 
-def not_ours(path: str | Path, why: str) -> OutputError:
+def not_ours(path: str | Path, why: str = "landfuse did not write it, or it is a map of another model") -> OutputError:
     """The error of a file that must not be replaced."""
     return OutputError(
         f"{path} is there already: {why}",

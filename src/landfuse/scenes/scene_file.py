@@ -558,8 +558,8 @@ class SceneFile:
         if grid is None:
             return None, faults
         legend = self.legend if settings.legend else Legend((LandClass("unknown", 0, "#000000"),))
-        sources = (str(self.path),)
-        return Scene(tile, grid, modalities, legend, read_labels, read_polygons, sources, read_first), faults
+        from_file = (str(self.path),)
+        return Scene(tile, grid, modalities, legend, read_labels, read_polygons, from_file, read_first), faults
 
     def _label_reader(
         self, tile: str, labels: LabelSettings, grid: Grid | None
