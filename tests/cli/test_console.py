@@ -93,6 +93,7 @@ def test_names_that_no_file_has(word: str, landfuse: Run) -> None:
         (["check", "scene.yaml", "--views", "7", "--views", "9"], "--views"),
         (["train", "recipe.yaml", "training.epochs=3", "training.epochs=4"], "training.epochs"),
         (["ablation", "a.yaml", "run=a", "run=b"], "run"),
+        (["reproduce", "houston2013", "model.trees=1", "model.trees=2"], "model.trees"),
         (["sample", "map.tif", "-o", "s.csv", "--expected", "3=.8", "--expected", "3=.9"], "3"),
         (["report", "run", "--bands", "a=1", "--bands", "a=2"], "a"),
     ],

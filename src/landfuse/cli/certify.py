@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Overwrite, Quiet, a_folder, hint, number, out, say, table, there, with_interval
+from landfuse.cli.console import Overwrite, Quiet, hint, into_folder, number, out, say, table, there, with_interval
 from landfuse.errors import SceneError
 from landfuse.files import write_results
 from landfuse.markup import percent
@@ -63,8 +63,7 @@ def certify(
         row = (f"{one.threshold:.3g}", percent(one.fraction), hectares, str(one.points), str(one.errors))
         shown.add_row(*row, number(one.bound), passed)
     out.print(shown)
-    for note in found.notes:
-        say(f"note: {note}")
+    say(*(f"note: {note}" for note in found.notes))
     if zone is None:
         raise SceneError(*found.refusal)
     with bar("writing, blocks", quiet) as advance:
@@ -84,10 +83,7 @@ def change(
     sample: Annotated[
         Path | None, typer.Argument(help="A sample of `sample BEFORE --with AFTER`, both references filled in.")
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder for the estimates as JSON and CSV.", callback=a_folder),
-    ] = None,
+    output: Annotated[Path | None, into_folder("Folder for the estimates as JSON and CSV.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Estimate the areas of change between two maps, from a reference sample; without one, say how the maps differ."""
@@ -129,8 +125,7 @@ def change(
             with_interval(c.producers),
         )
     out.print(shown)
-    for note in result.notes:
-        say(f"note: {note}")
+    say(*(f"note: {note}" for note in result.notes))
     if output is not None:
         write_results({output / "change.json": found.to_json(), output / "change.csv": result.to_csv()}, overwrite)
         say(f"estimates: {output / 'change.json'}")

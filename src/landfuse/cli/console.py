@@ -27,6 +27,7 @@ from landfuse.progress import bars
 
 if TYPE_CHECKING:
     from landfuse.accuracy.estimate import Estimate
+    from landfuse.download import Progress
     from landfuse.models.base import FusionModel
 
 log = logging.getLogger("landfuse")
@@ -46,6 +47,7 @@ OwnModel = Annotated[
     typer.Option("--model", help="A model of your own, package.module:Class; modules of the working directory too."),
 ]
 ScenePath = Annotated[Path, typer.Argument(help="The scene file (scene.yaml), or the folder that holds it.")]
+Block = Annotated[int, typer.Option(min=1, max=10**6, help="Side of the blocks of ground for the intervals, px.")]
 
 
 def once(pairs: list[str] | None) -> list[str] | None:
@@ -77,6 +79,26 @@ def a_folder(path: Path | None) -> Path | None:
         raise SettingsError(f"{path} is the name of a file", "a folder for several files", f"-o {path.with_suffix('')}")
     return path
 
+
+def assigned(words: str) -> Any:
+    """The argument of settings that win over a file, each once."""
+    return typer.Argument(help=words, callback=once)
+
+
+def into_folder(words: str) -> Any:
+    """The option of the folder for several files."""
+    return typer.Option("--output", "-o", help=words, callback=a_folder)
+
+
+RunPath = Annotated[Path, typer.Argument(help="The run folder.", callback=there)]
+RunMaps = Annotated[
+    Path | None,
+    typer.Option(
+        help="The run's map (.tif), or the folder of the tiles' maps; by default `maps` in the run folder, where "
+        "missing ones are made.",
+        callback=there,
+    ),
+]
 
 PANELS = {
     panel: names.split()
@@ -121,9 +143,10 @@ def own_model(place: str) -> type[FusionModel]:
     return imported(place)
 
 
-def say(line: str) -> None:
-    """Prints one line, whatever the width and whatever brackets a path holds."""
-    out.print(line, markup=False, soft_wrap=True)
+def say(*lines: str) -> None:
+    """Prints lines, whatever the width and whatever brackets a path holds."""
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
 
 
 def number(value: Any, form: str = ".4f") -> str:
@@ -157,6 +180,13 @@ def print_scores(scores: dict[str, float], classes: Sequence[Mapping[str, object
     out.print("  ".join(f"{name} {number(scores[name])}" for name in ("OA", "AA", "kappa", "mF1", "mIoU")))
     if scores.get("unmapped"):
         out.print(f"{percent(scores['unmapped'])} of the labelled pixels have no class in the map; they are not scored")
+
+
+@contextmanager
+def downloads(quiet: bool) -> Iterator[Callable[[str], Progress]]:
+    """Shows downloads in MB; yields what makes the progress of a file by its name."""
+    with bars(quiet) as update:
+        yield lambda name: lambda done, total: update(f"{name}, MB", done // 10**6, max(1, total // 10**6))
 
 
 @dataclass(frozen=True)

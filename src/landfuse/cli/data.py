@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from landfuse.cli.console import Overwrite, Quiet, ScenePath, hint, out, say, table
+from landfuse.cli.console import Overwrite, Quiet, ScenePath, downloads, hint, out, say, table
 from landfuse.errors import SettingsError, few_alike
 from landfuse.files import to_json
 from landfuse.markup import percent
@@ -173,7 +173,6 @@ def fetch(
     Data go into the folder that LANDFUSE_DATA names, by default the user's cache folder. An interrupted download goes
     on by the same command; what is there is not fetched again.
     """
-    from landfuse.download import Progress
     from landfuse.scenes.benchmarks import place_folder, places, recipes
     from landfuse.scenes.fetch import fetch as get
     from landfuse.scenes.scene_file import read_scene_file
@@ -192,11 +191,7 @@ def fetch(
         if getattr(settings, what):
             say(f"{what + ':':9} {getattr(settings, what)}")
     say(f"folder:   {file.root}")
-    with bars(quiet) as update:
-
-        def progress(name: str) -> Progress:
-            return lambda done, total: update(f"{name}, MB", done // 10**6, max(1, total // 10**6))
-
+    with downloads(quiet) as progress:
         result = get(file, progress)
     for name in result.downloaded:
         say(f"fetched:  {name}")

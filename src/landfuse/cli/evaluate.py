@@ -10,10 +10,11 @@ import typer
 from rich.markup import escape
 
 from landfuse.cli.console import (
+    Block,
     Overwrite,
     Quiet,
-    a_folder,
     hint,
+    into_folder,
     number,
     once,
     out,
@@ -46,13 +47,8 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option(help="Another map of the scene: is the first one better?", callback=there)
     ] = None,
-    block: Annotated[int, typer.Option(min=1, max=10**6, help="Side of the blocks of ground, px.")] = 64,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Folder for the scores as JSON and CSV, and pictures (PNG).", callback=a_folder
-        ),
-    ] = None,
+    block: Block = 64,
+    output: Annotated[Path | None, into_folder("Folder for the scores as JSON and CSV, and pictures (PNG).")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -78,8 +74,7 @@ def evaluate(
     print_scores(
         result.confusion.scores(), result.confusion.per_class(result.legend.names), f"{maps}: {result.role} pixels"
     )
-    for note in result.notes:
-        say(f"note: {note}")
+    say(*(f"note: {note}" for note in result.notes))
     found = result.intervals() if intervals else None
     differences = result.differences() if against is not None else None
     if found is not None:
@@ -131,8 +126,7 @@ def _print_estimate(maps: Path, sample: Path, design: str | None, output: Path |
         shown.add_row(*row, *([with_interval(c.hectares, ",.1f")] if c.hectares else []))
     out.print(shown)
     out.print(f"overall accuracy {with_interval(result.overall)}")
-    for note in result.notes:
-        say(f"note: {note}")
+    say(*(f"note: {note}" for note in result.notes))
     if output is not None:
         from landfuse.accuracy.bootstrap import Interval
         from landfuse.figures.figures import areas_figure, save

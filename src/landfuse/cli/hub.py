@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import Quiet, a_folder, hint, say, there
-from landfuse.progress import bars, err
+from landfuse.cli.console import Quiet, downloads, hint, into_folder, say, there
+from landfuse.progress import err
 
 
 def push(
@@ -62,21 +62,14 @@ def push(
 
 def pull(
     repository: Annotated[str, typer.Argument(help="owner/name, or owner/name@revision: a branch, tag or commit.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A new folder; by default NAME.", callback=a_folder)
-    ] = None,
+    output: Annotated[Path | None, into_folder("A new folder; by default NAME.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Download a model that `push` uploaded, and check it; the same command continues an interrupted download."""
-    from landfuse.download import Progress
     from landfuse.interop.hub import pull as download
     from landfuse.mapping.memory import in_bytes
 
-    with bars(quiet) as update:
-
-        def progress(name: str) -> Progress:
-            return lambda done, total: update(f"{name}, MB", done // 10**6, max(1, total // 10**6))
-
+    with downloads(quiet) as progress:
         folder = download(repository, output, progress=progress)
     onnx = folder / "model.onnx"  # runs everywhere
     hint("landfuse", "predict", onnx if onnx.exists() else folder, "SCENE", "-o", "map.tif")

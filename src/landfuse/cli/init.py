@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from landfuse.cli.console import Overwrite, Quiet, a_folder, hint, modules_here, number, out, say, table
+from landfuse.cli.console import Overwrite, Quiet, hint, into_folder, modules_here, number, out, say, table
 from landfuse.errors import SceneError, SettingsError
 from landfuse.progress import err
 
@@ -59,9 +59,7 @@ def init(
             help="A function that signs the address of a file: package.module:function, also of the working directory."
         ),
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for scene.yaml and recipe.yaml.", callback=a_folder)
-    ] = Path(),
+    output: Annotated[Path, into_folder("Folder for scene.yaml and recipe.yaml.")] = Path(),
 ) -> None:
     """Write a scene file and a recipe for a folder of files, with the reason of each choice, and check the scene.
 
@@ -129,7 +127,7 @@ def _area(bbox: str | None, area: Path | None, labels: Path | None) -> tuple[flo
 
 def map(
     places: Places,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all results.", callback=a_folder)],
+    output: Annotated[Path, into_folder("Folder for all results.")],
     labels: LabelFile = None,
     label_column: LabelColumn = None,
     quiet: Quiet = False,
@@ -163,8 +161,7 @@ def _write(
 
     asks = _ask if sys.stdin.isatty() and err.is_terminal else None
     found = propose(places, output, labels=labels, column=column, choose=asks, catalog=catalog)
-    for note in found.notes:
-        say(f"note: {note}")
+    say(*(f"note: {note}" for note in found.notes))
     if train and found.file.settings.labels is None:
         raise SceneError("there are no labels to train by", "a raster of classes or polygons", "name them by --labels")
     scene, recipe = found.write()

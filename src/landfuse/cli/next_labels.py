@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Overwrite, Quiet, ScenePath, hint, out, say, table, there
+from landfuse.cli.console import Overwrite, Quiet, RunMaps, RunPath, ScenePath, hint, out, say, table
 from landfuse.files import check_replaceable
 from landfuse.progress import bars
 
 
 def next(
-    run: Annotated[Path, typer.Argument(help="The run folder.", callback=there)],
+    run: RunPath,
     scene: ScenePath,
     n: Annotated[int, typer.Option("-n", "--points", min=2, max=10_000, help="Places to label.")] = 50,
     output: Annotated[
@@ -34,14 +34,7 @@ def next(
             "default they are spread over the scene."
         ),
     ] = None,
-    maps: Annotated[
-        Path | None,
-        typer.Option(
-            help="The run's map (.tif), or the folder of the tiles' maps; by default `maps` in the run folder, where "
-            "missing ones are made.",
-            callback=there,
-        ),
-    ] = None,
+    maps: RunMaps = None,
     tile: Annotated[str | None, typer.Option(help="Take this tile only.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed draws the same places.")] = 0,
     picture: Annotated[bool, typer.Option(help="Also write a picture (.png) of the places on the map.")] = False,

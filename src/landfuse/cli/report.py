@@ -7,24 +7,17 @@ from typing import Annotated
 
 import typer
 
-from landfuse.cli.console import Overwrite, Quiet, hint, once, say, there
+from landfuse.cli.console import Block, Overwrite, Quiet, RunMaps, RunPath, hint, once, say, there
 from landfuse.errors import SettingsError
 from landfuse.progress import bars
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The run folder.", callback=there)],
+    run: RunPath,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The page (.html); by default report.html in the run folder.")
     ] = None,
-    maps: Annotated[
-        Path | None,
-        typer.Option(
-            help="The map (.tif), or the folder of the tiles' maps; by default `maps` in the run folder, where missing "
-            "ones are made.",
-            callback=there,
-        ),
-    ] = None,
+    maps: RunMaps = None,
     scene: Annotated[
         Path | None, typer.Option(help="The scene file, if it has moved since the training.", callback=there)
     ] = None,
@@ -34,9 +27,7 @@ def report(
             help="How to show a modality, e.g. s2=4,3,2 (red, green, blue) or hsi=30; once per modality.", callback=once
         ),
     ] = None,
-    block: Annotated[
-        int, typer.Option(min=1, max=10**6, help="Side of the blocks of ground for the intervals, px.")
-    ] = 64,
+    block: Block = 64,
     sample: Annotated[
         Path | None,
         typer.Option(

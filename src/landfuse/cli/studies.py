@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from landfuse.cli.console import Overwrite, Quiet, ScenePath, a_folder, hint, number, once, out, say, table, there
+from landfuse.cli.console import (
+    Overwrite,
+    Quiet,
+    ScenePath,
+    assigned,
+    hint,
+    into_folder,
+    number,
+    out,
+    say,
+    table,
+    there,
+)
 from landfuse.errors import SettingsError
 from landfuse.markup import percent
 from landfuse.progress import bar
@@ -20,21 +32,15 @@ if TYPE_CHECKING:
     from landfuse.studies.compare import Comparison, Spread
     from landfuse.studies.modalities import ModalityTable
 
+_COMPARISON = "Folder for JSON, CSV, LaTeX, a picture of the differences, and the ledger runs.csv."
+
 
 def compare(
     runs: Annotated[
         list[Path], typer.Argument(help="Run folders, or folders of runs; the first is the reference.", callback=there)
     ],
     classes: Annotated[bool, typer.Option("--classes", help="Also print the F1 and IoU of each class.")] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Folder for JSON, CSV, LaTeX, a picture of the differences, and the ledger runs.csv.",
-            callback=a_folder,
-        ),
-    ] = None,
+    output: Annotated[Path | None, into_folder(_COMPARISON)] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -42,17 +48,15 @@ def compare(
     with bar("comparing the runs", quiet) as advance:
         advance(0, 0)
         from landfuse.studies.compare import compare as run_comparison
-        from landfuse.studies.tables import save
 
         result = run_comparison(runs)
-    print_comparison(result, classes=classes)
-    if output is not None:
-        for path in save(result, output, overwrite=overwrite):
-            say(f"comparison: {path}")
+    print_comparison(result, output, classes=classes, overwrite=overwrite)
 
 
-def print_comparison(result: Comparison, *, classes: bool = False) -> None:
-    """Prints the tables of a comparison, on request with the scores of each class."""
+def print_comparison(
+    result: Comparison, output: Path | None = None, *, classes: bool = False, overwrite: bool = False
+) -> None:
+    """Prints the tables of a comparison, on request with the scores of each class, and writes them into a folder."""
     titles = ["recipe", "n", *result.recipes[0].scores]
     shown = table("test split: mean ± standard deviation over n runs", titles, left=["recipe"])
     for recipe in result.recipes:
@@ -75,9 +79,13 @@ def print_comparison(result: Comparison, *, classes: bool = False) -> None:
         _print_classes(result)
     if result.differences:
         _print_differences(result)
-    for note in result.notes:
-        say(f"note: {note}")
+    say(*(f"note: {note}" for note in result.notes))
     hint("landfuse", "report", result.recipes[0].runs[0].folder)
+    if output is not None:
+        from landfuse.studies.tables import save
+
+        for path in save(result, output, overwrite=overwrite):
+            say(f"comparison: {path}")
 
 
 def _print_classes(result: Comparison) -> None:
@@ -116,20 +124,14 @@ def _spread(value: Spread) -> str:
 def ablation(
     file: Annotated[Path, typer.Argument(help="The ablation (YAML): a recipe, and what each variant changes in it.")],
     assignments: Annotated[
-        list[str] | None,
-        typer.Argument(help="Settings that win over all variants, e.g. training.epochs=5 run=runs/a.", callback=once),
+        list[str] | None, assigned("Settings that win over all variants, e.g. training.epochs=5 run=runs/a.")
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Take only this variant; may be given several times. By default all.")
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, e.g. 0..4 or 0,3,5; by default the file's.")] = None,
     folds: Annotated[str | None, typer.Option(help="Folds, e.g. 0..4; by default the file's.")] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Folder for the comparison as JSON, CSV, LaTeX and a picture.", callback=a_folder
-        ),
-    ] = None,
+    output: Annotated[Path | None, into_folder(_COMPARISON)] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -142,19 +144,15 @@ def ablation(
     """
     read_yaml(file)  # what is refused at once needs no torch
     from landfuse.studies.ablation import ablate
-    from landfuse.studies.tables import save
 
     result = ablate(file, assignments or (), only=only or (), seeds=seeds, folds=folds, quiet=quiet, report=say)
-    print_comparison(result)
-    if output is not None:
-        for path in save(result, output, overwrite=overwrite):
-            say(f"comparison: {path}")
+    print_comparison(result, output, overwrite=overwrite)
 
 
 def reproduce(
     place: Annotated[str, typer.Argument(help="A benchmark place (see `landfuse fetch`), or its folder.")],
     assignments: Annotated[
-        list[str] | None, typer.Argument(help="Settings that win over every recipe, e.g. training.epochs=20.")
+        list[str] | None, assigned("Settings that win over every recipe, e.g. training.epochs=20.")
     ] = None,
     methods: Annotated[
         str, typer.Option(help="Recipes of the place, by name, separated by commas.")
@@ -162,10 +160,7 @@ def reproduce(
     seeds: Annotated[
         int, typer.Option(min=1, max=1000, help="Runs per method and split: 5 takes the seeds 0 to 4.")
     ] = 5,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder of all runs; by default runs/reproduce-PLACE.", callback=a_folder),
-    ] = None,
+    output: Annotated[Path | None, into_folder("Folder of all runs; by default runs/reproduce-PLACE.")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -267,8 +262,7 @@ def _print_modalities(found: ModalityTable) -> None:
         if row.scores["unmapped"] and row.how != "all":
             lost = percent(row.scores["unmapped"])
             say(f"note: without {' + '.join(row.withheld)}, {lost} of the pixels have no class")
-    for note in found.notes:
-        say(f"note: {note}")
+    say(*(f"note: {note}" for note in found.notes))
 
 
 def audit(
@@ -282,10 +276,7 @@ def audit(
         int, typer.Option(min=1, max=10_000, help="Side of the blocks that cut labelled regions of rasters, px.")
     ] = 32,
     pictures: Annotated[int, typer.Option(min=0, max=1000, help="Labels on the page, the most doubtful first.")] = 100,
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Folder of labels.csv, labels.gpkg and labels.html.", callback=a_folder),
-    ] = Path("audit"),
+    output: Annotated[Path, into_folder("Folder of labels.csv, labels.gpkg and labels.html.")] = Path("audit"),
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -306,8 +297,7 @@ def audit(
         shown.add_row(*map(escape, cells), number(row.score, ".3f"), f"{row.pixels:,}", percent(row.disagree))
     out.print(shown)
     say(f"{found.doubtful:,} of {len(found.rows):,} labels are more probably of another class than their own")
-    for note in found.notes:
-        say(f"note: {note}")
+    say(*(f"note: {note}" for note in found.notes))
     for path in found.save(output, pictures=pictures, overwrite=overwrite):
         say(f"labels: {path}")
     hint(f"look at {output / 'labels.html'}, and correct in your own file what is wrong")

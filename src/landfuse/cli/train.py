@@ -13,10 +13,10 @@ from landfuse.cli.console import (
     Overwrite,
     OwnModel,
     Quiet,
-    a_folder,
+    assigned,
     hint,
+    into_folder,
     number,
-    once,
     out,
     own_model,
     print_scores,
@@ -33,8 +33,7 @@ from landfuse.progress import bar
 def train(
     recipe: Annotated[Path, typer.Argument(help="The recipe (YAML): one file is one run.")],
     assignments: Annotated[
-        list[str] | None,
-        typer.Argument(help="Settings that win over the file, e.g. training.epochs=20 run=runs/a.", callback=once),
+        list[str] | None, assigned("Settings that win over the file, e.g. training.epochs=20 run=runs/a.")
     ] = None,
     seeds: Annotated[
         str | None, typer.Option(help="A run per seed, e.g. 0..4 or 0,3,5; by default the recipe's training.seed.")
@@ -111,9 +110,7 @@ def _train_series(
 
 def export(
     bundle: Annotated[Path, typer.Argument(help="The bundle, or the run folder that holds it.", callback=there)],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The folder of a new bundle.", callback=a_folder)
-    ] = None,
+    output: Annotated[Path | None, into_folder("The folder of a new bundle.")] = None,
     onnx: Annotated[
         Path | None, typer.Option("--onnx", help="An ONNX file, which maps without torch, here and in other programs.")
     ] = None,
@@ -160,12 +157,8 @@ def import_(
     recipe: Annotated[
         Path, typer.Argument(help="A recipe of the method: its scene, pixel maps (`given` or `none`), view and core.")
     ],
-    assignments: Annotated[
-        list[str] | None, typer.Argument(help="Settings that win over the file, e.g. model.core=192.", callback=once)
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the bundle.", callback=a_folder)] = Path(
-        "bundle"
-    ),
+    assignments: Annotated[list[str] | None, assigned("Settings that win over the file, e.g. model.core=192.")] = None,
+    output: Annotated[Path, into_folder("The folder of the bundle.")] = Path("bundle"),
     overwrite: Overwrite = False,
 ) -> None:
     """Make a bundle of a checkpoint that the authors of a method trained with their own code.
