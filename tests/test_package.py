@@ -134,7 +134,8 @@ def test_without_the_extras_one_message_names_what_to_install(place: Path, tmp_p
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_EXTRAS + NEEDS, str(tmp_path)], capture_output=True, text=True, check=False
     )
-    needed = ["2", "Bundle", "FusionModel", "Modality", "load_bundle", 'pip install "landfuse[train]"', "pull", "push"]
+    needed = ["2", "Bundle", "FusionModel", "Modality", "audit", "load_bundle"]
+    needed += ['pip install "landfuse[train]"', "pull", "push"]
     assert "which training and networks need" in done.stderr
     assert done.stdout.strip() == "|".join(needed), done.stderr
 

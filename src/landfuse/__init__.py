@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from landfuse.accuracy.evaluate import evaluate as evaluate
     from landfuse.accuracy.from_sample import evaluate_sample as evaluate_sample
     from landfuse.api import Classifier as Classifier
-    from landfuse.api import audit as audit
     from landfuse.api import load as load
     from landfuse.api import plot as plot
     from landfuse.api import predict as predict
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from landfuse.scenes.scene_file import open_scene as open_scene
     from landfuse.scenes.scene_file import open_scenes as open_scenes
     from landfuse.series.cubes import with_dates as with_dates
+    from landfuse.studies.label_audit import audit as audit
     from landfuse.studies.next_labels import next_labels as next_labels
     from landfuse.training.recipe import Recipe as Recipe
     from landfuse.training.recipe import read_recipe as read_recipe
@@ -77,7 +77,7 @@ _HOMES = {
     "Recipe": "training.recipe",
     "Scene": "scenes.scene",
     "Window": "rasters.windows",
-    "audit": "api",
+    "audit": "studies.label_audit",
     "certify": "accuracy.certify",
     "change": "accuracy.change",
     "check": "scenes.check",

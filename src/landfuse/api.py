@@ -62,7 +62,6 @@ from landfuse.training.settings import SampleSettings, TrainingSettings
 if TYPE_CHECKING:  # imported where they are used: a picture or a map by other means than torch needs none
     from landfuse.bundles.bundle import Bundle
     from landfuse.models.base import FusionModel
-    from landfuse.studies.label_audit import LabelAudit
 
 log = logging.getLogger("landfuse")
 
@@ -623,41 +622,6 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True)
     bundle = train_recipe(recipe, *assignments, progress=progress)
     folder = Path(recipe.run or "runs/unnamed")
     return _fitted(bundle, read_run(folder) if (folder / "scores.json").exists() else None)
-
-
-def audit(
-    scene: str | Path | Scene | Sequence[Scene],
-    recipe: str | Path | Recipe | None = None,
-    *,
-    folds: int = 5,
-    side: int = 32,
-    folder: str | Path | None = None,
-    progress: bool = True,
-) -> LabelAudit:
-    """Ranks the labels of a scene by how probably they are wrong. Changes none.
-
-    Args:
-        scene: a scene file, or opened tiles, with labels of two classes or more.
-        recipe: names the model and how it is trained; by default a random forest. Its own scene is not used.
-        folds: models that are trained, each on the other folds' labels.
-        side: of the blocks of ground by which labelled regions are cut, px, where labels are no polygons.
-        folder: where the models of finished folds are kept until all are, so that the same call goes on after an
-            interruption; by default none is kept.
-        progress: show progress bars.
-
-    Raises:
-        SceneError: if there are no labels, or all are of one class.
-        SplitError: if the labels lie in fewer polygons, tiles or blocks than there are folds.
-        LandfuseError: whatever else is wrong with scene or recipe.
-
-    Examples:
-        >>> audit = lf.audit("scene.yaml", folds=2, progress=False)
-        >>> audit.rows[0].rank, audit.rows[0].tile, len(audit.rows) > 10
-        (1, 'chequers', True)
-    """
-    from landfuse.studies.label_audit import audit as judge
-
-    return judge(scene, recipe, folds=folds, side=side, folder=folder, progress=progress)
 
 
 def predict(

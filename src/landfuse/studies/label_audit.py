@@ -149,15 +149,26 @@ def audit(
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> LabelAudit:
-    """See `landfuse.audit`.
+    """Ranks the labels of a scene by how probably they are wrong. Changes none.
 
     Args:
-        scene: a scene file, or opened tiles.
-        recipe: names another model than a random forest.
-        folds: models that are trained.
-        side: of the blocks of ground by which labelled regions are cut, px.
-        folder: where the models of finished folds are kept until all are.
+        scene: a scene file, or opened tiles, with labels of two classes or more.
+        recipe: names the model and how it is trained; by default a random forest. Its own scene is not used.
+        folds: models that are trained, each on the other folds' labels.
+        side: of the blocks of ground by which labelled regions are cut, px, where labels are no polygons.
+        folder: where the models of finished folds are kept until all are, so that the same call goes on after an
+            interruption; by default none is kept.
         progress: show progress bars.
+
+    Raises:
+        SceneError: if there are no labels, or all are of one class.
+        SplitError: if the labels lie in fewer polygons, tiles or blocks than there are folds.
+        LandfuseError: whatever else is wrong with scene or recipe.
+
+    Examples:
+        >>> audit = lf.audit("scene.yaml", folds=2, progress=False)
+        >>> audit.rows[0].rank, audit.rows[0].tile, len(audit.rows) > 10
+        (1, 'chequers', True)
     """
     file = read_scene_file(scene) if isinstance(scene, str | Path) else None
     own = recipe if isinstance(recipe, Recipe) else read_recipe(recipe) if recipe is not None else None
