@@ -58,7 +58,7 @@ def read(place: Path, tmp_path: Path) -> Read:
 
 
 def base_of(recipe: Recipe) -> TrainingData:
-    return read_training_data(recipe, recipe.read_scene())
+    return read_training_data(recipe)
 
 
 def pretrained(recipe: Recipe, base: TrainingData | None = None) -> Any:

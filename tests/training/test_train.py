@@ -324,7 +324,7 @@ def test_nothing_of_the_test_split_gets_into_the_bundle(place: Path, write: Writ
     """Here a forest sees single pixels: other values and labels under test and validation change no byte of it."""
     forest = {"name": "forest", "trees": 5, "context": []}
     recipe, scene = read_recipe(write()), lf.open_scene(place)
-    (roles,) = read_training_data(recipe, recipe.read_scene()).roles
+    (roles,) = read_training_data(recipe).roles
     write_raster(tmp_path / "roles.tif", scene.grid, roles)
     text = yaml.safe_load((place / "scene.yaml").read_text())
     text["split"] = {"kind": "roles", "path": str(tmp_path / "roles.tif")}

@@ -23,7 +23,6 @@ from landfuse.errors import SettingsError, SplitError
 from landfuse.legend import UNLABELLED
 from landfuse.mapping.engine import map_array
 from landfuse.scenes.scene import Scene
-from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.split_rules import TEST
 from landfuse.simulate.scene import simulate_flat
 from landfuse.studies.compare import compare
@@ -158,10 +157,10 @@ def test_refused_before_anything_is_trained(place: Path, tmp_path: Path, monkeyp
             train(write(tmp_path, place / "scene.yaml", split=split), progress=False)
     whole = train_module.read_training_data
 
-    def read(recipe: Recipe, file: SceneFile) -> TrainingData:
+    def read(recipe: Recipe) -> TrainingData:
         if recipe.split == {"folds": 2, "fold": 1}:
             raise SplitError("the class `x` has no training pixel", "some", "change the split")
-        return whole(recipe, file)
+        return whole(recipe)
 
     monkeypatch.setattr(train_module, "read_training_data", read)
     with pytest.raises(SplitError, match="with fold 1 as the test, the class `x` has no training pixel"):

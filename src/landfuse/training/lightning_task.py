@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import logging
 import math
@@ -24,11 +23,10 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from landfuse.accuracy.confusion import Confusion
-from landfuse.files import whole_file
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import FusionModel
 from landfuse.progress import Meter
-from landfuse.training.run import memory_words, read_history
+from landfuse.training.run import memory_words, read_history, write_history
 from landfuse.training.samples import Sample
 from landfuse.training.settings import TrainingSettings
 
@@ -227,12 +225,7 @@ class History(Callback):
             return
         rows = [row for row in read_history(self.path) if row["epoch"] < trainer.current_epoch]
         measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        rows.append({"epoch": float(trainer.current_epoch), **measured})
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        with whole_file(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_history(self.path, [*rows, {"epoch": float(trainer.current_epoch), **measured}])
 
 
 class Epochs(Callback):

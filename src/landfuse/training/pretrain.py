@@ -6,7 +6,6 @@ The run folder gets `denoiser/`, `pretrain.csv` (losses, balance, and what a lin
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
@@ -25,13 +24,12 @@ from landfuse.diffusion.tiles import fingerprint
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser, constant, load_denoiser, own_maps
 from landfuse.errors import LandfuseError, ModelError, SettingsError
 from landfuse.figures.figures import balance_figure, save
-from landfuse.files import whole_file
 from landfuse.kernels.gpu import default_device
 from landfuse.markup import percent
 from landfuse.scenes.split_rules import CALIBRATION, TEST, TRAIN, VALIDATION
 from landfuse.training.checkpoints import read_checkpoint, write_checkpoint
 from landfuse.training.linear_probe import LinearProbe
-from landfuse.training.run import read_history
+from landfuse.training.run import read_history, write_history
 from landfuse.training.training_data import TrainingData
 from landfuse.views.store import Store
 
@@ -191,7 +189,7 @@ def _fit(
         if probe is not None and due > probed:
             row, probed = {**row, **probe(training.denoiser)}, due
         rows.append({"step": float(step), **row})
-        _write(table, rows)
+        write_history(table, rows)
         progress(step, total, f"loss {row['loss']:.3f}")
         if time.monotonic() - last > _BETWEEN_CHECKPOINTS:
             keep()
@@ -206,14 +204,6 @@ def _fit(
         keep()  # the step that failed has changed nothing
         raise
     return rows
-
-
-def _write(path: Path, rows: Sequence[dict[str, float]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def facts_of(denoiser: TrainedDenoiser) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 import pydantic
 
 from landfuse.errors import BundleError, MissingFileError, OutputError, SettingsError
-from landfuse.files import to_json, write_text
+from landfuse.files import to_json, whole_file, write_text
 from landfuse.legend import nfc
 from landfuse.mapping.memory import in_bytes
 from landfuse.markup import percent, table
@@ -300,6 +300,15 @@ def read_history(path: Path, key: str = "epoch") -> list[dict[str, float]]:
             f"{path} cannot be read: {error}", "a table of numbers, as it was written", "restore it, or remove it"
         ) from None
     return rows
+
+
+def write_history(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Writes rows as `read_history` reads them, under the keys of all of them."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def saw(how: str, seen: Sequence[str], withheld: Sequence[str]) -> str:

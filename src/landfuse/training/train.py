@@ -82,7 +82,7 @@ def train(recipe: Recipe | str | Path, *assignments: str, progress: bool = True,
         recipe = read_recipe(recipe, assignments)
     elif assignments:
         raise SettingsError("assignments go with the path of a recipe", "a path", "use read_recipe(path, assignments)")
-    return train_on(recipe, lambda own: read_training_data(own, own.read_scene()), progress=progress, restart=restart)
+    return train_on(recipe, read_training_data, progress=progress, restart=restart)
 
 
 def train_on(
@@ -97,9 +97,8 @@ def train_on(
         restart: delete the run that the folder holds, and train again.
     """
     run = Path(recipe.run or "runs/unnamed")
-    further = (
-        getattr(rank_zero_only, "rank", 0) or os.environ.get("NODE_RANK", "0") != "0"
-    )  # of several; the first one holds the run
+    # A process of several but the first one, which holds the run.
+    further = bool(getattr(rank_zero_only, "rank", 0)) or os.environ.get("NODE_RANK", "0") != "0"
     with ExitStack() as stack:
         if not further and (restart or not (run / "scores.json").exists()):
             stack.enter_context(held(run, "training"))
@@ -117,7 +116,7 @@ def train_on(
             if recipe.training.use == "all":
                 folds = _train_folds(recipe, data, read, run, progress)
                 data = replace(data, roles=[all_train(scene.labels) for scene in data.scenes])
-            meter = stack.enter_context(bars(not progress or bool(further), _PARTS))
+            meter = stack.enter_context(bars(not progress or further, _PARTS))
             return _train(recipe, data, run, meter, folds)
         except BaseException:
             learnt = [*run.glob("checkpoints/*last.ckpt"), *run.glob("checkpoints/*denoiser.pt")]  # or the one before
@@ -126,11 +125,7 @@ def train_on(
             raise
 
 
-def check_data(
-    recipe: Recipe,
-    run: Path,
-    read: Callable[[Recipe], TrainingData] = lambda own: read_training_data(own, own.read_scene()),
-) -> None:
+def check_data(recipe: Recipe, run: Path, read: Callable[[Recipe], TrainingData] = read_training_data) -> None:
     """Compares the data of a run that has ended with those that it was trained on; see `remember`."""
     if not recipe.scene.startswith(ARRAYS):  # of arrays, the recipe holds the digest
         noted = (run / "inputs.json").exists()
@@ -150,11 +145,6 @@ _PARTS = {
 
 Progress = Callable[[int, int], None]
 """Called with the pixels done, and those of all scenes."""
-
-
-def _silent(done: int, total: int) -> None:
-    """Shows no progress."""
-
 
 _COMPARED = 20_000
 """Pixels whose dissimilarity is compared with their errors, at most."""
@@ -194,7 +184,7 @@ class _HeldOut:
         classifier: Bundle,
         data: TrainingData,
         options: MapOptions,
-        progress: Progress = _silent,
+        progress: Progress = lambda done, total: None,
         role: int = TEST,
     ) -> None:
         """Maps and counts the test pixels, or those of another role."""
@@ -442,7 +432,7 @@ def score_role(
     role: int,
     options: MapOptions = MapOptions(),  # noqa: B008  (frozen)
     watch: Callable[[NDArray[np.float32], NDArray[np.uint8], Take], None] = lambda logits, truth, take: None,
-    progress: Progress = _silent,
+    progress: Progress = lambda done, total: None,
     maps: Sequence[NDArray[np.uint8]] = (),
 ) -> Confusion:
     """Maps the pixels of a role with the mapping engine and scores them, as a map of the scene would score.

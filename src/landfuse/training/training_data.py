@@ -14,7 +14,6 @@ from landfuse.legend import UNLABELLED, Legend
 from landfuse.models import MODELS
 from landfuse.rasters.windows import blocks
 from landfuse.scenes.scene import Scene
-from landfuse.scenes.scene_file import SceneFile
 from landfuse.scenes.split_rules import TRAIN, Roles, SplitSettings
 from landfuse.scenes.splits import counts_per_class, roles_digest
 from landfuse.training.recipe import Recipe
@@ -79,13 +78,14 @@ class TrainingData:
         return any((roles == role).any() for roles in self.roles)
 
 
-def read_training_data(recipe: Recipe, file: SceneFile) -> TrainingData:
+def read_training_data(recipe: Recipe) -> TrainingData:
     """Opens the scenes of a recipe and gives every pixel its role.
 
     Raises:
         FaultsError: if scenes cannot be opened, or their modalities differ in bands or data type.
         SplitError: if a class has no training pixel, or there is no split.
     """
+    file = recipe.read_scene()
     scenes = file.scenes(recipe.modalities)
     _alike(scenes)
     split = recipe.split_of(file)
