@@ -342,12 +342,3 @@ def test_a_broken_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "denoiser.json").write_text(json.dumps({**words, "base": 16}))
     with pytest.raises(BundleError, match="is broken"):
         load_denoiser(tmp_path)
-
-
-def test_a_scene_of_another_kind_is_refused() -> None:
-    made = untrained(noisy_scene())
-    made.check(noisy_scene())
-    with pytest.raises(BundleError, match="has 3 bands"):
-        made.check(noisy_scene(bands=3))
-    with pytest.raises(BundleError, match="no modality `height`"):
-        made.check(scene_of({"hsi": np.zeros((4, 8, 8), np.float32)}))

@@ -229,17 +229,17 @@ def test_chosen_levels_are_those_among_all(
 
 def test_what_a_model_has_to_know_of_them(scene: Scene, denoiser: TrainedDenoiser, tmp_path: Path) -> None:
     both = DiffusionFeatures(denoiser, settings(tmp_path))
-    assert both.channels == {"diffusion_1": 16, "diffusion_2": 32, "diffusion_3": 32}
+    channels = {"diffusion_1": 16, "diffusion_2": 32, "diffusion_3": 32}
     info = scene.modalities["hsi"].info
     made = both.of(scene)
     assert {name: part.info for name, part in made.items()} == {
         name: ModalityInfo(bands, "float16", "activation", 1, info.metres, info.pixel)
-        for name, bands in both.channels.items()
+        for name, bands in channels.items()
     }
     for name, part in made.items():
         assert part.raster.grid == scene.grid
         assert scene.name in part.raster.path
-        assert part.raster.read(Window(3, 4, 5, 6)).shape == (both.channels[name], 5, 6)
+        assert part.raster.read(Window(3, 4, 5, 6)).shape == (channels[name], 5, 6)
 
 
 def test_noise_is_a_function_of_place(denoiser: TrainedDenoiser) -> None:

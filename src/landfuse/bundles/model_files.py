@@ -18,12 +18,14 @@ from pydantic import Field
 from safetensors import SafetensorError
 
 from landfuse.bundles.description import FORMAT, ModelSpec
+from landfuse.diffusion.settings import FeatureSettings
 from landfuse.errors import BundleError
 from landfuse.files import sha256_of
 from landfuse.legend import LandClass, Legend
 from landfuse.models import SETTINGS
 from landfuse.rasters.windows import CoreWeights
 from landfuse.scenes.scene import ModalityInfo
+from landfuse.settings import parse
 
 if TYPE_CHECKING:
     from landfuse.models.base import FusionModel
@@ -76,6 +78,12 @@ class ModelFile(_Part):
     notes: dict[str, dict[str, Any]] = {}
     denoiser: dict[str, Any] | None = None
     features: dict[str, Any] | None = None
+
+    @property
+    def needed(self) -> dict[str, ModalityInfo]:
+        """What a scene must have: all modalities but those that are computed from it."""
+        computed = parse(FeatureSettings, self.features, "the features").names if self.features else ()
+        return {name: info for name, info in self.modalities.items() if name not in computed}
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> ModelFile:

@@ -112,17 +112,14 @@ class OnnxModel:
                 "export it again from its bundle; a file of another program cannot be mapped with",
             )
         self.file = known = parse_json(properties[PROPERTY], path, OnnxFile)
-        self.part, self._denoiser, self._features = known.onnx, properties.get(DENOISER, ""), known.features
+        self.part, self._denoiser, self._graph = known.onnx, properties.get(DENOISER, ""), properties.get(GRAPH)
         if self.part.format > FORMAT:
             raise BundleError(
                 f"{path} has version {self.part.format} of the ONNX files of landfuse",
                 f"version {FORMAT} or older, which landfuse {version('landfuse')} reads",
                 "update landfuse: pip install -U landfuse",
             )
-        self._graph = properties.get(GRAPH)
-        attached = (
-            safetensors.numpy.load(base64.b64decode(properties.get(ATTACHED, ""))) if ATTACHED in properties else {}
-        )
+        attached = safetensors.numpy.load(base64.b64decode(properties[ATTACHED])) if ATTACHED in properties else {}
         self.description = Description(
             ModelSpec(known.model.name, known.model.settings), known.modalities, self.part.computed,
             Legend(tuple(known.legend)), known.tiling.view, known.tiling.core, known.tiling.stride,
@@ -158,7 +155,7 @@ class OnnxModel:
         """The scene with its diffusion features, where the graph takes some."""
         if self.part.denoiser is None:
             return scene
-        settings = parse(FeatureSettings, self._features or {}, f"the features of {self.path}")
+        settings = parse(FeatureSettings, self.file.features or {}, f"the features of {self.path}")
         denoising = OnnxDenoising(self._denoiser, self.part, self.path)
         return scene.with_modalities(features_of(denoising, settings, scene))
 

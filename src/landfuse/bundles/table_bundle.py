@@ -18,10 +18,17 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from landfuse.bundles.description import Description, digest_of
-from landfuse.bundles.model_files import bundle_folder, damaged, onnx_file, read_json, read_tensors, saved_spec
+from landfuse.bundles.model_files import (
+    ModelFile,
+    bundle_folder,
+    damaged,
+    onnx_file,
+    read_json,
+    read_tensors,
+    saved_spec,
+)
 from landfuse.bundles.predictor import About, Model
 from landfuse.bundles.settings import PredictorOptions
-from landfuse.diffusion.settings import FeatureSettings
 from landfuse.legend import Legend
 from landfuse.models import SETTINGS
 from landfuse.models.pixel_tables import TABLES, Tables, depth_of, features_of
@@ -70,21 +77,17 @@ def describe_model(path: str | Path) -> dict[str, Any]:
     if file is not None:
         from landfuse.bundles.onnx_model import OnnxModel
 
-        found = OnnxModel(file).description
-        model, inputs, legend, droppable = found.spec.name, found.modalities, found.legend.classes, found.droppable
-        needs_torch = False
+        known: ModelFile = OnnxModel(file).file
     else:
         known = read_json(bundle_folder(path))
-        settings = known.features and parse(FeatureSettings, known.features, f"the features of {path}")
-        computed = settings.names if settings else ()
-        inputs = {name: info for name, info in known.modalities.items() if name not in computed}
-        model, legend, droppable = known.model.name, tuple(known.legend), known.droppable
-        needs_torch = model not in TABLES or known.features is not None
-    modalities = {name: {**asdict(info), "required": name not in droppable} for name, info in inputs.items()}
+    needs_torch = file is None and (known.model.name not in TABLES or known.features is not None)
+    modalities = {
+        name: {**asdict(info), "required": name not in known.droppable} for name, info in known.needed.items()
+    }
     for one in modalities.values():
         del one["values"]
-    classes = [{"code": c.code, "name": c.name, "colour": c.colour} for c in legend]
-    return {"model": model, "needs_torch": needs_torch, "modalities": modalities, "classes": classes}
+    classes = [{"code": c.code, "name": c.name, "colour": c.colour} for c in known.legend]
+    return {"model": known.model.name, "needs_torch": needs_torch, "modalities": modalities, "classes": classes}
 
 
 class TableBundle:

@@ -110,20 +110,15 @@ class TorchPredictor:
     @cached_property
     def identity(self) -> dict[str, str]:
         """What the logits follow from beside the scene."""
-        return {
+        known = {
             "the model": self._digest(),
             "the version": f"landfuse {version('landfuse')}, torch {torch.__version__}",
             "the precision": self.options.precision,
             "the device": self.device.type,
-            **self._card,
         }
-
-    @property
-    def _card(self) -> dict[str, str]:
-        """What else the last bits of a GPU follow from."""
-        if not self.on_gpu:
-            return {}
-        return {"the GPU": f"{torch.cuda.get_device_name(self.device)}, cuDNN {torch.backends.cudnn.version()}"}
+        if self.on_gpu:  # whose last bits follow from these too
+            known["the GPU"] = f"{torch.cuda.get_device_name(self.device)}, cuDNN {torch.backends.cudnn.version()}"
+        return known
 
     def complete(self, scene: Scene) -> Scene:
         """The scene with its diffusion features, where the model takes some."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from landfuse.diffusion.noise import add_noise
 from landfuse.diffusion.settings import FeatureSettings
-from landfuse.diffusion.tiles import FeatureRaster, channels_of, features_of, noise_of
+from landfuse.diffusion.tiles import FeatureRaster, features_of, noise_of
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser
 from landfuse.kernels.gpu import default_device, gpu_kernels
 from landfuse.rasters.windows import Window
@@ -31,11 +31,6 @@ class DiffusionFeatures:
 
     denoiser: TrainedDenoiser
     settings: FeatureSettings
-
-    @property
-    def channels(self) -> dict[str, int]:
-        """Name of each level's modality -> its channels."""
-        return channels_of(TorchDenoising(self.denoiser), self.settings)
 
     @property
     def nbytes(self) -> int:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.diffusion.denoiser import Denoiser
-from landfuse.diffusion.tiles import check_inputs
 from landfuse.errors import BundleError, LandfuseError
 from landfuse.files import unwritable, whole_file
 from landfuse.scenes.scene import Scene
@@ -158,10 +157,6 @@ class TrainedDenoiser(nn.Module):
     def inputs(self) -> dict[str, tuple[int, int]]:
         """What it looks at: name -> bands and zoom."""
         return {name: (own.bands, self.zooms[name]) for name, own in self.maps.items()}
-
-    def check(self, scene: Scene) -> None:
-        """Raises a BundleError if a scene lacks what it looks at; see `check_inputs`."""
-        check_inputs(self.inputs, scene)
 
     @property
     def digest(self) -> str:

@@ -11,7 +11,6 @@ import yaml
 
 from landfuse.accuracy.bootstrap import SCORES, Interval
 from landfuse.bundles.model_files import ModelFile
-from landfuse.diffusion.settings import FeatureSettings
 from landfuse.errors import LandfuseError, few
 from landfuse.markup import decimals, percent
 from landfuse.models.pixel_tables import TABLES
@@ -20,7 +19,6 @@ from landfuse.reporting.scores import calibration_words, leak_words
 from landfuse.scenes.leaks import calibration_leak_words, polygon_leak_words
 from landfuse.scenes.scene_file import read_scene_file
 from landfuse.scenes.scene_keys import SceneSettings
-from landfuse.settings import parse
 from landfuse.training.run import Run
 
 _METRICS = {"OA": "accuracy", "AA": "balanced_accuracy", "kappa": "cohen_kappa", "mF1": "f1", "mIoU": "mean_iou"}
@@ -49,9 +47,7 @@ def model_card(repository: str, known: ModelFile, files: Sequence[str], licence:
         run: that it is of, for scores and data.
     """
     name, scene = repository.rpartition("/")[2], _scene_of(run)
-    computed = parse(FeatureSettings, known.features, "the features").names if known.features else ()
-    inputs = [one for one in known.modalities if one not in computed]
-    tiling = known.tiling
+    inputs, tiling = list(known.needed), known.tiling
     parts = [
         _front_matter(name, known, licence, run, scene),
         f"# {name}",

@@ -21,7 +21,7 @@ from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.onnx_model import ATTACHED, DENOISER, GRAPH, PROPERTY, OnnxDenoiser, OnnxPart, session_of
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.errors import ModelError, OutputError
-from landfuse.files import check_replaceable, log_replaced, unwritable, whole_file
+from landfuse.files import check_replaceable, log_replaced, whole_file
 from landfuse.interop import onnx_networks, onnx_tables
 from landfuse.mapping.stac import model_fields
 from landfuse.models.pixel_tables import TABLES
@@ -81,7 +81,9 @@ def write_onnx(bundle: Bundle, path: str | Path, *, licence: str = "", overwrite
             f"at most {NEAR:g}",
             "report it, please; nothing was written",
         )
-    _write(path, data)
+    log_replaced([path])
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
     return apart
 
 
@@ -105,15 +107,6 @@ def write_pt2(bundle: Bundle, path: str | Path, *, overwrite: bool = False) -> N
     words = {f"{PROPERTY}.json": properties(bundle)[PROPERTY]}
     with whole_file(path) as partial, partial.open("wb") as file:
         torch.export.save(program, file, extra_files=words)
-
-
-def _write(path: Path, data: bytes) -> None:
-    log_replaced([path])
-    with whole_file(path) as partial:
-        try:
-            partial.write_bytes(data)
-        except OSError as error:
-            raise unwritable(path, error) from None
 
 
 def properties(bundle: Bundle, licence: str = "", precision: str = "float32") -> dict[str, str]:

@@ -20,7 +20,7 @@ import torch
 from landfuse.diffusion.crops import Crops
 from landfuse.diffusion.denoising import Denoising, run_steps
 from landfuse.diffusion.settings import PretrainSettings
-from landfuse.diffusion.tiles import fingerprint
+from landfuse.diffusion.tiles import check_inputs, fingerprint
 from landfuse.diffusion.trained_denoiser import TrainedDenoiser, constant, load_denoiser, own_maps
 from landfuse.errors import LandfuseError, ModelError, SettingsError
 from landfuse.figures.figures import balance_figure, save
@@ -78,14 +78,14 @@ def pretrain(
     start = load_denoiser(settings.start_from) if settings.start_from else None
     if start is not None:
         for scene in base.scenes:
-            start.check(scene)
+            check_inputs(start.inputs, scene)
         names = list(start.maps)
     key = _key(settings, base, names, start)
     known = _known(run, key)
     if known is not None:
         return known
     denoiser = start or _untrained(settings, base, names)
-    _tell(denoiser, settings)
+    _log_start(denoiser, settings)
     over = shown = None
     if settings.fit_on == "train":
         over = [roles == TRAIN for roles in base.roles]
@@ -157,7 +157,7 @@ def _untrained(settings: PretrainSettings, base: TrainingData, names: Sequence[s
         return TrainedDenoiser.untrained(maps, zooms, settings.base)
 
 
-def _tell(denoiser: TrainedDenoiser, settings: PretrainSettings) -> None:
+def _log_start(denoiser: TrainedDenoiser, settings: PretrainSettings) -> None:
     still = constant(denoiser.maps)
     if still:
         log.warning("%s never changes: it is left out of the balance", ", ".join(still))
