@@ -128,7 +128,6 @@ class Predictors:
     """What a modality's pixels are compared by.
 
     Args:
-        info: of the modality.
         windows: sides of the windows whose means and standard deviations are features, px.
         bands: makes components of bands.
         features: makes predictors of the components' features.
@@ -195,10 +194,8 @@ class Applicability:
         """Draws training pixels and keeps what is seen there.
 
         Args:
-            scenes: the tiles.
             targets: (H, W) of each, the classes of the training pixels.
             groups: those of the split: what they are, and (H, W) of each tile, the number of each pixel's.
-            known: of the model.
             mirror: beyond the scene's edges is its mirror image; else no data.
 
         Returns:
@@ -314,7 +311,6 @@ class Applicability:
         """The dissimilarity of single pixels.
 
         Args:
-            scenes: the tiles.
             places: (P, 3) scene, row, column.
             mirror: as when it was fitted.
         """

@@ -163,7 +163,6 @@ def block_intervals(
     Args:
         confusions: (B, K, K) of the blocks.
         replicates: number of draws; 0 gives the scores alone.
-        seed: of the draws.
         scored: see `scores_of`.
 
     Raises:
@@ -185,8 +184,6 @@ def difference_intervals(
     Args:
         first: (B, K, K) of the blocks, with the same labelled pixels as `second`.
         second: (B, K, K) of the same blocks.
-        replicates: number of draws.
-        seed: of the draws.
         scored: see `scores_of`.
 
     Raises:
@@ -211,7 +208,6 @@ def area_intervals(
         confusions: (B, K, K) of the blocks.
         sizes: (K,) pixels or hectares that are mapped as each class.
         replicates: number of draws; 0 gives the values alone.
-        seed: of the draws.
 
     Returns:
         NaN for all where no scored pixel is mapped as some class of the map, so that its errors are not known.

@@ -355,7 +355,6 @@ def _levels(inside: NDArray[np.int64], whole: int) -> NDArray[np.int64]:
 
     Args:
         inside: (255,) pixels of each level and all surer ones.
-        whole: pixels of the map.
     """
     wanted = np.minimum(np.arange(1, _ZONES + 1) / _ZONES * whole, inside[0])
     return np.unique((inside[:, None] >= wanted).sum(axis=0) - 1)[::-1]

@@ -85,9 +85,7 @@ def sets_of(probabilities: NDArray[np.float32], thresholds: NDArray[np.float32],
     """Which classes are in each pixel's set: (K, ...) -> (K, ...).
 
     Args:
-        probabilities: of the classes.
         thresholds: (K, ...) that fits them, e.g. (K, 1, 1); -inf for a class that is in every set.
-        method: of the scores.
     """
     return _not_empty(scores_of(probabilities, method) >= thresholds, probabilities)
 
@@ -192,7 +190,6 @@ class ClassSets:
 
     Args:
         table: see `threshold_table`.
-        legend: of the bundle.
         notes: `blocks`, their number; `class_blocks`, those that hold each class; `unit`, what a block is; `how`, where
             the scores come from.
     """
@@ -329,9 +326,7 @@ def coverage_of(sample: Sample, tables: Sequence[NDArray[np.float32]], names: Se
     """How often sets hold the true class of labelled pixels, and how large they are.
 
     Args:
-        sample: the pixels.
         tables: for each fold its thresholds, see `threshold_table`.
-        names: of the classes.
 
     Returns:
         `blocks` and `pixels`, their numbers; `levels`: method (`lac`, `lac by class`, ...) -> level -> `coverage` (the

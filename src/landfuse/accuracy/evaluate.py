@@ -36,7 +36,6 @@ class Tally:
     """Truth against one map, counted part by part; whatever landfuse scores goes through `add`.
 
     Args:
-        legend: the K classes.
         block: side of the blocks of ground that intervals come from, px; None to count no blocks.
     """
 
@@ -277,7 +276,6 @@ def refuse_learnt(maps: str | Path, tags: Mapping[str, str | None], scenes: Sequ
     Args:
         maps: what is refused, for the message.
         tags: tile -> digest of the roles that the model was trained with.
-        scenes: with labels.
         run: the folder `split` of its run, if it was found: labels may have changed since.
 
     Raises:

@@ -225,7 +225,6 @@ class Description:
 
         Args:
             scene: as `check` returned it.
-            options: of mapping.
 
         Returns:
             What the user should know of it.

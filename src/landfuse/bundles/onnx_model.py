@@ -95,9 +95,6 @@ class OnnxFile(ModelFile):
 class OnnxModel:
     """A `Model`: a file that `landfuse export --onnx` wrote.
 
-    Args:
-        path: of the file.
-
     Raises:
         BundleError: if it is no such file, damaged, or of a newer version.
     """
@@ -171,10 +168,6 @@ class OnnxModel:
 
 class OnnxPredictor:
     """A `Predictor`.
-
-    Args:
-        model: the file.
-        options: how it is run.
 
     Raises:
         SettingsError: if the options do not fit.
@@ -262,8 +255,6 @@ class OnnxDenoising:
 
     Args:
         graph: of `landfuse_denoiser`, in base 64.
-        part: what the properties say.
-        path: of the file.
 
     Raises:
         BundleError: if the installed ONNX Runtime cannot run it.

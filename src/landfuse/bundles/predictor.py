@@ -71,7 +71,6 @@ class Predictor(Protocol):
         """Maps the pixels of one input and keeps them where they are needed.
 
         Args:
-            name: of the input.
             values: (C, height * zoom, width * zoom), NaN where there is no data.
         """
 

@@ -93,9 +93,6 @@ def describe_model(path: str | Path) -> dict[str, Any]:
 class TableBundle:
     """A `Model`: the bundle of one of `TABLES`.
 
-    Args:
-        folder: of its files.
-
     Raises:
         BundleError: if they are damaged.
     """
@@ -150,12 +147,10 @@ class TablePredictor:
     """A `Predictor` of tables, whatever device the options name.
 
     Args:
-        description: of the bundle.
         tables: what the model learnt.
         windows: sides of the windows around a pixel that are features, px.
         pixel_maps: name -> map of each input.
         digest: SHA-256 of the bundle, computed when it is asked for.
-        options: how it is run.
         complete: adds the inputs that are computed from the scene.
 
     Raises:

@@ -47,12 +47,10 @@ class TorchPredictor:
     """A `Predictor`.
 
     Args:
-        description: of the bundle.
         model: in evaluation mode; it is moved to the device.
         pixel_maps: name -> map of each input.
         features: diffusion features among the inputs.
         digest: SHA-256 of the bundle, computed when it is asked for.
-        options: how it is run.
 
     Raises:
         SettingsError: if the model has no such layer, or there is no such device.

@@ -194,8 +194,6 @@ class Events:
     """What a long command prints: lines for people, or lines of JSON for machines.
 
     Args:
-        as_json: JSON.
-        quiet: no progress.
         where: the place of a file that is named; it may be made in another one.
     """
 

@@ -21,16 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MapExtras:
-    """The files beside maps that were asked for; their style is always written.
-
-    Args:
-        picture: of each map.
-        polygons: as a GeoPackage.
-        minimum_area: of a polygon; None for any.
-        stac: an item.
-        taken: when the scene was.
-        events: prints what was written.
-    """
+    """The files beside maps that were asked for; their style is always written."""
 
     picture: bool
     polygons: bool

@@ -47,7 +47,6 @@ class Probe:
     """A batch on which a denoiser is measured: the same crops and noise at every timestep, nothing masked.
 
     Args:
-        network: the denoiser.
         images: name -> (B, C, H, W).
         missing: name -> (B, 1, H, W), 1 where a modality has no data.
         noise: name -> (B, C, H, W), standard normal.
@@ -123,7 +122,6 @@ class ModalityBalance(nn.Module):
     Args:
         channels: name -> C, all modalities.
         constant: those that never change; nothing can depend on them, and they are left out of the balance.
-        settings: how.
     """
 
     levels: Tensor
@@ -218,7 +216,6 @@ def denoising_losses(
     A mean over all pixels, so that what is masked also counts less for its own modality.
 
     Args:
-        network: the denoiser.
         images: name -> (B, C, H, W).
         missing: name -> (B, 1, H, W), 1 where there is no data.
         masked: name -> (B, 1, 1, 1), 1 where it is masked.

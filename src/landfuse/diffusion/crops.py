@@ -49,13 +49,7 @@ class Crops:
                 )
 
     def draw(self, entropy: tuple[int, ...], count: int, augment: bool) -> dict[str, Tensor]:
-        """Draws crops: name -> (count, D + 1, side * zoom, side * zoom), on the device of the store.
-
-        Args:
-            entropy: seeds the draw.
-            count: number of crops.
-            augment: flip and turn them.
-        """
+        """Draws crops: name -> (count, D + 1, side * zoom, side * zoom), on the device of the store."""
         rng = np.random.default_rng(entropy)
         if self._places is None:
             pixels = self._sizes.prod(axis=1)

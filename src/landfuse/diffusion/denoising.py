@@ -30,9 +30,6 @@ class Denoising:
 
     Args:
         denoiser: what learns; its network is the one that the steps change.
-        settings: how.
-        crops: what it learns from.
-        device: where.
     """
 
     def __init__(
@@ -168,8 +165,6 @@ def run_steps(
     """Trains up to a number of steps; losses are looked at after every `balance.every` steps and at the end.
 
     Args:
-        training: what goes on.
-        steps: when it ends.
         progress: called then with the steps done, and the means of the losses since the last call with the balance.
 
     Raises:

@@ -22,12 +22,7 @@ from landfuse.views.mapped_pixels import read_mapped_pixels
 
 @dataclass(frozen=True)
 class DiffusionFeatures:
-    """A denoiser, and which of its features a model gets as further modalities.
-
-    Args:
-        denoiser: computes the features.
-        settings: at what noise, and which levels.
-    """
+    """A denoiser, and which of its features a model gets as further modalities."""
 
     denoiser: TrainedDenoiser
     settings: FeatureSettings

@@ -61,7 +61,6 @@ class Denoising(Protocol):
         """Features of a window of a scene, timestep by timestep.
 
         Args:
-            scene: what it looks at.
             window: of the scene; height and width are multiples of 4.
             settings: the timesteps, and the seed of the noise.
 
@@ -118,10 +117,8 @@ class FeatureRaster:
     """One level of a scene's features; a `Raster` on the scene's own grid.
 
     Args:
-        tiles: the features of all levels.
         place: of the level among those of `tiles`.
         factor: how many times coarser than the grid the level is.
-        bands: its channels.
     """
 
     tiles: FeatureTiles
@@ -187,13 +184,7 @@ class FeatureRaster:
 
 
 class FeatureTiles:
-    """The tiles of a scene's features: kept where they were computed before, otherwise computed now.
-
-    Args:
-        scene: what the denoiser looks at.
-        denoiser: computes the features.
-        settings: which.
-    """
+    """The tiles of a scene's features: kept where they were computed before, otherwise computed now."""
 
     def __init__(self, scene: Scene, denoiser: Denoising, settings: FeatureSettings) -> None:
         self.scene, self.denoiser, self.settings = scene, denoiser, settings

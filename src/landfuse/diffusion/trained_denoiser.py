@@ -49,9 +49,7 @@ def own_maps(scenes: Sequence[Scene], wanted: Sequence[NDArray[np.bool_]], names
     that is 1 where there is data and 0 where there is none.
 
     Args:
-        scenes: the tiles.
         wanted: (H, W) per scene, true where a pixel may be looked at.
-        names: of the modalities.
 
     Returns:
         name -> map of C bands to D + 1 channels.
@@ -109,7 +107,6 @@ class TrainedDenoiser(nn.Module):
     """A denoiser and its pixel maps.
 
     Args:
-        network: the denoiser.
         maps: as `own_maps` gives them.
         zooms: name -> how many times finer than the scene's grid.
         facts: what is known of its training, as plain values.

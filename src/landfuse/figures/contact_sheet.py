@@ -59,7 +59,6 @@ def contact_sheet(sample: ReferenceSample, scenes: Sequence[Scene]) -> str:
     What the map says there is left out: it would lead the eye.
 
     Args:
-        sample: of a map.
         scenes: the tiles of a scene, all of one set of modalities, with images of the same ground.
 
     Raises:

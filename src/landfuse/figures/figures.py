@@ -157,7 +157,6 @@ def svg(figure: Picture, name: str) -> str:
     """A figure as an SVG element to be placed into a page: transparent, its text as text, its words as description.
 
     Args:
-        figure: of the curves here.
         name: unique in the page; its ids begin with it.
     """
     buffer = io.StringIO()
@@ -215,7 +214,6 @@ def map_figure(images: Mapping[str, NDArray[np.uint8]], legend: Legend, shown: S
 
     Args:
         images: title -> (H, W, 3) uint8, of one shape or multiples of it.
-        legend: the classes.
         shown: arrays of classes; the legend lists those that occur in them.
     """
     first = next(iter(images.values()))
@@ -258,7 +256,6 @@ def scene_figure(
     """A scene's modalities as people know them, and its labels where it has some.
 
     Args:
-        scene: one tile.
         modalities: which; all by default.
         bands: modality -> the bands to show, from 1: three for red, green and blue, or one for grey.
     """
@@ -466,7 +463,6 @@ def check_figure(report: Report, progress: Callable[[int, int], None] = lambda d
     """A scene at a glance: images, labels, split, pixels per class, leaks by buffer, values of each class.
 
     Args:
-        report: of `landfuse.check`.
         progress: called with (parts that are drawn, of how many).
 
     Raises:
@@ -722,7 +718,6 @@ def balance_figure(rows: Sequence[Mapping[str, float]], modalities: Sequence[str
     Args:
         rows: with `step`, and `D_`, `r_` and `w_` before each modality's name; some with `probe_training` and
             `probe_validation`.
-        modalities: their names.
     """
     probed = [row for row in rows if "probe_validation" in row]
     figure = _FIGURE.get()(figsize=(15 if probed else 11, 3.4), layout="constrained")

@@ -96,12 +96,7 @@ def data_uri(picture: Picture) -> str:
 
 
 def data_uris(pictures: Sequence[Picture], room: int) -> list[str]:
-    """Pictures as text of at most `room` characters in all; the largest are halved until they fit.
-
-    Args:
-        pictures: of one tile.
-        room: characters.
-    """
+    """Pictures as text of at most `room` characters in all; the largest are halved until they fit."""
     kept = list(pictures)
     uris = [data_uri(picture) for picture in kept]
     while sum(map(len, uris)) > room:

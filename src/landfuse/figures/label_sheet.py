@@ -32,8 +32,6 @@ def label_sheet(
     Args:
         labels: with `rank`, `tile`, `label`, `given`, `suggested`, `score`, `pixels` and `disagree`, the first one on
             top.
-        total: how many there are in all.
-        scenes: the tiles.
         numbers: of each tile, which label each pixel is of, (H, W).
     """
     tiles = {scene.name: place for place, scene in enumerate(scenes)}

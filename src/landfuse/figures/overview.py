@@ -113,8 +113,6 @@ def thinned(scene: Scene, modality: str, step: int, bands: Sequence[int]) -> NDA
     """Some bands of a modality, averaged over squares of pixels and read block by block.
 
     Args:
-        scene: one tile.
-        modality: its name.
         step: side of the squares, in the modality's pixels.
         bands: from 0.
 
@@ -207,8 +205,6 @@ def overview(scene: Scene, modality: str, longest: int = 1500, bands: Sequence[i
     Each band is stretched from its 2nd to its 98th percentile.
 
     Args:
-        scene: the scene.
-        modality: its name.
         longest: pixels along the longer side of the picture, at most.
         bands: one band for grey or three for red, green and blue, from 0; by default those of `shown_bands`.
 
@@ -237,7 +233,6 @@ def closeups(places: Sequence[tuple[Scene, Window]], modality: str, pixels: int)
 
     Args:
         places: tiles of one scene, and windows of one size, which may reach beyond them.
-        modality: its name.
         pixels: along a side of the pictures, about.
     """
     first, window = places[0]

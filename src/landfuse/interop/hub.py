@@ -316,8 +316,6 @@ def _asked(what: str, kind: type[MissingFileError | OutputError], ask: Callable[
 
     Args:
         what: begins the message if there is none.
-        kind: of the error.
-        ask: asks.
 
     Raises:
         MissingFileError, OutputError: if the Hub cannot be reached, or refuses.

@@ -42,7 +42,6 @@ def model_card(repository: str, known: ModelFile, files: Sequence[str], licence:
     Args:
         repository: `owner/name`.
         known: what the bundle or ONNX file says of itself.
-        files: their names.
         licence: of the model; empty where it is not stated.
         run: that it is of, for scores and data.
     """

@@ -43,8 +43,6 @@ def write_onnx(bundle: Bundle, path: str | Path, *, licence: str = "", overwrite
     there is no data, and returns `logits`, (B, K, core, core), and the model's layers by their names.
 
     Args:
-        bundle: what is written.
-        path: of the file.
         licence: of the model, e.g. `CC-BY-4.0`.
         overwrite: replace a file that is none of landfuse's.
 
@@ -113,7 +111,6 @@ def properties(bundle: Bundle, licence: str = "", precision: str = "float32") ->
     """The properties of a file, each a text; see `onnx_model`, and `mlm`, the STAC extension's fields of the model.
 
     Args:
-        bundle: of which.
         licence: of the model.
         precision: what the graph computes in.
     """

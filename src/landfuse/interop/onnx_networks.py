@@ -148,7 +148,6 @@ def program_of(
     """The program of a module.
 
     Args:
-        module: what is traced.
         sample: its arguments, two images or more.
         written_out: operators of torch, and what takes their place.
         shapes: which axes of each argument are of any size; by default the first one of all.

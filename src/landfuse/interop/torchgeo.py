@@ -64,8 +64,6 @@ def scenes(
     """Yields samples as scenes, one at a time.
 
     Args:
-        samples: a torchgeo data set.
-        channels: modality -> channels.
         legend: codes are the mask's numbers.
         queries: which samples; all by number if left out. A `GeoDataset` needs them, e.g. a sampler of torchgeo.
         ignored: numbers of the mask that mean unlabelled, beside 255.
@@ -180,7 +178,6 @@ class StackedImages(nn.Module):
 
     Args:
         model: the model; its channels are those of the data module, standardised.
-        channels: modality -> channels.
 
     Raises:
         ModelError: if the channels are not those of the model, or it wants a modality at another zoom.
@@ -233,7 +230,6 @@ def segmentation_task(model: StackedImages, **settings: Any) -> LightningModule:
     """torchgeo's `SemanticSegmentationTask` around a landfuse model, for Lightning and torchgeo's data modules.
 
     Args:
-        model: what learns.
         settings: of the task: `loss`, `lr`, `class_weights`, ... Unlabelled pixels, 255, are ignored unless another
             `ignore_index` is named.
 

@@ -42,7 +42,6 @@ class Layer:
         key: short name, the same in all tiles.
         title: for the choice of layers.
         how: what is to be seen, in words.
-        picture: the layer itself.
         names: of the picture's values, where it is one of few colours.
         sparse: most of it may be empty, so that it needs something beneath it.
         classes: whether its values are the legend's classes.
@@ -71,10 +70,7 @@ def tile_layers(
     """The layers of one tile: map, labels, errors, confidence where it was written, split, and every modality.
 
     Args:
-        scene: the tile.
-        legend: the classes.
         mapped: (H, W) uint8 classes of the map.
-        roles: (H, W).
         map_path: of the map; its confidence is a file beside it.
         used: the modalities that the run used.
         side: pixels along the longer side of a picture, at most.

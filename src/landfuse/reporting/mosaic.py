@@ -22,11 +22,7 @@ _LONGEST = 8
 
 
 class Mosaic:
-    """A picture that the maps of tiles are put into, one at a time; `values` are classes.
-
-    Args:
-        grids: of the tiles, in order.
-    """
+    """A picture that the maps of tiles are put into, one at a time; `values` are classes."""
 
     def __init__(self, grids: Sequence[Grid]) -> None:
         found = _on_ground(grids)

@@ -177,9 +177,6 @@ def _time(seconds: float) -> str:
 def modality_rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What each modality gives, as `landfuse modalities` wrote it: what the model saw, and its scores.
 
-    Args:
-        table: the content of `modalities.json`.
-
     Raises:
         SettingsError: if it lacks something.
     """

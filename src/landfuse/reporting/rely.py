@@ -89,7 +89,6 @@ def answers(
     """Question, sentences, and a command where something is missing: each as a dictionary.
 
     Args:
-        run: the run.
         scores: on the test labels.
         sampled: what the reference sample says of the whole map.
         certificate: what it certifies.
@@ -233,7 +232,6 @@ def places_to_visit(path: Path, scenes: Sequence[Scene], place: Any) -> dict[str
 
     Args:
         path: of the file; None is returned where there is none.
-        scenes: the tiles.
         place: (tile, row, column, the tile's shape) -> the place in the picture, in percent.
     """
     if not path.is_file():

@@ -150,8 +150,6 @@ def warnings(confusion: Confusion, intervals: BlockIntervals, written_run: Mappi
     """What a reader has to know before trusting the numbers.
 
     Args:
-        confusion: of this map.
-        intervals: of its scores.
         written_run: what the run wrote into its `scores.json` when it ended.
     """
     said = []

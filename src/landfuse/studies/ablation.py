@@ -76,7 +76,6 @@ def ablation_members(
     """The runs of each variant, all of them checked.
 
     Args:
-        path: of the ablation file.
         assignments: `key.sub=value`, which win over every variant; `run=` is the folder of all runs.
         only: the variants to take; none for all.
         seeds: instead of the file's.

@@ -56,7 +56,6 @@ class RecipeResult:
 
     Args:
         name: model, modalities, and the settings that distinguish it from the others.
-        runs: of it.
         scores: OA, AA, kappa, mF1 and mIoU.
         f1: of each class; over the runs whose test pixels hold it.
         iou: likewise.

@@ -27,7 +27,6 @@ def save_heat_maps(run: str | Path, name: str) -> Path:
 
     Args:
         run: a finished run of MFNet.
-        name: of the class.
 
     Returns:
         The path of the picture, `heat_maps-CODE.png` in the run folder.

@@ -136,7 +136,6 @@ def modality_table(
     """Withholds each modality, and each part of the year, from a run's model and scores it on the run's test pixels.
 
     Args:
-        run: a finished run.
         alone: runs, or folders of runs, among which are those of the same model, split and seed that were trained with
             fewer modalities.
         block: side of the blocks of ground that the intervals come from, px.

@@ -105,9 +105,7 @@ class Candidates:
         """Chooses places, one after the other; fewer than n where there are no more candidates.
 
         Args:
-            n: places.
             apart: the least distance between two places of a tile, px; halved where no more are so far apart.
-            seed: of the choice.
         """
         rng = np.random.default_rng(seed)
         features, place = self._features(), self.place.astype(float)

@@ -72,9 +72,7 @@ class Row:
     """One line of the table.
 
     Args:
-        method: its name.
         modalities: what it was trained on.
-        split: its name.
         n: runs behind it; 0 where it is not reported.
         leak: fraction of test pixels whose view holds a training or validation pixel; None where it is not reported.
         scores: name -> mean and standard deviation, 0..1.
@@ -203,7 +201,6 @@ def reproduce(
 
     Args:
         overwrite: replace files of other kinds.
-        quiet: no progress bars.
         report: called with a line for each run that starts.
 
     Returns:

@@ -27,9 +27,7 @@ class Member:
     """One run of a series.
 
     Args:
-        recipe: its recipe.
         assignments: what turns the recipe file into it, for the command line.
-        run: its folder.
     """
 
     recipe: Recipe
@@ -117,9 +115,7 @@ def train_series(
     """Trains the runs that have not ended, one after another; an interrupted one continues.
 
     Args:
-        path: of the recipe.
         runs: as `members` returns them.
-        quiet: no progress bars.
         model: a class of one's own that the runs train, `package.module:Class`.
         report: called with a line for each run that starts.
 

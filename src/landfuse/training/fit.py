@@ -94,11 +94,8 @@ def fit(
     Args:
         recipe: its `training` and `samples`.
         run: folder; gets `metrics.csv`, `tensorboard/` and, until the run ends, `checkpoints/`.
-        model: what learns.
         legend: its classes; those that are not scored have no say in which epoch is best.
-        training: what it learns from.
         validation: what chooses the epoch; None for the last one.
-        meter: shows how far it is.
         epochs: after which it stops, before the end of the settings' schedule.
 
     Returns:

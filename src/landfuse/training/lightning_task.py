@@ -37,8 +37,6 @@ class Task(LightningModule):
     """Trains a model by a gradient method and a schedule; scores validation by one confusion matrix over all ranks.
 
     Args:
-        model: what learns.
-        settings: how.
         steps: optimiser steps of the whole training.
         scored: (K,), which classes enter the means that choose the epoch (`Legend.scored`).
     """
@@ -129,8 +127,6 @@ def rate_share(step: int, settings: TrainingSettings, steps: int) -> float:
 
     Args:
         step: from 0.
-        settings: schedule and warm-up.
-        steps: of the whole training.
     """
     warm = round(settings.warmup * steps)
     if step < warm:
@@ -210,11 +206,7 @@ class Forecast(Callback):
 
 
 class History(Callback):
-    """Keeps one row of metrics per epoch in a CSV file, also over interruption and resume.
-
-    Args:
-        path: the file.
-    """
+    """Keeps one row of metrics per epoch in a CSV file, also over interruption and resume."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -232,7 +224,6 @@ class Epochs(Callback):
     """Shows how far the whole training is, and what each epoch gave.
 
     Args:
-        meter: shows it.
         steps: of the whole training.
         choose_by: the validation score that is shown.
     """

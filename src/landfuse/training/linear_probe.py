@@ -36,9 +36,7 @@ class LinearProbe:
 
     Args:
         store: the scenes, mapped by the denoiser's maps.
-        data: labels and roles.
         side: of its crops, px.
-        seed: of its draws.
     """
 
     def __init__(self, store: Store, data: TrainingData, side: int, seed: int) -> None:

@@ -55,7 +55,6 @@ def pretrain(
     """Trains a denoiser, goes on where it was interrupted, or takes one that was trained alike on the same scenes.
 
     Args:
-        settings: how it learns.
         base: the scenes, every pixel's role, and its label, by which features are probed; nothing is learnt from it.
         run: the run folder; the folders beside it, and those in the folders beside its parent (an ablation's variants),
             are searched for a denoiser of the same settings and scenes.

@@ -133,7 +133,6 @@ class Recipe(Settings):
         """Checks the names of modalities.
 
         Args:
-            known: those that there are.
             where: they are, for the message.
 
         Raises:

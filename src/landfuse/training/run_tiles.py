@@ -23,7 +23,6 @@ def scene_file_of(run: Run, scene: str | Path | None = None) -> SceneFile:
     """Reads the scene file of a run.
 
     Args:
-        run: the run.
         scene: the scene file's place, if it has moved.
 
     Raises:
@@ -82,8 +81,6 @@ def find_maps(run: Run, scenes: Sequence[Scene], maps: str | Path | None, progre
     """The tiles' maps; those that the run does not have yet are made, with their confidence.
 
     Args:
-        run: the run.
-        scenes: its tiles.
         maps: a map, or the folder of the tiles' maps; by default `maps` in the run folder, where missing ones are made.
         progress: called with (what is mapped, pixels done, pixels in all).
 

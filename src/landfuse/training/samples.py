@@ -73,8 +73,6 @@ class Samples(Dataset[Sample]):
     Args:
         store: what is gathered from.
         targets: (H, W) uint8 per scene: classes, `UNLABELLED` where a pixel does not count.
-        view: side of the view, px.
-        core: side of the core, px.
     """
 
     def __init__(self, store: Store, targets: Sequence[NDArray[np.uint8]], view: int, core: int) -> None:
@@ -130,12 +128,9 @@ class WindowSampler(Sampler[Draws]):
     its part of each batch.
 
     Args:
-        samples: what is drawn from.
         settings: batch, windows, balanced, augment, modality_dropout, date_dropout.
         train: draw at random, else walk the lattice once.
         seed: of the draws; epoch e uses (seed, e).
-        rank: of this process.
-        ranks: number of processes.
 
     Raises:
         SplitError: if no pixel is labelled.
@@ -253,7 +248,6 @@ def dropout_of(wanted: float | Mapping[str, float], names: Sequence[str]) -> dic
 
     Args:
         wanted: one number for all, or name -> probability.
-        names: the model's modalities.
 
     Raises:
         SettingsError: if a name is unknown, or one modality would not always be left.

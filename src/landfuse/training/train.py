@@ -93,8 +93,6 @@ def train_on(
     Args:
         recipe: with a `run`, which no other process may be training.
         read: opens the data of the recipe, or of the same with another fold.
-        progress: show progress bars.
-        restart: delete the run that the folder holds, and train again.
     """
     run = Path(recipe.run or "runs/unnamed")
     # A process of several but the first one, which holds the run.
@@ -160,7 +158,6 @@ class _HeldOut:
     """What is measured on pixels that the model had not learnt; of several folds, on those of all.
 
     Args:
-        data: the scenes.
         targets: (H, W) of each, the classes of these pixels, where class sets need a sample of them.
 
     Attributes:
@@ -438,13 +435,9 @@ def score_role(
     """Maps the pixels of a role with the mapping engine and scores them, as a map of the scene would score.
 
     Args:
-        classifier: what maps.
-        data: the scenes and their roles.
         role: whose pixels are mapped.
-        options: how they are mapped.
         watch: called with the logits, (N, K), and the truth, (N,), of the pixels that are scored, part by part, and
             with what takes their values from arrays of each scene.
-        progress: shows how far it is.
         maps: (H, W) for each scene, into which the classes of these pixels are put.
     """
     total = sum(scene.grid.window.pixels for scene in data.scenes)
