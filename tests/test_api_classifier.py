@@ -241,6 +241,8 @@ def test_predict_returns_codes_and_calibrated_probabilities(forest: lf.Classifie
         forest.evaluate(images, np.where(labels == 1, 9, labels), progress=False)
     with pytest.raises(SplitError, match="no pixel is labelled"):
         forest.evaluate(images, np.zeros_like(labels), progress=False)
+    with pytest.raises(SettingsError, match="blocks of 0 px"):
+        forest.evaluate(images, labels, block=0, progress=False)
 
 
 def test_a_classifier_is_saved_loaded_and_sent(forest: lf.Classifier, tmp_path: Path) -> None:

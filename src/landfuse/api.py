@@ -575,7 +575,7 @@ def _fitted(fitted: Model, run: Run | None = None) -> Classifier:
     name = str(recipe["model"]["name"])
     model = known.spec.kind or name
     homes, params = _homes(model), dict[str, Any]()
-    for section, kind in (("model", _kind(model) or Settings), *_SECTIONS.items()):
+    for section, kind in _kinds(model).items():
         usual = _plain(kind)
         changed = {
             key: value
@@ -688,6 +688,11 @@ def _kind(model: Any) -> type[Settings] | None:
     return SETTINGS.get(name) if isinstance(name, str) else None
 
 
+def _kinds(model: Any) -> dict[str, type[Settings]]:
+    """The settings by the section of a recipe that they are in; those of a model that is not known are none."""
+    return {"model": _kind(model) or Settings, **_SECTIONS}
+
+
 def _named(model: Any) -> Any:
     """A model's name for recipes and bundles; a class is registered by it."""
     if isinstance(model, type):
@@ -720,8 +725,8 @@ def _check_names(model: Any, names: Collection[str]) -> None:
 def _homes(model: Any) -> dict[str, str]:
     """Every setting by name -> where it belongs: `model`, `samples`, `training` or `mapping`, the first that has it."""
     homes: dict[str, str] = {}
-    for section, kind in (("model", _kind(model)), *_SECTIONS.items()):
-        for name in kind.model_fields if kind is not None else ():
+    for section, kind in _kinds(model).items():
+        for name in kind.model_fields:
             if name not in _OWN:
                 homes.setdefault(name, section)
     return homes
@@ -740,10 +745,8 @@ def _defaults(model: Any) -> dict[str, Any]:
     """The defaults of all parameters by name."""
     found: dict[str, Any] = dict.fromkeys(_OWN)
     homes = _homes(model)
-    kinds: dict[str, type[Settings] | None] = {"model": _kind(model), **_SECTIONS}
-    for section, kind in kinds.items():
-        plain = _plain(kind) if kind is not None else {}
-        found |= {name: value for name, value in plain.items() if homes.get(name) == section}
+    for section, kind in _kinds(model).items():
+        found |= {name: value for name, value in _plain(kind).items() if homes.get(name) == section}
     return found
 
 

@@ -85,12 +85,7 @@ class BlockIntervals:
         return self.blocks < 30
 
     def to_dict(self, names: Sequence[str], block: int) -> dict[str, object]:
-        """The scores and the F1 of each class, as `landfuse evaluate` writes them.
-
-        Args:
-            names: K names.
-            block: side of the blocks, px.
-        """
+        """The scores and the F1 of each class, as `landfuse evaluate` writes them; `block`: side of the blocks, px."""
         return {
             "interval": 0.95,
             "block, px": block,

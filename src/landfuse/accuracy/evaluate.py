@@ -37,9 +37,14 @@ class Tally:
 
     Args:
         block: side of the blocks of ground that intervals come from, px; None to count no blocks.
+
+    Raises:
+        SettingsError: if a block has no pixel.
     """
 
     def __init__(self, legend: Legend, block: int | None = None) -> None:
+        if block is not None and block < 1:
+            raise SettingsError(f"blocks of {block} px", "a side of at least 1 px", "change --block")
         self.legend, self.block = legend, block
         self.confusion = Confusion.of(legend)
         self._blocks = [np.zeros((0, len(legend), len(legend)), np.int64)]
@@ -47,9 +52,7 @@ class Tally:
     def add(self, truth: NDArray[np.uint8], mapped: NDArray[np.uint8]) -> Confusion:
         """Counts a part, a whole tile where blocks are counted, and returns its own confusion.
 
-        Args:
-            truth: (H, W) uint8, 0..K-1 or `UNLABELLED`.
-            mapped: (H, W) uint8, 0..K-1 or `UNLABELLED`.
+        Both arrays are (H, W) uint8, 0..K-1 or `UNLABELLED`.
         """
         own = Confusion.of(self.legend)
         own.update(truth, mapped)
@@ -108,7 +111,7 @@ class Evaluation:
         Raises:
             SplitError: if all scored pixels are in one block.
         """
-        _refuse_nothing(self.tally.confusion.pixels, self.role)
+        _refuse_nothing(self.tally, self.role)
         return self.tally.intervals(replicates, seed)
 
     def differences(self, replicates: int = 2000, seed: int = 0) -> BlockIntervals:
@@ -121,7 +124,7 @@ class Evaluation:
         if self.pair is None:
             raise ValueError("the map was evaluated without another one (`against`)")
         first, second = self.pair
-        _refuse_nothing(first.confusion.pixels, self.role)
+        _refuse_nothing(first, self.role)
         return difference_intervals(first.blocks, second.blocks, replicates, seed, self.legend.scored)
 
     def save(
@@ -230,9 +233,8 @@ def evaluate(
         >>> sorted(result.confusion.scores())[:3]
         ['AA', 'OA', 'kappa']
     """
-    if block < 1:
-        raise SettingsError(f"blocks of {block} px", "a side of at least 1 px", "change --block")
     file = read_scene_file(scene_file)
+    tally = Tally(file.legend, block)
     scenes = file.scenes()
     tags = _tags(maps, scenes)
     run = None if split is not None or role == "all" else _run_split(tags, scenes, (maps, file.path.parent, "."))
@@ -244,7 +246,6 @@ def evaluate(
         refuse_learnt(against, other, scenes, None)
     if other != tags:
         notes.append("the other map is of a model with other training pixels, which may be among those compared")
-    tally = Tally(file.legend, block)
     pair = None if against is None else (Tally(file.legend, block), Tally(file.legend, block))
     left_out = 0
     for truth, (mapped, *others) in _scored_tiles(
@@ -361,8 +362,8 @@ def _roles_of(
     return roles, notes
 
 
-def _refuse_nothing(pixels: int, role: str) -> None:
-    if not pixels:
+def _refuse_nothing(tally: Tally, role: str) -> None:
+    if not tally.confusion.pixels:
         raise SplitError(
             f"no labelled pixel of the role `{role}` has a class in the map", "labelled pixels", "choose another role"
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +9,6 @@ _LEAST = 1e-12
 """Probabilities below this count as this, so that one confident error does not make the log-likelihood infinite."""
 
 
-@dataclass
 class Reliability:
     """How often the predicted class is right, by its stated probability. Pixels may be added in parts.
 
@@ -21,24 +18,12 @@ class Reliability:
     Source: Guo et al. 2017, equations 2 and 3.
     """
 
-    bins: int = 15
-    pixels: NDArray[np.int64] = field(init=False)
-    stated: NDArray[np.float64] = field(init=False)
-    right: NDArray[np.int64] = field(init=False)
-    surprise: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.pixels = np.zeros(self.bins, np.int64)
-        self.stated = np.zeros(self.bins, np.float64)
-        self.right = np.zeros(self.bins, np.int64)
+    def __init__(self, bins: int = 15) -> None:
+        self.bins, self.surprise = bins, 0.0
+        self.pixels, self.right, self.stated = np.zeros(bins, np.int64), np.zeros(bins, np.int64), np.zeros(bins)
 
     def update(self, probabilities: NDArray[np.floating], truth: NDArray[np.integer]) -> None:
-        """Adds pixels.
-
-        Args:
-            probabilities: (N, K), summing to 1 over the classes.
-            truth: (N,) classes.
-        """
+        """Adds pixels: (N, K) probabilities, which sum to 1 over the classes, and (N,) classes."""
         values = np.asarray(probabilities, np.float64)
         best = values.max(axis=1)
         bins = np.clip(np.ceil(best * self.bins).astype(np.int64) - 1, 0, self.bins - 1)

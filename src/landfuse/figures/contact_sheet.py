@@ -53,6 +53,15 @@ figcaption {{ font-size: .85rem; overflow-wrap: anywhere }}
 """How pages of many small pictures begin, of 244 px each."""
 
 
+def small_picture(image: NDArray[np.uint8], modality: str, what: str, drawn: str) -> str:
+    """An element of such a page: what a modality shows around something, with what is drawn over it."""
+    uri, name = data_uri(Photograph(image, np.ones(image.shape[:2], bool), exact=0)), html.escape(modality)
+    return (
+        f'<figure><img src="{uri}" alt="{name} around {what}" loading="lazy">{drawn}'
+        f"<figcaption>{name}</figcaption></figure>"
+    )
+
+
 def contact_sheet(sample: ReferenceSample, scenes: Sequence[Scene]) -> str:
     """A page with each point's surroundings in the scene's images, and the pixel to be observed in a frame.
 
@@ -82,7 +91,8 @@ def contact_sheet(sample: ReferenceSample, scenes: Sequence[Scene]) -> str:
             "name the scene of the map",
         )
     pictures = {name: closeups(list(places.values()), name, _SIDE) for name in first.modalities}
-    frame = max(5.0, 244 * ratio / (2 * around + 1))
+    frame = f"{max(5.0, 244 * ratio / (2 * around + 1)):.1f}px"
+    drawn = f'<i style="width: {frame}; height: {frame}"></i>'
     degrees = _degrees(sample)
     names = ", ".join(f"{code} {name}" for code, name in sorted(sample.names.items()))
     page = [
@@ -102,13 +112,7 @@ def contact_sheet(sample: ReferenceSample, scenes: Sequence[Scene]) -> str:
             if point not in order:
                 page.append("<figure>outside the scene</figure>")
                 break
-            image = of_points[order[point]]
-            uri = data_uri(Photograph(image, np.ones(image.shape[:2], bool), exact=0))
-            page.append(
-                f'<figure><img src="{uri}" alt="{html.escape(name)} around point {point + 1}" loading="lazy">'
-                f'<i style="width: {frame:.1f}px; height: {frame:.1f}px"></i>'
-                f"<figcaption>{html.escape(name)}</figcaption></figure>"
-            )
+            page.append(small_picture(of_points[order[point]], name, f"point {point + 1}", drawn))
         page.append("</div></section>")
     return "\n".join([*page, "</main></body></html>\n"])
 

@@ -197,9 +197,9 @@ def _thinned(values: NDArray[Any]) -> NDArray[Any]:
     return values[::step, ::step]
 
 
-def class_image(classes: NDArray[np.uint8], legend: Legend) -> NDArray[np.uint8]:
-    """Classes in the legend's colours, (H, W, 3) uint8; white where there is none."""
-    table = np.full((256, 3), 255, dtype=np.uint8)
+def class_image(classes: NDArray[np.uint8], legend: Legend, blank: int = 255) -> NDArray[np.uint8]:
+    """Classes in the legend's colours, (H, W, 3) uint8; white, or another grey, where there is none."""
+    table = np.full((256, 3), blank, dtype=np.uint8)
     table[: len(legend)] = [c.rgb for c in legend]
     return table[classes]
 
@@ -485,9 +485,8 @@ def check_figure(report: Report, progress: Callable[[int, int], None] = lambda d
         every = report.roles[:: -(-len(report.scenes) // _MOST_TILES)]
         steps = [thinning(scene.grid.height, scene.grid.width, side) for scene in scenes]
         labels = [thinned_classes(scene.labels, step) for scene, step in zip(scenes, steps, strict=True)]
-        colours = np.full((256, 3), _blank(file.legend), np.uint8)
-        colours[: len(file.legend)] = [c.rgb for c in file.legend]
-        images["labels" + few_tiles] = side_by_side([colours[label] for label in labels])
+        grey = _blank(file.legend)
+        images["labels" + few_tiles] = side_by_side([class_image(label, file.legend, grey) for label in labels])
     if any(role.any() for role in report.roles):
         by_role = np.array([rgb(_ROLE_COLOURS[name]) for name in ("unused", *ROLES)] + [[_blank(())] * 3], np.uint8)
         split = [

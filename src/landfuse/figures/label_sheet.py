@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.figures.contact_sheet import SHEET_STYLE
-from landfuse.figures.images import Photograph, data_uri
+from landfuse.figures.contact_sheet import SHEET_STYLE, small_picture
 from landfuse.figures.overview import closeups
 from landfuse.markup import percent, swatch
 from landfuse.rasters.grid import Grid
@@ -70,11 +69,6 @@ def label_sheet(
             f"the given class {one.score:.3f}</p><div>"
         )
         for name, of_labels in pictures.items():
-            image = of_labels[place]
-            uri = data_uri(Photograph(image, np.ones(image.shape[:2], bool), exact=0))
-            page.append(
-                f'<figure><img src="{uri}" alt="{html.escape(name)} around label {one.label}" loading="lazy">{drawn}'
-                f"<figcaption>{html.escape(name)}</figcaption></figure>"
-            )
+            page.append(small_picture(of_labels[place], name, f"label {one.label}", drawn))
         page.append("</div></section>")
     return "\n".join([*page, "</main></body></html>\n"])

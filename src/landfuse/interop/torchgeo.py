@@ -205,14 +205,7 @@ class StackedImages(nn.Module):
         return 1 + max(max(numbers) for numbers in self.channels.values())
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of every pixel.
-
-        Args:
-            image: (B, C, H, W) float.
-
-        Returns:
-            (B, K, H, W).
-        """
+        """Logits of every pixel: (B, C, H, W) float -> (B, K, H, W)."""
         view, core, halo = self.model.view, self.model.core, self.model.halo
         height, width = image.shape[-2:]
         rows, cols = -(-height // core), -(-width // core)

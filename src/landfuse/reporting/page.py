@@ -125,10 +125,9 @@ def report(
         >>> lf.report("runs/first").name
         'report.html'
     """
-    if block < 1:
-        raise SettingsError(f"blocks of {block} px", "a side of at least 1 px", "change --block")
     read = read_run(run)
     file = scene_file_of(read, scene)
+    tally = Tally(file.legend, block)
     page = Path(output) if output is not None else read.folder / "report.html"
     if page.is_dir():
         raise OutputError(f"{page} is a folder", "the name of a file, e.g. report.html", "name one by -o")
@@ -141,7 +140,6 @@ def report(
     scene_name, map_name = from_here(file.path, read), from_here(whole, read)
     sampled = None if sample is None else _sampled(sample, whole, file.legend)
     certificate, refusal = (None, "") if sample is None else certificate_of(whole, sample)
-    tally = Tally(file.legend, block)
     next_places = file.path.parent / "next.gpkg" if visits is None else Path(visits)
     if visits is not None and not next_places.is_file():
         raise MissingFileError(f"there is no file {visits}", "places that `landfuse next` wrote", "check the path")

@@ -160,13 +160,9 @@ def spread(values: Iterable[float | None]) -> Spread:
 
 
 def sign_flip(differences: Sequence[float] | NDArray[np.float64]) -> float:
-    """Two-sided p of the sign-flip test: exact up to 16 pairs, else from 131,072 draws of signs.
+    """Two-sided p of the sign-flip test: exact up to 16 pairs, else from 131,072 draws of signs; NaN without pairs.
 
-    Args:
-        differences: one per pair.
-
-    Returns:
-        The fraction of all choices of signs whose mean is as far from 0 as the one found; NaN without pairs.
+    The fraction of all choices of signs whose mean is as far from 0 as the one found.
     """
     d = np.asarray(differences, np.float64)
     if not d.size:

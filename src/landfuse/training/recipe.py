@@ -149,11 +149,7 @@ class Recipe(Settings):
             )
 
     def split_of(self, file: SceneFile) -> SplitSettings | None:
-        """The split of a run: the scene file's, changed by the recipe's.
-
-        Raises:
-            SettingsError: if the two make no split.
-        """
+        """The split of a run; see `merged_split`."""
         return merged_split(file.settings.split, self.split)
 
     def to_json(self) -> str:
