@@ -112,6 +112,9 @@ def test_tiles_other_crs_and_points_beyond(sample: ReferenceSample, monkeypatch:
     assert len(pictures(sheets.contact_sheet(sample, [ramp(west), east]))) == 80
     turned = Grid(2000, 2000, (0.00002, 0.0, 8.99, 0.0, -0.00002, 45.16), "EPSG:4326")
     assert len(pictures(sheets.contact_sheet(sample, [ramp(turned)]))) == 80
+    beyond = Grid(90, 120, (0.001, 0.0, 179.95, 0.0, -0.001, 10.0), "EPSG:4326")
+    before = replace(sample, x=np.where(sample.col < 60, 179.96, -179.96), y=np.full(40, 9.95), crs="EPSG:4326")
+    assert len(pictures(sheets.contact_sheet(before, [ramp(beyond)]))) == 80, "180 degrees are no edge"
     monkeypatch.setattr(sheets, "MOST_POINTS", 7)
     assert sheets.contact_sheet(sample, [ramp(GRID)]).count("<section") == 7
     far = replace(GRID, transform=(10.0, 0.0, 7e5, 0.0, -10.0, 5e6))

@@ -240,7 +240,7 @@ def test_the_page_answers_whether_the_map_can_be_relied_on(run: Path, page: str,
     replace(sample, reference=[str(code) for code in truth]).save(tmp_path / "filled.gpkg")
     (tmp_path / "next.csv").write_text(
         "part,map_class,why,x,y\njudge,water,drawn at random,500245,4999995\n"
-        "train,trees,trees 0.4 or crops 0.3,600015,4999985\ntrain,trees,elsewhere,1,1\n"
+        "train,trees,trees 0.4 or crops 0.3,600015,4999985\ntrain,trees,elsewhere,1,1\ntrain,trees,nowhere,,\n"
     )
     options: dict[str, Any] = {"maps": maps, "sample": tmp_path / "filled.gpkg", "visits": tmp_path / "next.csv"}
     text = report(run, tmp_path / "page.html", **options).read_text(encoding="utf-8")

@@ -122,9 +122,9 @@ def _pixels(sample: ReferenceSample, scene: Scene) -> tuple[NDArray[np.int64], N
     x, y = sample.x, sample.y
     if sample.crs and scene.grid.crs:
         x, y = pyproj.Transformer.from_crs(sample.crs, scene.grid.crs, always_xy=True).transform(x, y)
-    a, b, c, d, e, f = scene.grid.transform
-    col, row = np.linalg.solve(np.array([[a, b], [d, e]]), np.stack([np.asarray(x) - c, np.asarray(y) - f]))
-    return tuple(np.where(np.isfinite(one), np.floor(one), -1).astype(np.int64) for one in (row, col))  # type: ignore[return-value]
+    known = np.isfinite(x) & np.isfinite(y)
+    row, col = scene.grid.pixels(np.where(known, x, 0), np.where(known, y, 0))
+    return np.where(known, row, -1), col
 
 
 def _degrees(sample: ReferenceSample) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:

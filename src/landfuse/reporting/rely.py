@@ -238,13 +238,12 @@ def places_to_visit(path: Path, scenes: Sequence[Scene], place: Any) -> dict[str
         return None
     rows = []
     for row in read_rows(path):
-        x, y = float(row.get("x") or "nan"), float(row.get("y") or "nan")
-        for index, scene in enumerate(scenes):
+        x, y = (np.array(float(row.get(axis) or "nan")) for axis in "xy")
+        for index, scene in enumerate(scenes if np.isfinite(x + y) else ()):
             grid = scene.grid
-            a, b, c, d, e, f = grid.transform
-            col, line = np.linalg.solve(np.array([[a, b], [d, e]]), np.array([x - c, y - f])).tolist()
+            line, col = grid.pixels(x, y)
             if 0 <= col < grid.width and 0 <= line < grid.height:
-                where = place(index, line, col, (grid.height, grid.width))
+                where = place(index, line + 0.5, col + 0.5, (grid.height, grid.width))
                 rows.append({**row, "tile": scene.name, "place": where})
                 break
     chosen = sorted(rows, key=lambda row: row.get("part") == "judge")
