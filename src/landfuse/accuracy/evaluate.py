@@ -234,7 +234,6 @@ def evaluate(
         ['AA', 'OA', 'kappa']
     """
     file = read_scene_file(scene_file)
-    tally = Tally(file.legend, block)
     scenes = file.scenes()
     tags = _tags(maps, scenes)
     run = None if split is not None or role == "all" else _run_split(tags, scenes, (maps, file.path.parent, "."))
@@ -246,6 +245,7 @@ def evaluate(
         refuse_learnt(against, other, scenes, None)
     if other != tags:
         notes.append("the other map is of a model with other training pixels, which may be among those compared")
+    tally = Tally(file.legend, block)
     pair = None if against is None else (Tally(file.legend, block), Tally(file.legend, block))
     left_out = 0
     for truth, (mapped, *others) in _scored_tiles(
