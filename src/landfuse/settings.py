@@ -214,11 +214,7 @@ def kind_of(values: Mapping[str, Any]) -> str | None:
 
 
 def read_kind(kind: str, path: str | Path) -> dict[str, Any]:
-    """`read_yaml` of a file that is to be one of `KINDS`.
-
-    Raises:
-        SettingsError: if it is of another kind, too.
-    """
+    """`read_yaml` of a file that is to be one of `KINDS`; a SettingsError if it is of another kind, too."""
     if Path(path).suffix.lower() in _DATA and Path(path).is_file():
         do = f"write a scene file and a recipe for it: landfuse init {shlex.quote(str(path))}"
         raise SettingsError(f"{path} is a file of data, not {kind}", f"{kind} (YAML), which names files of data", do)
@@ -480,11 +476,7 @@ _UNITS |= {"KIB": 1024, "MIB": 1024**2, "GIB": 1024**3, "TIB": 1024**4}
 
 
 def byte_count(text: str | int) -> int:
-    """Reads a size such as `2GiB`, `500 MB` or a plain number of bytes.
-
-    Raises:
-        ValueError: if it is no size.
-    """
+    """Reads a size such as `2GiB`, `500 MB` or a plain number of bytes; raises a ValueError if it is none."""
     match = re.fullmatch(r"\s*([0-9_]+(?:\.[0-9]*)?(?:e\+?[0-9]+)?)\s*([A-Za-z]*)\s*", str(text))
     with suppress(ValueError, KeyError):
         count = float(match.group(1)) * _UNITS[match.group(2).upper()] if match else math.inf

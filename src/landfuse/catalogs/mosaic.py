@@ -68,12 +68,7 @@ class Source:
 
 
 def look(address: str) -> Source:
-    """A file as its header has it.
-
-    Raises:
-        SceneError: if it is no raster.
-        GridError: if it has no place.
-    """
+    """A file as its header has it; raises an error if it is no raster, or has no place."""
     raster = GdalRaster(address)
     raster.check()
     return Source(address, raster.own_grid, tuple(StoredBand(*one) for one in raster.stored))
@@ -92,10 +87,6 @@ def write_mosaic(
         sources: files of the same bands.
         resampling: how others are brought to the grid.
         codes: they hold codes or bits, which stay whole numbers: without data are those that the first file says, or 0.
-
-    Raises:
-        SceneError: if a file that has to be warped cannot be opened.
-        OutputError: if it cannot be written.
     """
     root = vrt_of(grid)
     parts: list[tuple[Source, Window, tuple[int, int], bool]] = []  # on the grid, and in the file

@@ -317,11 +317,7 @@ class Catalog:
 
 
 def signer(place: str) -> Callable[[str], str]:
-    """Imports a function that the user names, `package.module:function`.
-
-    Raises:
-        SettingsError: if there is none.
-    """
+    """Imports a function that the user names, `package.module:function`."""
     try:
         found: Callable[[str], str] = importlib.metadata.EntryPoint("sign", place, "landfuse").load()
     except Exception as error:  # whatever another module's import may raise

@@ -137,7 +137,7 @@ class ArrayRaster:
 
     def _numbers(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """(C, height, width) as in the array, and (height, width) where a masked array says that there is nothing."""
-        rows, cols = slice(window.row, window.row + window.height), slice(window.col, window.col + window.width)
+        rows, cols = window.within(self.grid.window)
         ranges = {"H": rows, "W": cols, "C": slice(None)}
         found = self.values[tuple(ranges[axis] for axis in self.axes)]
         masked = isinstance(found, np.ma.MaskedArray)

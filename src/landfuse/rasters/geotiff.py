@@ -142,11 +142,7 @@ def quietly() -> Iterator[None]:
 
 
 def crs_name(crs: Any, where: str) -> str | None:
-    """A CRS as `EPSG:n` where it has such a code (also if its header lost it), else as WKT; None for none.
-
-    Raises:
-        SettingsError: if it is text that names no CRS.
-    """
+    """A CRS as `EPSG:n` where it has such a code (also if its header lost it), else as WKT; None for none."""
     if crs is None:
         return None
     try:
@@ -710,11 +706,7 @@ def _nanometres(source: Any, number: int) -> float | None:
 
 
 def _place(source: Any, path: str) -> tuple[Transform, Any]:
-    """Geotransform and CRS of a dataset; by its control points where these lie on a grid.
-
-    Raises:
-        GridError: if they do not, or something else than a geotransform places it.
-    """
+    """Geotransform and CRS of a dataset, by its control points where these lie on a grid; nothing else places it."""
     none, (points, crs) = rasterio.Affine.identity(), source.gcps
     placed_by = zip(_POINTS.items(), (points, source.rpcs, source.tags(ns="GEOLOCATION")), strict=True)
     found = [words for words, there in placed_by if there]
@@ -751,11 +743,7 @@ def _scales(source: Grid, onto: Grid) -> dict[str, str]:
 
 
 def box_in(grid: Grid, crs: str) -> tuple[float, float, float, float]:
-    """Left, bottom, right and top of the box around a grid in another CRS.
-
-    Raises:
-        GridError: if the CRS does not reach there.
-    """
+    """Left, bottom, right and top of the box around a grid in another CRS; a GridError where that does not reach."""
     try:
         left, bottom, right, top = transform_bounds(grid.crs, crs, *grid.bounds)
     except GDAL_ERRORS as error:

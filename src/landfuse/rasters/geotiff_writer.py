@@ -51,9 +51,6 @@ class GeotiffWriter:
         tags: free metadata.
         lasting: false for a file that is soon read and deleted: compressed a bit less, in a fifth of the time.
         then: called with the whole file before it takes its name.
-
-    Raises:
-        OutputError: if the file cannot be made or written.
     """
 
     def __init__(
@@ -196,9 +193,6 @@ def write_mosaic(
         first_band: of the pieces' bands, the one that is the mosaic's first.
         overlapping: where a piece has no data, those before it count. Slower to read, and not needed unless pieces
             overlap.
-
-    Raises:
-        OutputError: if it cannot be written.
     """
     root = vrt_of(mosaic.grid)
     metadata = ElementTree.SubElement(root, "Metadata")
@@ -257,9 +251,6 @@ def write_cloud_geotiff(path: Path, source: Any, overviews: Overviews) -> None:
 
     Args:
         source: the path of what is copied with its metadata, or a `mosaic_in_memory`.
-
-    Raises:
-        OutputError: if it cannot be written.
     """
     try:
         with whole_file(path) as partial:

@@ -80,11 +80,7 @@ def parts_of(name: str) -> tuple[str, list[str | int]]:
 
 
 def follow(node: Node, name: str, path: str) -> Node:
-    """Goes from the variable that a name begins with to what is named.
-
-    Raises:
-        SceneError: if there is none of the name.
-    """
+    """Goes from the variable that a name begins with to what is named; a SceneError if there is none of the name."""
     here, steps = parts_of(name)
     for step in steps:
         if isinstance(step, int):

@@ -98,11 +98,8 @@ class MatRaster:
     def _numbers(self, window: Window) -> NDArray[Any]:
         """(C, height, width) as they are in the file."""
         first, last = min(self.band_numbers) - 1, max(self.band_numbers)
-        ranges = {
-            "H": slice(window.row, window.row + window.height),
-            "W": slice(window.col, window.col + window.width),
-            "C": slice(first, last),
-        }
+        rows, cols = window.within(self.grid.window)
+        ranges = {"H": rows, "W": cols, "C": slice(first, last)}
         part = tuple(ranges[axis] for axis in self.axes)
         if self._hdf5:
             with _hdf5_node(self.path, self.variable) as node:

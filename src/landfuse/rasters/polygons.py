@@ -90,11 +90,7 @@ class Polygons:
         return {value: counts[value] for value in sorted(counts)}
 
     def meeting(self, grid: Grid) -> NDArray[np.intp]:
-        """The places of the shapes whose bounding box meets the grid's; a tile may have none.
-
-        Raises:
-            GridError: if the grid has no CRS, or the shapes cannot be brought to it.
-        """
+        """The places of the shapes whose bounding box meets the grid's; a tile may have none. Errors as in `onto`."""
         return np.unique(self._on(grid)[2])
 
     def onto(
@@ -466,11 +462,7 @@ def _shapes(frame: Any, source: str, do: str, crs: str | None = None, without: s
 
 
 def polygons_of(frame: Any, attribute: str) -> Polygons:
-    """The shapes of a GeoDataFrame; values as in `read_polygons`.
-
-    Raises:
-        SceneError: if it holds no shapes, has no CRS or lacks the column.
-    """
+    """The shapes of a GeoDataFrame; values and errors as in `read_polygons`."""
     source = "the GeoDataFrame"
     if attribute not in frame.columns:
         present = [str(name) for name in frame.columns if name != frame.geometry.name]
@@ -529,11 +521,7 @@ def write_shapes(path: Path, shapes: Any, columns: Mapping[str, Any], crs: str |
 
 
 def write_layer(path: Path, layer: str, frame: Any) -> None:
-    """Writes a GeoDataFrame as a GeoPackage of one layer, whole or not at all.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
+    """Writes a GeoDataFrame as a GeoPackage of one layer, whole or not at all."""
     with whole_file(path) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the partial file's name, and of a map without CRS
         try:

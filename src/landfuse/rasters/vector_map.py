@@ -38,7 +38,6 @@ def write_patches(
 
     Raises:
         SceneError: if there is none, or there are more than `MOST_PATCHES`.
-        OutputError: if the file cannot be written.
     """
     if not codes.size:
         raise SceneError(
@@ -90,10 +89,6 @@ def write_index(path: Path, tiles: Mapping[str, tuple[Grid, str]]) -> None:
 
     Args:
         tiles: name -> its grid, and the path that is written for it.
-
-    Raises:
-        GridError: if a tile cannot be placed.
-        OutputError: if the file cannot be written.
     """
     columns = {
         "tile": list(tiles),

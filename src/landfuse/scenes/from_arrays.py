@@ -123,11 +123,7 @@ def _file(path: str | Path, name: str, categorical: bool = False) -> GdalRaster:
 
 
 def _common_grid(rasters: Mapping[str, Any], like: Mapping[str, ModalityInfo]) -> tuple[Grid, dict[str, int]]:
-    """The coarsest grid, and how many times finer each raster is kept; `like` are those whose zoom is known.
-
-    Raises:
-        GridError: if they are not on one grid, by whole zooms.
-    """
+    """The coarsest grid, and how many times finer each raster is kept; `like` are those whose zoom is known."""
     grids: dict[str, Grid] = {name: raster.grid for name, raster in rasters.items()}
     coarsest = min(grids, key=lambda name: (grids[name].height, grids[name].width))
     zoom = like[coarsest].zoom if coarsest in like else 1
@@ -190,11 +186,7 @@ def _placed(raster: Any, grid: Grid) -> Any:
 
 
 def _legend(classes: Classes | None) -> Legend | None:
-    """The legend that is stated, if any.
-
-    Raises:
-        SettingsError: if it is none.
-    """
+    """The legend that is stated, if any."""
     if classes is None or isinstance(classes, Legend):
         return classes
     if isinstance(classes, str) or not isinstance(classes, Sequence | Mapping):

@@ -74,10 +74,7 @@ BUFFERS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 def leaks_by_buffer(roles: Sequence[Roles], learnt: Sequence[NDArray[np.bool_]]) -> list[dict[str, float]]:
-    """What leaks within a distance, and what a buffer of that width would cost.
-
-    Args:
-        learnt: where each scene shows ground that trains or validates, see `learnt_ground`.
+    """What leaks within a distance, and what a buffer of that width would cost; `learnt` as of `learnt_ground`.
 
     Returns:
         For each of `BUFFERS`: `buffer`, px; `leaks`, the fraction of test pixels with such ground within that distance,

@@ -44,7 +44,7 @@ from landfuse.scenes.split_rules import Roles, RolesSplit, SplitSettings, TilesS
 from landfuse.scenes.splits import assign, ground_roles, named_tiles
 from landfuse.series.cubes import cube_rasters
 from landfuse.series.dates import DATE, FORMS, Period, parse_day, periods_of
-from landfuse.series.series_raster import ClearMask, DatedRaster, SeriesRaster, refuse_empty, series_of
+from landfuse.series.series_raster import ClearMask, DatedRaster, SeriesRaster, days_in, series_of
 from landfuse.series.settings import DateSettings, MaskSettings
 from landfuse.settings import expand, parse, parse_rest, read_kind
 
@@ -189,11 +189,7 @@ class SceneFile:
         return assign(scenes, self._split(split), self._read_mask)
 
     def ground_roles(self, scenes: Sequence[Scene], split: SplitSettings | None = None) -> list[Roles]:
-        """The role that a label at each pixel has, or that a new one would have; see `splits.ground_roles`.
-
-        Raises:
-            SplitError: if there is no split.
-        """
+        """The role that a label at each pixel has, or that a new one would have; see `splits.ground_roles`."""
         return ground_roles(scenes, self._split(split), self._read_mask)
 
     def _split(self, split: SplitSettings | None) -> SplitSettings:
@@ -382,8 +378,7 @@ class SceneFile:
         """The rasters of all dates as one, on the grid of most of them."""
         by_day = self._by_day(tile, m, how, where, home)
         periods = self._periods[next(name for name, one in self.settings.modalities.items() if one is m)]
-        days = [day for day in by_day if any(day in period for period in periods)]
-        refuse_empty(list(by_day), days, periods, where)
+        days = days_in(periods, by_day, where)
         parts = {}
         for day in days:
             raster = by_day[day]()
@@ -784,11 +779,7 @@ def _codes(
 
 
 def _merged(classes: Sequence[NDArray[np.uint8]], names: Sequence[str]) -> NDArray[np.uint8]:
-    """Labels of several sources as one.
-
-    Raises:
-        SceneError: if a pixel has two classes.
-    """
+    """Labels of several sources as one; a SceneError if a pixel has two classes."""
     merged = classes[0]
     for name, further in zip(names[1:], classes[1:], strict=True):
         twice = int(((merged != UNLABELLED) & (further != UNLABELLED) & (merged != further)).sum())

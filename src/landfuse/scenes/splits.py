@@ -287,15 +287,12 @@ def deal(counts: NDArray[np.int64], split: GroupedSplit, rng: np.random.Generato
 def _distribute(
     counts: NDArray[np.int64], fractions: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Assigns groups to parts so that each part has its fraction of every class: the best of several greedy tries.
+    """The part of each group, so that each part has its fraction of every class: the best of several greedy tries.
 
     Args:
         counts: (groups, K) pixels.
         fractions: of the parts, summing to 1.
         rng: makes the tries differ.
-
-    Returns:
-        The part of each group.
     """
     weight = counts / np.maximum(counts.sum(axis=0), 1)  # each class counts alike, however rare
     goal = fractions[:, None] * weight.sum(axis=0)

@@ -15,7 +15,7 @@ from landfuse.errors import GridError, SceneError, SettingsError, few
 from landfuse.rasters.arrays import SPATIAL, ArrayRaster, array_raster, is_data_array
 from landfuse.rasters.stacked import StackedRaster
 from landfuse.series.dates import periods_of
-from landfuse.series.series_raster import ClearMask, DatedRaster, SeriesRaster, refuse_empty, series_of
+from landfuse.series.series_raster import ClearMask, DatedRaster, SeriesRaster, days_in, series_of
 from landfuse.series.settings import DateSettings
 from landfuse.settings import parse
 
@@ -77,8 +77,7 @@ def with_dates(cube: Any, *, sensor: str = "", name: str = "cube", **settings: A
     if not days:
         raise SceneError(f"`{name}` has no dates", "a dimension `time`", "pass it without `with_dates`")
     periods = periods_of(how.every, how.between, days)
-    kept = [day for day in days if any(day in period for period in periods)]
-    refuse_empty(days, kept, periods, f"`{name}`")
+    kept = days_in(periods, days, f"`{name}`")
     clear = cube_rasters(cube, name, [str(mask.variable)]) if mask else {}
     dates = [DatedRaster(day, rasters[day], ClearMask(clear[day], mask) if mask else None) for day in kept]
     first = dates[0].raster

@@ -58,11 +58,7 @@ class Period:
 
 
 def parse_day(text: str, where: str) -> date:
-    """A date in one of `FORMS`, in UTC: a time with another zone is converted.
-
-    Raises:
-        SettingsError: if there is no such day.
-    """
+    """A date in one of `FORMS`, in UTC: a time with another zone is converted; a SettingsError if there is none."""
     match = _PARTS.fullmatch(text)
     try:
         if not match:

@@ -9,7 +9,7 @@ of them; a tile that was not seen at one has a gap there, as a pixel below a clo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property, partial
@@ -341,14 +341,16 @@ def series_of(
     return SeriesRaster(tuple(dates), tuple(periods), tuple(names), how, inputs)
 
 
-def refuse_empty(days: Sequence[date], kept: Sequence[date], periods: Sequence[Period], where: str) -> None:
-    """Raises a SceneError if none of some dates lies in a period."""
+def days_in(periods: Sequence[Period], days: Collection[date], where: str) -> list[date]:
+    """Those of some days that lie in a period; a SceneError if none does."""
+    kept = [day for day in days if any(day in period for period in periods)]
     if not kept:
         raise SceneError(
             f"{where}: none of its {len(days)} dates, {few([str(day) for day in days])}, lies in a period",
             few([str(period) for period in periods], 12),
             "correct `between` or `every`",
         )
+    return kept
 
 
 def place_of(band: str, names: Sequence[str]) -> int | None:

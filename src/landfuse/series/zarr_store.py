@@ -17,11 +17,7 @@ from landfuse.errors import MissingFileError, SceneError
 
 
 def open_zarr(path: str) -> Any:
-    """A Zarr group as an xarray.Dataset of the numbers as they are stored; no pixel is read.
-
-    Raises:
-        SceneError: if it is none.
-    """
+    """A Zarr group as an xarray.Dataset of the numbers as they are stored; no pixel is read."""
     if re.match(r"[a-z0-9+]+://|/vsi", path):
         raise SceneError(f"{path} is a Zarr store at an address", "one on this machine", "copy it, or mount it")
     if not Path(path).is_dir():
