@@ -88,18 +88,14 @@ class SceneFile:
             return list(self._table or settings.tiles)
         if "{tile}" not in settings.paths[0]:
             return [settings.name]
-        first, *others = (
-            _wild(re.escape(part), r"[^/\\]*", r"[^/\\]", DATE) for part in self._around_tile(settings.paths[0])
-        )
-        shape = re.compile(first + r"(?P<tile>[^/\\.][^/\\]*?)" + "(?P=tile)".join(others))
-        fits = [match for path in self.fitting(settings.paths[0]) if (match := shape.fullmatch(str(path)))]
-        if not fits:
+        found = {match["tile"] for match in self.fitting(settings.paths[0])}
+        if not found:
             raise MissingFileError(
                 f"{self.path}: no file fits {seen_from(self.root, settings.paths[0])}",
                 "one file per tile, or their names under `tiles`",
                 "check `root` and the paths, or fetch the data: " + (settings.address or "no address is given"),
             )
-        return sorted({match["tile"] for match in fits}, key=natural)
+        return sorted(found, key=natural)
 
     @cached_property
     def _table(self) -> dict[str, dict[str, str]]:
@@ -218,14 +214,23 @@ class SceneFile:
         """One mask of a split, (H, W) on the scene's grid."""
         return read_mask(scene, self._resolve(path, scene.name), variable, axes)
 
-    def _around_tile(self, path: str) -> list[str]:
-        """What is before, between and after the `{tile}` of a path; one in the name of a folder on disk is none."""
-        return self._resolve(path.translate(_WILD).replace("{date}", "\3"), "\0").split("\0")
+    def fitting(self, path: str, tile: str = "\0", day: str = DATE) -> Iterator[re.Match[str]]:
+        """The files that a path of the scene file names; matches of their names, with the groups `tile` and `date`.
 
-    def fitting(self, path: str) -> Iterator[Path]:
-        """The files that a path of the scene file names, with whatever tile."""
-        around = (_wild(glob.escape(part), "*", "?", "*") for part in self._around_tile(path))
-        return _glob(Path("*".join(around)))
+        Args:
+            path: as it is written.
+            tile: its name; by default any.
+            day: what stands for `{date}`, as a regular expression.
+        """
+        # Signs for what is open: the names of the folders on disk that are put before it may hold * or {date} too.
+        where = self._resolve(path.replace("*", "\1").replace("?", "\2").replace("{date}", "\3"), tile)
+        pattern = re.escape(where).replace("\1", r"[^/\\]*").replace("\2", r"[^/\\]")
+        for sign, group, text in (("\0", "tile", r"[^/\\.][^/\\]*?"), ("\3", "date", day)):
+            pattern = pattern.replace(sign, f"(?P<{group}>{text})", 1).replace(sign, f"(?P={group})")
+        files = Path(glob.escape(where).translate({0: "*", 1: "*", 2: "?", 3: "*"}))
+        for file in Path(files.anchor).glob(str(files.relative_to(files.anchor))):
+            if match := re.fullmatch(pattern, str(file)):
+                yield match
 
     def _resolve(self, path: str, tile: str | None = None) -> str:
         if not is_file_name(self.root):
@@ -272,10 +277,9 @@ class SceneFile:
         Args:
             listed: the only dates in use, as they are written where files cannot be listed; empty for all.
         """
-        where = self._resolve(path.translate(_WILD).replace("{date}", "\3"), tile)
-        if not is_file_name(where) and listed:
-            return {day: path.replace("{date}", text) for day, text in listed.items()}
-        if not is_file_name(where):
+        if not is_file_name(self._resolve(path, tile)):
+            if listed:
+                return {day: path.replace("{date}", text) for day, text in listed.items()}
             raise SettingsError(
                 f"{self.path}: the files of `{path}` cannot be listed there",
                 "their dates",
@@ -283,18 +287,15 @@ class SceneFile:
             )
         # With `T1_{date}.tif`, the tile T1 does not take T1_2_20230401.tif; else what begins with a digit is a date.
         text = DATE if "{tile" in path or set("*?") & set(path) else rf"{DATE}|\d[^/\\]*?"
-        first, *others = (_wild(re.escape(part), r"[^/\\]*", r"[^/\\]", "") for part in where.split("\3"))
-        shape = re.compile(f"{first}(?P<date>{text}){'(?P=date)'.join(others)}")
         found: dict[date, str] = {}
-        for name in sorted(map(str, _glob(Path(_wild(glob.escape(where), "*", "?", "*"))))):
-            if match := shape.fullmatch(name):
-                written = found.setdefault(parse_day(match["date"], name), match["date"])
-                if written != match["date"]:
-                    raise SceneError(
-                        f"{name}: the date {parse_day(written, name)} comes twice, as {written} and {match['date']}",
-                        "one file per date",
-                        "merge the two, or list one of them by `dates: days`",
-                    )
+        for name, again in sorted((match.string, match["date"]) for match in self.fitting(path, tile, text)):
+            written = found.setdefault(parse_day(again, name), again)
+            if written != again:
+                raise SceneError(
+                    f"{name}: the date {parse_day(written, name)} comes twice, as {written} and {again}",
+                    "one file per date",
+                    "merge the two, or list one of them by `dates: days`",
+                )
         return {day: path.replace("{date}", found[day]) for day in sorted(found) if day in (listed or found)}
 
     def _paths_by_day(
@@ -680,18 +681,6 @@ def _listed(places: NDArray[Any], grid: Grid, what: str) -> NDArray[np.generic]:
     mask = np.zeros(size, np.uint8)
     mask[tuple(places.astype(np.int64).T)] = 1
     return mask
-
-
-_WILD = {ord("*"): "\1", ord("?"): "\2"}
-"""What stands for the pattern in a path while its folder, whose name may hold such letters too, is put before it."""
-
-
-def _wild(escaped: str, several: str, one: str, date: str) -> str:
-    return escaped.replace("\1", several).replace("\2", one).replace("\3", date)
-
-
-def _glob(pattern: Path) -> Iterator[Path]:
-    return Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
 
 
 def natural(name: str) -> list[int | str]:
