@@ -23,9 +23,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import yaml
+from season_scene import simulate_seasons
 
 import landfuse as lf
-from landfuse.simulate.seasons import simulate_seasons
 
 SENSORS = {"s2": ["s2"], "s2 + s1": ["s2", "s1"], "s1": ["s1"]}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,18 @@ import pytest
 
 import landfuse as lf
 from landfuse.rasters.windows import Window, blocks
-from landfuse.simulate.seasons import simulate_seasons
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "simulated"
+Simulate = Callable[..., lf.Scene]
 
 
-def test_windows_agree_with_the_whole_and_clouds_hide_what_was_asked_for() -> None:
+@pytest.fixture
+def simulate_seasons(monkeypatch: pytest.MonkeyPatch) -> Simulate:
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("season_scene").simulate_seasons
+
+
+def test_windows_agree_with_the_whole_and_clouds_hide_what_was_asked_for(simulate_seasons: Simulate) -> None:
     scene = simulate_seasons(70, 130, 3, clouds=0.3, step=40)
     for name in scene.modalities:
         whole = scene.read(name, scene.grid.window)
@@ -24,7 +34,7 @@ def test_windows_agree_with_the_whole_and_clouds_hide_what_was_asked_for() -> No
     assert not np.isnan(wide.read("s1", Window(0, 0, 40, 40))).any()
 
 
-def test_classes_differ_by_their_seasons_in_both_years() -> None:
+def test_classes_differ_by_their_seasons_in_both_years(simulate_seasons: Simulate) -> None:
     for year in (2022, 2023):
         scene = simulate_seasons(160, 160, 1, year=year, clouds=0.0, every="1 month")
         _, red, near = scene.read("s2", scene.grid.window).reshape(12, 4, 160, 160)[:, :3].transpose(1, 0, 2, 3)
@@ -37,7 +47,7 @@ def test_classes_differ_by_their_seasons_in_both_years() -> None:
 
 
 def test_the_map_of_a_year_has_the_same_bytes_by_blocks_and_after_an_interruption(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    simulate_seasons: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("landfuse.training.train.save", lambda *_: None)
     dates = {"clouds": 0.5, "step": 30, "every": "2 months", "composite": "mean"}
