@@ -122,10 +122,11 @@ def test_impossible_splits_say_why() -> None:
         (TilesSplit(kind="tiles"), "`class 0` (1,180 px within 40 x 30 px) lies in 1 tile, "),
         (BlocksSplit(kind="blocks", size=8, buffer=4), "lies in 1 block of 12 px, the smallest that are tried, and 3"),
         (BlocksSplit(kind="blocks", size=8, buffer=15), "a buffer of 15 px needs blocks of more than 30 px"),
-        (BlocksSplit(kind="blocks", size=3, folds=10), "and 10 are needed, one for each fold"),
     ]
     for split, why in cases:
         assert why in search([scene], split).why
+    small = Scene("t", Grid(12, 40), {}, LEGEND, lambda: labels[:12, :40])
+    assert "and 10 are needed, one for each fold" in search([small], BlocksSplit(kind="blocks", size=3, folds=10)).why
     found = search([scene], BlocksSplit(kind="blocks", size=8))
     assert not found.why
     assert found.line.startswith("split: {kind: blocks, size: ")
