@@ -225,10 +225,7 @@ def read_cells(path: str | Path) -> tuple[list[tuple[int, list[str]]], str]:
     """The cells of a table in a text file, row by row, each with the number of its line; blank rows are left out.
 
     The text is in UTF-16, UTF-8 or the encoding of Windows. Cells are separated by what is most frequent in the first
-    line, semicolons, tabs or commas, or by what a first line such as `sep=;` says.
-
-    Returns:
-        The rows, and the separator.
+    line, semicolons, tabs or commas, or by what a first line such as `sep=;` says; that sign is returned, too.
 
     Raises:
         MissingFileError: if it is not there.

@@ -108,9 +108,6 @@ def without_small_patches(codes: NDArray[np.uint8], smallest: int) -> NDArray[np
     Args:
         codes: (H, W), `UNLABELLED` where there is no class; such pixels neither change nor take in others.
         smallest: pixels that a patch must have.
-
-    Returns:
-        (H, W).
     """
     mapped = (codes != UNLABELLED).astype(np.uint8)
     smallest = min(smallest, codes.size - 1)  # GDAL takes no more

@@ -633,15 +633,7 @@ class Shapes:
 
 
 def read_mask(scene: Scene, path: str, variable: str | None, axes: str) -> NDArray[np.generic]:
-    """One mask of a split, or its roles: (H, W) on the scene's grid.
-
-    Args:
-        axes: of the variable, `HW` or `WH`; or `list`.
-
-    Raises:
-        SceneError: if it cannot be read, or is on another grid.
-        SettingsError: if a .mat file comes without a variable.
-    """
+    """One mask of a split, or its roles, in a raster or a variable of a .mat file: (H, W) on the scene's grid."""
     if path.lower().endswith(".mat"):
         if variable is None:
             raise SettingsError(

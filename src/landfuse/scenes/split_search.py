@@ -69,17 +69,10 @@ def searchable(split: SplitSettings | None) -> bool:
 
 
 def largest_blocks(scene: Scene, settings: Mapping[str, Any]) -> tuple[BlocksSplit, Roles]:
-    """The split into the largest blocks that loses no class, or else fewest; see `search`.
+    """The split into the largest blocks that loses no class, or else fewest, see `search`; and its roles, (H, W).
 
     Args:
         settings: of the split, without its size.
-
-    Returns:
-        The split, and (H, W) uint8 roles.
-
-    Raises:
-        SplitError: if no size leaves pixels for training, the test and a wanted validation.
-        SettingsError: if the settings are wrong.
     """
     found = search([scene], parse(BlocksSplit, {"kind": "blocks", **settings, "size": 2}, "the split"))
     if found.split is None:

@@ -413,13 +413,8 @@ def named_tiles(split: TilesSplit, tiles: Sequence[str], resolve: Callable[[str]
     """A split with `lists` of tiles as a split that names them.
 
     Args:
-        split: with `lists`.
         tiles: the names of all tiles.
         resolve: from a path as written in the file to where it is.
-
-    Raises:
-        MissingFileError: if a list is missing.
-        SplitError: if there is none for the test, or a list names no tile, or one that does not exist.
     """
     if "test" not in split.lists:
         raise SplitError("`lists` of the split has none for `test`", "train, test and possibly validation", "add it")

@@ -35,14 +35,7 @@ _RECIPE = {
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made.
-
-    Args:
-        scores: modalities that were used -> scores on the test split.
-        map: the map of all modalities.
-        picture: modalities, map and labels side by side.
-        report: the page on the run of all modalities.
-    """
+    """What the demo made: scores on the test split by the modalities that were used; files on all modalities."""
 
     scores: dict[str, dict[str, float]]
     map: Path
@@ -51,19 +44,10 @@ class DemoResult:
 
 
 def write_demo_scene(folder: Path, seed: int = 0, side: int = _SIDE, *, overwrite: bool = False) -> Path:
-    """Simulates a scene of hyperspectral, height and SAR, and writes it as files.
+    """Simulates a scene of hyperspectral, height and SAR, of `side` px of 1 m, and writes it; returns the scene file.
 
-    Args:
-        folder: gets `scene.yaml`, one GeoTIFF per modality, `labels.tif` and `recipe.yaml`.
-        seed: of the scene.
-        side: of the scene, px of 1 m.
-        overwrite: replace other files of these names.
-
-    Returns:
-        The scene file.
-
-    Raises:
-        OutputError: if they cannot be written, or other files of these names are there.
+    The folder gets `scene.yaml`, one GeoTIFF per modality, `labels.tif` and `recipe.yaml`. With `overwrite`, other
+    files of these names are replaced.
     """
     scene = simulate(side, side, seed)
     modalities = {
@@ -110,15 +94,11 @@ def run_demo(
     """Runs the demo; a second run in the same folder continues where the first one stopped.
 
     Args:
-        folder: where everything is written.
         seed: of the scene and the training.
         side: of the scene, px of 1 m.
         overwrite: replace files that are not those of this demo.
         progress: show progress bars.
         report: called with a line for each step.
-
-    Raises:
-        OutputError: if the folder cannot be written, or holds other files of these names.
     """
     folder = Path(folder)
     report(f"simulating a scene of {side} x {side} px in {folder}")
