@@ -77,6 +77,8 @@ def test_periods_are_those_of_the_calendar_or_begin_with_between() -> None:
     assert periods_of((span,), None, ()) == (parse_period(span, ""),)
     with pytest.raises(SettingsError, match="more than 1000 periods"):
         periods_of("1 day", "2000/2023", ())
+    assert [*map(str, periods_of("9999 years", None, DAYS))] == ["2023-01-01/9999-12-31"]  # and no year 10,000
+    assert [*map(str, periods_of("1 month", "9999-11/9999-12", ()))] == ["9999-11", "9999-12"]
 
 
 def test_periods_of_another_year_are_the_same_and_others_are_named() -> None:

@@ -163,8 +163,6 @@ def _common_grid(rasters: Mapping[str, Any], like: Mapping[str, ModalityInfo]) -
 
 def _coarser(grid: Grid, zoom: int) -> Grid:
     """The same ground with pixels `zoom` times larger."""
-    if zoom == 1:
-        return grid
     a, b, c, d, e, f = grid.transform
     return Grid(grid.height // zoom, grid.width // zoom, (a * zoom, b * zoom, c, d * zoom, e * zoom, f), grid.crs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import calendar
 import re
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
@@ -39,7 +40,7 @@ class Period:
 
     def __str__(self) -> str:
         first, last = self.first, self.last
-        whole = first.day == 1 and last == _months_on(first, 1) - timedelta(1)
+        whole = first.day == 1 and last == first.replace(day=calendar.monthrange(first.year, first.month)[1])
         return f"{first:%Y-%m}" if whole else f"{first}/{last}" if first < last else str(first)
 
     def __contains__(self, day: date) -> bool:
@@ -135,14 +136,17 @@ def periods_of(every: str | Sequence[str] | None, between: str | None, days: Col
     start = span.first if within else date(span.first.year, 1, 1)
     found = []
     while start <= span.last:
-        if unit in ("month", "year"):
-            after = _months_on(start, number * (12 if unit == "year" else 1))
-        else:
-            after = start + timedelta(number * (7 if unit == "week" else 1))
-        last = after - timedelta(1)
+        last = date.max
+        with suppress(ValueError, OverflowError):  # there is no year 10,000
+            if unit in ("month", "year"):
+                last = _months_on(start, number * (12 if unit == "year" else 1)) - timedelta(1)
+            else:
+                last = start + timedelta(number * (7 if unit == "week" else 1) - 1)
         if last >= span.first:
             found.append(Period(start, min(last, within.last) if within else last))
-        start = after
+        if last == date.max:
+            break
+        start = last + timedelta(1)
         if len(found) > _MOST:
             raise SettingsError(
                 f"`every: {every}` cuts {span} into more than {_MOST} periods", f"at most {_MOST}", "choose longer ones"
