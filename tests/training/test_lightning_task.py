@@ -93,6 +93,49 @@ def test_a_class_that_is_not_scored_does_not_choose_the_epoch(
     assert [row["val_AA"] for row in rows] == pytest.approx([0.9, 0.8])
 
 
+def test_the_losses_of_an_epoch_are_means_over_its_windows(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, float]] = []
+    loss = TwoBranch.loss
+
+    def watched(self: TwoBranch, images: dict[str, torch.Tensor], target: torch.Tensor) -> dict[str, torch.Tensor]:
+        parts = loss(self, images, target)
+        seen.append((len(target), float(parts["loss"].detach())))
+        return parts if len(seen) % 4 else {**parts, "rare": parts["loss"] * 2}
+
+    monkeypatch.setattr(TwoBranch, "loss", watched)
+    train(recipe(place, tmp_path), "samples.windows=100", "samples.batch=28", progress=False)
+    rows = read_history(tmp_path / "run" / "metrics.csv")
+    assert [size for size, _ in seen[:4]] == [25] * 4
+    for epoch, row in enumerate(rows):
+        sizes, losses = zip(*seen[4 * epoch : 4 * epoch + 4], strict=True)
+        assert row["train_loss"] == pytest.approx(np.average(losses, weights=sizes), rel=1e-6)
+        assert row["train_rare"] == pytest.approx(2 * losses[3], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+def test_gradients_are_clipped_with_a_fused_optimiser(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    changes = [f"training.optimizer={name.lower()}", "training.precision=bfloat16", "training.clip=0.01"]
+    changes += ["training.epochs=1", "samples.windows=64"]
+    made: list[torch.optim.Optimizer] = []
+    plain = getattr(torch.optim, name)
+
+    def fused(*args: Any, **known: Any) -> torch.optim.Optimizer:
+        made.append(plain(*args, **{**known, "fused": True}))  # as on a GPU
+        return made[-1]
+
+    losses = []
+    for run, optimizer in (("plain", plain), ("fused", fused)):
+        monkeypatch.setattr(f"landfuse.training.lightning_task.{name}", optimizer)
+        train(recipe(place, tmp_path), *changes, f"run={tmp_path / run}", progress=False)
+        losses.append([row["train_loss"] for row in read_history(tmp_path / run / "metrics.csv")])
+    assert made[0].param_groups[0]["fused"]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def rates(settings: TrainingSettings, steps: int) -> list[float]:
     """The learning rate of every step, as training sets it."""
     model = TwoBranch({"a": Modality(channels=2)}, 2, TwoBranch.Settings(view=3))

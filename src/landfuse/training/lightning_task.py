@@ -49,12 +49,17 @@ class Task(LightningModule):
         self.register_buffer(
             "confusion", torch.zeros((model.classes, model.classes), dtype=torch.int64), persistent=False
         )
+        self.sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # parts of the loss -> their sums, windows
 
     def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
         """Seeds what layers draw (dropout, noise) by step and rank (loaders and resuming use the same generator), and
         sets the progress of the training on the model."""
         entropy = (self.settings.seed, self.global_step, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        # `torch.manual_seed` goes through every kind of device, which a small network's step would wait for.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
         self.model.progress = self.global_step / max(1, self.steps)
 
     def training_step(self, batch: Sample, index: int) -> Tensor:
@@ -66,12 +71,24 @@ class Task(LightningModule):
             raise FloatingPointError(
                 f"the loss of batch {index} in epoch {self.current_epoch} is not finite ({values})"
             )
-        size = len(batch.target)
-        self.log("train_loss", loss.detach(), on_epoch=True, on_step=False, batch_size=size)
-        for name, part in parts.items():
-            if name != "loss":
-                self.log(f"train_{name}", part.detach(), on_epoch=True, on_step=False, batch_size=size)
+        names, size = tuple(parts), len(batch.target)
+        summed = size * torch.stack([part.detach().float() for part in parts.values()])
+        total, windows = self.sums.get(names, (torch.zeros_like(summed), 0))
+        self.sums[names] = total + summed, windows + size
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Starts the sums of the losses; `log` in every step would take some kernels and a millisecond for each."""
+        self.sums.clear()
+
+    def losses(self) -> dict[str, float]:
+        """The mean of each part of the loss over the epoch's windows of this rank."""
+        found: dict[str, list[float]] = {}
+        for names, (total, windows) in self.sums.items():
+            for name, value in zip(names, total.tolist(), strict=True):
+                so_far = found.setdefault(f"train_{name}", [0.0, 0.0])
+                found[f"train_{name}"] = [so_far[0] + value, so_far[1] + windows]
+        return {name: total / windows for name, (total, windows) in found.items()}
 
     def on_train_batch_end(self, outputs: Any, batch: Sample, batch_idx: int) -> None:
         """Asks to stop after the last step: Lightning then validates, also in the middle of an epoch."""
@@ -110,16 +127,22 @@ class Task(LightningModule):
 def optimizer_for(model: nn.Module, settings: TrainingSettings) -> Optimizer:
     """The optimiser over what can be trained in a model."""
     trainable = [p for p in model.parameters() if p.requires_grad]
+    rate, decay = settings.rate, settings.weight_decay
+    fused = all(p.is_cuda for p in trainable) or None
     if settings.optimizer == "sgd":
-        return SGD(trainable, lr=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    groups = [
-        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {
-            "params": [p for p in trainable if p.dim() <= 1],
-            "weight_decay": settings.weight_decay if settings.decay_vectors else 0.0,
-        },
-    ]
-    return AdamW([g for g in groups if g["params"]], lr=settings.rate)
+        optimizer: Optimizer = SGD(trainable, rate, settings.momentum, weight_decay=decay, fused=fused)
+    else:
+        groups = [
+            {"params": [p for p in trainable if p.dim() > 1], "weight_decay": decay},
+            {
+                "params": [p for p in trainable if p.dim() <= 1],
+                "weight_decay": decay if settings.decay_vectors else 0.0,
+            },
+        ]
+        optimizer = AdamW([g for g in groups if g["params"]], lr=rate, fused=fused)
+    # Else Lightning would leave float16's scaling to a fused optimiser, and refuse to clip its gradients.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
 
 
 def rate_share(step: int, settings: TrainingSettings, steps: int) -> float:
@@ -213,10 +236,12 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds the epoch's row; rows of this epoch and later ones, from before a resume, go."""
+        losses: dict[str, Any] = pl_module.losses() if isinstance(pl_module, Task) else {}
+        pl_module.log_dict(losses)
         if trainer.global_rank:
             return
         rows = [row for row in read_history(self.path) if row["epoch"] < trainer.current_epoch]
-        measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        measured = {name: float(value) for name, value in {**losses, **trainer.callback_metrics}.items()}
         write_history(self.path, [*rows, {"epoch": float(trainer.current_epoch), **measured}])
 
 
