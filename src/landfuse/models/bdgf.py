@@ -154,12 +154,16 @@ class Bdgf(FusionModel):
         total = torch.stack(list(parts.values())).sum()
         ramp = min(1.0, self.progress / RAMP)
         if len(self.names) > 1:
-            labelled = target.flatten(1) != UNLABELLED  # (B, P)
+            labelled = (target.flatten() != UNLABELLED).nonzero().squeeze(1)  # among all pixels of the batch
             if config.probability_weight:
-                parts["probabilities"] = mutual.distil(scores.branches[:, labelled].float(), TEMPERATURE)
+                parts["probabilities"] = mutual.distil(
+                    scores.branches.flatten(1, 2).index_select(1, labelled).float(), TEMPERATURE
+                )
                 total = total + ramp * config.probability_weight * parts["probabilities"]
             if config.feature_weight:
-                parts["features"] = mutual.align_direction(scores.features[:, labelled].float())
+                parts["features"] = mutual.align_direction(
+                    scores.features.flatten(1, 2).index_select(1, labelled).float()
+                )
                 total = total + ramp * config.feature_weight * parts["features"]
         if scores.linear is not None:
             parts["linear"] = cross_entropy(self._on_core(scores.linear), target, smoothing)
