@@ -527,7 +527,7 @@ def write_layer(path: Path, layer: str, frame: Any) -> None:
         try:
             written = BytesIO()  # a path is split at `!`, and loses its line breaks
             pyogrio.write_dataframe(frame, written, layer=layer, driver="GPKG")
-            partial.write_bytes(written.getbuffer())
+            partial.write_bytes(written.getvalue())  # a view of it can crash Python 3.12.1 as it collects garbage
         except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
             raise unwritable(path, error) from None
 

@@ -33,7 +33,7 @@ def write_checkpoint(values: Mapping[str, Any], path: Path, *, keep: bool = True
     content = io.BytesIO()
     torch.save(values, content)
     with whole_file(path) as partial:
-        partial.write_bytes(content.getbuffer())
+        partial.write_bytes(content.getvalue())  # a view of it can crash Python 3.12.1 as it collects garbage
         if keep and path.exists():
             path.replace(_before(path))
 
