@@ -437,7 +437,9 @@ def test_a_file_of_several_rasters_lists_them(tmp_path: Path) -> None:
         file["a"], file["deep/b"] = array[0], array[1]
     with pytest.raises(SceneError, match="but several rasters") as caught:
         GdalRaster(str(tmp_path / "x.h5")).check()
-    assert f"HDF5:{tmp_path}/x.h5://deep/b" in caught.value.do
+    named = [word.strip(",") for word in caught.value.do.split() if word.endswith("//deep/b")]
+    assert [name.replace('"', "") for name in named] == [f"HDF5:{tmp_path}/x.h5://deep/b"]  # GDAL 3.12 has quotes
+    np.testing.assert_array_equal(GdalRaster(named[0]).read(GRID.window)[0], array[1])
 
 
 def test_labels_as_codes(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -230,11 +231,13 @@ def segmentation_task(model: StackedImages, **settings: Any) -> LightningModule:
         MissingExtraError: if torchgeo is not installed.
     """
     try:
-        from torchgeo.trainers import SemanticSegmentationTask
+        from torchgeo.trainers import SemanticSegmentationTask as Segmentation
     except ImportError as error:
         raise missing_extra(error) from None
+    with suppress(ImportError):  # what torchgeo 0.10 calls it
+        from torchgeo.tasks import SemanticSegmentation as Segmentation
 
-    class Task(SemanticSegmentationTask):  # type: ignore[misc]
+    class Task(Segmentation):  # type: ignore[misc]
         """The task, with a model that is there already."""
 
         def configure_models(self) -> None:
