@@ -83,7 +83,7 @@ def test_it_is_the_bundle_of_torch_bit_for_bit(bundle: Bundle, scene: Scene, tmp
         assert (known.attached["sums.each"] == np.arange(6.0).reshape(2, 3)).all()
         assert known.notes == {"sums": {"of": "blocks"}}
     for options in (PredictorOptions(), PredictorOptions(mean_for=("b",), withheld=("b",))):
-        by_torch = TorchPredictor(bundle.description, bundle.model, bundle.maps, None, lambda: "", options)
+        by_torch = TorchPredictor(bundle, options)
         predictors = [own.predictor(options), loaded.predictor(options), by_torch]
         window, corners = scene.grid.window.padded(bundle.model.halo), np.argwhere(np.ones((40, 60), bool))
         values = {name: scene.read(name, window) for name in scene.modalities}

@@ -155,7 +155,7 @@ class Bundle(nn.Module):
                 self.description, model.tables, windows, maps, lambda: self.digest, options, complete
             )  # fmt: skip
         self.eval()
-        return TorchPredictor(self.description, self.model, self.maps, self.features, lambda: self.digest, options)
+        return TorchPredictor(self, options)
 
     def with_features(self, scene: Scene) -> Scene:
         """The scene with its diffusion features, where the model takes some."""

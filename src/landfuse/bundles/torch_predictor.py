@@ -8,25 +8,24 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from landfuse.bundles.description import Description
 from landfuse.bundles.predictor import About
 from landfuse.bundles.settings import PredictorOptions
-from landfuse.diffusion.features import DiffusionFeatures
 from landfuse.errors import SettingsError
 from landfuse.kernels.gpu import Replayed, default_device, gpu_kernels, gpu_works
 from landfuse.kernels.linear import rounded_once
 from landfuse.kernels.scan import runs_triton
-from landfuse.models.base import FusionModel
 from landfuse.rasters.windows import Window
-from landfuse.scenes.scene import Scene
 from landfuse.views.mapped_pixels import MappedPixels, pixel_table
-from landfuse.views.pixel_map import PixelMap
+
+if TYPE_CHECKING:
+    from landfuse.bundles.bundle import Bundle
 
 GRAPHS = os.environ.get("LANDFUSE_CUDA_GRAPHS") != "0"
 """Whether a GPU replays the passes of a map as one CUDA graph; the map is the same."""
@@ -44,29 +43,16 @@ def _arrived(logits: Tensor, copied: torch.cuda.Event | None) -> NDArray[np.floa
 
 
 class TorchPredictor:
-    """A `Predictor`.
-
-    Args:
-        model: in evaluation mode; it is moved to the device.
-        pixel_maps: name -> map of each input.
-        features: diffusion features among the inputs.
-        digest: SHA-256 of the bundle, computed when it is asked for.
+    """A `Predictor` of a bundle in evaluation mode, whose model is moved to the device.
 
     Raises:
         SettingsError: if the model has no such layer, or there is no such device.
     """
 
-    def __init__(
-        self,
-        description: Description,
-        model: FusionModel,
-        pixel_maps: Mapping[str, PixelMap],
-        features: DiffusionFeatures | None,
-        digest: Callable[[], str],
-        options: PredictorOptions,
-    ) -> None:
-        self.description, self.features, self.options, self._digest = description, features, options, digest
-        description.check_layers(options)
+    def __init__(self, bundle: Bundle, options: PredictorOptions) -> None:
+        self.description, self.complete = bundle.description, bundle.with_features
+        self.options, self._bundle, model = options, bundle, bundle.model
+        self.description.check_layers(options)
         try:
             self.device = torch.device(options.device) if options.device else default_device()
             self.model = model.to(self.device)
@@ -83,9 +69,9 @@ class TorchPredictor:
                 "float32 or bfloat16, or a CUDA GPU",
                 "choose float32",
             )
-        self.maps = {name: pixel_map.to("cpu") for name, pixel_map in pixel_maps.items()}
+        self.maps = {name: pixel_map.to("cpu") for name, pixel_map in bundle.maps.items()}
         self.stand_ins = self.description.stand_ins(options)
-        self.view = math.ceil(description.view * math.sqrt(model.images_per_view))
+        self.view = math.ceil(self.description.view * math.sqrt(model.images_per_view))
         self.marks_missing = model.marks_missing
         self.channels = {name: pixel_map.channels for name, pixel_map in self.maps.items()}
         self._pass: Callable[[dict[str, Tensor]], Tensor] = self._forward
@@ -103,13 +89,13 @@ class TorchPredictor:
             if self.on_gpu and GRAPHS:
                 self._pass = Replayed(self._forward)
         self.nbytes = sum(p.nbytes for p in {*model.parameters(), *self.model.parameters()})
-        self.nbytes += 0 if features is None else features.nbytes
+        self.nbytes += 0 if bundle.features is None else bundle.features.nbytes
 
     @cached_property
     def identity(self) -> dict[str, str]:
         """What the logits follow from beside the scene."""
         known = {
-            "the model": self._digest(),
+            "the model": self._bundle.digest,
             "the version": f"landfuse {version('landfuse')}, torch {torch.__version__}",
             "the precision": self.options.precision,
             "the device": self.device.type,
@@ -117,10 +103,6 @@ class TorchPredictor:
         if self.on_gpu:  # whose last bits follow from these too
             known["the GPU"] = f"{torch.cuda.get_device_name(self.device)}, cuDNN {torch.backends.cudnn.version()}"
         return known
-
-    def complete(self, scene: Scene) -> Scene:
-        """The scene with its diffusion features, where the model takes some."""
-        return scene if self.features is None else scene.with_modalities(self.features.of(scene))
 
     def prepare(self, name: str, values: NDArray[np.float32]) -> Tensor:
         """Returns a table of mapped pixels, (pixels, D), on the device."""

@@ -117,8 +117,8 @@ def by_pyplot() -> Iterator[None]:
         _FIGURE.reset(token)
 
 
-def check_picture(path: Path, overwrite: bool) -> Path:
-    """The path of a picture that is to be written.
+def check_picture(path: Path, overwrite: bool) -> None:
+    """Refuses what no picture can be written to.
 
     Raises:
         SettingsError: if it is neither PNG nor HTML.
@@ -127,7 +127,6 @@ def check_picture(path: Path, overwrite: bool) -> Path:
     if path.suffix.lower() not in (".png", ".html"):
         raise SettingsError(f"a picture is to be written to {path}", "a name that ends in .png or .html", "change it")
     check_replaceable(path, r'Software\x00landfuse|name="generator" content="landfuse"', overwrite)
-    return path
 
 
 def save(figure: Figure, path: str | Path) -> Path:

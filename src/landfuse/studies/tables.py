@@ -154,12 +154,8 @@ def _cell(value: Spread) -> str:
     return f"${100 * value.mean:.1f}" + ("$" if math.isnan(value.std) else rf" \pm {100 * value.std:.1f}$")
 
 
-def add_to_ledger(runs: list[Run], path: Path) -> int:
-    """Adds a row per run to a CSV file, once for each result of a run; the rows in it stay.
-
-    Returns:
-        How many rows were added.
-    """
+def add_to_ledger(runs: list[Run], path: Path) -> None:
+    """Adds a row per run to a CSV file, once for each result of a run; the rows in it stay."""
     known = pd.DataFrame()
     if path.exists():
         known = pd.read_csv(path, dtype=str, keep_default_na=False).rename(columns={"leak_share": "leak_fraction"})
@@ -167,7 +163,6 @@ def add_to_ledger(runs: list[Run], path: Path) -> int:
     table = table.drop_duplicates(["run", "seed", "split", *SCORES])
     if len(table) > len(known):
         write_text(path, table.to_csv(index=False, lineterminator="\n"))
-    return len(table) - len(known)
 
 
 def _ledger_row(run: Run) -> dict[str, str]:
