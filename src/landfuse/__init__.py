@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from landfuse.models.base import Modality as Modality
     from landfuse.rasters.grid import Grid as Grid
     from landfuse.rasters.windows import Window as Window
-    from landfuse.reporting import report as report
+    from landfuse.reporting.page import report as report
     from landfuse.scenes.check import check as check
     from landfuse.scenes.land_cover_map import LandCoverMap as LandCoverMap
     from landfuse.scenes.land_cover_map import open_map as open_map

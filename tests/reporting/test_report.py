@@ -37,9 +37,8 @@ from landfuse.mapping.map_extras import write_mosaics
 from landfuse.markup import decimals, percent
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.rasters.grid import Grid
-from landfuse.reporting import LARGEST, report
 from landfuse.reporting.mosaic import Mosaic
-from landfuse.reporting.page import _class_rows, _in_order
+from landfuse.reporting.page import LARGEST, _class_rows, _in_order, report
 from landfuse.reporting.provenance import bare, commands, from_here
 from landfuse.reporting.rely import _known_ground, _sets, _zone, answers, certificate_of, of_100
 from landfuse.reporting.scores import area_rows, findings, warnings
@@ -803,7 +802,7 @@ def test_a_report_on_existing_maps_opens_each_once_and_needs_no_torch(run: Path,
     code = (
         "import sys\n"
         "for name in ('torch', 'lightning', 'timm'): sys.modules[name] = None\n"  # whoever imports it now fails
-        "from landfuse.reporting import page, report\n"
+        "from landfuse.reporting import page\nfrom landfuse.reporting.page import report\n"
         "opened, open_map = [], page.open_map\n"
         "page.open_map = lambda path, scene: opened.append(path.name) or open_map(path, scene)\n"
         "from landfuse.studies.compare import compare\n"

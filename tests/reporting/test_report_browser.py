@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from landfuse.reporting import report
+from landfuse.reporting.page import report
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),

@@ -43,7 +43,7 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write a page that shows a run's map, how good it is, and where it came from: one file, without any network."""
-    from landfuse.reporting import report as write
+    from landfuse.reporting.page import report as write
 
     if output is not None and output.suffix.lower() not in (".html", ".htm"):
         do = f"-o {output.with_suffix('.html')}; a browser prints it as PDF"

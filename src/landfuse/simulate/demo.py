@@ -15,7 +15,7 @@ from landfuse.figures.figures import mapped_figure, save
 from landfuse.files import check_replaceable, not_ours, write_text
 from landfuse.mapping.predict import predict
 from landfuse.rasters.geotiff_writer import write_raster
-from landfuse.reporting import report as write_report
+from landfuse.reporting.page import report as write_report
 from landfuse.scenes.scene_file import open_scene
 from landfuse.simulate.scene import simulate
 from landfuse.studies.modalities import modality_table
