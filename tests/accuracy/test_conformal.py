@@ -208,6 +208,8 @@ def test_levels_that_are_refused() -> None:
     ):
         with pytest.raises(SettingsError, match=message):
             known.thresholds(level)
+    with pytest.raises(SettingsError, match="no method `lca`"):
+        known.thresholds(0.9, "lca")  # type: ignore[arg-type]
     none = sets_of_pixels(blocks=1)
     with pytest.raises(SettingsError, match=r"by 1 calibration blocks(.|\n)*at most 0.5"):
         none.thresholds(0.9)

@@ -181,6 +181,8 @@ def test_neyman_gives_more_to_what_is_doubtful(city: Path) -> None:
         draw_points(city, 300, allocation="neyman", expected={1: 0.5, 7: 1.5})
     with pytest.raises(SettingsError, match="not known"):
         draw_points(city, 300, design="random")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="the seed -1"):
+        draw_points(city, 300, seed=-1)
 
 
 @pytest.mark.parametrize("design", ["stratified", "simple", "cluster"])

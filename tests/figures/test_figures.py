@@ -76,6 +76,9 @@ def test_some_modalities_by_some_bands_and_a_scene_without_labels() -> None:
     assert figure.legends == []
     with pytest.raises(lf.LandfuseError, match="bands 6"):
         lf.plot(bare, modalities=["a"], bands={"a": [6]})
+    for wrong in ({"modalities": ["x"]}, {"bands": {"x": [1]}}):
+        with pytest.raises(lf.LandfuseError, match="no modality x"):
+            lf.plot(bare, **wrong)
 
 
 def test_a_confusion_shows_its_counts_and_shares() -> None:

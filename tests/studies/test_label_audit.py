@@ -166,6 +166,9 @@ def test_it_goes_on_where_it_was_interrupted(
 def test_labels_that_cannot_be_judged(labels: NDArray[np.uint8] | None, message: str) -> None:
     with pytest.raises(LandfuseError, match=message):
         lf.audit(scene_of(labels), QUICK, folds=40, progress=False)
+    for options in ({"folds": 1}, {"side": 0}):
+        with pytest.raises(LandfuseError, match="2 to 200 folds, and a side of at least 1 px"):
+            lf.audit(scene_of(labels), QUICK, **options)
 
 
 def test_a_class_in_one_place_is_not_judged() -> None:

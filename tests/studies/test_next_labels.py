@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -274,6 +275,7 @@ def test_many_tiles_and_their_systems(tmp_path: Path) -> None:
         ({"n": 5000, "judge": 0.1}, SettingsError, r"4500 places to train, of \d+ pixels"),
         ({"n": 2}, SettingsError, "of which 1 judge"),
         ({"judge": 1.5}, SettingsError, "a fraction from 0 to 1"),
+        ({"judge": math.nan}, SettingsError, "a fraction from 0 to 1"),
         ({"walk": 0.0}, SettingsError, "walking blocks of 0 m"),
         ({"run": "nothing"}, MissingFileError, "no such folder"),
         ({"run": "begun"}, MissingFileError, "has not ended"),

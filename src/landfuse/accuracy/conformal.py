@@ -260,10 +260,12 @@ class ClassSets:
         """The threshold of each class, (K,); -inf for one that is in every set.
 
         Raises:
-            SettingsError: if the level is not within 0 and 1, or takes more blocks than there are.
+            SettingsError: if there is no such method, or the level is not within 0 and 1, or takes more blocks.
         """
         if not 0 < level < 1:
             raise SettingsError(f"the level {level:g} of class sets", "more than 0 and less than 1, e.g. 0.9", "")
+        if method not in METHODS:
+            raise SettingsError(f"there is no method `{method}` of class sets", ", ".join(METHODS), "choose one")
         place = math.ceil(level * 1000 - _SMALL) - 1
         rows = self.table[METHODS.index(method)]
         rows = rows[1:] if by_class else rows[:1]

@@ -10,13 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from landfuse.accuracy.bootstrap import (
-    SCORES,
-    BlockIntervals,
-    block_confusions,
-    block_intervals,
-    difference_intervals,
-)
+from landfuse.accuracy.bootstrap import SCORES, BlockIntervals, block_confusions, block_intervals, difference_intervals
 from landfuse.accuracy.confusion import Confusion
 from landfuse.errors import LandfuseError, MissingFileError, SceneError, SettingsError, SplitError
 from landfuse.files import to_json, write_results

@@ -258,6 +258,11 @@ def scene_figure(
         modalities: which; all by default.
         bands: modality -> the bands to show, from 1: three for red, green and blue, or one for grey.
     """
+    unknown = [name for name in (*(modalities or ()), *(bands or ())) if name not in scene.modalities]
+    if unknown:
+        raise SettingsError(
+            f"the scene has no modality {', '.join(unknown)}", ", ".join(scene.modalities), "choose one"
+        )
     chosen = {name: [band - 1 for band in numbers] for name, numbers in (bands or {}).items()}
     images = {}
     for name in scene.modalities if modalities is None else modalities:

@@ -23,7 +23,7 @@ from landfuse.accuracy.confident_learning import joint_counts, margins, probably
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.bundles.calibration import probabilities_of
-from landfuse.errors import OutputError, SceneError, SplitError, few
+from landfuse.errors import OutputError, SceneError, SettingsError, SplitError, few
 from landfuse.figures.label_sheet import label_sheet
 from landfuse.files import not_ours, to_csv, write_text
 from landfuse.legend import UNLABELLED
@@ -45,6 +45,8 @@ log = logging.getLogger("landfuse")
 
 FILES = ("labels.csv", "labels.gpkg", "labels.html")
 """What an audit writes into its folder."""
+
+_MOST_FOLDS = 200
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def audit(
         progress: show progress bars.
 
     Raises:
+        SettingsError: if there are fewer than 2 folds, or a block has no pixel.
         SceneError: if there are no labels, or all are of one class.
         SplitError: if the labels lie in fewer polygons, tiles or blocks than there are folds.
         LandfuseError: whatever else is wrong with scene or recipe.
@@ -170,6 +173,9 @@ def audit(
         >>> audit.rows[0].rank, audit.rows[0].tile, len(audit.rows) > 10
         (1, 'chequers', True)
     """
+    if not 2 <= folds <= _MOST_FOLDS or side < 1:
+        expected = f"from 2 to {_MOST_FOLDS} folds, and a side of at least 1 px"
+        raise SettingsError(f"{folds} folds, and blocks of {side} px", expected, "correct them")
     file = read_scene_file(scene) if isinstance(scene, str | Path) else None
     own = recipe if isinstance(recipe, Recipe) else read_recipe(recipe) if recipe is not None else None
     known = own or parse(Recipe, {"scene": f"{ARRAYS}labels", "model": "forest"}, "the baseline")

@@ -241,7 +241,8 @@ def next_labels(
         >>> len(places), len(places.judge)
         (20, 10)
     """
-    drawn, chosen = round(n * judge), n - round(n * judge)
+    drawn = round(n * judge) if math.isfinite(judge) else 0
+    chosen = n - drawn
     if n < 2 or not 0 <= judge <= 1 or drawn == 1 or (walk is not None and not walk > 0) or seed < 0:
         raise SettingsError(
             f"{n} places, of which {drawn} judge" + ("" if walk is None else f", walking blocks of {walk:g} m"),
