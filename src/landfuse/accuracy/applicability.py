@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -290,10 +290,7 @@ class Applicability:
         self, pattern: NDArray[np.bool_], predictors: Mapping[str, NDArray[np.float32]], pixels: NDArray[np.intp]
     ) -> NDArray[np.floating] | float:
         """By some modalities, of some of the pixels."""
-        names, key = (
-            [name for name, chosen in zip(self.points, pattern, strict=True) if chosen],
-            tuple(pattern.tolist()),
-        )
+        names, key = list(compress(self.points, pattern)), tuple(pattern.tolist())
         if not names or not len(pixels):
             return np.nan
         if key not in self._spaces:
@@ -385,10 +382,9 @@ def drawn(
         every.append(np.stack([np.full_like(row, number), row, col, target[row, col], group[row, col]], axis=1))
     pixels = rng.permutation(np.concatenate(every))
     _, both = np.unique(pixels[:, 3:], axis=0, return_inverse=True)
-    pixels = pixels[
-        np.argsort(_turns(both.ravel()), kind="stable")
-    ]  # one of each class in each group, then the second, ...
-    pixels = pixels[np.argsort(_turns(pixels[:, 3]), kind="stable")][:most]  # one of each class, then the second, ...
+    # One of each class in each group, then the second, ...; in that order one of each class, then the second, ...
+    pixels = pixels[np.argsort(_turns(both.ravel()), kind="stable")]
+    pixels = pixels[np.argsort(_turns(pixels[:, 3]), kind="stable")][:most]
     pixels = pixels[np.lexsort(pixels[:, 2::-1].T)]
     return pixels[:, :3], pixels[:, 4]
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from landfuse.errors import SettingsError
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.grid import Grid
-from landfuse.rasters.raster import Raster
 from landfuse.rasters.windows import Window, blocks
 from landfuse.scenes.scene import ModalityInfo, Scene, SceneModality
 
@@ -135,18 +134,12 @@ def thinned(scene: Scene, modality: str, step: int, bands: Sequence[int]) -> NDA
 def _reader(scene: Scene, modality: str, bands: Sequence[int]) -> Callable[[Window], NDArray[np.float32]]:
     """Reads windows of some bands of a modality, and, where its kind allows, nothing else."""
     part = scene.modalities[modality]
-    chosen, within = _only(part.raster, bands)
-    narrow = dataclasses.replace(scene, modalities={modality: SceneModality(chosen, part.zoom, part.units)})
-    return lambda window: narrow.read(modality, window)[within]
-
-
-def _only(raster: Raster, bands: Sequence[int]) -> tuple[Raster, list[int]]:
-    """The raster with these bands only, where its kind allows, and their places in what it reads."""
-    unique = sorted(set(bands))
-    order = [unique.index(band) for band in bands]
+    raster, places = part.raster, list(bands)
     if hasattr(raster, "with_bands"):
-        return raster.with_bands(unique), order
-    return raster, list(bands)
+        unique = sorted(set(bands))
+        raster, places = raster.with_bands(unique), [unique.index(band) for band in bands]
+    narrow = dataclasses.replace(scene, modalities={modality: SceneModality(raster, part.zoom, part.units)})
+    return lambda window: narrow.read(modality, window)[places]
 
 
 def _means(values: NDArray[np.float32], step: int) -> NDArray[np.float32]:
