@@ -186,6 +186,7 @@ def estimate(
     finite: bool = True,
     areas: NDArray[np.floating] | None = None,
     stratum_areas: Mapping[int, float] | None = None,
+    design: str = "",
 ) -> AccuracyEstimate:
     """Estimates accuracy and areas from units drawn at random, without replacement, within strata.
 
@@ -200,6 +201,7 @@ def estimate(
             2014 leave this correction out; it matters where the sample is a good part of the map.
         areas: (n,) square metres of the sampled pixels; None where they are not known, and taken to be equal.
         stratum_areas: stratum -> square metres in the whole map; with `areas`.
+        design: in words, for the result.
 
     Raises:
         SceneError: if a stratum of the map has no sampled unit: nothing can be said about it.
@@ -213,14 +215,14 @@ def estimate(
         raise ValueError(f"truth and map have to hold classes 0..{K - 1}")
     unit = np.arange(truth.size) if clusters is None else np.unique(clusters, return_inverse=True)[1].reshape(-1)
     one = np.ones(truth.size) if areas is None else np.asarray(areas, float)
-    design = _Units(unit, strata, sizes, finite, clusters is not None, None if areas is None else one, stratum_areas)
+    units = _Units(unit, strata, sizes, finite, clusters is not None, None if areas is None else one, stratum_areas)
     hectares = None if stratum_areas is None else sum(stratum_areas.values()) / 10_000
     is_class = truth == np.arange(K)[:, None]
     as_class = mapped == np.arange(K)[:, None]
-    reach = float(stats.t.ppf(0.975, design.count - 1)) if clusters is not None and design.count > 1 else Z95
+    reach = float(stats.t.ppf(0.975, units.count - 1)) if clusters is not None and units.count > 1 else Z95
 
     def ratio(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Estimate:
-        return Estimate(*design.ratio(part * one, whole * one), reach)
+        return Estimate(*units.ratio(part * one, whole * one), reach)
 
     every = np.ones(truth.size, bool)
     overall = ratio(truth == mapped, every)
@@ -240,18 +242,10 @@ def estimate(
             )
         )
     counts = np.bincount(truth * K + mapped, minlength=K * K).reshape(K, K)
-    weights = design.weights[unit] * one
+    weights = units.weights[unit] * one
     fractions = np.bincount(truth * K + mapped, weights, minlength=K * K).reshape(K, K) / weights.sum()
-    kind = (
-        "cluster sampling, one stage, ratio-to-size estimator"
-        if clusters is not None
-        else "simple random sampling"
-        if len(design.sizes) == 1
-        else "stratified random sampling"
-    )
-    return AccuracyEstimate(
-        kind, overall, tuple(classes), counts, fractions, truth.size, design.count, _notes(design, classes, as_class)
-    )
+    notes = _notes(units, classes, as_class)
+    return AccuracyEstimate(design, overall, tuple(classes), counts, fractions, truth.size, units.count, notes)
 
 
 class _Units:

@@ -134,6 +134,7 @@ def estimated(
         finite=finite,
         areas=sample.pixel_m2[known] if placed else None,
         stratum_areas=stratum_m2 if placed else None,
+        design=_words(sample) + " (strata are the classes of another map: Stehman 2014)" * moved,
     )
     notes = list(result.notes)
     if not known.all():
@@ -151,8 +152,7 @@ def estimated(
             "no hectares, and fractions are of pixels, not of area: the map has no CRS, or the sample was drawn by an "
             "earlier version, which took its pixels to be of one size"
         )
-    words = _words(sample) + " (strata are the classes of another map: Stehman 2014)" * moved
-    return replace(result, design=words, notes=tuple(notes))
+    return replace(result, notes=tuple(notes))
 
 
 def _stratum_areas(sample: ReferenceSample, grid: Grid) -> Mapping[int, float]:

@@ -215,16 +215,9 @@ def _visit(visits: Mapping[str, Any] | None, run: str, scene: str, tile: Sequenc
         words = "Places where a look would teach the model most, and some at random to check the map by, can be drawn."
         return _answer(question, [words], "landfuse", "next", run, scene, *tile, "-n", "50")
     listed = visits["rows"][:_LISTED]
-    return {
-        **_answer(
-            question,
-            [
-                f"{visits['count']:,} places, the dots in the picture, are in {visits['file']}"
-                + (f"; the first {len(listed)}:" if len(listed) < visits["count"] else ":")
-            ],
-        ),
-        "rows": listed,
-    }
+    first = f"; the first {len(listed)}" if len(listed) < visits["count"] else ""
+    words = f"{visits['count']:,} places, the dots in the picture, are in {visits['file']}{first}:"
+    return {**_answer(question, [words]), "rows": listed}
 
 
 def places_to_visit(path: Path, scenes: Sequence[Scene], place: Any) -> dict[str, Any] | None:
@@ -246,9 +239,7 @@ def places_to_visit(path: Path, scenes: Sequence[Scene], place: Any) -> dict[str
                 where = place(index, line + 0.5, col + 0.5, (grid.height, grid.width))
                 rows.append({**row, "tile": scene.name, "place": where})
                 break
+    if not rows:
+        return None
     chosen = sorted(rows, key=lambda row: row.get("part") == "judge")
-    return (
-        {"count": len(rows), "file": path.name, "rows": chosen, "dots": [row["place"] for row in rows]}
-        if rows
-        else None
-    )
+    return {"count": len(rows), "file": path.name, "rows": chosen, "dots": [row["place"] for row in rows]}
