@@ -113,8 +113,11 @@ def draw_sample(
             "choose one",
         )
     if n < 2 or side < 1 or seed < 0:
-        found = f"{n} points in clusters of {side} px, with the seed {seed}"
-        raise SettingsError(found, "at least 2 points; a side of at least 1; a seed of at least 0", "correct them")
+        raise SettingsError(
+            f"{n} points in clusters of {side} px, with the seed {seed}",
+            "at least 2 points, a side of 1, a seed of 0",
+            "",
+        )
     opened = open_map(map_path) if after is None else open_two_maps(map_path, after)
     legend = opened.scene_legend or legend
     grid = opened.grid
