@@ -1,10 +1,12 @@
-"""Kernel launches of forward passes, counted without a GPU.
+"""Kernel launches of forward passes and training steps, counted without a GPU.
 
     python benchmarks/gpu/launches.py            # a table of all networks at their papers' sizes
     python benchmarks/gpu/launches.py mfnet -v   # of some, with the operators that launch
 
 Networks run on fake tensors, which have shapes and a device but no numbers, in bfloat16 as on a GPU. Operators that
-return a view launch nothing, the others one kernel; those that are known to launch more are in `KERNELS`.
+return a view launch nothing, the others one kernel; those that are known to launch more are in `KERNELS`. Without a GPU
+PyTorch has no backward pass of tensors of one, so a step is counted on tensors of the CPU, for which autocast converts
+other operators, and without the update of the weights, a few kernels where it is fused.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-WITHOUT_KERNEL = ("_unsafe_view", "_reshape_alias", "lift_fresh")
+WITHOUT_KERNEL = ("_unsafe_view", "_reshape_alias", "lift_fresh", "device", "_local_scalar_dense")
 """Operators that launch nothing, beside views and those that only allocate."""
-KERNELS = {"logsumexp": 6, "selective_scan": 3, "image_scan": 6}
+KERNELS = {"logsumexp": 6, "selective_scan": 3, "image_scan": 6, "convolution_backward": 2}
+KERNELS |= {"selective_scan_backward": 10, "image_scan_backward": 50}
 """Operators of several kernels."""
 FAKE = FakeTensorMode()
 """One for all networks, since constants are kept."""
@@ -37,10 +40,11 @@ MODELS = ("mfnet", "refnet", "bdgf", "two_branch")
 
 
 class Launches(TorchDispatchMode):
-    """Counts kernels by operator, within it."""
+    """Counts kernels of a kind of device by operator, within it."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cuda") -> None:
         super().__init__()
+        self.device = device
         self.by_operator: Counter[str] = Counter()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,7 +52,7 @@ class Launches(TorchDispatchMode):
         name = function._schema.name.split("::")[-1]
         first = next((one for one in tree_leaves(result) if isinstance(one, torch.Tensor)), None)
         nothing = function.is_view or "empty" in name or name in WITHOUT_KERNEL
-        if not nothing and first is not None and first.device.type == "cuda":
+        if not nothing and first is not None and first.device.type == self.device:
             self.by_operator[name] += KERNELS.get(name, 1)
             if name == "convolution" and args[2] is not None:
                 self.by_operator["bias of a convolution"] += 1  # cuDNN's convolution has none
@@ -67,7 +71,9 @@ def pretended_gpu() -> Iterator[None]:
         patch.object(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True),
         patch.object(torch.cuda, "get_device_capability", lambda device=None: (9, 0)),
         patch.object(F, "scaled_dot_product_attention", fused_attention),
-        patch("landfuse.kernels.scan._triton_works", lambda: True),
+        patch.object(Tensor, "is_cuda", True),
+        patch.object(Tensor, "nonzero", lambda self: torch.arange(len(self), device=self.device)[:, None]),  # all are
+        patch("landfuse.kernels.scan.runs_triton", lambda device: True),
         warnings.catch_warnings(),
         FAKE,
     ):
@@ -75,15 +81,15 @@ def pretended_gpu() -> Iterator[None]:
         yield
 
 
-def move(model: nn.Module) -> None:
-    """Replaces all numbers by fake tensors of the GPU."""
+def move(model: nn.Module, device: str) -> None:
+    """Replaces all numbers by fake tensors."""
     for module in model.modules():
         for name, p in module._parameters.items():
             if p is not None:
-                fake = torch.empty(p.shape, dtype=p.dtype, device="cuda")
+                fake = torch.empty(p.shape, dtype=p.dtype, device=device)
                 module._parameters[name] = nn.Parameter(fake, p.requires_grad)
         for name, b in module._buffers.items():
-            module._buffers[name] = None if b is None else torch.empty(b.shape, dtype=b.dtype, device="cuda")
+            module._buffers[name] = None if b is None else torch.empty(b.shape, dtype=b.dtype, device=device)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -94,17 +100,17 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = 
     return found
 
 
-def forward_launches(case: Case) -> Launches:
-    """Of a forward pass in bfloat16, after a first one."""
-    case = replace(case, kind="bf16")
+def launches_of(case: Case, what: str) -> Launches:
+    """Of a forward pass or a step in bfloat16, after a first one."""
+    case, device = replace(case, kind="bf16"), "cuda" if what == "forward" else "cpu"
     model, modalities = build(case, "cpu")
-    with pretended_gpu():
-        move(model)
-        parts = model, *batch_of(case, model, modalities, "cuda")
-        forward = jobs(case, "cuda", parts, torch.no_grad)["forward"]  # inference mode hides what operators consist of
-        forward()  # makes what is kept
-        with Launches() as launches:
-            forward()
+    with pretended_gpu(), patch.object(torch.optim.AdamW, "step", lambda self: None):
+        move(model, device)
+        parts = model, *batch_of(case, model, modalities, device)
+        job = jobs(case, device, parts, torch.no_grad)[what]  # inference mode hides what operators consist of
+        job()  # makes what is kept
+        with Launches(device) as launches:
+            job()
     return launches
 
 
@@ -113,12 +119,12 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="all of them by default")
     parser.add_argument("-v", "--verbose", action="store_true", help="with the operators")
     chosen = parser.parse_args()
-    print("| forward pass | launches |\n|---|---|")
+    print("| launches | forward pass | training step |\n|---|---|---|")
     for case in cases(dry=False):
         if not case.plain and case.kind == "bf16" and case.model in (chosen.models or MODELS):
-            launches = forward_launches(case)
-            print(f"| {case.name} | {launches.total:,} |", flush=True)
-            if chosen.verbose:
+            found = [launches_of(case, what) for what in ("forward", "step")]
+            print(f"| {case.name} | {found[0].total:,} | {found[1].total:,} |", flush=True)
+            for launches in found if chosen.verbose else []:
                 print(dict(launches.by_operator.most_common(40)), file=sys.stderr)
 
 
