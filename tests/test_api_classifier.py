@@ -26,7 +26,7 @@ from landfuse import models
 from landfuse.errors import BundleError, GridError, ModelError, OutputError, SceneError, SettingsError, SplitError
 from landfuse.models.base import FusionModel, Modality
 from landfuse.rasters.geotiff import GdalRaster
-from landfuse.scenes.split_rules import TEST, TRAIN, VALIDATION
+from landfuse.scenes.split_rules import TEST, TRAIN, UNUSED, VALIDATION
 from landfuse.settings import Settings
 from landfuse.training.train import train
 
@@ -408,7 +408,9 @@ def test_roles_and_settings_of_a_split_are_used(tmp_path: Path) -> None:
     images, labels = field(24)
     roles = np.full(labels.shape, TRAIN, np.uint8)
     roles[:6], roles[6:12] = TEST, VALIDATION
-    classifier = lf.Classifier("forest", trees=2).fit(images, labels, roles, progress=False)
+    masked = np.ma.masked_array(roles, np.eye(24, dtype=bool))  # no role where it is masked
+    roles = masked.filled(UNUSED)
+    classifier = lf.Classifier("forest", trees=2).fit(images, labels, masked, progress=False)
     np.testing.assert_array_equal(classifier.roles, roles)
     assert classifier.split is None
     assert classifier.run.scores["test"]["pixels"] == (roles == TEST).sum()
