@@ -160,6 +160,13 @@ def _labels_on_their_own_grid(home: Path) -> None:
     tif(home / "naip.tif", 3, pixel=5), codes(home / "landcover.tif")
 
 
+def _tiles_of_labels_in_one_image(home: Path) -> None:
+    for n, tile in enumerate("ab"):
+        codes(home / "labels" / f"{tile}.tif", east=1000.0 * n)
+    wide = Grid(SIDE, 200, (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_400_000.0), "EPSG:32632")
+    write_raster(home / "naip.tif", wide, np.random.default_rng(0).uniform(1, 2, (3, SIDE, 200)).astype(np.float32))
+
+
 def _other_language(home: Path) -> None:
     tif(home / "Höhe über Grund.tif"), tif(home / "2023 Luftbild.tif", 3), codes(home / "labels.tif")
 
@@ -309,6 +316,12 @@ FOLDERS: dict[Callable[[Path], None], dict[str, Any]] = {
         "text": ["resampling: average  # its pixels are smaller"],
     },
     _labels_on_their_own_grid: {"modalities": {"rgb": "naip.tif"}, "reference": "labels"},
+    _tiles_of_labels_in_one_image: {
+        "modalities": {"rgb": "naip.tif"},
+        "reference": "labels",
+        "labels": "labels/{tile}.tif",
+        "tiles": ["a", "b"],
+    },
     _other_language: {"modalities": {"h_he_ber_grund": "Höhe über Grund.tif", "m_2023_luftbild": "2023 Luftbild.tif"}},
     _unplaced: {"modalities": {"rgb": "rgb.tif"}, "text": ["georeferenced: false"]},
     _unlabelled_zero: {"legend": ["class 1", "class 2"], "text": ["ignored: [0]  # taken as unlabelled"]},
@@ -387,6 +400,12 @@ def _tiles_of_other_names(home: Path) -> None:
         tif(home / "s2" / f"a{n}.tif", 3, east=1000.0 * n), tif(home / "s1" / f"b{n}.tif", 2, east=1000.0 * n)
 
 
+def _one_file_of_labels_for_tiles(home: Path) -> None:
+    for n in range(2):
+        tif(home / "s2" / f"a{n}.tif", 3, east=1000.0 * n)
+    codes(home / "labels.tif")
+
+
 def _unlike_vectors(home: Path) -> None:
     tif(home / "s2.tif", 3)
     fields(home / "fields.gpkg"), fields(home / "roads.gpkg", kind=["a", "b"] * 32)
@@ -418,6 +437,7 @@ def _only_numbers_of_fields(home: Path) -> None:
         (_only_matlab, MissingFileError, "docs/how-to/matlab.md"),
         (_measurements_as_labels, SceneError, "4095 different numbers"),
         (_tiles_of_other_names, SceneError, "the same names of tiles"),
+        (_one_file_of_labels_for_tiles, SceneError, "`s2` comes as 2 files (a0, a1, ...) and `labels` as one"),
         (_unlike_vectors, SceneError, "--labels"),
         (_raster_and_vector, SceneError, "lulc.tif or"),
         (_two_columns, SceneError, "crop (a, b, ...); land_cover (c, d, ...)"),

@@ -240,7 +240,7 @@ def propose(
         if catalog is not None:
             series, made = catalog(Path(folder), notes, {group.name for group in groups})
             groups += [_of_catalog(one, Path(folder), top) for one in series]
-        scene = _Text(groups, label_group[0] if label_group else None, Path(folder), top)
+        scene = _Text(groups, replace(label_group[0], name="labels") if label_group else None, Path(folder), top)
         if not truth:
             scene.add_polygons(_vectors(vectors, labels), column, choose, places, notes)
         return replace(scene.finish(notes), made=made)
@@ -493,21 +493,21 @@ class _Text:
         self.label_lines: list[str] = []
         self.reference, self.reference_why = self._reference()
 
-    def _reference(self) -> tuple[str, str]:
+    def _reference(self) -> tuple[_Group, str]:
         if self.labels is not None:
             grid = self.labels.first.raster.own_grid
             fitting = [
                 g for g in self.groups if g.first.raster.own_grid == grid and set(g.tiles) == set(self.labels.tiles)
             ]
             if fitting:
-                return fitting[0].name, "it is on the grid of the labels, which are never resampled"
-            return "labels", "labels are never resampled: the images are brought to their grid"
+                return fitting[0], "it is on the grid of the labels, which are never resampled"
+            return self.labels, "labels are never resampled: the images are brought to their grid"
         tiled = [g for g in self.groups if len(g.tiles) > 1] or self.groups
         wide = [g for g in tiled if g.first.raster.bands > _WIDE]
         finest = min(wide or tiled, key=lambda g: g.pixel)
         if any(g.pixel < finest.pixel for g in tiled):
-            return finest.name, "finer pixels of other images would only repeat its many bands"
-        return finest.name, "it has the smallest pixels" if len(self.groups) > 1 else "it is the only image"
+            return finest, "finer pixels of other images would only repeat its many bands"
+        return finest, "it has the smallest pixels" if len(self.groups) > 1 else "it is the only image"
 
     def add_polygons(
         self,
@@ -554,7 +554,6 @@ class _Text:
     def finish(self, notes: list[str]) -> Proposal:
         """The whole text, after the scene that it describes was opened and its labels were read."""
         groups = self._tiles(notes)
-        reference = next((g for g in groups if g.name == self.reference), self.labels)
         if self.labels is not None:
             self._raster_labels(self.labels)
         body = [
@@ -562,13 +561,13 @@ class _Text:
             f"name: {_quoted(self.folder.resolve().name or 'scene')}",
             f"root: {_quoted(self.root)}  # paths start from here",
             *self.tile_lines,
-            f"reference: {self.reference}  # whose grid is the map's: {self.reference_why}",
+            f"reference: {self.reference.name}  # whose grid is the map's: {self.reference_why}",
         ]
         if not any(g.first.raster.own_grid.crs for g in groups):
             body.append("georeferenced: false  # no raster has a CRS")
         body += ["", "modalities:"]
         for group in groups:
-            body += _modality_lines(group, reference if group.name != self.reference else None)
+            body += _modality_lines(group, None if group is self.reference else self.reference)
         images, scenes = body, self._opened(body + self._labelled()).scenes()
         recipe, view = self._recipe(scenes)
         if self.label_lines:
@@ -594,8 +593,7 @@ class _Text:
 
     def _tiles(self, notes: list[str]) -> list[_Group]:
         """The modalities that cover the tiles of the reference; sets the lines that name the tiles."""
-        reference = next((g for g in [*self.groups, self.labels] if g and g.name == self.reference), self.groups[0])
-        tiles = set(reference.tiles)
+        tiles = set(self.reference.tiles)
         self.tile_lines: list[str] = []
         kept = []
         for group in [*self.groups, *([self.labels] if self.labels else [])]:
@@ -606,7 +604,7 @@ class _Text:
             if not common:
                 raise SceneError(
                     f"`{group.name}` comes as {len(group.tiles)} files ({', '.join(list(group.tiles)[:3])}, ...) and "
-                    f"`{reference.name}` as {', '.join(sorted(tiles)[:3]) if '' not in tiles else 'one'}",
+                    f"`{self.reference.name}` as {', '.join(sorted(tiles)[:3]) if '' not in tiles else 'one'}",
                     "the same names of tiles, or one file",
                     "join the files by `gdalbuildvrt`, rename them, or leave some out",
                 )
