@@ -395,6 +395,10 @@ def _measurements_as_labels(home: Path) -> None:
     tif(home / "mask.tif", values=np.arange(SIDE * SIDE, dtype=np.int32).reshape(1, SIDE, SIDE))
 
 
+def _nothing_labelled(home: Path) -> None:
+    tif(home / "s2.tif", 3), codes(home / "labels.tif", present=(255,))
+
+
 def _tiles_of_other_names(home: Path) -> None:
     for n in range(2):
         tif(home / "s2" / f"a{n}.tif", 3, east=1000.0 * n), tif(home / "s1" / f"b{n}.tif", 2, east=1000.0 * n)
@@ -436,6 +440,7 @@ def _only_numbers_of_fields(home: Path) -> None:
         (_nothing, MissingFileError, "no raster is in"),
         (_only_matlab, MissingFileError, "docs/how-to/matlab.md"),
         (_measurements_as_labels, SceneError, "4095 different numbers"),
+        (_nothing_labelled, SceneError, "hold 0 different numbers besides 255"),
         (_tiles_of_other_names, SceneError, "the same names of tiles"),
         (_one_file_of_labels_for_tiles, SceneError, "`s2` comes as 2 files (a0, a1, ...) and `labels` as one"),
         (_unlike_vectors, SceneError, "--labels"),

@@ -627,10 +627,10 @@ class _Text:
                 counts[int(code)] = counts.get(int(code), 0) + n
             names |= class_names(one.path)
         counts.pop(UNLABELLED, None)
-        if len(counts) > _MOST_VALUES:
+        if not 0 < len(counts) <= _MOST_VALUES:
             raise SceneError(
-                f"the labels {group.first.path} hold {len(counts)} different numbers",
-                f"codes of at most {_MOST_VALUES} classes",
+                f"the labels {group.first.path} hold {len(counts)} different numbers besides {UNLABELLED}",
+                f"codes of 1 to {_MOST_VALUES} classes",
                 "name the raster of labels by --labels",
             )
         self.label_lines = [f"  path: {_quoted(group.patterns[0])}"]
