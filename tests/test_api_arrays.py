@@ -276,6 +276,8 @@ def test_the_legend_says_what_a_code_means() -> None:
     [
         (labels(), {"legend": ["grass"]}, "hold the code 2, which no class has(.|\n)*unlabelled=\\[0, 2\\]"),
         (labels(), {"legend": "grass"}, "`legend` is 'grass'"),
+        (labels(), {"legend": {"grass": 1}}, "`legend` is {'grass': 1}"),
+        (labels(), {"legend": {1.5: "grass"}}, "`legend` is {1.5: 'grass'}"),
         (labels(), {"legend": {300: "grass"}}, "code 300"),
         (labels()[:, 1:], {}, "have 20 x 29 px\n.*20 x 30 px"),
         (labels(GRID.zoomed(2)), {}, "have 40 x 60 px"),

@@ -187,11 +187,12 @@ def _legend(classes: Classes | None) -> Legend | None:
     """The legend that is stated, if any."""
     if classes is None or isinstance(classes, Legend):
         return classes
-    if isinstance(classes, str) or not isinstance(classes, Sequence | Mapping):
+    listed = isinstance(classes, Sequence) and not isinstance(classes, str)
+    named: Any = dict(enumerate(classes, start=1)) if listed else classes
+    if not isinstance(named, Mapping) or not all(re.fullmatch(r"-?\d+", str(code)) for code in named):
         raise SettingsError(
             f"`legend` is {classes!r}", "a legend, a list of names, or {code: name}", "write e.g. ['water', 'forest']"
         )
-    named = classes if isinstance(classes, Mapping) else dict(enumerate(classes, start=1))
     return Legend.of([(int(code), str(name)) for code, name in named.items()])
 
 

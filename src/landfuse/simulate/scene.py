@@ -76,11 +76,7 @@ class SimulatedRaster:
     bands: int
     source: Callable[[Window], NDArray[np.float32]]
     name: str
-
-    @property
-    def dtype(self) -> str:
-        """The data type of the values."""
-        return "float32"
+    dtype = "float32"
 
     @property
     def path(self) -> str:
