@@ -91,8 +91,7 @@ def fetch(file: SceneFile, progress: Callable[[str], Progress] = lambda name: la
             continue
         path = folder / wanted.file
         checksum = _retrieve(wanted, path, progress(wanted.file))
-        known_sum = wanted.sha256 is not None
-        names = _unpack(path, folder, before.files, known=known_sum) if wanted.unpack else [path.name]
+        names = _unpack(path, folder, before.files, known=bool(wanted.sha256)) if wanted.unpack else [path.name]
         known[wanted.address] = _Kept(sha256=checksum, files=names)
         write_text(note, _Notes.dump_json(known, indent=2).decode() + "\n")
         result.downloaded.append(wanted.file)
