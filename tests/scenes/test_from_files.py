@@ -167,6 +167,14 @@ def _tiles_of_labels_in_one_image(home: Path) -> None:
     write_raster(home / "naip.tif", wide, np.random.default_rng(0).uniform(1, 2, (3, SIDE, 200)).astype(np.float32))
 
 
+def _other_signs_between_words(home: Path) -> None:
+    tif(home / "a" / "s2_1.tif", 3), tif(home / "b" / "s2-2.tif", 3, east=1000.0)
+
+
+def _a_word_of_yaml(home: Path) -> None:
+    tif(home / "no.tif", 3), codes(home / "labels.tif")
+
+
 def _other_language(home: Path) -> None:
     tif(home / "Höhe über Grund.tif"), tif(home / "2023 Luftbild.tif", 3), codes(home / "labels.tif")
 
@@ -322,6 +330,13 @@ FOLDERS: dict[Callable[[Path], None], dict[str, Any]] = {
         "labels": "labels/{tile}.tif",
         "tiles": ["a", "b"],
     },
+    _other_signs_between_words: {
+        "modalities": {"s2": "{tile}/s2*.tif"},
+        "tiles": ["a", "b"],
+        "kind": None,
+        "notes": ["no labels were found"],
+    },
+    _a_word_of_yaml: {"modalities": {"no_image": "no.tif"}},
     _other_language: {"modalities": {"h_he_ber_grund": "Höhe über Grund.tif", "m_2023_luftbild": "2023 Luftbild.tif"}},
     _unplaced: {"modalities": {"rgb": "rgb.tif"}, "text": ["georeferenced: false"]},
     _unlabelled_zero: {"legend": ["class 1", "class 2"], "text": ["ignored: [0]  # taken as unlabelled"]},

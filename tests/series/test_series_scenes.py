@@ -183,7 +183,9 @@ def test_tiles_with_dates_of_their_own_have_the_same_periods(tmp_path: Path) -> 
             write_raster(tmp_path / f"{tile}_{day}.tif", grids[tile], date_values(DATES.index(day)), nodata=None)
     text = {"name": "region", "modalities": {"s2": {"path": "{tile}_{date}.tif", "dates": {}}}}
     (tmp_path / "scene.yaml").write_text(yaml.safe_dump(text))
-    first, second = open_scenes(tmp_path / "scene.yaml")
+    file = read_scene_file(tmp_path / "scene.yaml")
+    assert {match["tile"] for match in file.fitting("{tile}{date}.tif")} == {"T1_", "T1_2_"}
+    first, second = file.scenes()
     assert (first.name, second.name) == ("T1", "T1_2")
     known = first.modalities["s2"].info
     assert known.steps == second.modalities["s2"].info.steps == ("2023-04-05", "2023-04-20", "2023-04-25", "2023-05-11")
@@ -202,7 +204,7 @@ def test_dates_may_be_folders_and_bands_files(tmp_path: Path) -> None:
         write_raster(tmp_path / day / f"T1_7_{day}_10_B04.tif", coarse, date_values(0, 1)[:, :12, :15], nodata=None)
         write_raster(tmp_path / day / f"T1_7_{day}_10_B08.tif", GRID, date_values(1, 1), nodata=None)
     bands = ["{date}/{tile}_{date}_10_B04.tif", "{date}/{tile}_{date}_*_B08.tif"]
-    for path in ("{date}/{tile}_{date}_*_B*.tif", bands):
+    for path in ("{date}/{tile}_{date}_*_B*.tif", "{date}/{tile}_{date}**B*.tif", bands):
         text = {"name": "region", "modalities": {"s2": {"path": path, "dates": {}}}}
         (tmp_path / "scene.yaml").write_text(yaml.safe_dump(text))
         [found] = open_scenes(tmp_path / "scene.yaml")

@@ -469,7 +469,8 @@ def _pattern(names: Sequence[str], wild: bool) -> tuple[str, list[str]] | None:
         if len(set(values)) < len(names) or any(not v or "/" in v or v.startswith(".") for v in values):
             continue
         named = [["{tile}" if x == v else x for x in t] for t, v in zip(tokens, values, strict=True)]
-        pattern = "".join(column[0] if len(set(column)) == 1 else "*" for column in zip(*named, strict=True))
+        columns = (column[0] if len(set(column)) == 1 else "*" for column in zip(*named, strict=True))
+        pattern = re.sub(r"\*+", "*", "".join(columns))
         dated = all(re.match(r"\d{6,}", v) for v in values)
         if "*" not in pattern or (wild and "[" not in pattern and "{tile}" in pattern):
             found.append((("*" in pattern, dated, -pattern.count("{tile}")), (pattern, values)))
@@ -480,7 +481,7 @@ def identifier(text: str) -> str:
     """A text as the name of a modality."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_").lower()
     name = f"m_{name}" if name[:1].isdigit() else name
-    return f"{name}_image" if name in ("labels", "default") else name
+    return f"{name}_image" if name in ("labels", "default", *_WORDS) else name
 
 
 class _Text:
@@ -832,3 +833,4 @@ def _quoted(text: str) -> str:
 
 
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+"""What some readers of YAML take for more than text."""

@@ -227,7 +227,7 @@ class SceneFile:
         pattern = re.escape(where).replace("\1", r"[^/\\]*").replace("\2", r"[^/\\]")
         for sign, group, text in (("\0", "tile", r"[^/\\.][^/\\]*?"), ("\3", "date", day)):
             pattern = pattern.replace(sign, f"(?P<{group}>{text})", 1).replace(sign, f"(?P={group})")
-        files = Path(glob.escape(where).translate({0: "*", 1: "*", 2: "?", 3: "*"}))
+        files = Path(_stars(glob.escape(where).translate({0: "*", 1: "*", 2: "?", 3: "*"})))
         for file in Path(files.anchor).glob(str(files.relative_to(files.anchor))):
             if match := re.fullmatch(pattern, str(file)):
                 yield match
@@ -251,7 +251,8 @@ class SceneFile:
         fixed = next(number for number, part in enumerate(parts) if set("*?") & set(part))
         start, rest = Path(*parts[:fixed]), Path(*parts[fixed:]).as_posix()
         folder = Path(self._resolve(start.as_posix(), tile))
-        found = [p.relative_to(folder).as_posix() for p in folder.glob(expand(rest, tile=glob.escape(tile)))]
+        inside = folder.glob(_stars(expand(rest, tile=glob.escape(tile))))
+        found = [path.relative_to(folder).as_posix() for path in inside]
         return [(start / name).as_posix() for name in sorted(found, key=natural)]
 
     def _raster(self, tile: str, m: ModalitySettings | LabelSettings, where: str, home: Grid | None) -> Any:
@@ -673,6 +674,11 @@ def _listed(places: NDArray[Any], grid: Grid, what: str) -> NDArray[np.generic]:
     mask = np.zeros(size, np.uint8)
     mask[tuple(places.astype(np.int64).T)] = 1
     return mask
+
+
+def _stars(pattern: str) -> str:
+    """Several stars as one where they are no whole part of a path, which Python refuses before 3.13."""
+    return re.sub(r"(?<=[^/\\])\*\*+|\*\*+(?=[^/\\*])", "*", pattern)
 
 
 def natural(name: str) -> list[int | str]:
