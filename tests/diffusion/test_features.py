@@ -562,7 +562,7 @@ def test_a_pickled_raster_reads_the_same(
         assert np.array_equal(alone.read(window), expected["diffusion_2"][:, *window.within(scene.grid.window)])
         whole = pickle.loads(pickle.dumps(made))
         assert len({id(tiles_of(whole, name)) for name in NAMES}) == 1, "the levels have their tiles in common"
-        with counted(tiles_of(whole).denoiser.denoiser) as calls:
+        with counted(tiles_of(whole).denoiser) as calls:
             assert same(read_all(whole), expected)
         assert len(calls) <= 2 * TILES
     assert not calls, "what one process has written, another reads"

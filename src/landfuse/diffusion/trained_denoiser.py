@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landfuse.diffusion.denoiser import Denoiser
+from landfuse.diffusion.noise import add_noise
+from landfuse.diffusion.settings import FeatureSettings
+from landfuse.diffusion.tiles import noise_of
 from landfuse.errors import BundleError, LandfuseError
 from landfuse.files import unwritable, whole_file
+from landfuse.kernels.gpu import default_device, gpu_kernels
+from landfuse.rasters.windows import Window
 from landfuse.scenes.scene import Scene
-from landfuse.views.mapped_pixels import fit_pixel_maps
+from landfuse.views.mapped_pixels import fit_pixel_maps, read_mapped_pixels
 from landfuse.views.pixel_map import PixelMap
 from landfuse.views.settings import PixelMapSettings
 
@@ -104,7 +109,7 @@ def _damaged(error: object) -> BundleError:
 
 
 class TrainedDenoiser(nn.Module):
-    """A denoiser and its pixel maps.
+    """A denoiser and its pixel maps; a `Denoising`.
 
     Args:
         maps: as `own_maps` gives them.
@@ -154,6 +159,36 @@ class TrainedDenoiser(nn.Module):
     def inputs(self) -> dict[str, tuple[int, int]]:
         """What it looks at: name -> bands and zoom."""
         return {name: (own.bands, self.zooms[name]) for name, own in self.maps.items()}
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Features of the levels, fine to deep."""
+        return self.network.widths
+
+    def levels(
+        self, scene: Scene, window: Window, settings: FeatureSettings
+    ) -> Iterator[tuple[Sequence[NDArray[np.float32]], NDArray[np.bool_]]]:
+        """See `Denoising.levels`."""
+        device = default_device()
+        network = self.network.to(device).eval()
+        mapped = read_mapped_pixels(scene, window, self.maps)
+        views = {
+            name: table.T.reshape(1, -1, window.height * mapped.zooms[name], window.width * mapped.zooms[name])
+            for name, table in mapped.tables.items()
+        }
+        with torch.inference_mode():
+            images, missing = self.images(views)
+            nothing = (torch.stack(list(missing.values())).amin(dim=0)[0, 0] == 1).numpy()
+            noise = noise_of(settings.seed, network.channels, window)
+            alpha, dark = network.alpha.cpu(), {name: mask.to(device) for name, mask in missing.items()}
+        for timestep in settings.timesteps:
+            with torch.inference_mode(), gpu_kernels(device, tf32=False, same=True):
+                noisy = {
+                    name: add_noise(image, torch.from_numpy(noise[name]), alpha[timestep][None]).to(device)
+                    for name, image in images.items()
+                }
+                levels = network.levels(noisy, dark, torch.tensor([timestep], device=device))
+            yield [level[0].cpu().numpy() for level in levels], nothing
 
     @property
     def digest(self) -> str:
