@@ -29,7 +29,7 @@ from landfuse.accuracy.bootstrap import Interval, block_confusions, scores_of
 from landfuse.accuracy.certify import Certificate, Zone, certify
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.draw_sample import draw_sample
-from landfuse.accuracy.evaluate import Tally, evaluate, read_map
+from landfuse.accuracy.evaluate import Tally, evaluate
 from landfuse.errors import LandfuseError
 from landfuse.figures.images import Coded, Photograph, data_uris, unlike
 from landfuse.legend import UNLABELLED, LandClass, Legend
@@ -42,7 +42,7 @@ from landfuse.reporting.page import LARGEST, _class_rows, _in_order, report
 from landfuse.reporting.provenance import bare, commands, from_here
 from landfuse.reporting.rely import _known_ground, _sets, _zone, answers, certificate_of, of_100
 from landfuse.reporting.scores import area_rows, findings, warnings
-from landfuse.scenes.land_cover_map import ClassArea
+from landfuse.scenes.land_cover_map import ClassArea, open_map
 from landfuse.scenes.scene_file import open_scenes
 from landfuse.scenes.split_rules import ROLES, TEST
 from landfuse.training.run import read_run
@@ -146,7 +146,9 @@ def test_class_sets_are_shown_as_the_run_measured_them(run: Path, page: str, tmp
 
 def test_the_areas_are_counted_from_the_maps(run: Path, page: str) -> None:
     scenes = open_scenes(run.parent / "scene.yaml")
-    counts = sum(np.bincount(read_map(run / "maps" / f"{s.name}.tif", s).ravel(), minlength=256)[:4] for s in scenes)
+    counts = sum(
+        np.bincount(open_map(run / "maps" / f"{s.name}.tif", s).classes.ravel(), minlength=256)[:4] for s in scenes
+    )
     found = re.findall(
         r'data-class="[^"]*">.*?<td class="number">([\d.,]+)</td><td class="number px">([\d,]+)</td>', page
     )
@@ -331,7 +333,7 @@ def test_the_pictures_are_the_map_the_labels_the_errors_and_the_split(run: Path,
         layers = {layer["key"]: layer for layer in tile["layers"]}
         assert list(layers) == ["map", "labels", "errors", "confidence", "split", "modality-s2", "modality-dem"]
         scene = scenes[tile["name"]]
-        mapped = read_map(run / "maps" / f"{scene.name}.tif", scene)
+        mapped = open_map(run / "maps" / f"{scene.name}.tif", scene).classes
         roles = read_map_raw(run / "split" / f"{scene.name}.tif")
         names = np.array([*scene.legend.names, ""])
         np.testing.assert_array_equal(decoded(layers["map"]), names[np.minimum(mapped, 4)])
@@ -581,7 +583,7 @@ def test_tiles_are_listed_the_worst_first(run: Path, page: str) -> None:
     wanted = {}
     for scene in open_scenes(run.parent / "scene.yaml"):
         truth, roles = scene.labels, read_map_raw(run / "split" / f"{scene.name}.tif")
-        mapped = read_map(run / "maps" / f"{scene.name}.tif", scene)
+        mapped = open_map(run / "maps" / f"{scene.name}.tif", scene).classes
         scored = (roles == TEST) & (mapped != UNLABELLED)
         wanted[scene.name] = (mapped == truth)[scored].mean()
     assert [name for _, name in listed] == sorted(wanted, key=lambda name: wanted[name])

@@ -155,16 +155,6 @@ class Evaluation:
         return list(files)
 
 
-def read_map(path: str | Path, scene: Scene) -> NDArray[np.uint8]:
-    """Reads a map of a scene: (H, W) uint8 classes.
-
-    Raises:
-        GridError: if its grid is not the scene's.
-        SceneError: if it cannot be read, or holds codes that the legend lacks.
-    """
-    return open_map(path, scene).classes
-
-
 def map_of(maps: str | Path, scene: Scene, tiles: int) -> Path:
     """The file of a tile's map: the path itself, or `TILE.tif` in it where the scene has several.
 
@@ -391,4 +381,4 @@ def _scored_tiles(
         if scene_roles is not None:
             truth = np.where(scene_roles == ROLES[role], truth, UNLABELLED).astype(np.uint8)
         if (truth != UNLABELLED).any():
-            yield truth, [read_map(map_of(one, scene, len(scenes)), scene) for one in maps]
+            yield truth, [open_map(map_of(one, scene, len(scenes)), scene).classes for one in maps]

@@ -384,8 +384,8 @@ def _print_plan(
 
 
 def _picture(path: Path, scene: Scene, legend: Legend) -> Path:
-    from landfuse.accuracy.evaluate import read_map
     from landfuse.figures.figures import mapped_figure, save
+    from landfuse.scenes.land_cover_map import open_map
 
-    classes = read_map(path, replace(scene, legend=legend))  # a scene that is only mapped may have no legend
+    classes = open_map(path, replace(scene, legend=legend)).classes  # a scene that is only mapped may have no legend
     return save(mapped_figure(scene, classes, legend), path.with_suffix(".png"))

@@ -21,7 +21,7 @@ import numpy as np
 from landfuse.accuracy.bootstrap import OF_CLASS, BlockIntervals, Interval
 from landfuse.accuracy.conformal import METHODS, usual_level
 from landfuse.accuracy.confusion import Confusion
-from landfuse.accuracy.evaluate import Tally, read_map
+from landfuse.accuracy.evaluate import Tally
 from landfuse.errors import MissingFileError, OutputError, SceneError, SettingsError
 from landfuse.figures.figures import (
     areas_figure,
@@ -253,7 +253,8 @@ def _tiles(
         truth = np.where(role == TEST, scene.labels, UNLABELLED).astype(np.uint8)
         scored = opened.classes
         if run.cross_validated:
-            truth, scored = scene.labels, read_map(run.folder / "cross_validation" / f"{scene.name}.tif", scene)
+            truth = scene.labels
+            scored = open_map(run.folder / "cross_validation" / f"{scene.name}.tif", scene).classes
         own, on_ground = tally.add(truth, scored), pixel_areas(scene.grid)
         areas.append(opened.areas())
         accuracies.append((own.overall_accuracy, own.pixels))

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import yaml
 
-from landfuse.accuracy.evaluate import read_map
 from landfuse.bundles.bundle_files import load_bundle
 from landfuse.figures.figures import mapped_figure, save
 from landfuse.files import check_replaceable, not_ours, write_text
 from landfuse.mapping.predict import predict
 from landfuse.rasters.geotiff_writer import write_raster
 from landfuse.reporting.page import report as write_report
+from landfuse.scenes.land_cover_map import open_map
 from landfuse.scenes.scene_file import open_scene
 from landfuse.simulate.scene import simulate
 from landfuse.studies.modalities import modality_table
@@ -120,7 +120,7 @@ def run_demo(
         scores[title] = dict(read_run(run).scores["test"])
     report("mapping the whole scene, and writing the report")
     map_path = predict(load_bundle(runs[0]), scene, folder / "map.tif", confidence=True)
-    picture = save(mapped_figure(scene, read_map(map_path, scene), scene.legend), folder / "map.png")
+    picture = save(mapped_figure(scene, open_map(map_path, scene).classes, scene.legend), folder / "map.png")
     modality_table(runs[0], runs[1:]).save()
     page = write_report(runs[0], folder / "report.html", maps=map_path, overwrite=overwrite)
     return DemoResult(scores, map_path, picture, page)
