@@ -225,60 +225,32 @@ class Events:
             pixels: of all tiles.
             size: of the model and of what it takes, logged once with the time left.
         """
-        speed, printed, said = _Speed(pixels), -math.inf, self.quiet or self.as_json
+        start, printed, said = time.monotonic(), -math.inf, self.quiet or self.as_json
+        before, done = dict[str, int](), dict[str, int]()  # pixels of each tile before this command, and by now
         begun: tuple[float, int] | None = None
+        lock = threading.Lock()  # several tiles at once
         with bars(self.quiet or self.as_json) as meter:
 
-            def update(tile: str, done: int) -> None:
+            def update(tile: str, count: int) -> None:
                 nonlocal printed, said, begun
-                speed.update(tile, done)
-                meter("mapping", speed.done, pixels, f"{speed.rate:.3g} Mpx/s", before=speed.before)
-                now = time.monotonic()
-                if speed.rate > 0 and begun is None:  # the first window takes longer
-                    begun = now, speed.done
-                elif not said and begun is not None and now >= begun[0] + 1 and speed.done > begun[1]:
+                with lock:
+                    before.setdefault(tile, count)
+                    done[tile] = count
+                    now, first, whole = time.monotonic(), sum(before.values()), sum(done.values())
+                rate = (whole - first) / 1e6 / max(1e-9, now - start)
+                meter("mapping", whole, pixels, f"{rate:.3g} Mpx/s", before=first)
+                if rate > 0 and begun is None:  # the first window takes longer
+                    begun = now, whole
+                elif not said and begun is not None and now >= begun[0] + 1 and whole > begun[1]:
                     said = True
-                    ahead = (pixels - speed.done) * (now - begun[0]) / (speed.done - begun[1])
+                    ahead = (pixels - whole) * (now - begun[0]) / (whole - begun[1])
                     log.info("%s; %s px, about %s left", size(), f"{pixels:,}", timedelta(seconds=round(ahead)))
-                if self.as_json and not self.quiet and (time.monotonic() - printed >= 1 or speed.done == pixels):
-                    printed = time.monotonic()
-                    left = None if speed.left is None else round(speed.left, 1)
+                if self.as_json and not self.quiet and (now - printed >= 1 or whole == pixels):
+                    printed = now
+                    left = round((pixels - whole) / 1e6 / rate, 1) if rate > 0 else None
                     self.print(
-                        "progress", "", tile=tile, pixels=speed.done, of=pixels,
-                        megapixels_per_second=round(speed.rate, 4), seconds_left=left,
+                        "progress", "", tile=tile, pixels=whole, of=pixels,
+                        megapixels_per_second=round(rate, 4), seconds_left=left,
                     )  # fmt: skip
 
             yield update
-
-
-class _Speed:
-    """Pixels of all tiles together, their rate and the time left; several threads may update it."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self._start, self._lock = total, time.monotonic(), threading.Lock()
-        self._done: dict[str, int] = {}
-        self._before: dict[str, int] = {}
-
-    def update(self, tile: str, done: int) -> None:
-        """Notes how many pixels of a tile are done; those of the first call were done before."""
-        with self._lock:
-            self._before.setdefault(tile, done)
-            self._done[tile] = done
-
-    @property
-    def done(self) -> int:
-        return sum(self._done.values())
-
-    @property
-    def before(self) -> int:
-        return sum(self._before.values())
-
-    @property
-    def rate(self) -> float:
-        """Megapixels per second."""
-        return (self.done - self.before) / 1e6 / max(1e-9, time.monotonic() - self._start)
-
-    @property
-    def left(self) -> float | None:
-        """Seconds; None where nothing has been done yet."""
-        return (self.total - self.done) / 1e6 / self.rate if self.rate > 0 else None
