@@ -92,7 +92,3 @@ class LogitSample:
     def arrays(self) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
         """The sample: (N, K) logits and (N,) classes."""
         return np.concatenate(self._logits), np.concatenate(self._truth)
-
-    def temperature(self) -> float:
-        """`fit_temperature` of the sample; 1 without any pixel."""
-        return fit_temperature(*self.arrays) if self._logits else 1.0

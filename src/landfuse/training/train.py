@@ -34,7 +34,7 @@ from landfuse.accuracy.evaluate import Tally
 from landfuse.accuracy.reliability import Reliability
 from landfuse.bundles.bundle import Bundle
 from landfuse.bundles.bundle_files import load_bundle
-from landfuse.bundles.calibration import LogitSample, probabilities_of
+from landfuse.bundles.calibration import LogitSample, fit_temperature, probabilities_of
 from landfuse.bundles.description import ModelSpec
 from landfuse.bundles.settings import PredictorOptions
 from landfuse.diffusion.features import DiffusionFeatures, compute_features
@@ -356,8 +356,8 @@ def _train(recipe: Recipe, data: TrainingData, run: Path, meter: Meter, folds: _
             logits.update(values, truth)
 
         facts["validation"] = score_role(classifier, data, VALIDATION, recipe.mapping, keep, show).scores()
-        classifier.temperature = logits.temperature()
         values, truth = logits.arrays
+        classifier.temperature = fit_temperature(values, truth)
         for one, by in ((fitted_before, 1.0), (fitted_after, classifier.temperature)):
             one.update(probabilities_of(values.T, by).T, truth)
     if folds is None:
