@@ -331,17 +331,17 @@ class _Units:
         return value, math.sqrt(variance) / total
 
 
-def _notes(design: _Units, classes: Sequence[ClassEstimate], as_class: NDArray[np.bool_]) -> tuple[str, ...]:
+def _notes(units: _Units, classes: Sequence[ClassEstimate], as_class: NDArray[np.bool_]) -> tuple[str, ...]:
     notes = []
-    census = bool(design.complete.all())
-    single = [str(s) for s, n, kept in zip(design.labels, design.drawn, design.kept, strict=True) if n == 1 and kept]
+    census = bool(units.complete.all())
+    single = [str(s) for s, n, kept in zip(units.labels, units.drawn, units.kept, strict=True) if n == 1 and kept]
     if single:
         notes.append(f"one sampled unit in the stratum {', '.join(single)}: errors that it enters are not known")
     if census:
         notes.append("the whole map was observed: a census, without sampling error")
-    elif design.count < _FEW:
-        what = "clusters" if design.clustered else "points"
-        notes.append(f"only {design.count} {what} were drawn: the intervals are rough below {_FEW}")
+    elif units.count < _FEW:
+        what = "clusters" if units.clustered else "points"
+        notes.append(f"only {units.count} {what} were drawn: the intervals are rough below {_FEW}")
     for c, mapped in zip(classes, as_class, strict=True):
         if c.mapped_points == 0:
             notes.append(f"{c.name}: no sampled point is mapped as it; its user's accuracy is not known")
@@ -349,7 +349,7 @@ def _notes(design: _Units, classes: Sequence[ClassEstimate], as_class: NDArray[n
             area = "" if census else ", nor how large it may be"
             notes.append(f"{c.name}: no sampled point has this reference; its producer's accuracy is not known{area}")
         for points, figure, what, whole in (
-            (c.mapped_points, c.users, "mapped as it", census or design.seen_whole(mapped)),
+            (c.mapped_points, c.users, "mapped as it", census or units.seen_whole(mapped)),
             (c.truth_points, c.producers, "with this reference", census),
         ):
             if points and figure.error == 0 and figure.value in (0.0, 1.0) and not whole:

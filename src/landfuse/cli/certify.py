@@ -118,12 +118,8 @@ def change(
     fractions = result.fractions.sum(axis=0).tolist()
     for c, mapped in [*zip(result.classes, fractions, strict=True), (found.all, found.mapped)]:
         row = [escape(c.name), str(c.truth_points), str(c.mapped_points), number(mapped), with_interval(c.fraction)]
-        shown.add_row(
-            *row,
-            "–" if c.hectares is None else with_interval(c.hectares, ",.1f"),
-            with_interval(c.users),
-            with_interval(c.producers),
-        )
+        hectares = "–" if c.hectares is None else with_interval(c.hectares, ",.1f")
+        shown.add_row(*row, hectares, with_interval(c.users), with_interval(c.producers))
     out.print(shown)
     say(*(f"note: {note}" for note in result.notes))
     if output is not None:

@@ -233,15 +233,10 @@ def predict(
             for path in maps:  # until here they say which tiles are finished
                 PartFolder(path).remove()
     if destination.address is None:
-        labelled = any(one.read_labels is not None for one in chosen)
-        hint(
-            "landfuse",
-            *(
-                ["evaluate", output, scene]
-                if labelled and known.cross_validation is None
-                else ["sample", output, "-o", "sample.gpkg"]
-            ),
-        )
+        if known.cross_validation is None and any(one.read_labels is not None for one in chosen):
+            hint("landfuse", "evaluate", output, scene)
+        else:
+            hint("landfuse", "sample", output, "-o", "sample.gpkg")
     else:
         events.print("put", f"put at: {destination.address}", address=destination.address)
     if faults:
@@ -370,8 +365,6 @@ def _print_plan(
         f"  size:    {plan.height:,} x {plan.width:,} px",
         f"  blocks:  {plan.blocks:,} of {plan.block:,} px; halos add {plan.halo_fraction:.0%} to what is read; "
         f"{plan.windows:,} windows" + f", {plan.recomputed_fraction:.0%} of them twice" * (workers > 1),
-    ]
-    lines += [
         f"  memory:  at most {in_bytes(plan.memory)} per process",
         f"  disk:    about {in_bytes(plan.expected_disk)}, at most {in_bytes(plan.disk)}",
     ]
