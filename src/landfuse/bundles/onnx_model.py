@@ -71,8 +71,8 @@ class OnnxPart(pydantic.BaseModel):
     """What the properties say of the graph, under `onnx`."""
 
     format: int = FORMAT
-    digest: str  # of the bundle, and of the precision where that is not float32
-    precision: str = "float32"
+    digest: str  # of the bundle
+    precision: str = "float32"  # what the graph computes in
     runtime: str  # the version of ONNX Runtime by which the file was checked
     architecture: str
     parameters: int

@@ -107,13 +107,8 @@ def write_pt2(bundle: Bundle, path: str | Path, *, overwrite: bool = False) -> N
         torch.export.save(program, file, extra_files=words)
 
 
-def properties(bundle: Bundle, licence: str = "", precision: str = "float32") -> dict[str, str]:
-    """The properties of a file, each a text; see `onnx_model`, and `mlm`, the STAC extension's fields of the model.
-
-    Args:
-        licence: of the model.
-        precision: what the graph computes in.
-    """
+def properties(bundle: Bundle, licence: str = "") -> dict[str, str]:
+    """The properties of a file, each a text; see `onnx_model`, and `mlm`, the STAC extension's fields of the model."""
     known, about = bundle.description, bundle.predictor(PredictorOptions(device="cpu")).about
     words, _ = bundle.packed()
     denoiser = None
@@ -123,7 +118,6 @@ def properties(bundle: Bundle, licence: str = "", precision: str = "float32") ->
         denoiser = OnnxDenoiser(inputs=trained.inputs, channels=channels, widths=trained.network.widths)
     part = OnnxPart(
         digest=bundle.digest,
-        precision=precision,
         runtime=onnxruntime.__version__,
         architecture=about.architecture,
         parameters=about.parameters,
