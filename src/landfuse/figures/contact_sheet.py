@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import pyproj
 from numpy.typing import NDArray
 
 from landfuse.accuracy.reference_sample import ReferenceSample
@@ -16,6 +15,7 @@ from landfuse.figures.images import Photograph, data_uri
 from landfuse.figures.overview import closeups
 from landfuse.rasters.grid import pixel_areas
 from landfuse.rasters.windows import Window
+from landfuse.scenes.leaks import onto_crs
 from landfuse.scenes.scene import Scene
 
 MOST_POINTS = 1000
@@ -93,7 +93,7 @@ def contact_sheet(sample: ReferenceSample, scenes: Sequence[Scene]) -> str:
     pictures = {name: closeups(list(places.values()), name, _SIDE) for name in first.modalities}
     frame = f"{max(5.0, 244 * ratio / (2 * around + 1)):.1f}px"
     drawn = f'<i style="width: {frame}; height: {frame}"></i>'
-    degrees = _degrees(sample)
+    degrees = onto_crs(sample.crs, "EPSG:4326", sample.x, sample.y) if sample.crs else None
     names = ", ".join(f"{code} {name}" for code, name in sorted(sample.names.items()))
     page = [
         SHEET_STYLE.format(sign=SIGN, title="Sample"),
@@ -121,17 +121,7 @@ def _pixels(sample: ReferenceSample, scene: Scene) -> tuple[NDArray[np.int64], N
     """The rows and columns of the points in a scene's grid, each (n,)."""
     x, y = sample.x, sample.y
     if sample.crs and scene.grid.crs:
-        x, y = pyproj.Transformer.from_crs(sample.crs, scene.grid.crs, always_xy=True).transform(x, y)
+        x, y = onto_crs(sample.crs, scene.grid.crs, x, y)
     known = np.isfinite(x) & np.isfinite(y)
     row, col = scene.grid.pixels(np.where(known, x, 0), np.where(known, y, 0))
     return np.where(known, row, -1), col
-
-
-def _degrees(sample: ReferenceSample) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Longitudes and latitudes of the points, for looking them up elsewhere."""
-    if not sample.crs:
-        return None
-    found: tuple[NDArray[np.float64], NDArray[np.float64]] = pyproj.Transformer.from_crs(
-        sample.crs, "EPSG:4326", always_xy=True
-    ).transform(sample.x, sample.y)
-    return found
