@@ -38,7 +38,7 @@ VERSION: str = landfuse.__version__
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """Where it is missing, landfuse computes the scan by PyTorch, whatever path is asked for."""
 
-SCAN_KERNELS = ("tile_states", "carry", "outputs", "tile_adjoints", "gradients", "image_walk")
+SCAN_KERNELS = ("walk", "carry", "gradients")
 """Names of the scan's Triton kernels, as a profile shows them."""
 
 STEPS_OF_MAPPING: dict[str, tuple[Any, str]] = {

@@ -31,9 +31,9 @@ from torch.utils._pytree import tree_leaves
 
 WITHOUT_KERNEL = ("_unsafe_view", "_reshape_alias", "lift_fresh", "device", "_local_scalar_dense")
 """Operators that launch nothing, beside views and those that only allocate."""
-KERNELS = {"logsumexp": 6, "selective_scan": 3, "image_scan": 6, "convolution_backward": 2}
-KERNELS |= {"selective_scan_backward": 10, "image_scan_backward": 50}
-"""Operators of several kernels."""
+KERNELS = {"logsumexp": 6, "image_scan": 6, "convolution_backward": 2}
+KERNELS |= {"selective_scan_backward": 10, "image_scan_backward": 20}
+"""Operators of several kernels; a selective scan of up to 128 steps is one, or three where it saves states."""
 FAKE = FakeTensorMode()
 """One for all networks, since constants are kept."""
 MODELS = ("mfnet", "refnet", "bdgf", "two_branch")
@@ -53,7 +53,8 @@ class Launches(TorchDispatchMode):
         first = next((one for one in tree_leaves(result) if isinstance(one, torch.Tensor)), None)
         nothing = function.is_view or "empty" in name or name in WITHOUT_KERNEL
         if not nothing and first is not None and first.device.type == self.device:
-            self.by_operator[name] += KERNELS.get(name, 1)
+            saves = name == "selective_scan" and args[-2]
+            self.by_operator[name] += 3 if saves else KERNELS.get(name, 1)
             if name == "convolution" and args[2] is not None:
                 self.by_operator["bias of a convolution"] += 1  # cuDNN's convolution has none
         return result

@@ -391,19 +391,41 @@ def compare(fast, plain, tensors, half=()):
         error = ((a.double() - b).abs().max() / b.abs().max()).item()
         assert error < (2e-2 if half else 1e-5), (i, error)
 
-def sequence(b, channels, length, n, groups, scale):
-    delta = draw(b, channels, length) if scale is None else scale
-    return [draw(b, channels, length), delta, -draw(channels, n).exp(), draw(b, groups, n, length),
+def sequence(b, channels, length, n, groups):
+    return [draw(b, channels, length), draw(b, channels, length), -draw(channels, n).exp(), draw(b, groups, n, length),
             draw(b, groups, n, length), draw(channels), draw(channels)]
 
-softplus = lambda *a: selective_scan(*a, True, path="triton")
-scan_triton._SHORT, scan_triton._TIME, scan_triton._IMAGE_TIME = 8, 16, 4  # 20 steps are two tiles, 9 are one
-compare(softplus, lambda *a: scan_plain(*a, True), sequence(2, 4, 20, 1, 2, None))
-compare(softplus, lambda *a: scan_plain(*a, True), sequence(1, 2, 9, 2, 1, None), half=(0, 1, 3, 4))
-mixed = 10 ** (torch.rand(1, 2, 20, generator=g, dtype=torch.float64) * 10 - 6)
-compare(lambda *a: selective_scan(*a, path="triton"), scan_plain, sequence(1, 2, 20, 1, 1, mixed)[:5])
-image = [draw(1, 2, 3, 2), draw(1, 2, 3, 4 * (2 + 4)), -draw(8, 2).exp(), draw(8, 2), draw(8), draw(8)]
-compare(lambda *a: image_scan(*a, path="triton"), image_scan_plain, image)
+def image(b, height, width, channels, rank, n):
+    return [draw(b, height, width, channels), draw(b, height, width, 4 * (rank + 2 * n)), -draw(4 * channels, n).exp(),
+            draw(4 * channels, rank), draw(4 * channels), draw(4 * channels)]
+
+torch.use_deterministic_algorithms(True, warn_only=True)
+torch.utils.deterministic.fill_uninitialized_memory = True  # with NaN
+fast, plain = lambda *a: selective_scan(*a, True, path="triton"), lambda *a: scan_plain(*a, True)
+by_image = lambda *a: image_scan(*a, path="triton")
+scan_triton._TIME = 8
+strided = sequence(1, 4, 11, 1, 2)
+strided[:4] = [t.transpose(1, -1).contiguous().transpose(1, -1) for t in strided[:4]]
+compare(fast, plain, strided)
+compare(fast, plain, sequence(2, 33, 3, 2, 1))
+compare(fast, plain, sequence(1, 2, 9, 16, 1), half=(0, 1, 3, 4))
+mixed = sequence(1, 2, 20, 1, 1)[:5]
+mixed[1] = 10 ** (torch.rand(1, 2, 20, generator=g, dtype=torch.float64) * 10 - 6)
+compare(lambda *a: selective_scan(*a, path="triton"), scan_plain, mixed)
+compare(by_image, image_scan_plain, image(1, 3, 3, 2, 3, 2))
+compare(by_image, image_scan_plain, image(2, 1, 3, 1, 1, 1), half=(0, 1))
+sizes = lambda inputs: (inputs.time, inputs.carried_shape()[2])
+tiles = lambda *shape: sizes(scan_triton._sequence(scan_triton.ScanInputs(*sequence(*shape), True)).without_backward())
+assert [tiles(1, 1, length, 1, 1) for length in (128, 129)] == [(128, 1), (8, 17)]
+scan_triton._FEW = 2
+assert tiles(1, 1, 129, 1, 1) == (128, 2)
+scan_triton._LONG = 12  # 14 steps are two tiles of other lengths
+for function, truth, tensors in (
+    (fast, plain, sequence(1, 3, 14, 2, 1)), (by_image, image_scan_plain, image(1, 7, 2, 2, 1, 1))
+):
+    with torch.no_grad():
+        found, wanted = function(*[t.float() for t in tensors]), truth(*tensors)
+    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 from landfuse.layers import norm_relu_triton
 from landfuse.layers.fewer_kernels import norm_relu

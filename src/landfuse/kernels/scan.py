@@ -206,9 +206,12 @@ def _prepared(inputs: Inputs, path: str) -> tuple[ModuleType, torch.dtype, Input
 
 
 def _laid_out(result: Tensor, like: Tensor) -> Tensor:
-    """`result` with the type and strides of `torch.empty_like(like)`, which compiled graphs expect."""
+    """`result` with the type and strides of `torch.empty_like(like)`, which compiled graphs expect; results of an
+    operator may not share memory."""
     out = torch.empty_like(like, memory_format=torch.preserve_format)
-    return result if result.dtype == out.dtype and result.stride() == out.stride() else scan_torch.copied(out, result)
+    whole = result.untyped_storage().nbytes() == result.nbytes
+    fits = whole and result.dtype == out.dtype and result.stride() == out.stride()
+    return result if fits else scan_torch.copied(out, result)
 
 
 def register_operator(kind: type[Inputs], name: str, tensors: str, flags: str, prefix: str) -> None:
