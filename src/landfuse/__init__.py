@@ -102,7 +102,7 @@ _HOMES = {
 }
 """Where each name is defined, in this package."""
 
-__all__ = sorted(_HOMES)
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> object:
