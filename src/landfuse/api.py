@@ -171,11 +171,7 @@ class Classifier:
         return f"{type(self).__name__}({', '.join([_shown(self._given['model']), *changed])})"
 
     def _sections(self) -> dict[str, dict[str, Any]]:
-        """The settings by `model`, `samples`, `training` and `mapping`.
-
-        Raises:
-            SettingsError: if one is set twice.
-        """
+        """The settings by `model`, `samples`, `training` and `mapping`; one that is set twice is refused."""
         sections: dict[str, dict[str, Any]] = {key: dict(self._given[key] or {}) for key in _SECTIONS}
         model = self._given["model"]
         sections["model"] = {k: v for k, v in model.items() if k != "name"} if isinstance(model, Mapping) else {}
@@ -192,11 +188,7 @@ class Classifier:
         return sections
 
     def _recipe(self) -> Recipe:
-        """The parameters as a recipe, checked; of arrays and a run that are not known yet.
-
-        Raises:
-            SettingsError: naming every value that is wrong.
-        """
+        """The parameters as a recipe, checked; of arrays and a run that are not known yet."""
         sections = self._sections()
         model = {"name": _named(self._given["model"]), **sections["model"]}
         values: dict[str, Any] = {"scene": ARRAYS, **sections, "model": model}
@@ -705,11 +697,7 @@ def _shown(model: Any) -> str:
 
 
 def _check_names(model: Any, names: Collection[str]) -> None:
-    """Refuses keywords that are no settings of a model, of samples, training or mapping.
-
-    Raises:
-        SettingsError: naming the first one, and the nearest that there is.
-    """
+    """Refuses keywords that are no settings of a model, of samples, training or mapping."""
     if _kind(model) is None:
         return  # `fit` reports that there is no such model
     known = _homes(model)

@@ -90,11 +90,7 @@ def load_bundle(folder: str | Path, *, model: type[FusionModel] | None = None) -
 
 
 def _check_model(folder: Path, spec: ModelSpec, package: Package | None) -> None:
-    """Finds the model's class by its name, or in what the user gave; never by importing what the bundle names.
-
-    Raises:
-        BundleError: if there is none.
-    """
+    """Finds the model's class by its name, or in what the user gave; never by importing what the bundle names."""
     name, holds = spec.name, f"the bundle {folder} holds the model `{spec.name}`"
     if spec.kind is not None:
         checked(name, spec.kind)

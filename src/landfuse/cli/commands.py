@@ -122,11 +122,7 @@ class _Command(_PlainHelp, TyperCommand):
 
 
 def _refuse_setting(option: str, value: str) -> None:
-    """Names the assignment that an unknown option stands for.
-
-    Raises:
-        SettingsError: if it is the name of a setting.
-    """
+    """Refuses an unknown option that is the name of a setting, and names the assignment that it stands for."""
     from landfuse.models import SETTINGS
     from landfuse.settings import describe
     from landfuse.training.recipe import Recipe

@@ -213,11 +213,7 @@ def _card_of(path: Path) -> str:
 
 
 def _files_of(model: Path, onnx: str | Path | None) -> tuple[dict[str, Path], ModelFile]:
-    """The files of a model by their names in a repository, and what it says of itself; they are whole.
-
-    Raises:
-        BundleError: if one is not there, damaged or of a newer version, or they are of two models.
-    """
+    """The files of a model by their names in a repository, and what it says of itself; they are whole."""
     single = onnx_file(model)
     if single is not None and onnx is not None:
         raise SettingsError(f"{model} and {onnx} are two ONNX files", "one", "name one, or a bundle and one")
@@ -312,14 +308,7 @@ def _check_name(name: str) -> None:
 
 
 def _asked(what: str, kind: type[MissingFileError | OutputError], ask: Callable[[], _T]) -> _T:
-    """The Hub's answer, in several attempts where another may be a better one.
-
-    Args:
-        what: begins the message if there is none.
-
-    Raises:
-        MissingFileError, OutputError: if the Hub cannot be reached, or refuses.
-    """
+    """The Hub's answer, in several attempts where another may be a better one; `what` begins the message if not."""
     code, why = 0, ""
     for attempt in count():
         try:
