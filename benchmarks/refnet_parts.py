@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from landfuse.bundles.bundle_files import load_bundle
-from landfuse.figures.figures import class_image, map_figure, modality_image, save
+from landfuse.figures.figures import class_image, map_figure, save
+from landfuse.figures.overview import overview
 from landfuse.models.refnet import RefNet
 from landfuse.rasters.windows import Window
 from landfuse.scenes.scene_file import read_scene_file
@@ -61,7 +62,7 @@ def main() -> None:
     }
     with torch.no_grad():
         parts = dict(zip(STRIDES, model.parts(mapped), strict=True))
-    images = {name: modality_image(scene, name) for name in mapped}
+    images = {name: overview(scene, name).on_white for name in mapped}
     images["labels"] = class_image(scene.labels, scene.legend)
     for stride in chosen.strides:
         part = parts[stride]

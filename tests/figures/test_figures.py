@@ -30,12 +30,11 @@ from landfuse.figures.figures import (
     curves_figure,
     dark_variables,
     forest_figure,
-    modality_image,
     reliability_figure,
     sample_figure,
     svg,
 )
-from landfuse.figures.overview import drawn_values, drawn_windows, side_by_side
+from landfuse.figures.overview import drawn_values, drawn_windows, overview, side_by_side
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.geotiff_writer import GeotiffWriter, write_raster
 from landfuse.simulate.scene import simulate, simulate_flat
@@ -58,7 +57,7 @@ def test_a_scene_shows_its_modalities_and_labels() -> None:
     for title, axis in shown.items():
         image = axis.get_images()[0].get_array()
         name = title.split(":")[0]
-        wanted = class_image(scene.labels, scene.legend) if name == "labels" else modality_image(scene, name)
+        wanted = class_image(scene.labels, scene.legend) if name == "labels" else overview(scene, name).on_white
         np.testing.assert_array_equal(image, wanted)
     present = {scene.legend[k].name: to_rgb(scene.legend[k].colour) for k in np.unique(scene.labels) if k != UNLABELLED}
     assert legend_of(figure) == {**present, "none": (1.0, 1.0, 1.0)}
@@ -71,7 +70,7 @@ def test_some_modalities_by_some_bands_and_a_scene_without_labels() -> None:
     figure = lf.plot(bare, modalities=["a"], bands={"a": [3]}).figure
     (axis,) = panels(figure).values()
     image = np.asarray(axis.get_images()[0].get_array())
-    np.testing.assert_array_equal(image, modality_image(scene, "a", (2,)))
+    np.testing.assert_array_equal(image, overview(scene, "a", bands=(2,)).on_white)
     assert (image[..., 0] == image[..., 1]).all()
     assert figure.legends == []
     with pytest.raises(lf.LandfuseError, match="bands 6"):

@@ -203,11 +203,6 @@ def class_image(classes: NDArray[np.uint8], legend: Legend, blank: int = 255) ->
     return table[classes]
 
 
-def modality_image(scene: Scene, modality: str, bands: Sequence[int] | None = None) -> NDArray[np.uint8]:
-    """One modality as people know it, (H, W, 3) uint8, white where there is no data; see `overview`."""
-    return overview(scene, modality, _LARGEST, bands).on_white
-
-
 def map_figure(images: Mapping[str, NDArray[np.uint8]], legend: Legend, shown: Sequence[NDArray[np.uint8]]) -> Picture:
     """Pictures side by side over one legend.
 
@@ -241,7 +236,7 @@ def map_figure(images: Mapping[str, NDArray[np.uint8]], legend: Legend, shown: S
 
 def mapped_figure(scene: Scene, classes: NDArray[np.uint8], legend: Legend) -> Picture:
     """A scene's modalities beside its map, (H, W) classes of a legend, and its labels where they are of that legend."""
-    images = {name: modality_image(scene, name) for name in scene.modalities}
+    images = {name: overview(scene, name).on_white for name in scene.modalities}
     shown = [classes]
     if scene.read_labels is not None and scene.legend.names == legend.names:
         images["labels"] = class_image(scene.labels, scene.legend)
