@@ -17,7 +17,7 @@ from landfuse.diffusion.trained_denoiser import TrainedDenoiser
 from landfuse.kernels import gpu, scan_image
 from landfuse.kernels import scan as selective_scan
 from landfuse.kernels.attention import RelativeAttention
-from landfuse.kernels.gpu import Replayed
+from landfuse.kernels.gpu import Replayed, forget_constants
 from landfuse.kernels.linear import rounded_once
 from landfuse.layers.fewer_kernels import with_fewer_kernels
 from landfuse.mapping.engine import Engine, map_blocks
@@ -72,6 +72,7 @@ __all__ = [
     "TrainedDenoiser",
     "TwoBranch",
     "Window",
+    "forget_constants",
     "gpu",
     "map_blocks",
     "map_options",

@@ -22,6 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from landfuse_parts import forget_constants
 from networks import Case, batch_of, build, cases, jobs
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -35,7 +36,7 @@ KERNELS = {"logsumexp": 6, "image_scan": 6, "convolution_backward": 2}
 KERNELS |= {"selective_scan_backward": 10, "image_scan_backward": 20}
 """Operators of several kernels; a selective scan of up to 128 steps is one, or three where it saves states."""
 FAKE = FakeTensorMode()
-"""One for all networks, since constants are kept."""
+"""One for all networks."""
 MODELS = ("mfnet", "refnet", "bdgf", "two_branch")
 
 
@@ -79,7 +80,11 @@ def pretended_gpu() -> Iterator[None]:
         FAKE,
     ):
         warnings.simplefilter("ignore")
-        yield
+        forget_constants()  # which have numbers
+        try:
+            yield
+        finally:
+            forget_constants()
 
 
 def move(model: nn.Module, device: str) -> None:

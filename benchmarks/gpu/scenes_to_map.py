@@ -43,9 +43,10 @@ def guided(bundle: Bundle, scene: Scene, folder: Path, device: Device) -> Bundle
     settings = {"tile": 32, "overlap": 8} if device.dry else {}
     denoiser = TrainedDenoiser.untrained(bundle.maps, dict.fromkeys(bundle.maps, 1), 8 if device.dry else 32)
     features = DiffusionFeatures(denoiser, FeatureSettings(cache=tempfile.mkdtemp(dir=folder), **settings))
-    channels = features.channels
-    maps = bundle.maps | {name: PixelMap(torch.ones(count), torch.zeros(count)) for name, count in channels.items()}
-    whole = scene.with_modalities(features.of(scene))
+    added = features.of(scene)
+    counts = {name: modality.info.bands for name, modality in added.items()}
+    maps = bundle.maps | {name: PixelMap(torch.ones(count), torch.zeros(count)) for name, count in counts.items()}
+    whole = scene.with_modalities(added)
     inputs = {name: whole.modalities[name].info for name in maps}
     return Bundle(bundle.spec, maps, inputs, bundle.legend, features=features).eval()
 

@@ -81,6 +81,7 @@ def constant(function: Callable[..., R]) -> Callable[..., R]:
     """Keeps the tensors, of sizes alone, that a function returned for its last 64 arguments; nobody may change them."""
     # Of inference mode's own tensors no gradient could pass through what they are used in.
     kept = functools.lru_cache(64)(torch.inference_mode(False)(function))
+    _FORGET.append(kept.cache_clear)
 
     @functools.wraps(function)
     def call(*args: Any) -> R:
@@ -91,6 +92,15 @@ def constant(function: Callable[..., R]) -> Callable[..., R]:
         return found
 
     return call
+
+
+_FORGET: list[Callable[[], None]] = []
+
+
+def forget_constants() -> None:
+    """Lets go of all that `constant` keeps."""
+    for forget in _FORGET:
+        forget()
 
 
 _USED: list[Any] | None = None
