@@ -160,7 +160,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as scratch:
                 words = [*MODELS[model], f"run={scratch}/run", *(["split.fold=0"] if folder == "idtrees" else [])]
                 recipe = read_recipe(HERE / folder / f"{model}.yaml", words)
-                data, test = thinned(change(read_training_data(recipe, recipe.read_scene())))
+                data, test = thinned(change(read_training_data(recipe)))
                 bundle = train_on(recipe, lambda own, data=data: data, progress=False)
                 print(row(case, model, list(Applicability.of(bundle.description).points), bundle, test), flush=True)
 
