@@ -18,7 +18,7 @@ import torch
 from landfuse.models.base import Modality
 from landfuse.models.two_branch import TwoBranch
 from landfuse.simulate.scene import simulate
-from landfuse.training.samples import Draws, Sample, Samples, loader
+from landfuse.training.samples import Sample, Samples, WindowSampler, loader
 from landfuse.training.settings import SampleSettings
 from landfuse.views.mapped_pixels import fit_pixel_maps
 from landfuse.views.settings import PixelMapSettings
@@ -48,7 +48,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     settings = SampleSettings(batch=64, windows=options.windows)
     samples = Samples(Store([scene], maps, model.view, settings.memory), [scene.labels], model.view, model.core)
-    draws = Draws(samples, settings, train=True)
+    draws = WindowSampler(samples, settings, train=True)
     held = list(loader(samples, draws))
     rates: dict[str, list[float]] = {"scene": [], "memory": []}
     for turn in range(options.repeats + 1):
