@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyproj
 import pytest
 import yaml
 from PIL import Image
@@ -40,9 +42,10 @@ from landfuse.rasters.grid import Grid
 from landfuse.reporting.mosaic import Mosaic
 from landfuse.reporting.page import LARGEST, _class_rows, _in_order, report
 from landfuse.reporting.provenance import bare, commands, from_here
-from landfuse.reporting.rely import _known_ground, _sets, _zone, answers, certificate_of, of_100
+from landfuse.reporting.rely import _known_ground, _sets, _zone, answers, certificate_of, of_100, places_to_visit
 from landfuse.reporting.scores import area_rows, findings, warnings
 from landfuse.scenes.land_cover_map import ClassArea, open_map
+from landfuse.scenes.scene import Scene
 from landfuse.scenes.scene_file import open_scenes
 from landfuse.scenes.split_rules import ROLES, TEST
 from landfuse.training.run import read_run
@@ -866,3 +869,20 @@ def test_the_command_says_one_thing_and_its_exit_code(
     assert re.search(said, re.sub(r"\s+", " ", reported.out + reported.err))
     assert "Traceback" not in reported.err
     assert (tmp_path / "page.html").exists() == (code == 0)
+
+
+def test_places_to_visit_are_found_in_tiles_of_another_crs(tmp_path: Path) -> None:
+    """Of two tiles at the same coordinates of neighbouring zones, rows say the zone, or are in the first tile's."""
+    transform = (10.0, 0.0, 300_000.0, 0.0, -10.0, 5_500_000.0)
+    zones = [pyproj.CRS(code).to_wkt() for code in (32632, 32633)]
+    tiles = [
+        Scene(name, Grid(20, 20, transform, crs), {}, Legend([LandClass("a", 1, "#112233")]))
+        for name, crs in zip("we", zones, strict=True)
+    ]
+    place = 300_055.0, 5_499_925.0
+    moved = pyproj.Transformer.from_crs(32633, 32632, always_xy=True).transform(*place)
+    rows = [("", *place), (zones[1], *place), ("", *moved)]
+    pd.DataFrame(rows, columns=["crs", "x", "y"]).to_csv(tmp_path / "next.csv", index=False)
+    found = places_to_visit(tmp_path / "next.csv", tiles, lambda index, row, col, shape: (index, row, col))
+    assert found is not None
+    assert found["dots"] == [(0, 7.5, 5.5), (1, 7.5, 5.5), (1, 7.5, 5.5)]

@@ -18,6 +18,7 @@ from landfuse.legend import UNLABELLED
 from landfuse.rasters.polygons import read_rows
 from landfuse.reporting.provenance import bare, from_here
 from landfuse.scenes.land_cover_map import beside, layer_of, open_map
+from landfuse.scenes.leaks import onto_crs
 from landfuse.scenes.scene import Scene
 from landfuse.training.run import Run
 
@@ -231,10 +232,14 @@ def places_to_visit(path: Path, scenes: Sequence[Scene], place: Any) -> dict[str
         return None
     rows = []
     for row in read_rows(path):
-        x, y = (np.array(float(row.get(axis) or "nan")) for axis in "xy")
-        for index, scene in enumerate(scenes if np.isfinite(x + y) else ()):
+        at = [float(row.get(axis) or "nan") for axis in "xy"]
+        crs = row.get("crs") or scenes[0].grid.crs  # which places to train by are given in
+        for index, scene in enumerate(scenes):
             grid = scene.grid
-            line, col = grid.pixels(x, y)
+            there = np.array(at if grid.crs in (None, crs) or crs is None else onto_crs(crs, grid.crs, *at))
+            if not np.isfinite(there).all():
+                continue
+            line, col = grid.pixels(*there)
             if 0 <= col < grid.width and 0 <= line < grid.height:
                 where = place(index, line + 0.5, col + 0.5, (grid.height, grid.width))
                 rows.append({**row, "tile": scene.name, "place": where})
