@@ -104,7 +104,7 @@ def test_where_triton_is_missing_or_fails_to_compile_pytorch_scans_after_one_war
         pytest.importorskip("triton")
         from landfuse.kernels import scan_triton
 
-        def broken() -> None:
+        def broken(device: torch.device) -> None:
             raise RuntimeError("Failed to find C compiler.\nInstall one")
 
         monkeypatch.setattr(scan_triton, "try_out", broken)
@@ -112,7 +112,7 @@ def test_where_triton_is_missing_or_fails_to_compile_pytorch_scans_after_one_war
     (record,) = caplog.records
     why = "import of triton halted; None in sys.modules" if missing else "Failed to find C compiler."
     assert record.getMessage() == (
-        f"Triton is missing or does not compile here, so scans are computed by PyTorch, many times slower: {why}"
+        f"Triton is missing or does not work here, so scans are computed by PyTorch, many times slower: {why}"
     )
 
 

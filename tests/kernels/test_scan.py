@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -399,6 +401,17 @@ def image(b, height, width, channels, rank, n):
     return [draw(b, height, width, channels), draw(b, height, width, 4 * (rank + 2 * n)), -draw(4 * channels, n).exp(),
             draw(4 * channels, rank), draw(4 * channels), draw(4 * channels)]
 
+scan_triton.try_out(torch.device("cpu"))
+right = scan_triton._Inputs.carried
+scan_triton._Inputs.carried = lambda self, *words: right(self, *words).zero_()
+try:
+    scan_triton.try_out(torch.device("cpu"))
+except RuntimeError as error:
+    assert str(error) == "its results are not those of PyTorch"
+else:
+    raise AssertionError("a scan that carries no state was taken for right")
+scan_triton._Inputs.carried = right
+
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = True  # with NaN
 fast, plain = lambda *a: selective_scan(*a, True, path="triton"), lambda *a: scan_plain(*a, True)
@@ -452,6 +465,59 @@ def test_triton_kernels_in_the_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", TRITON], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels run")
+def test_triton_kernels_compile_for_an_h100_without_spilling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    from triton.backends.compiler import GPUTarget
+
+    from landfuse.kernels import scan_triton
+    from landfuse.kernels.scan_image import ImageInputs
+    from landfuse.layers import norm_relu_triton
+
+    class Pretended:
+        """Compiled for, but never run on."""
+
+        def get_current_target(self) -> Any:
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    made: dict[str, bytes] = {}
+    run = triton.runtime.jit.JITFunction.run
+
+    def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        made[f"{kernel.name} {options}"] = kernel.asm["cubin"]
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", compiled)
+    monkeypatch.setattr(triton.runtime.driver, "_active", Pretended())
+    u = torch.zeros(2, 64, 200, dtype=torch.bfloat16)
+    B = torch.zeros(2, 1, 16, 200, dtype=torch.bfloat16)
+    sequence = scan_triton.ScanInputs(u, u, torch.zeros(64, 16), B, B, delta_softplus=True)
+    y, saved = scan_triton.forward(sequence, True)
+    scan_triton.backward(y, sequence, saved)
+    x, factors = torch.zeros(2, 9, 9, 64), torch.zeros(2, 9, 9, 4 * 6)
+    columns = torch.zeros(256)
+    image = ImageInputs(x, factors, torch.zeros(256, 1), torch.zeros(256, 4), columns, columns)
+    y, saved = scan_triton.image_forward(image, True)
+    scan_triton.image_backward(y, image, saved)
+    norm_relu_triton.norm_relu([x.bfloat16(), x], [columns[:9], columns[:9]], columns[:9])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    for name, code in made.items():
+        (tmp_path / "code").write_bytes(code)
+        said = subprocess.run(
+            [tool, "-res-usage", tmp_path / "code"], capture_output=True, text=True, check=True
+        ).stdout
+        assert "STACK:0 " in said, (name, said)
+    assert {name.split()[0] for name in made} == {"walk", "carry", "gradients", "_norm_relu"}
+    assert len(made) == 15, sorted(made)
 
 
 @pytest.mark.gpu

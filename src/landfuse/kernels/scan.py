@@ -162,16 +162,16 @@ def _check_shapes(tensors: dict[str, Tensor]) -> None:
 
 @functools.cache
 def _triton_works() -> bool:
-    """Whether Triton compiles for this GPU; where it does not, one warning says why."""
+    """Whether Triton works on this GPU; where it does not, one warning says why."""
     if torch.cuda.get_device_capability() < LEAST:
         return False  # the warning is `gpu_works`'s
     try:
         from landfuse.kernels import scan_triton
 
-        scan_triton.try_out()
+        scan_triton.try_out(torch.device("cuda"))
     except Exception as error:
         log.warning(
-            "Triton is missing or does not compile here, so scans are computed by PyTorch, many times slower: %s",
+            "Triton is missing or does not work here, so scans are computed by PyTorch, many times slower: %s",
             (str(error).strip() or type(error).__name__).splitlines()[0],
         )
         return False

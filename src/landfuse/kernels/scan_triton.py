@@ -5,12 +5,14 @@ Inputs may be float16 or bfloat16: the kernels read them as they are and compute
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from landfuse.kernels import scan_torch
 from landfuse.kernels import scan_triton_kernels as kernels
 from landfuse.kernels.scan_inputs import ImageInputs, ScanInputs
 
@@ -23,10 +25,22 @@ _WIDE = 32  # channels per program: one per thread of a warp
 _CARRIED = 128  # states per program of the carry
 
 
-def try_out() -> None:
-    """Compiles the smallest of the kernels, without a tensor; raises what Triton raises."""
-    floats = [torch.float32] * 4
-    kernels.carry.warmup(*floats, 1, 1, 1, STATES=1, AGAINST=False, MANY=_CARRIED, grid=(1, 1))
+def try_out(device: torch.device) -> None:
+    """Computes a small scan of two tiles and its gradients; raises what Triton raises, or RuntimeError where PyTorch
+    gives other numbers."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = (1, 3, 40), (1, 3, 40), (1, 1, 2, 40), (1, 1, 2, 40)
+    drawn = [torch.randn(shape, generator=draw) for shape in shapes]
+    drawn.insert(2, -torch.rand(3, 2, generator=draw))
+    results = []
+    for scan, place in ((scan_torch, torch.device("cpu")), (sys.modules[__name__], device)):
+        u, delta, A, B, C = (tensor.to(place) for tensor in drawn)
+        there = ScanInputs(u, delta, A, B, C, delta_softplus=True)
+        y, saved = scan.forward(there, True)
+        results.append([y, *scan.backward(torch.ones_like(y), there, saved)])
+    for ours, truth in zip(*reversed(results), strict=True):
+        if not torch.allclose(ours.cpu(), truth, rtol=1e-3, atol=1e-4):
+            raise RuntimeError("its results are not those of PyTorch")
 
 
 class _Inputs(NamedTuple):
