@@ -214,6 +214,8 @@ def whole_codes(codes: NDArray[np.generic], where: str) -> NDArray[np.generic]:
     wrong = known[(np.abs(known) > 2**31) | (known != np.rint(known))]
     if wrong.size:
         raise SceneError(
-            f"{where} hold the number {wrong[0]:g}", "whole-number codes", "check that this is a label raster"
+            f"{where} hold the number {wrong[0]:.10g}",
+            "whole-number codes of at most 2,147,483,648",
+            "check that this is a label raster",
         )
     return known.astype(np.int64)

@@ -32,7 +32,7 @@ from landfuse.accuracy.certify import Certificate, Zone, certify
 from landfuse.accuracy.confusion import Confusion
 from landfuse.accuracy.draw_sample import draw_sample
 from landfuse.accuracy.evaluate import Tally, evaluate
-from landfuse.errors import LandfuseError
+from landfuse.errors import LandfuseError, SceneError
 from landfuse.figures.images import Coded, Photograph, data_uris, unlike
 from landfuse.legend import UNLABELLED, LandClass, Legend
 from landfuse.mapping.map_extras import write_mosaics
@@ -243,7 +243,7 @@ def test_the_page_answers_whether_the_map_can_be_relied_on(run: Path, page: str,
     truth = np.where(margin < margin.max(), sample.code % 4 + 1, sample.code)  # all but the surest are wrong
     replace(sample, reference=[str(code) for code in truth]).save(tmp_path / "filled.gpkg")
     (tmp_path / "next.csv").write_text(
-        "part,map_class,why,x,y\njudge,water,drawn at random,500245,4999995\n"
+        "part,map_class,why,x,y\njudge,,drawn at random,500245,4999995\n"
         "train,trees,trees 0.4 or crops 0.3,600015,4999985\ntrain,trees,elsewhere,1,1\ntrain,trees,nowhere,,\n"
     )
     options: dict[str, Any] = {"maps": maps, "sample": tmp_path / "filled.gpkg", "visits": tmp_path / "next.csv"}
@@ -268,7 +268,7 @@ def test_the_page_answers_whether_the_map_can_be_relied_on(run: Path, page: str,
     assert "2 places, the dots in the picture, are in next.csv:" in said
     assert re.findall(r"<li>(.*?)</li>", said) == [
         "south: 600015, 4999985: mapped as trees; trees 0.4 or crops 0.3",
-        "north: 500245, 4999995: mapped as water; drawn at random",
+        "north: 500245, 4999995; drawn at random",
     ]
     assert said.count('class="dot"') == 2
     asked = {"landfuse_certified": None, "error": 0.5, "confidence": 0.8, "by": "confidence"}
@@ -886,3 +886,9 @@ def test_places_to_visit_are_found_in_tiles_of_another_crs(tmp_path: Path) -> No
     found = places_to_visit(tmp_path / "next.csv", tiles, lambda index, row, col, shape: (index, row, col))
     assert found is not None
     assert found["dots"] == [(0, 7.5, 5.5), (1, 7.5, 5.5), (1, 7.5, 5.5)]
+    for crs, x, words in (("nonsense", "1e30", "names the CRS nonsense"), ("", "east", "holds a place at east, 1")):
+        (tmp_path / "wrong.csv").write_text(f"crs,x,y\n{crs},{x},1\n")
+        with pytest.raises(SceneError, match=words):
+            places_to_visit(tmp_path / "wrong.csv", tiles, lambda *_: None)
+    (tmp_path / "far.csv").write_text("x,y\n1e30,1\n")
+    assert places_to_visit(tmp_path / "far.csv", tiles, lambda *_: None) is None

@@ -17,7 +17,7 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file
 
-from landfuse.errors import SettingsError
+from landfuse.errors import ModelError, SettingsError
 from landfuse.models.base import Modality
 from landfuse.models.two_branch import TwoBranch
 from landfuse.settings import parse
@@ -102,12 +102,18 @@ def test_the_losses_of_an_epoch_are_means_over_its_windows(
     def watched(self: TwoBranch, images: dict[str, torch.Tensor], target: torch.Tensor) -> dict[str, torch.Tensor]:
         parts = loss(self, images, target)
         seen.append((len(target), float(parts["loss"].detach())))
-        return parts if len(seen) % 4 else {**parts, "rare": parts["loss"] * 2}
+        rare = {} if len(seen) % 4 else {"rare": parts["loss"].reshape(1).double() * 2}
+        early = {} if len(seen) > 4 else {"early": torch.tensor(len(seen))}
+        return {**parts, **rare, **early}
 
     monkeypatch.setattr(TwoBranch, "loss", watched)
     train(recipe(place, tmp_path), "samples.windows=100", "samples.batch=28", progress=False)
     rows = read_history(tmp_path / "run" / "metrics.csv")
     assert [size for size, _ in seen[:4]] == [25] * 4
+    assert [row.get("train_early", math.nan) for row in rows] == pytest.approx([2.5, math.nan], nan_ok=True)
+    monkeypatch.setattr(TwoBranch, "loss", lambda self, *args: {**loss(self, *args), "all": torch.ones(3)})
+    with pytest.raises(ModelError, match="the part `all` of the model's loss is 3 numbers"):
+        train(recipe(place, tmp_path), f"run={tmp_path / 'other'}", progress=False)
     for epoch, row in enumerate(rows):
         sizes, losses = zip(*seen[4 * epoch : 4 * epoch + 4], strict=True)
         assert row["train_loss"] == pytest.approx(np.average(losses, weights=sizes), rel=1e-6)

@@ -87,7 +87,8 @@ class Grid:
         """The rows and columns of the pixels that hold places in the CRS; beyond the grid where it does not."""
         a, b, c, d, e, f = self.transform
         x = x if not self.turn else self.bounds[0] + (x - self.bounds[0]) % self.turn
-        col, row = np.floor(np.linalg.solve(np.array([[a, b], [d, e]]), np.stack([x - c, y - f]))).astype(np.int64)
+        with np.errstate(invalid="ignore"):  # of places that are farther than integers reach
+            col, row = np.floor(np.linalg.solve(np.array([[a, b], [d, e]]), np.stack([x - c, y - f]))).astype(np.int64)
         return row, col
 
     @property

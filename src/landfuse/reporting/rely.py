@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyproj
 
 from landfuse.accuracy.conformal import usual_level
 from landfuse.accuracy.confusion import Confusion
-from landfuse.errors import LandfuseError
+from landfuse.errors import LandfuseError, SceneError
 from landfuse.legend import UNLABELLED
 from landfuse.rasters.polygons import read_rows
 from landfuse.reporting.provenance import bare, from_here
@@ -232,17 +233,27 @@ def places_to_visit(path: Path, scenes: Sequence[Scene], place: Any) -> dict[str
         return None
     rows = []
     for row in read_rows(path):
-        at = [float(row.get(axis) or "nan") for axis in "xy"]
+        try:
+            at = [float(row.get(axis) or "nan") for axis in "xy"]
+        except ValueError:
+            raise SceneError(
+                f"{path} holds a place at {row.get('x')}, {row.get('y')}", "numbers as x and y", "correct the row"
+            ) from None
         crs = row.get("crs") or scenes[0].grid.crs  # which places to train by are given in
         for index, scene in enumerate(scenes):
             grid = scene.grid
-            there = np.array(at if grid.crs in (None, crs) or crs is None else onto_crs(crs, grid.crs, *at))
+            try:
+                there = np.array(at if grid.crs in (None, crs) or crs is None else onto_crs(crs, grid.crs, *at))
+            except pyproj.exceptions.CRSError:
+                raise SceneError(
+                    f"{path} names the CRS {crs}", "one that PROJ knows", "correct the column `crs`"
+                ) from None
             if not np.isfinite(there).all():
                 continue
             line, col = grid.pixels(*there)
             if 0 <= col < grid.width and 0 <= line < grid.height:
                 where = place(index, line + 0.5, col + 0.5, (grid.height, grid.width))
-                rows.append({**row, "tile": scene.name, "place": where})
+                rows.append({"map_class": "", "map_code": "", "why": "", **row, "tile": scene.name, "place": where})
                 break
     if not rows:
         return None

@@ -189,11 +189,23 @@ def _legend(classes: Classes | None) -> Legend | None:
         return classes
     listed = isinstance(classes, Sequence) and not isinstance(classes, str)
     named: Any = dict(enumerate(classes, start=1)) if listed else classes
-    if not isinstance(named, Mapping) or not all(re.fullmatch(r"-?\d+", str(code)) for code in named):
+    if not isinstance(named, Mapping) or not all(re.fullmatch(r"-?\d+(\.0)?", str(code)) for code in named):
         raise SettingsError(
-            f"`legend` is {classes!r}", "a legend, a list of names, or {code: name}", "write e.g. ['water', 'forest']"
+            f"`legend` is {classes!r}",
+            "a legend, a list of names, or {code: name} with whole numbers as codes",
+            "write e.g. ['water', 'forest']",
         )
-    return Legend.of([(int(code), str(name)) for code, name in named.items()])
+    return Legend.of([(int(float(code)), str(name)) for code, name in named.items()])
+
+
+def _whole(unlabelled: Any) -> set[int]:
+    """The codes that mean unlabelled; NaN does without being named."""
+    several = np.iterable(unlabelled) and not isinstance(unlabelled, str)
+    given = [] if unlabelled is None else list(unlabelled) if several else [unlabelled]
+    kinds = int | float | np.integer | np.floating
+    if not all(isinstance(code, kinds) and (code != code or float(code).is_integer()) for code in given):
+        raise SettingsError(f"`unlabelled` is {unlabelled!r}", "a whole-number code, or several", "correct it")
+    return {int(code) for code in given if code == code}
 
 
 def _read_labels(
@@ -207,7 +219,7 @@ def _read_labels(
         raise SettingsError(
             f"the labels {labels} are shapes", "`column`, the attribute that names the class", "name it"
         )
-    ignored = {unlabelled} if isinstance(unlabelled, int | np.integer) else set(unlabelled or ())
+    ignored = _whole(unlabelled)
     codes, where = _codes(labels, grid, legend)
     if legend is None:
         legend = _legend_of(np.setdiff1d(codes, [*ignored, UNLABELLED]), where)

@@ -23,6 +23,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from landfuse.accuracy.confusion import Confusion
+from landfuse.errors import ModelError
 from landfuse.legend import UNLABELLED
 from landfuse.models.base import FusionModel
 from landfuse.progress import Meter
@@ -66,13 +67,21 @@ class Task(LightningModule):
         """One step; a loss that is not finite stops the training at once."""
         parts = self.model.loss(batch.images, batch.target)
         loss = parts["loss"]
+        numbers = [torch.as_tensor(part).detach().to(loss.device, torch.float32).flatten() for part in parts.values()]
+        for name, number in zip(parts, numbers, strict=True):
+            if len(number) != 1:
+                raise ModelError(
+                    f"the part `{name}` of the model's loss is {len(number):,} numbers",
+                    "a single one",
+                    "return its mean",
+                )
         if not torch.isfinite(loss):
             values = ", ".join(f"{name} {float(part.detach()):.4g}" for name, part in parts.items())
             raise FloatingPointError(
                 f"the loss of batch {index} in epoch {self.current_epoch} is not finite ({values})"
             )
         names, size = tuple(parts), len(batch.target)
-        summed = size * torch.stack([part.detach().float() for part in parts.values()])
+        summed = size * torch.cat(numbers)
         total, windows = self.sums.get(names, (torch.zeros_like(summed), 0))
         self.sums[names] = total + summed, windows + size
         return loss
@@ -241,7 +250,9 @@ class History(Callback):
         if trainer.global_rank:
             return
         rows = [row for row in read_history(self.path) if row["epoch"] < trainer.current_epoch]
-        measured = {name: float(value) for name, value in {**losses, **trainer.callback_metrics}.items()}
+        # Of a part that the loss no longer has, Lightning keeps the last mean.
+        scores = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith("train_")}
+        measured = {name: float(value) for name, value in {**scores, **losses}.items()}
         write_history(self.path, [*rows, {"epoch": float(trainer.current_epoch), **measured}])
 
 
