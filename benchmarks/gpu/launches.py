@@ -32,8 +32,13 @@ from torch.utils._pytree import tree_leaves
 
 WITHOUT_KERNEL = ("_unsafe_view", "_reshape_alias", "lift_fresh", "device", "_local_scalar_dense")
 """Operators that launch nothing, beside views and those that only allocate."""
-KERNELS = {"logsumexp": 6, "image_scan": 6, "convolution_backward": 2}
-KERNELS |= {"selective_scan_backward": 10, "image_scan_backward": 20}
+KERNELS = {
+    "logsumexp": 6,
+    "convolution_backward": 2,
+    "image_scan": 6,
+    "image_scan_backward": 20,
+    "selective_scan_backward": 10,
+}
 """Operators of several kernels; a selective scan of up to 128 steps is one, or three where it saves states."""
 FAKE = FakeTensorMode()
 """One for all networks."""

@@ -243,7 +243,7 @@ def places_to_visit(path: Path, scenes: Sequence[Scene], place: Any) -> dict[str
         for index, scene in enumerate(scenes):
             grid = scene.grid
             try:
-                there = np.array(at if grid.crs in (None, crs) or crs is None else onto_crs(crs, grid.crs, *at))
+                there = np.array(onto_crs(crs, grid.crs, *at) if crs and grid.crs else at)
             except pyproj.exceptions.CRSError:
                 raise SceneError(
                     f"{path} names the CRS {crs}", "one that PROJ knows", "correct the column `crs`"

@@ -196,8 +196,7 @@ def _places(own: Grid, onto: Grid, rows: NDArray[Any], cols: NDArray[Any]) -> tu
     """Rows and columns on another grid, with fractions; infinite where its CRS does not reach."""
     a, b, c, d, e, f = own.transform
     x, y = a * cols + b * rows + c, d * cols + e * rows + f
-    if own.crs != onto.crs:
-        x, y = onto_crs(str(own.crs), str(onto.crs), x, y)
+    x, y = onto_crs(own.crs, onto.crs, x, y)
     a, b, c, d, e, f = onto.transform
     if onto.turn:
         left = onto.bounds[0]
@@ -207,9 +206,9 @@ def _places(own: Grid, onto: Grid, rows: NDArray[Any], cols: NDArray[Any]) -> tu
         return (a * (y - f) - d * (x - c)) / determinant, (e * (x - c) - b * (y - f)) / determinant
 
 
-def onto_crs(own: str, onto: str, x: Any, y: Any) -> tuple[Any, Any]:
-    """Coordinates in another CRS; infinite where it does not reach."""
-    return _between(own, onto).transform(x, y)
+def onto_crs(own: str | None, onto: str | None, x: Any, y: Any) -> tuple[Any, Any]:
+    """Coordinates in another CRS, infinite where it does not reach; unchanged where it is the same."""
+    return (x, y) if own == onto else _between(str(own), str(onto)).transform(x, y)
 
 
 @lru_cache(maxsize=64)

@@ -400,8 +400,7 @@ def _columns(
     at = []
     for tile, row, col in picked.place.tolist():
         grid = scenes[tile].grid
-        there = grid.at(col + 0.5, row + 0.5)
-        at.append(there if grid.crs == scenes[0].grid.crs else onto_crs(str(grid.crs), str(scenes[0].grid.crs), *there))
+        at.append(onto_crs(grid.crs, scenes[0].grid.crs, *grid.at(col + 0.5, row + 0.5)))
     x, y = np.array(at).T
     pixels = {} if whole is None else dict(zip(("row", "col"), open_map(whole).grid.pixels(x, y), strict=True))
     classes = picked.probabilities.argmax(axis=1)

@@ -67,8 +67,11 @@ class Task(LightningModule):
         """One step; a loss that is not finite stops the training at once."""
         parts = self.model.loss(batch.images, batch.target)
         loss = parts["loss"]
-        numbers = [torch.as_tensor(part).detach().to(loss.device, torch.float32).flatten() for part in parts.values()]
-        for name, number in zip(parts, numbers, strict=True):
+        numbers = {
+            name: torch.as_tensor(part).detach().to(loss.device, torch.float32).flatten()
+            for name, part in parts.items()
+        }
+        for name, number in numbers.items():
             if len(number) != 1:
                 raise ModelError(
                     f"the part `{name}` of the model's loss is {len(number):,} numbers",
@@ -76,12 +79,12 @@ class Task(LightningModule):
                     "return its mean",
                 )
         if not torch.isfinite(loss):
-            values = ", ".join(f"{name} {float(part.detach()):.4g}" for name, part in parts.items())
+            values = ", ".join(f"{name} {float(number):.4g}" for name, number in numbers.items())
             raise FloatingPointError(
                 f"the loss of batch {index} in epoch {self.current_epoch} is not finite ({values})"
             )
         names, size = tuple(parts), len(batch.target)
-        summed = size * torch.cat(numbers)
+        summed = size * torch.cat(list(numbers.values()))
         total, windows = self.sums.get(names, (torch.zeros_like(summed), 0))
         self.sums[names] = total + summed, windows + size
         return loss
